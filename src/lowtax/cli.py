@@ -1,0 +1,185 @@
+"""The command line: one subcommand per stage, and `run` for a whole recipe. `--help` never imports torch."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowtax import __version__
+from lowtax.errors import UserError
+
+if TYPE_CHECKING:
+    from lowtax.recipe import Recipe
+    from lowtax.study import Study
+
+app = typer.Typer(
+    name="lowtax",
+    help="Make a reasoning LLM refuse harmful requests while it keeps its reasoning, and prove both with numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
+Folder = Annotated[Path, typer.Argument(help="The folder of a study, as given to run or train with --out.")]
+Out = Annotated[Path, typer.Option("--out", help="The study's folder; an existing one is resumed.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted.")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most so many prompts of a set, and problems of a task.")
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="What samples: hf, fake, or file.py:Class.")]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
+    from lowtax.recipe import load
+
+    recipe = load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])])
+    if limit:
+        from lowtax.study import limited
+
+        recipe = limited(recipe, limit)
+    return recipe
+
+
+@contextmanager
+def _study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
+    """The study in a folder, which no other process may touch meanwhile."""
+    from lowtax.quiet import quiet_libraries
+    from lowtax.records import locked
+
+    quiet_libraries()
+    from lowtax.study import Study
+
+    if recipe is None and not (out / "recipe.yaml").exists():
+        raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
+    with locked(out):
+        yield Study(recipe, out, _say) if recipe else Study.open(out, _say)
+
+
+@app.command()
+def run(recipe: RecipeFile, out: Out, set_: Set = None, limit: Limit = None, engine: Engine = None) -> None:
+    """Every stage of a recipe: train its arms, sample, judge, evaluate, compare. Repeating it resumes.
+
+    Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
+    """
+    with _study(out, _recipe(recipe, set_, limit, engine)) as study:
+        study.run()
+    _show(out)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    out: Out,
+    arm: Annotated[str | None, typer.Option("--arm", help="Only this arm.")] = None,
+    set_: Set = None,
+) -> None:
+    """Train the arms of a recipe and save their checkpoints.
+
+    Example: lowtax train recipes/quickstart.yaml --out runs/quickstart --arm lora_r1_up_middle
+    """
+    with _study(out, _recipe(recipe, set_, None, None)) as study:
+        study.write_recipe()
+        study.train(arm)
+
+
+@app.command()
+def sample(folder: Folder) -> None:
+    """Draw the replies of the base and all checkpoints to harmful and ordinary prompts.
+
+    Example: lowtax sample runs/quickstart
+    """
+    with _study(folder) as study:
+        study.sample(list(study.reply_sheets().values()))
+
+
+@app.command()
+def judge(
+    folder: Folder,
+    judge_: Annotated[str | None, typer.Option("--judge", help="Another judge than the recipe's.")] = None,
+) -> None:
+    """Say of every stored reply whether it refuses, in full or in part.
+
+    Example: lowtax judge runs/quickstart --judge refusal_words
+    """
+    with _study(folder) as study:
+        for kind, found in study.judge(judge_).items():
+            labels = [verdict.label for _, verdict in found.values()]
+            print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
+
+
+@app.command()
+def evaluate(folder: Folder) -> None:
+    """Let the base and all checkpoints solve the recipe's tasks, and grade the answers.
+
+    Example: lowtax evaluate runs/quickstart
+    """
+    with _study(folder) as study:
+        study.sample(list(study.answer_sheets().values()))
+        for task, found in study.grade().items():
+            right = sum(grade is not None and grade.correct for _, grade in found.values())
+            print(f"{task}: {right} of {len(found)} right")
+
+
+@app.command()
+def compare(folder: Folder) -> None:
+    """Judge and grade what is stored, and write table.json, table.md and frontier.png.
+
+    Example: lowtax compare runs/quickstart
+    """
+    with _study(folder) as study:
+        study.compare()
+    _show(folder)
+
+
+def _show(out: Path) -> None:
+    print((out / "table.md").read_text())
+    print(f"picture: {out / 'frontier.png'}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lowtax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main() -> None:
+    """Run the command line; an error that the user can put right is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"lowtax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        advice = "free some space and repeat the command, which goes on where it stopped"
+        print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lowtax: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,248 @@
+"""The transformers engine: the base model is held once, and rows of any adapters share its batches.
+
+Adapters are never merged: PEFT adds each row's own update to the output of the shared layer, in
+float32. Prompts are padded on the left; a row that ends leaves the batch. Of a model's
+generation_config only the end-of-turn tokens count: temperature and top_p come from the request, and
+there is no hidden top_k or repetition penalty.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor
+from transformers import DynamicCache
+
+from lowtax import chat, models
+from lowtax.engines import Completion, Request
+from lowtax.errors import UserError
+
+BASE = "__base__"  # PEFT's name for rows without an adapter
+COMPACT_AT = 0.25  # share of ended rows at which a batch is made smaller: copying the cache has its price too
+
+
+@dataclass
+class _Row:
+    """A request under way. `room` is how many tokens it may still grow to, `adapter` PEFT's name for its adapter."""
+
+    request: Request
+    prompt: list[int]
+    opened: bool
+    room: int
+    adapter: str
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+class HF:
+    """A model through transformers and PEFT, on the accelerator if there is one."""
+
+    def __init__(self, model: str, precision: str, batch_size: int) -> None:
+        self.ref, self.batch_size = model, batch_size
+        self.tokenizer = models.load_tokenizer(model)
+        self.model = models.load_model(model, models.precision(precision))
+        self.served: Any = self.model  # becomes the PeftModel around it with the first adapter
+        self.adapters: dict[Path, str] = {}
+        asked = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
+        if not ends:
+            raise UserError(f"The model {model!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
+        self.ends = frozenset(int(end) for end in ends)
+        pad = self.tokenizer.pad_token_id
+        self.pad = min(self.ends) if pad is None else int(pad)
+        self.positions: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Completions as they finish. Adapters are checked and loaded before the first; they stay loaded."""
+        names = {request.adapter: self._adapter(request.adapter) for request in requests}
+        return self._completions(requests, names)
+
+    def _completions(self, requests: Sequence[Request], names: dict[str | None, str]) -> Iterator[Completion]:
+        rows: list[_Row] = []
+        for request in requests:
+            row = self._row(request, names[request.adapter])
+            if isinstance(row, Completion):
+                yield row
+            else:
+                rows.append(row)
+        # Rows of like length end together and need little padding.
+        rows.sort(key=lambda row: (row.request.max_new_tokens, len(row.prompt)))
+        for start in range(0, len(rows), self.batch_size):
+            batch = _Batch(self, rows[start : start + self.batch_size])
+            while batch.rows:
+                try:
+                    ended = batch.step()
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        f"{len(batch.rows)} replies at once do not fit into the accelerator's memory: "
+                        f"lower batch_size, now {self.batch_size}."
+                    ) from error
+                yield from ended
+
+    def _row(self, request: Request, adapter: str) -> _Row | Completion:
+        """The request as tokens, or the reason why it cannot be served."""
+        messages = list(request.messages)
+        try:
+            prompt = chat.prompt_ids(self.tokenizer, messages)
+        except TemplateError as error:
+            return _failed(request, False, f"the chat template refuses the messages: {error}")
+        opened = chat.generation_prompt(self.tokenizer, messages).rstrip().endswith(chat.OPEN)
+        room = request.max_new_tokens
+        if self.positions is not None:
+            # The last token needs no position: nothing is read from it.
+            room = min(room, self.positions + 1 - len(prompt))
+        if room < 1:
+            why = f"the prompt has {len(prompt)} tokens, but the model only {self.positions} positions"
+            return _failed(request, opened, why)
+        return _Row(request, prompt, opened, room, adapter, torch.Generator().manual_seed(request.seed))
+
+    def _adapter(self, given: str | None) -> str:
+        """PEFT's name for an adapter folder, loaded if it is not yet."""
+        if given is None:
+            return BASE
+        folder = Path(given).resolve()
+        if folder not in self.adapters:
+            models.check_adapter(folder, self.ref)
+            _check_mixable(folder)
+            self._load_adapter(folder, name := f"adapter{len(self.adapters)}")
+            self.adapters[folder] = name
+        return self.adapters[folder]
+
+    def _load_adapter(self, folder: Path, name: str) -> None:
+        where = {"adapter_name": name, "torch_device": str(self.model.device)}
+        try:
+            if self.served is self.model:
+                self.served = PeftModel.from_pretrained(self.model, str(folder), **where)
+            else:
+                self.served.load_adapter(str(folder), **where)
+        except (RuntimeError, ValueError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {what}") from error
+        self.served.eval().requires_grad_(False)
+
+
+class _Batch:
+    """Rows that are decoded together, one token a step; `rows`, the tensors and the cache stay aligned."""
+
+    def __init__(self, engine: HF, rows: list[_Row]) -> None:
+        self.engine, self.rows, device = engine, rows, engine.model.device
+        width = max(len(row.prompt) for row in rows)
+        padding = [width - len(row.prompt) for row in rows]
+        self.ids = torch.tensor(
+            [[engine.pad] * n + row.prompt for n, row in zip(padding, rows, strict=True)], device=device
+        )
+        self.mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long().to(device)
+        self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.last_position = None if engine.positions is None else engine.positions - 1
+        self.cache = DynamicCache(config=engine.model.config)
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        """Read `ids`, write one token in every row; returns the rows that ended with it."""
+        tokens = _choose(self._logits(), self.rows)
+        live = [(row, token) for row, token in zip(self.rows, tokens, strict=True) if not row.done]
+        ended = [completion for row, token in live if (completion := self._take(row, token))]
+        self.ids = torch.tensor(tokens, device=self.ids.device).clamp(min=0)[:, None]
+        # A row that ended at the model's last position waits there for the batch to be made smaller.
+        self.position = (self.position[:, -1:] + 1).clamp(max=self.last_position)
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        done = sum(row.done for row in self.rows)
+        if done == len(self.rows):
+            self.rows = []
+        elif done >= COMPACT_AT * len(self.rows):
+            self._compact()
+        return ended
+
+    def _logits(self) -> Tensor:
+        """Next-token logits in float32, [rows, vocabulary]."""
+        served = self.engine.served
+        own = {} if served is self.engine.model else {"adapter_names": [row.adapter for row in self.rows]}
+        out = served(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **own,
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def _take(self, row: _Row, token: int) -> Completion | None:
+        """Give a row its token; the completion if that ends it. Token -1: the model computed no number."""
+        finish: Literal["stop", "length"] = "stop"
+        if token < 0:
+            row.done = True
+            return _failed(row.request, row.opened, f"the logits after {len(row.tokens)} tokens are not finite")
+        if token not in self.engine.ends:
+            row.tokens.append(token)
+            if len(row.tokens) < row.room:
+                return None
+            finish = "length"
+        row.done = True
+        text = self.engine.tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(row.request.id, str(text), len(row.tokens), finish, row.opened)
+
+    def _compact(self) -> None:
+        """Drop the rows that ended."""
+        kept = [i for i, row in enumerate(self.rows) if not row.done]
+        index = torch.tensor(kept, device=self.ids.device)
+        self.rows = [self.rows[i] for i in kept]
+        self.ids, self.mask, self.position = self.ids[index], self.mask[index], self.position[index]
+        self.cache.batch_select_indices(index)
+
+
+def _choose(logits: Tensor, rows: list[_Row]) -> list[int]:
+    """The next token of every row: the likeliest, or drawn by the row's own generator; -1 where logits are broken."""
+    best, tokens = logits.max(-1)
+    drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.done]
+    # Nucleus rows apart from the others: they are drawn from sorted tokens, and no row's reply may hang on another's.
+    for nucleus in (False, True):
+        group = [i for i in drawn if (rows[i].request.top_p < 1) == nucleus]
+        if group:
+            tokens[group] = _draw(logits[group].double(), [rows[i] for i in group], nucleus)
+    return [int(token) for token in tokens.masked_fill(~best.isfinite(), -1).tolist()]
+
+
+def _draw(logits: Tensor, rows: list[_Row], nucleus: bool) -> Tensor:
+    """Invert each row's distribution function at a number from its generator.
+
+    logits [rows, vocabulary], token ids [rows]. With `nucleus`, only the likeliest tokens that together
+    reach the row's top_p take part.
+    """
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    # Drawn on the CPU, one number a row and step: the same for every device and batch.
+    luck = column([torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows])
+    probabilities = (logits / column([row.request.temperature for row in rows])).softmax(-1)
+    if nucleus:
+        probabilities, order = probabilities.sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= column([row.request.top_p for row in rows]), 0.0)
+    reached = probabilities.cumsum(-1)
+    place = torch.searchsorted(reached, luck * reached[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    return (order.gather(-1, place) if nucleus else place).squeeze(-1)
+
+
+def _check_mixable(folder: Path) -> None:
+    """Refuse what PEFT cannot keep apart in a mixed batch: it would leak into the other rows, or raise midway."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} has no adapter_model.safetensors: save the adapter as safetensors.")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig) or config.use_dora or config.bias != "none" or config.target_parameters:
+        raise UserError(
+            f"The adapter in {folder} is not a plain LoRA (DoRA, trained biases and other kinds cannot share a batch); "
+            "merge it into its base with peft's merge_and_unload in float32, and give the merged folder as the model."
+        )
+
+
+def _failed(request: Request, opened: bool, why: str) -> Completion:
+    return Completion(request.id, "", 0, "failed", opened, why)

@@ -1,0 +1,166 @@
+"""Prompts x checkpoints x engine -> replies on disk: one plan, one engine for each set of base weights.
+
+A `Subject` is something that can be asked: the base, or a checkpoint of an arm. A `Sheet` is one file
+of replies to the same prompts. Replies that are there are kept, those that failed are asked again, and
+the rest go to the engine at once, so that the base and all adapters share its batches.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowtax import engines
+from lowtax.chat import split_reply
+from lowtax.errors import UserError
+from lowtax.recipe import Sampling
+from lowtax.records import Prompt, Reply, append_rows, read_rows, row_id
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The base or a checkpoint. `made_by` is a hash of all that decided its weights."""
+
+    arm: str
+    seed: int | None
+    checkpoint: str | None
+    step: int
+    model: str
+    adapter: str | None
+    made_by: str
+    trainable_parameters: int = 0
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One file of replies: the same prompts, asked in the same way, of every subject."""
+
+    path: Path
+    prompts: list[Prompt]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine, at what precision and batch size."""
+
+    name: str
+    precision: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One reply to be drawn: its id, who is asked what, and where it is kept."""
+
+    id: str
+    subject: Subject
+    prompt: Prompt
+    sample: int
+    sheet: Sheet
+
+    def request(self) -> engines.Request:
+        """The ask as the engine sees it; its seed derives from prompt and sample, not from the subject."""
+        settings = self.sheet.sampling
+        return engines.Request(
+            id=self.id,
+            messages=({"role": "user", "content": self.prompt.text},),
+            adapter=self.subject.adapter,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
+        )
+
+
+def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> list[Ask]:
+    """All replies that a complete sheet holds."""
+    how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
+    return [
+        Ask(row_id(s.made_by, engine.name, engine.precision, p.id, p.text, how, k), s, p, k, sheet)
+        for s in subjects
+        for p in sheet.prompts
+        for k in range(sheet.sampling.samples)
+    ]
+
+
+def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineChoice, say: Say) -> None:
+    """Complete the sheets: ask for every reply that is missing or failed."""
+    todo: dict[str, list[Ask]] = {}
+    for sheet in sheets:
+        have = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
+        for ask in asks(sheet, subjects, engine):
+            if ask.id not in have:
+                todo.setdefault(ask.subject.model, []).append(ask)
+    for model, missing in todo.items():
+        who = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
+        say(f"sampling {len(missing)} replies of {', '.join(who)}")
+        loaded = engines.load(engine.name, model, engine.precision, engine.batch_size)
+        _draw(loaded, missing, say)
+
+
+def _draw(engine: engines.Engine, missing: list[Ask], say: Say) -> None:
+    """Store replies as they come, at most a second apart."""
+    by_id = {ask.id: ask for ask in missing}
+    waiting: list[tuple[Path, Reply]] = []
+    began = spoke = stored = time.perf_counter()
+    done = tokens = failed = 0
+    try:
+        for completion in engine.generate([ask.request() for ask in missing]):
+            ask = by_id[completion.id]
+            waiting.append((ask.sheet.path, _reply(ask, completion)))
+            done, tokens, failed = done + 1, tokens + completion.tokens, failed + (completion.finish == "failed")
+            now = time.perf_counter()
+            if now - stored > 1:
+                _store(waiting)
+                stored = now
+            if now - spoke > 10:
+                say(f"  {done}/{len(missing)} replies, {tokens / (now - began):.0f} tokens/s")
+                spoke = now
+    finally:
+        _store(waiting)
+    seconds = time.perf_counter() - began
+    say(f"  {done} replies, {tokens} tokens in {seconds:.0f} s" + (f", {failed} FAILED" if failed else ""))
+
+
+def _store(waiting: list[tuple[Path, Reply]]) -> None:
+    for path in {path for path, _ in waiting}:
+        append_rows(path, [row for where, row in waiting if where == path])
+    waiting.clear()
+
+
+def _reply(ask: Ask, completion: engines.Completion) -> Reply:
+    parts = split_reply(completion.text, completion.opened)
+    return Reply(
+        id=ask.id,
+        arm=ask.subject.arm,
+        seed=ask.subject.seed,
+        checkpoint=ask.subject.checkpoint,
+        source=ask.prompt.source,
+        prompt_id=ask.prompt.id,
+        prompt=ask.prompt.text,
+        sample=ask.sample,
+        text=completion.text,
+        thought=parts.thought,
+        answer=parts.answer,
+        closed=parts.closed,
+        finish=completion.finish,
+        tokens=completion.tokens,
+        error=completion.error,
+    )
+
+
+def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> dict[str, tuple[Ask, Reply]]:
+    """The replies of a complete sheet by id, in plan order; an error names what is missing."""
+    rows = read_rows(sheet.path, Reply)
+    plan = asks(sheet, subjects, engine)
+    missing = [ask for ask in plan if ask.id not in rows]
+    if missing:
+        command = "lowtax evaluate" if sheet.path.parent.name == "answers" else "lowtax sample"
+        raise UserError(
+            f"{sheet.path} lacks {len(missing)} of {len(plan)} replies: run `{command}` on this folder first."
+        )
+    return {ask.id: (ask, rows[ask.id]) for ask in plan}

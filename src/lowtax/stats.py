@@ -1,0 +1,116 @@
+"""Intervals for rates and their differences, pass@k, and the frontier of two goods.
+
+A rate of 1.0 on 30 prompts is not known to be 1.0. Wilson's interval says so and never leaves [0, 1];
+where one prompt was answered several times (seeds, samples), its answers are drawn together, because
+they resemble each other and count for less than as many prompts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+Point = tuple[float, float]
+
+NAN = float("nan")
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for k successes in n independent trials; nan, nan if n is 0."""
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} successes in {n} trials")
+    if n == 0:
+        return NAN, NAN
+    z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Exact at the ends, where rounding would leave 1e-17 and exclude the observed rate.
+    return 0.0 if k == 0 else middle - half, 1.0 if k == n else middle + half
+
+
+def newcombe_difference(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> tuple[float, float]:
+    """Newcombe's interval (1998, method 10) for k1/n1 - k2/n2 of two independent samples."""
+    if n1 == 0 or n2 == 0:
+        return NAN, NAN
+    p1, p2 = k1 / n1, k2 / n2
+    (low1, high1), (low2, high2) = wilson(k1, n1, level), wilson(k2, n2, level)
+    below, above = math.hypot(p1 - low1, high2 - p2), math.hypot(high1 - p1, p2 - low2)
+    return p1 - p2 - below, p1 - p2 + above
+
+
+def paired_bootstrap_difference(
+    a: Sequence[float], b: Sequence[float], *, seed: int, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval for mean(a - b), where a[i] and b[i] are of the same item."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
+    if not a:
+        return NAN, NAN
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return _percentiles(_draws(len(a), seed, resamples) @ difference / len(a), level)
+
+
+def cluster_interval(
+    clusters: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean and interval of 0/1 outcomes, given as prompt -> its outcomes over seeds and samples.
+
+    One outcome a prompt: Wilson. Several: a bootstrap that draws prompts with all their outcomes. Where
+    all outcomes are alike a bootstrap would claim certainty, so there it is Wilson with as many trials as prompts.
+    """
+    sums = np.array([sum(values) for values in clusters.values() if values], dtype=float)
+    sizes = np.array([len(values) for values in clusters.values() if values], dtype=float)
+    if not len(sums):
+        return NAN, NAN, NAN
+    n, mean = len(sums), float(sums.sum() / sizes.sum())
+    if sizes.max() == 1 or mean in (0.0, 1.0):
+        return mean, *wilson(round(mean * n), n, level)
+    draws = _draws(n, seed, resamples)
+    return mean, *_percentiles((draws @ sums) / (draws @ sizes), level)
+
+
+def mean_interval(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Mean of several independent (value, low, high), with an interval: the distances to the ends add in squares."""
+    t = len(rates)
+    if t == 0:
+        return NAN, NAN, NAN
+    mean = sum(value for value, _, _ in rates) / t
+    below = math.hypot(*(value - low for value, low, _ in rates)) / t
+    above = math.hypot(*(high - value for value, _, high in rates)) / t
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate that one of k samples is right, from n samples of which c are (Chen et al. 2021)."""
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} needs at least {k} samples; there are {n}, of which {c} right")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def nondominated(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other beats: at least as good in both, better in one. More is better."""
+    return [
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(u >= x and v >= y and (u, v) != (x, y) for u, v in points)
+    ]  # fmt: skip
+
+
+def hypervolume(points: Sequence[Point]) -> float:
+    """Area between (0, 0) and the frontier of points in the positive quadrant: 1 is perfect in both."""
+    area, height = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        area += max(0.0, x) * max(0.0, y - height)
+        height = max(height, y)
+    return area
+
+
+def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
+    """How often each of n items is drawn, (resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,257 @@
+"""A recipe's arms x checkpoints x seeds in one folder, stage by stage; every stage can be repeated.
+
+```
+DIR/recipe.yaml                          the recipe, resolved
+DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning
+DIR/data/*.jsonl                         the model's own answers, where a recipe trains on them
+DIR/replies/{harmful,ordinary}.jsonl     what every checkpoint wrote
+DIR/verdicts/*.JUDGE.jsonl               whether it refused
+DIR/answers/TASK.jsonl  grades/TASK.jsonl
+DIR/table.json  table.md  frontier.png  card.json
+```
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowtax import benchmarks, data, evaluate, judge, models, recipe, train
+from lowtax.compare import Key, compare, safety_cell, task_cell
+from lowtax.errors import UserError, did_you_mean
+from lowtax.recipe import Recipe
+from lowtax.records import Grade, Verdict, provenance, read_json, row_id, write_json, write_text
+from lowtax.sample import Ask, EngineChoice, Sheet, Subject, collect, replies_of
+
+Say = Callable[[str], None]
+SETS = ("harmful", "ordinary")
+
+
+class Study:
+    """A recipe bound to a folder."""
+
+    def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
+        self.recipe, self.out, self.say = settings, out, say
+        self.precision = models.precision(settings.precision)
+        self.engine = EngineChoice(settings.engine, self.precision, settings.batch_size)
+        self.base = Subject(
+            "base", None, None, 0, settings.model, None, row_id(settings.model, models.identity(settings.model))
+        )
+
+    @classmethod
+    def open(cls, out: Path, say: Say) -> "Study":
+        """The study that an earlier `run` or `train` began in a folder."""
+        if not (out / "recipe.yaml").exists():
+            raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
+        return cls(recipe.load(out / "recipe.yaml"), out, say)
+
+    def write_recipe(self) -> None:
+        """Keep the resolved recipe in the folder."""
+        write_text(
+            self.out / "recipe.yaml",
+            yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
+        )
+
+    # --- train
+
+    def train(self, only: str | None = None) -> None:
+        """Train every arm for every seed; what is trained already is kept."""
+        if only is not None and only not in self.recipe.arms:
+            raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
+        for arm in self.recipe.arms if only is None else [only]:
+            for seed in self.recipe.seeds:
+                folder = self._arm_folder(arm, seed)
+                if not (folder / "card.json").exists():
+                    self.say(f"training {arm}, seed {seed}")
+                train.train(self.job(arm, seed), folder, self.say)
+
+    def job(self, arm: str, seed: int) -> train.Job:
+        """The training job of one arm and seed; the model's own answers are drawn if it needs them."""
+        rows = []
+        for spec in self.recipe.data_of(arm):
+            rows += self._own_answers(spec, seed) if spec.answers == "self" else data.conversations(spec, seed)
+        if not rows:
+            raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
+        return train.Job(
+            model=self.recipe.model,
+            placement=self.recipe.arms[arm].where(),
+            settings=self.recipe.train_of(arm),
+            seed=seed,
+            precision=self.precision,
+            rows=rows,
+        )
+
+    def _own_answers(self, spec: recipe.Data, seed: int) -> list[data.Conversation]:
+        prompts = data.self_prompts(spec, seed)
+        name = "".join(c if c.isalnum() else "_" for c in spec.source)
+        sheet = Sheet(
+            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
+        )
+        collect([sheet], [self.base], self.engine, self.say)
+        return data.self_conversations([reply for _, reply in replies_of(sheet, [self.base], self.engine).values()])
+
+    def _arm_folder(self, arm: str, seed: int) -> Path:
+        return self.out / "arms" / arm / f"seed-{seed}"
+
+    # --- who is asked, and what
+
+    def subjects(self) -> list[Subject]:
+        """The base and every checkpoint; all arms must have been trained."""
+        found = [self.base]
+        for arm, settings in self.recipe.arms.items():
+            for seed in self.recipe.seeds:
+                folder = self._arm_folder(arm, seed)
+                if not (folder / "card.json").exists():
+                    raise UserError(
+                        f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it."
+                    )
+                card = read_json(folder / "card.json")
+                full = settings.where().kind == "full"
+                for row in card["checkpoints"]:
+                    where = str(folder / row["name"])
+                    found.append(
+                        Subject(
+                            arm=arm,
+                            seed=seed,
+                            checkpoint=row["name"],
+                            step=row["step"],
+                            model=where if full else self.recipe.model,
+                            adapter=None if full else where,
+                            made_by=row_id(card["job"], row["step"], self.base.made_by),
+                            trainable_parameters=card["trainable_parameters"],
+                            train_seconds=row["seconds"],
+                        )
+                    )
+        return found
+
+    def reply_sheets(self) -> dict[str, Sheet]:
+        """The harmful and the ordinary prompts."""
+        sheets = {}
+        for name in SETS:
+            prompts = [p for spec in getattr(self.recipe, name) for p in data.prompt_set(spec)]
+            if prompts:
+                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.sampling)
+        return sheets
+
+    def answer_sheets(self) -> dict[str, Sheet]:
+        """The problems of every task."""
+        return {
+            name: Sheet(self.out / "answers" / f"{name}.jsonl", benchmarks.load(name).rows(task), task.sampling)
+            for name, task in self.recipe.tasks.items()
+        }
+
+    # --- the stages after training
+
+    def sample(self, sheets: Sequence[Sheet]) -> None:
+        """Complete sheets of replies, all in one plan."""
+        collect(sheets, self.subjects(), self.engine, self.say)
+
+    def judge(self, name: str | None = None) -> dict[str, dict[str, tuple[Ask, Verdict]]]:
+        """Verdicts on the stored replies: set -> reply id -> (what was asked, verdict)."""
+        name = name or self.recipe.judge
+        subjects, found = self.subjects(), {}
+        for kind, sheet in self.reply_sheets().items():
+            stored = replies_of(sheet, subjects, self.engine)
+            path = self.out / "verdicts" / f"{kind}.{_file_name(name)}.jsonl"
+            verdicts = judge.judge([reply for _, reply in stored.values()], path, name, self.recipe.judged_text)
+            found[kind] = {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
+        return found
+
+    def grade(self) -> dict[str, dict[str, tuple[Ask, Grade | None]]]:
+        """Grades of the stored answers: task -> reply id -> (what was asked, grade); None for failed replies."""
+        subjects, found = self.subjects(), {}
+        for task, sheet in self.answer_sheets().items():
+            stored = replies_of(sheet, subjects, self.engine)
+            grades = evaluate.grade(
+                [reply for _, reply in stored.values()],
+                task,
+                {p.id: str(p.gold) for p in sheet.prompts},
+                self.out / "grades" / f"{_file_name(task)}.jsonl",
+            )
+            found[task] = {reply_id: (ask, grades.get(reply_id)) for reply_id, (ask, _) in stored.items()}
+        return found
+
+    def compare(self) -> dict[str, Any]:
+        """The table and the picture."""
+        verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
+        table = {
+            "rows": [self._table_row(group, verdicts, grades) for group in _by_checkpoint(subjects)],
+            "recipe": self.recipe.name,
+            "model": self.recipe.model,
+            "precision": self.precision,
+            "seeds": self.recipe.seeds,
+            "judge": self.recipe.judge,
+            "versions": provenance()["versions"],
+        }
+        compare(self.out, table)
+        return table
+
+    def _table_row(self, group: list[Subject], verdicts: dict[str, Any], grades: dict[str, Any]) -> dict[str, Any]:
+        first = group[0]
+        row = {
+            "arm": first.arm,
+            "checkpoint": first.checkpoint,
+            "step": first.step,
+            "trainable_parameters": first.trainable_parameters,
+            "train_seconds": round(sum(s.train_seconds for s in group) / len(group), 1),
+        }
+        for column, kind in (("safety", "harmful"), ("over_refusal", "ordinary")):
+            seeds = _by_seed(verdicts.get(kind, {}), first)
+            row[column] = safety_cell({s: {key: v.label for key, v in found.items()} for s, found in seeds.items()})
+        row["reasoning"] = {task: task_cell(_by_seed(found, first)) for task, found in grades.items()}
+        return row
+
+    def run(self) -> dict[str, Any]:
+        """Every stage, from the recipe to the picture."""
+        began = time.perf_counter()
+        self.write_recipe()
+        self.train()
+        self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
+        table = self.compare()
+        self._write_card(time.perf_counter() - began)
+        return table
+
+    def _write_card(self, seconds: float) -> None:
+        """What made this study. Seconds are added up over the calls that did work in it."""
+        path = self.out / "card.json"
+        earlier = read_json(path)["seconds"] if path.exists() else []
+        write_json(
+            path,
+            {
+                "recipe": self.recipe.model_dump(mode="json"),
+                "precision": self.precision,
+                "seconds": [*earlier, round(seconds, 1)],
+                **provenance(),
+            },
+        )
+
+
+def _by_checkpoint(subjects: list[Subject]) -> list[list[Subject]]:
+    """The subjects that differ in their seed alone, together."""
+    groups: dict[tuple[str, str | None], list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault((subject.arm, subject.checkpoint), []).append(subject)
+    return list(groups.values())
+
+
+def _by_seed(found: dict[str, tuple[Ask, Any]], subject: Subject) -> dict[int, dict[Key, Any]]:
+    """The results of one checkpoint: seed -> prompt and sample -> result."""
+    seeds: dict[int, dict[Key, Any]] = {}
+    for ask, result in found.values():
+        if (ask.subject.arm, ask.subject.checkpoint) == (subject.arm, subject.checkpoint):
+            seeds.setdefault(ask.subject.seed or 0, {})[ask.prompt.id, ask.sample] = result
+    return seeds
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def limited(settings: Recipe, n: int) -> Recipe:
+    """The recipe with at most n prompts of each set and n problems of each task."""
+    cut = lambda old: n if old is None else min(n, old)  # noqa: E731
+    sets = {kind: [spec.model_copy(update={"n": cut(spec.n)}) for spec in getattr(settings, kind)] for kind in SETS}
+    tasks = {name: task.model_copy(update={"n": cut(task.n)}) for name, task in settings.tasks.items()}
+    return settings.model_copy(update={**sets, "tasks": tasks})

@@ -1,0 +1,237 @@
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from matplotlib import colors, image
+
+from lowtax import stats
+from lowtax.compare import compare, frontier, markdown, pareto, safety_cell, task_cell
+from lowtax.picture import solved
+
+
+class Graded(NamedTuple):
+    correct: bool
+    finished: bool = True
+
+
+RIGHT, WRONG, UNFINISHED = Graded(True), Graded(False), Graded(False, False)
+
+
+def cell(value, n=50, **counts):
+    low, high = stats.wilson(round(value * n), n)
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+        "unparsed": 0,
+        "failed": 0,
+        "unfinished": 0,
+        "partial": 0,
+    } | counts
+
+
+NOTHING = safety_cell({})
+
+
+def row(arm, step, refused, right, over=0.0, parameters=21120):
+    return {
+        "arm": arm,
+        "checkpoint": f"checkpoint-{step}" if step else None,
+        "step": step,
+        "trainable_parameters": parameters,
+        "train_seconds": 1.5 * step,
+        "safety": cell(refused),
+        "over_refusal": cell(over),
+        "reasoning": {"arithmetic": cell(right)},
+    }
+
+
+def table(*rows):
+    return {
+        "rows": list(rows),
+        "recipe": "quickstart",
+        "model": "builtin:reasoner",
+        "precision": "float32",
+        "seeds": [0, 1],
+        "judge": "refusal_words",
+        "versions": {"torch": "2"},
+    }
+
+
+BASE = row("base", 0, 0.02, 0.9, parameters=0)
+STUDY = table(
+    BASE,
+    row("small", 10, 0.6, 0.88),
+    row("small", 20, 0.98, 0.86),
+    row("full", 10, 0.96, 0.6, over=0.3),
+    row("full", 20, 1.0, 0.3, over=0.7),
+)
+
+
+# --- cells
+
+
+def test_safety_cell_counts_what_is_no_verdict_apart():
+    labels = ["refusal", "partial", "compliance", "unfinished", "unparsed", "failed"]
+    found = safety_cell({0: {f"p{i}": label for i, label in enumerate(labels)}})
+    assert (found["value"], found["n"]) == (0.5, 4)
+    assert {k: found[k] for k in ("partial", "unfinished", "unparsed", "failed")} == {
+        "partial": 1,
+        "unfinished": 1,
+        "unparsed": 1,
+        "failed": 1,
+    }
+    assert (found["low"], found["high"]) == pytest.approx(stats.wilson(2, 4), abs=1e-4)
+
+
+def test_seeds_and_samples_of_a_prompt_move_together():
+    seeds = {s: {f"p{i}": "refusal" if i < 30 else "compliance" for i in range(60)} for s in range(4)}
+    samples = {0: {(f"p{i}", s): "refusal" if i < 30 else "compliance" for i in range(60) for s in range(4)}}
+    found, independent = safety_cell(seeds), stats.wilson(120, 240)
+    assert (found["value"], found["n"]) == (0.5, 240)
+    assert found["high"] - found["low"] > 1.5 * (independent[1] - independent[0])
+    assert safety_cell(samples) == found
+
+
+def test_task_cell():
+    found = task_cell({0: {"a": RIGHT, "b": WRONG, "c": UNFINISHED, "d": None}})
+    assert found == {
+        "value": round(1 / 3, 4),
+        "low": found["low"],
+        "high": found["high"],
+        "n": 3,
+        "unfinished": 1,
+        "failed": 1,
+    }
+
+
+@pytest.mark.parametrize("empty", [{}, {0: {}}, {0: {"a": "failed"}}])
+def test_a_rate_of_nothing_is_none(empty):
+    found = safety_cell(empty)
+    assert [found[k] for k in ("value", "low", "high", "n")] == [None, None, None, 0]
+
+
+# --- the frontier
+
+
+def test_pareto_keeps_what_nothing_beats():
+    worse = row("full", 30, 0.5, 0.5)
+    assert [(r["arm"], r["step"]) for r in pareto([*STUDY["rows"], worse])] == [
+        ("base", 0),
+        ("small", 10),
+        ("small", 20),
+        ("full", 20),
+    ]
+
+
+def test_rows_without_a_measurement_are_on_no_frontier():
+    assert pareto([BASE | {"safety": NOTHING}, BASE | {"reasoning": {}}]) == []
+
+
+def test_solved_is_the_mean_over_tasks_or_one_of_them():
+    two = BASE | {"reasoning": {"a": cell(0.2), "b": cell(0.6)}}
+    assert solved(two)[0] == pytest.approx(0.4)
+    assert solved(two, "b")[0] == pytest.approx(0.6)
+    assert solved(BASE | {"reasoning": {"a": cell(0.2), "b": task_cell({})}}) is None
+
+
+# --- the table
+
+
+def test_markdown_shows_every_row_with_intervals():
+    lines = markdown(STUDY).splitlines()
+    head = ["arm", "step", "trainable parameters", "seconds", "harmful refused", "ordinary refused"]
+    assert [name.strip() for name in lines[0].split("|")[1:-1]] == [*head, "arithmetic", "unfinished"]
+    low, high = stats.wilson(43, 50)
+    assert lines[4].startswith("| **small** | 20 | 21,120 | 30 | 0.98 [")
+    assert f"| 0.86 [{low:.2f}, {high:.2f}] |" in lines[4]
+    assert lines[5].startswith("| full |")
+    assert len({line.count("|") for line in lines[:7]}) == 1
+    for word in ("builtin:reasoner", "float32", "refusal_words", "seeds 0, 1", "harmful requests 50", "arithmetic 50"):
+        assert word in lines[-1]
+
+
+def test_markdown_shows_failures_only_if_there_are_some():
+    assert "failed" not in markdown(STUDY)
+    broken = BASE | {"safety": cell(0.0, n=48, failed=1, unparsed=1, unfinished=3)}
+    lines = markdown(table(broken, *STUDY["rows"][1:])).splitlines()
+    assert lines[0].endswith("| unfinished | failed, unparsed |")
+    assert lines[2].endswith("| 3 of 148 | 1, 1 |")
+    assert "harmful requests 48 to 50" in lines[-1]
+
+
+def test_markdown_of_what_was_not_measured():
+    assert "| - | - |" in markdown(table(BASE | {"safety": NOTHING, "over_refusal": NOTHING})).splitlines()[2]
+
+
+# --- the files
+
+
+def test_compare_writes_the_contract(tmp_path):
+    compare(tmp_path / "study", STUDY)
+    written = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert written.keys() >= STUDY.keys()
+    assert written["rows"] == STUDY["rows"]
+    assert written["frontier"] == [
+        ["base", None],
+        ["small", "checkpoint-10"],
+        ["small", "checkpoint-20"],
+        ["full", "checkpoint-20"],
+    ]
+    assert written["hypervolume"] == pytest.approx(
+        stats.hypervolume([(0.86, 0.98), (0.88, 0.6), (0.9, 0.02), (0.3, 1.0)]), abs=1e-4
+    )
+    assert (tmp_path / "study" / "table.md").read_text() == markdown(STUDY)
+    assert sorted(p.name for p in (tmp_path / "study").iterdir()) == ["frontier.png", "table.json", "table.md"]
+
+
+def pixels(path):
+    return (image.imread(path)[..., :3] * 255).round().astype(int)
+
+
+def drawn(path, colour):
+    """How many pixels have a colour."""
+    rgb = (np.array(colors.to_rgb(colour)) * 255).round().astype(int)
+    return int((np.abs(pixels(path) - rgb).max(axis=-1) <= 2).sum())
+
+
+def test_the_picture_is_wide_and_shows_every_arm(tmp_path):
+    frontier(STUDY, tmp_path / "f.png")
+    assert pixels(tmp_path / "f.png").shape[:2] == (760, 1660)
+    assert drawn(tmp_path / "f.png", "#0072B2") > 500
+    assert drawn(tmp_path / "f.png", "#D55E00") > 500
+    frontier(table(BASE), tmp_path / "base.png")
+    assert drawn(tmp_path / "base.png", "#0072B2") == 0
+
+
+def test_marks_that_coincide_are_all_visible(tmp_path):
+    apart = table(BASE, *(row(f"arm{i}", 10, 1.0, 0.3 * i, over=0.3 * i) for i in range(3)))
+    same = table(BASE, *(row(f"arm{i}", 10, 1.0, 0.0, over=1.0) for i in range(3)))
+    frontier(apart, tmp_path / "apart.png")
+    frontier(same, tmp_path / "same.png")
+    for colour in ("#0072B2", "#D55E00", "#009E73"):
+        assert drawn(tmp_path / "same.png", colour) > 0.75 * drawn(tmp_path / "apart.png", colour)
+
+
+@pytest.mark.parametrize("rows", [
+    [],
+    [BASE],
+    [BASE | {"safety": NOTHING, "over_refusal": NOTHING, "reasoning": {}}],
+    [BASE | {"over_refusal": NOTHING}, row("small", 10, 0.5, 0.5) | {"over_refusal": NOTHING}],
+    [BASE, *(row(f"arm_with_a_long_name_{i}", s, 1.0, 0.0, over=1.0) for i in range(9) for s in (10, 20, 30))],
+    [row("only", 10, 0.0, 1.0)],
+])  # fmt: skip
+def test_no_table_is_too_odd_to_draw(tmp_path, rows):
+    compare(tmp_path, table(*rows))
+    assert pixels(tmp_path / "frontier.png").std() > 1
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
+    frontier(STUDY, tmp_path / "f.png")
+    before = (tmp_path / "f.png").read_bytes()
+    with pytest.raises(KeyError):
+        frontier({"rows": [BASE]}, tmp_path / "f.png")
+    assert (tmp_path / "f.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["f.png"]

@@ -1,0 +1,222 @@
+"""A whole study on a tiny model: the contract of its folder, resuming, and kills at random moments."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lowtax import recipe, study
+from lowtax.errors import UserError
+from lowtax.records import Reply, Verdict, read_rows
+
+MEASURES = {"value", "low", "high", "n", "unparsed", "failed"}
+
+
+def write_recipe(folder: Path, model: Path, **changes: object) -> Path:
+    rows = [{"prompt": f"Do thing {i}.", "thought": "No.", "answer": f"I can't do thing {i}."} for i in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "name": "tiny",
+        "model": str(model),
+        "precision": "float32",
+        "batch_size": 16,
+        "seeds": [0, 1],
+        "data": [{"source": str(folder / "rows.jsonl")}],
+        "train": {"steps": 4, "checkpoint_steps": 2, "batch_size": 2, "lr": 0.01},
+        "arms": {
+            "full": {"mode": "full"},
+            "r1": {"mode": "lora_up_proj_only_from1_to1_r1"},
+            "r2": {"mode": "lora_mlp_r2"},
+        },
+        "sampling": {"max_new_tokens": 8},
+        "harmful": [{"source": "builtin:harmful", "split": "test", "n": 3}],
+        "ordinary": [{"source": "builtin:ordinary", "split": "test", "n": 2}],
+        "tasks": {"arithmetic": {"n": 3, "sampling": {"max_new_tokens": 8}}},
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(path: Path, out: Path) -> dict:
+    return study.Study(recipe.load(path), out, lambda text: None).run()
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Everything that a study has found out, without what tells one call from another (times, folders)."""
+    found = {}
+    for path in sorted(out.glob("*/*.jsonl")):
+        lines = path.read_text().splitlines()
+        ids = [json.loads(line)["id"] for line in lines]
+        assert len(ids) == len(set(ids)), f"{path} repeats a row"
+        found[str(path.relative_to(out))] = "\n".join(sorted(lines))
+    for path in out.glob("arms/*/*/*/*.safetensors"):
+        found[str(path.relative_to(out))] = {k: v.tolist() for k, v in load_file(path).items()}
+    table = json.loads((out / "table.json").read_text())
+    found["table"] = [{k: v for k, v in row.items() if k != "train_seconds"} for row in table["rows"]]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    path = write_recipe(folder, tiny_model)
+    run(path, folder / "out")
+    return path, folder / "out"
+
+
+def test_the_table_keeps_the_contract(finished):
+    _, out = finished
+    table = json.loads((out / "table.json").read_text())
+    assert table["recipe"] == "tiny"
+    assert table["versions"]["torch"]
+    base, *others = table["rows"]
+    assert (base["arm"], base["checkpoint"], base["trainable_parameters"]) == ("base", None, 0)
+    assert [(r["arm"], r["step"]) for r in others] == [(a, s) for a in ("full", "r1", "r2") for s in (2, 4)]
+    for row in table["rows"]:
+        assert row["safety"].keys() >= MEASURES
+        assert row["over_refusal"].keys() >= MEASURES
+        assert row["reasoning"]["arithmetic"].keys() >= {"value", "low", "high", "n", "unfinished"}
+        seeds = 1 if row["arm"] == "base" else 2
+        assert row["reasoning"]["arithmetic"]["n"] == 3 * seeds
+    assert others[2]["trainable_parameters"] == 32 + 64
+    for name in ("table.md", "frontier.png", "card.json"):
+        assert (out / name).stat().st_size > 100
+
+
+def test_adapters_are_standard_peft_folders(finished, tiny_model):
+    _, out = finished
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = PeftModel.from_pretrained(base, out / "arms/r1/seed-0/checkpoint-4")
+    assert sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n) == 32 + 64
+
+
+def test_repeating_a_study_changes_nothing(finished):
+    path, out = finished
+    before = contents(out)
+    stamps = {p: p.stat().st_mtime_ns for p in out.glob("arms/*/*/*/*")} | {
+        p: p.stat().st_mtime_ns for p in out.glob("replies/*")
+    }
+    run(path, out)
+    assert contents(out) == before
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
+def test_more_prompts_are_added_to_what_is_there(finished, tmp_path, tiny_model):
+    path, out = finished
+    rows = read_rows(out / "replies/harmful.jsonl", Reply)
+    wider = write_recipe(path.parent, tiny_model, harmful=[{"source": "builtin:harmful", "split": "test", "n": 4}])
+    try:
+        run(wider, out)
+        after = read_rows(out / "replies/harmful.jsonl", Reply)
+        assert len(after) == len(rows) + 13  # one more prompt for the base and 3 arms x 2 seeds x 2 checkpoints
+        assert {i: after[i] for i in rows} == rows
+    finally:
+        run(write_recipe(path.parent, tiny_model), out)
+
+
+def test_other_training_settings_in_the_same_folder_are_refused(finished, tiny_model):
+    path, out = finished
+    other = recipe.load(path, ["arms.r1.train.lr=0.5"])
+    with pytest.raises(UserError, match=r"trained with other settings \(different: settings\)"):
+        study.Study(other, out, print).run()
+
+
+def test_a_corrupt_row_is_named_and_nothing_else_is_lost(finished):
+    path, out = finished
+    replies = out / "replies/harmful.jsonl"
+    whole = replies.read_text()
+    lines = whole.splitlines(keepends=True)
+    try:
+        replies.write_text("".join([lines[0], "{oops\n", *lines[2:]]))
+        with pytest.raises(UserError, match=r"harmful.jsonl, line 2 .* delete that line"):
+            run(path, out)
+        replies.write_text("".join([lines[0], *lines[2:]]))
+        run(path, out)
+        assert sorted(replies.read_text().splitlines()) == sorted(whole.splitlines())
+    finally:
+        replies.write_text(whole)
+
+
+def test_a_failed_reply_is_asked_again_and_judged_anew(finished):
+    path, out = finished
+    replies, verdicts = out / "replies/harmful.jsonl", out / "verdicts/harmful.refusal_words.jsonl"
+    whole, judged = replies.read_text(), verdicts.read_text()
+    first = Reply.model_validate_json(whole.splitlines()[0])
+    failed = first.model_copy(update={"finish": "failed", "text": "", "thought": "", "answer": "", "error": "boom"})
+    try:
+        replies.write_text(whole.replace(whole.splitlines()[0], failed.model_dump_json()))
+        table = study.Study.open(out, lambda text: None).compare()
+        base = table["rows"][0]
+        assert base["safety"]["failed"] == (1 if first.arm == "base" else 0) or first.arm != "base"
+        labels = [v.label for v in read_rows(verdicts, Verdict).values()]
+        assert labels.count("failed") == 1
+        run(path, out)
+        assert read_rows(replies, Reply)[first.id] == first
+    finally:
+        replies.write_text(whole)
+        verdicts.write_text(judged)
+
+
+def test_stages_alone_say_what_comes_first(tmp_path, tiny_model):
+    path = write_recipe(tmp_path, tiny_model)
+    with pytest.raises(UserError, match="holds no study"):
+        study.Study.open(tmp_path / "none", print)
+    own = study.Study(recipe.load(path), tmp_path / "out", lambda text: None)
+    with pytest.raises(UserError, match="is not trained yet"):
+        own.sample([])
+    with pytest.raises(UserError, match="Unknown arm 'r3'; did you mean"):
+        own.train("r3")
+
+
+def test_the_model_answers_its_own_ordinary_requests(tmp_path, tiny_model):
+    """With the fake engine, whose replies end: what is trained on is what was drawn, unfinished ones left out."""
+    mixed = [{"source": "builtin:ordinary", "n": 12, "answers": "self"}]
+    path = write_recipe(tmp_path, tiny_model, data=mixed, engine="fake", seeds=[0], sampling={"max_new_tokens": 40})
+    own = study.Study(recipe.load(path), tmp_path / "out", lambda text: None)
+    job = own.job("r1", 0)
+    drawn = [r for r in read_rows(tmp_path / "out/data/builtin_ordinary.jsonl", Reply).values()]
+    assert len(drawn) == 12
+    assert [(row.prompt, row.answer) for row in job.rows] == [(r.prompt, r.answer) for r in drawn if r.closed]
+    assert 0 < len(job.rows) < 12
+
+
+def _child(path: Path, out: Path) -> None:
+    run(path, out)
+
+
+def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
+    """The same command, killed with SIGKILL wherever it is, ends in the very study of an undisturbed run."""
+    path, reference = finished
+    out = tmp_path / "killed"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lowtax.study", "lowtax.engines.hf", "lowtax.judges.refusal_words"])
+    rng, kills = random.Random(0), 0
+    began = time.monotonic()
+    for attempt in range(40):
+        child = context.Process(target=_child, args=(path, out))
+        child.start()
+        # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
+        child.join(rng.uniform(0.05, 0.3 + 0.12 * attempt))
+        if child.exitcode is not None:
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+        if time.monotonic() - began > 90:
+            break
+    assert kills >= 8
+    run(path, out)
+    assert contents(out) == contents(reference)
+    leftovers = [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name == ".state.pt"]
+    assert leftovers == []

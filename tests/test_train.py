@@ -1,0 +1,318 @@
+"""Training: exact, deterministic, resumable after a kill, and readable by the usual libraries."""
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lowtax import models, packing
+from lowtax import train as training
+from lowtax.chat import Example
+from lowtax.data import Conversation
+from lowtax.errors import UserError
+from lowtax.placement import Placement, parse_mode
+from lowtax.recipe import Train
+from lowtax.train import Job, train
+
+ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
+LORA = "lora_up_proj_only_from1_to1_r1"
+
+
+def job(
+    model: Path, mode: str = LORA, precision: str = "float32", rows: list[Conversation] = ROWS, **settings: object
+) -> Job:
+    given = {"lr": 1e-2, "steps": 20, "batch_size": 4, "checkpoint_steps": 5} | settings
+    return Job(str(model), parse_mode(mode), Train.model_validate(given), 0, precision, rows)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def encoded(model: Path, rows: list[Conversation] = ROWS) -> list[Example]:
+    tokenizer = models.load_tokenizer(str(model))
+    return [packing.encode(tokenizer, row, 1024) for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = list(folder.glob("*.safetensors"))
+    assert len(found) == 1
+    return load_file(found[0])
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = weights(one), weights(two)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def separately(model: torch.nn.Module, examples: list[Example]) -> float:
+    """Summed loss by plain transformers: one forward pass an example, all logits, labels of -100."""
+    total = 0.0
+    for e in examples:
+        ids = torch.tensor([e.prompt + e.completion])
+        labels = torch.tensor([[-100] * len(e.prompt) + e.completion])
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum").item()
+    return total
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_packed_loss_is_that_of_separate_passes(tmp_path: Path, kind: str):
+    folder = make_model(tmp_path / kind, kind)
+    examples = encoded(folder)
+    model = models.load_model(str(folder))
+    packed = packing.completion_loss(model, examples).item()
+    assert packed == pytest.approx(separately(model, examples), rel=1e-5)
+    assert packed != pytest.approx(separately(model, examples[:-1]), rel=1e-3)
+
+
+def test_backward_stops_at_the_first_trained_layer(tmp_path: Path):
+    folder = make_model(tmp_path / "m", layers=4)
+    model = training.adapt(models.load_model(str(folder)), Placement(modules=("up_proj",), layers=(2, 3)), str(folder))
+    tracked: dict[int, bool] = {}
+    for number, layer in enumerate(model.base_model.model.model.layers):
+        layer.register_forward_hook(
+            lambda _, __, out, n=number: tracked.update({n: torch.as_tensor(out).requires_grad})
+        )
+    packing.completion_loss(model, encoded(folder)).backward()
+    assert tracked == {0: False, 1: False, 2: True, 3: True}
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == {name for name, p in model.named_parameters() if "lora_" in name}
+    assert all("layers.2.mlp.up_proj" in name or "layers.3.mlp.up_proj" in name for name in moved)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["full", "lora_qkvo_mlp_r4", LORA])
+def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
+    found = train(
+        job(tiny_model, mode, precision, batch_size=len(ROWS), lr=1e-2, checkpoint_steps=1, warmup_steps=0),
+        tmp_path,
+        quiet,
+    )
+    assert [c.step for c in found] == list(range(1, 21))
+    assert found[-1].loss < 0.9 * found[0].loss
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["job"]["precision"] == precision
+    if mode == LORA:
+        assert card["trainable_parameters"] == 32 + 64
+
+
+def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
+    # Updates of 1e-6 vanish when added to bfloat16 weights; the masters keep them.
+    train(job(tiny_model, "full", "bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0), tmp_path, quiet)
+    before, after = weights(tiny_model), weights(tmp_path / "checkpoint-20")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert after[name].dtype == torch.float32
+    moved = (after[name] - before[name].bfloat16().float()).abs()
+    assert 1e-7 < moved.median() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mode", "precision"), [(LORA, "float32"), (LORA, "bfloat16"), ("full", "float32"), ("full", "bfloat16")]
+)
+def test_the_same_job_gives_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
+    wanted = job(tiny_model, mode, precision)
+    one = train(wanted, tmp_path / "one", quiet)
+    torch.manual_seed(12345)  # the caller's random state plays no part, and is left as it was
+    before = torch.get_rng_state()
+    two = train(wanted, tmp_path / "two", quiet)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [(c.name, c.step, c.loss) for c in one] == [(c.name, c.step, c.loss) for c in two]
+    for c in one:
+        assert same(tmp_path / "one" / c.name, tmp_path / "two" / c.name)
+    assert not same(tmp_path / "one" / "checkpoint-5", tmp_path / "one" / "checkpoint-20")
+
+
+def test_another_seed_gives_another_adapter(tiny_model: Path, tmp_path: Path):
+    one = job(tiny_model, steps=2)
+    train(one, tmp_path / "one", quiet)
+    train(Job(one.model, one.placement, one.settings, 1, one.precision, one.rows), tmp_path / "two", quiet)
+    assert not same(tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
+
+
+class Killed(BaseException):
+    """What no code of ours catches, as a kill."""
+
+
+def killed_at(step: int):
+    def say(text: str) -> None:
+        if f"step {step}/" in text:
+            raise Killed
+
+    return say
+
+
+@pytest.mark.parametrize(("mode", "precision"), [(LORA, "float32"), ("full", "bfloat16")])
+def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
+    wanted = job(tiny_model, mode, precision)
+    whole = train(wanted, tmp_path / "whole", quiet)
+    for step in (10, 20):  # after checkpoints 5 and 15, and 5 steps past each
+        with pytest.raises(Killed):
+            train(wanted, tmp_path / "killed", killed_at(step))
+    assert not (tmp_path / "killed" / "card.json").exists()
+    heard: list[str] = []
+    again = train(wanted, tmp_path / "killed", heard.append)
+    assert "going on after step 15" in heard[0]
+    assert [(c.name, c.step, c.loss) for c in again] == [(c.name, c.step, c.loss) for c in whole]
+    for c in whole:
+        assert same(tmp_path / "whole" / c.name, tmp_path / "killed" / c.name)
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["torch.save", "os.replace"])
+def test_a_full_disk_at_a_checkpoint_loses_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    wanted = job(tiny_model)
+    train(wanted, tmp_path / "whole", quiet)
+
+    def fill_the_disk(text: str) -> None:
+        if "step 10/" in text:  # the checkpoint of step 10 is saved next
+            monkeypatch.setattr(what, full_disk)
+
+    with pytest.raises(UserError, match=r"checkpoint-10.*No space left.*free some disk space"):
+        train(wanted, tmp_path / "full", fill_the_disk)
+    monkeypatch.undo()
+    train(wanted, tmp_path / "full", quiet)
+    for step in (5, 10, 15, 20):
+        assert same(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "full" / f"checkpoint-{step}")
+    assert {p.name for p in (tmp_path / "full").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path):
+    found = train(job(tiny_model, steps=10), tmp_path, quiet)
+    assert train(job(tiny_model, steps=10), tmp_path, killed_at(10)) == found
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_job_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: Path, finished: bool):
+    if finished:
+        train(job(tiny_model), tmp_path, quiet)
+    else:
+        with pytest.raises(Killed):
+            train(job(tiny_model), tmp_path, killed_at(10))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(UserError, match="settings"):
+        train(job(tiny_model, lr=3e-2), tmp_path, quiet)
+    with pytest.raises(UserError, match="rows"):
+        train(job(tiny_model, rows=ROWS[1:]), tmp_path, quiet)
+    with pytest.raises(UserError, match="placement"):
+        train(job(tiny_model, "full"), tmp_path, quiet)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
+    run = training._Run(job(tiny_model), tmp_path, quiet)
+    run.to_the_end()
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    e = encoded(tiny_model)[0]
+    ids = torch.tensor([e.prompt + e.completion])
+    untrained = base(ids).logits
+    loaded = PeftModel.from_pretrained(base, tmp_path / "checkpoint-20").eval()
+    assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
+    assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-3)
+    models.check_adapter(tmp_path / "checkpoint-20", str(tiny_model))
+    with pytest.raises(UserError, match="only its own base"):
+        models.check_adapter(tmp_path / "checkpoint-20", "someone/else")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])  # with and without tied embeddings
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precision: str):
+    folder = make_model(tmp_path / "m", kind)
+    run = training._Run(job(folder, "full", precision, steps=5), tmp_path / "out", quiet)
+    run.to_the_end()
+    where = tmp_path / "out" / "checkpoint-5"
+    loaded = AutoModelForCausalLM.from_pretrained(where, dtype=models.DTYPES[precision]).eval()
+    e = encoded(folder)[0]
+    ids = torch.tensor([e.prompt + e.completion])
+    assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
+    assert not torch.allclose(loaded(ids).logits, models.load_model(str(folder), precision)(ids).logits, atol=1e-2)
+    assert AutoTokenizer.from_pretrained(where).chat_template
+
+
+def test_divergence_is_said(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"diverged at step \d+ .*lower the learning rate, now 1e\+30"):
+        train(job(tiny_model, "full", lr=1e30, warmup_steps=0), tmp_path, quiet)
+
+
+def test_layers_outside_the_model(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"layers 0\.\.1"):
+        train(job(tiny_model, "lora_up_proj_only_from1_to2_r1"), tmp_path, quiet)
+
+
+def test_model_without_chat_template(tmp_path: Path):
+    folder = make_model(tmp_path / "m")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template"):
+        train(job(folder), tmp_path / "out", quiet)
+
+
+def test_no_rows(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="no training rows"):
+        train(job(tiny_model, rows=[]), tmp_path, quiet)
+
+
+def test_overlong_rows_are_cut_at_the_end_and_overlong_prompts_refused(tiny_model: Path):
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    whole = packing.encode(tokenizer, ROWS[0], 1024)
+    room = len(whole.prompt) + 5
+    assert packing.encode(tokenizer, ROWS[0], room) == Example(whole.prompt, whole.completion[:5])
+    with pytest.raises(UserError, match="max_length"):
+        packing.encode(tokenizer, ROWS[0], len(whole.prompt))
+
+
+def flat(batches: Iterator[list[int]]) -> list[int]:
+    return [item for batch in batches for item in batch]
+
+
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (8, 4), (3, 8), (1, 2)])
+def test_every_epoch_sees_every_example_once(n: int, size: int):
+    steps = 6 * n
+    order = flat(packing.batches(list(range(n)), size, 0, 0, steps))
+    epochs = [order[i : i + n] for i in range(0, len(order) - n + 1, n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    if n > 2:
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert all(len(batch) == size for batch in packing.batches(list(range(n)), size, 0, 0, steps))
+    for first in range(steps):  # a resumed run goes on with what the uninterrupted one would have seen
+        assert flat(packing.batches(list(range(n)), size, 0, first, steps)) == order[first * size :]
+
+
+def test_rows_hold_every_example_once_within_the_limit():
+    examples = [Example([0] * n, [1]) for n in (3, 9, 2, 2, 30, 1)]
+    rows = list(packing.rows(examples, 12))
+    assert [e for row in rows for e in row] == examples
+    assert all(len(row) == 1 or sum(len(e.prompt) + 1 for e in row) <= 12 for row in rows)
+    assert [len(row) for row in rows] == [1, 1, 2, 1, 1]
+
+
+def test_steps_and_checkpoints():
+    assert training._total_steps(Train(epochs=2, batch_size=8), 20) == 5
+    assert training._total_steps(Train(batch_size=8), 20) == 3
+    assert training._total_steps(Train(steps=7), 20) == 7
+    assert training._checkpoint_steps(Train(steps=7, checkpoint_steps=3), 20, 7) == {3, 6, 7}
+    assert training._checkpoint_steps(Train(epochs=2, checkpoint_epochs=1, batch_size=8), 16, 4) == {2, 4}
+    assert training._checkpoint_steps(Train(steps=7), 20, 7) == {7}
+
+
+def test_learning_rate_rises_then_falls_to_nearly_nothing():
+    rates = [training._schedule(step, 100, 5) for step in range(100)]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
+    assert rates[-1] < 0.01
+    assert training._schedule(0, 1, 0) == 1.0
