@@ -140,3 +140,18 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "smollm2-135m": _build_base,
     "smollm2-135m-reasoner": _build_reasoner,
 }
+
+
+def ship_reasoner(adapter: Path) -> None:
+    """Put a trained adapter into the package, rounded to float16 (half the size of what training writes)."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    REASONER.mkdir(exist_ok=True)
+    weights = {name: w.to(torch.float16) for name, w in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(weights, REASONER / "adapter_model.safetensors", metadata={"format": "pt"})
+    (REASONER / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+
+
+if __name__ == "__main__":
+    ship_reasoner(Path(sys.argv[1]))
