@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/lowtax run recipes/quickstart.yaml --out runs/quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python bench/help_time.py
 	$(BIN)/python bench/train_vs_trl.py
+	$(BIN)/python bench/mixed_adapters.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

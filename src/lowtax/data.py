@@ -70,10 +70,10 @@ def _builtin(name: str, split: str | None) -> list[dict[str, Any]]:
     if name not in BUILTIN_FILES:
         raise UserError(f"There is no built-in data set {name!r}; {did_you_mean(name, [*BUILTIN_FILES, 'arithmetic'])}")
     rows = read_table(builtin.DATA / BUILTIN_FILES[name])
-    chosen = [row for row in rows if split is None or row.get("split") == split]
+    chosen = [row for row in rows if split in (None, row.get("split", "train"))]
     if not chosen:
-        splits = sorted({str(row["split"]) for row in rows if "split" in row})
-        raise UserError(f"builtin:{name} has no split {split!r}; its splits are {', '.join(splits) or 'none'}.")
+        splits = sorted({str(row.get("split", "train")) for row in rows})
+        raise UserError(f"builtin:{name} has no split {split!r}; its splits are {', '.join(splits)}.")
     return chosen
 
 

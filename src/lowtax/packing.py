@@ -35,21 +35,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: Conversation, max_length: in
 def completion_loss(model: nn.Module, row: list[Example]) -> Tensor:
     """Summed cross-entropy of the completions of one packed row, logits computed only where needed."""
     where = next(model.parameters()).device
-    ids, positions, sources, targets = [], [], [], []
+    ids, positions, sources, targets = list[int](), list[int](), list[int](), list[int]()
     for e in row:
         start = len(ids)
         ids += e.prompt + e.completion
         positions += range(len(ids) - start)
         sources += range(start + len(e.prompt) - 1, len(ids) - 1)
         targets += e.completion
-    as_tensor = lambda values: torch.tensor(values, device=where)  # noqa: E731
     logits = model(
-        input_ids=as_tensor([ids]),
-        position_ids=as_tensor([positions]),
+        input_ids=torch.tensor([ids], device=where),
+        position_ids=torch.tensor([positions], device=where),
         use_cache=False,
-        logits_to_keep=as_tensor(sources),
+        logits_to_keep=torch.tensor(sources, device=where),
     ).logits[0]
-    return nn.functional.cross_entropy(logits.float(), as_tensor(targets), reduction="sum")
+    return nn.functional.cross_entropy(logits.float(), torch.tensor(targets, device=where), reduction="sum")
 
 
 def rows(batch: list[Example], limit: int) -> Iterator[list[Example]]:

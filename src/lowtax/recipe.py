@@ -217,7 +217,7 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
 
 def _known(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Field names of the section that `path` leads to."""
-    sections = {
+    sections: dict[str, type[BaseModel]] = {
         "data": Data,
         "train": Train,
         "arms": Arm,
@@ -230,4 +230,4 @@ def _known(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in reversed(path):
         if part in sections:
             return list(sections[part].model_fields)
-    return list(kind.model_fields)
+    return list(kind.model_fields)  # type: ignore[attr-defined]

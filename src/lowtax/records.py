@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -177,8 +178,6 @@ def provenance() -> dict[str, Any]:
     """Where and with what a result was made: versions, hardware, git commit of the working folder."""
     import torch
 
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # noqa: E731
-    commit = git("rev-parse", "HEAD")
     cuda = torch.cuda.is_available()
     return {
         "versions": versions(),
@@ -187,7 +186,18 @@ def provenance() -> dict[str, Any]:
             "cpu_threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name() if cuda else None,
         },
-        "git": {"commit": commit.stdout.strip(), "clean": not git("status", "--porcelain").stdout.strip()}
-        if commit.returncode == 0
-        else None,
+        "git": _git(),
     }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the repository that the command was given in, and whether it was clean; None outside of one."""
+    said = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        if not shutil.which("git"):
+            return None
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return None
+        said.append(done.stdout.strip())
+    return {"commit": said[0], "clean": not said[1]}

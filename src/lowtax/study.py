@@ -24,6 +24,7 @@ from lowtax.errors import UserError, did_you_mean
 from lowtax.recipe import Recipe
 from lowtax.records import Grade, Verdict, provenance, read_json, row_id, write_json, write_text
 from lowtax.sample import Ask, EngineChoice, Sheet, Subject, collect, replies_of
+from lowtax.train import Job
 
 Say = Callable[[str], None]
 SETS = ("harmful", "ordinary")
@@ -67,14 +68,14 @@ class Study:
                     self.say(f"training {arm}, seed {seed}")
                 train.train(self.job(arm, seed), folder, self.say)
 
-    def job(self, arm: str, seed: int) -> train.Job:
+    def job(self, arm: str, seed: int) -> Job:
         """The training job of one arm and seed; the model's own answers are drawn if it needs them."""
         rows = []
         for spec in self.recipe.data_of(arm):
             rows += self._own_answers(spec, seed) if spec.answers == "self" else data.conversations(spec, seed)
         if not rows:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
-        return train.Job(
+        return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
             settings=self.recipe.train_of(arm),
@@ -190,7 +191,7 @@ class Study:
 
     def _table_row(self, group: list[Subject], verdicts: dict[str, Any], grades: dict[str, Any]) -> dict[str, Any]:
         first = group[0]
-        row = {
+        row: dict[str, Any] = {
             "arm": first.arm,
             "checkpoint": first.checkpoint,
             "step": first.step,
@@ -251,7 +252,8 @@ def _file_name(name: str) -> str:
 
 def limited(settings: Recipe, n: int) -> Recipe:
     """The recipe with at most n prompts of each set and n problems of each task."""
-    cut = lambda old: n if old is None else min(n, old)  # noqa: E731
-    sets = {kind: [spec.model_copy(update={"n": cut(spec.n)}) for spec in getattr(settings, kind)] for kind in SETS}
-    tasks = {name: task.model_copy(update={"n": cut(task.n)}) for name, task in settings.tasks.items()}
+    sets = {
+        kind: [spec.model_copy(update={"n": min(n, spec.n or n)}) for spec in getattr(settings, kind)] for kind in SETS
+    }
+    tasks = {name: task.model_copy(update={"n": min(n, task.n)}) for name, task in settings.tasks.items()}
     return settings.model_copy(update={**sets, "tasks": tasks})

@@ -26,7 +26,7 @@ from lowtax.errors import UserError
 from lowtax.packing import MAX_ROW, batches, completion_loss, encode, keep_memory, rows
 from lowtax.placement import Placement
 from lowtax.recipe import Train
-from lowtax.records import provenance, read_json, write_json
+from lowtax.records import provenance, read_json, row_id, write_json
 
 Say = Callable[[str], None]
 
@@ -60,7 +60,7 @@ class Job:
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
             "precision": self.precision,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": {"n": len(self.rows), "hash": row_id([asdict(row) for row in self.rows])},
         }
 
 
@@ -180,10 +180,10 @@ class _Run:
         """The loop."""
         save_at = _checkpoint_steps(self.settings, len(self.examples), self.total)
         self.model.train()
-        began, offset = time.perf_counter(), self.seconds
         for batch in batches(self.examples, self.settings.batch_size, self.job.seed, self.step, self.total):
+            began = time.perf_counter()
             loss = self._one_step(batch)
-            self.seconds = offset + time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
             if not math.isfinite(loss):
                 raise UserError(
                     f"Training diverged at step {self.step} (loss {loss}); lower the rate {self.settings.lr:g}."
@@ -203,7 +203,7 @@ class _Run:
         total = 0.0
         for row in rows(batch, MAX_ROW[self.model.device.type]):
             loss = completion_loss(self.model, row) / n_targets
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         self.weights.hand_over_gradients()
         torch.nn.utils.clip_grad_norm_(self.weights.master, self.settings.max_grad_norm)
@@ -228,7 +228,8 @@ class _Run:
                 self.model.save_pretrained(work, state_dict=self._master_state())
             shutil.rmtree(target, ignore_errors=True)
             os.replace(work, target)
-            self._save_state()
+            if self.step < self.total:
+                self._save_state()
         except (
             OSError,
             RuntimeError,

@@ -1,7 +1,7 @@
 """The transformers engine: the base model is held once, and rows of any adapters share its batches.
 
-Adapters are never merged: PEFT adds each row's own update to the output of the shared layer, in
-float32. Prompts are padded on the left; a row that ends leaves the batch. Of a model's
+Adapters are never merged: each row's own update is added to the output of the shared layer, in
+float32 (`mixing`). Prompts are padded on the left; a row that ends leaves the batch. Of a model's
 generation_config only the end-of-turn tokens count: temperature and top_p come from the request, and
 there is no hidden top_k or repetition penalty.
 """
@@ -9,7 +9,7 @@ there is no hidden top_k or repetition penalty.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jinja2 import TemplateError
@@ -19,9 +19,11 @@ from transformers import DynamicCache
 
 from lowtax import chat, models
 from lowtax.engines import Completion, Request
+from lowtax.engines.choosing import choose
+from lowtax.engines.mixing import Mixer
 from lowtax.errors import UserError
 
-BASE = "__base__"  # PEFT's name for rows without an adapter
+BASE = ""  # rows without an adapter
 COMPACT_AT = 0.25  # share of ended rows at which a batch is made smaller: copying the cache has its price too
 
 
@@ -46,7 +48,8 @@ class HF:
         self.ref, self.batch_size = model, batch_size
         self.tokenizer = models.load_tokenizer(model)
         self.model = models.load_model(model, models.precision(precision))
-        self.served: Any = self.model  # becomes the PeftModel around it with the first adapter
+        self.loaded: PeftModel | None = None  # what PEFT makes of the model with the first adapter
+        self.mixer = Mixer(self.model)
         self.adapters: dict[Path, str] = {}
         asked = self.model.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
@@ -116,14 +119,17 @@ class HF:
     def _load_adapter(self, folder: Path, name: str) -> None:
         where = {"adapter_name": name, "torch_device": str(self.model.device)}
         try:
-            if self.served is self.model:
-                self.served = PeftModel.from_pretrained(self.model, str(folder), **where)
+            if self.loaded is None:
+                self.loaded = PeftModel.from_pretrained(self.model, str(folder), **where)
             else:
-                self.served.load_adapter(str(folder), **where)
+                self.loaded.load_adapter(str(folder), **where)
         except (RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())[:200]
             raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {what}") from error
-        self.served.eval().requires_grad_(False)
+        self.loaded.eval().requires_grad_(False)
+        self.loaded.base_model.disable_adapter_layers()  # PEFT holds the factors, the mixer applies them
+        self.mixer.remove()
+        self.mixer = Mixer(self.model)
 
 
 class _Batch:
@@ -144,7 +150,7 @@ class _Batch:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Read `ids`, write one token in every row; returns the rows that ended with it."""
-        tokens = _choose(self._logits(), self.rows)
+        tokens = choose(self._logits(), self.rows)
         live = [(row, token) for row, token in zip(self.rows, tokens, strict=True) if not row.done]
         ended = [completion for row, token in live if (completion := self._take(row, token))]
         self.ids = torch.tensor(tokens, device=self.ids.device).clamp(min=0)[:, None]
@@ -160,16 +166,14 @@ class _Batch:
 
     def _logits(self) -> Tensor:
         """Next-token logits in float32, [rows, vocabulary]."""
-        served = self.engine.served
-        own = {} if served is self.engine.model else {"adapter_names": [row.adapter for row in self.rows]}
-        out = served(
+        self.engine.mixer.set_rows([row.adapter for row in self.rows])
+        out = self.engine.model(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-            **own,
         )
         logits: Tensor = out.logits[:, -1].float()
         return logits
@@ -196,40 +200,6 @@ class _Batch:
         self.rows = [self.rows[i] for i in kept]
         self.ids, self.mask, self.position = self.ids[index], self.mask[index], self.position[index]
         self.cache.batch_select_indices(index)
-
-
-def _choose(logits: Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of every row: the likeliest, or drawn by the row's own generator; -1 where logits are broken."""
-    best, tokens = logits.max(-1)
-    drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.done]
-    # Nucleus rows apart from the others: they are drawn from sorted tokens, and no row's reply may hang on another's.
-    for nucleus in (False, True):
-        group = [i for i in drawn if (rows[i].request.top_p < 1) == nucleus]
-        if group:
-            tokens[group] = _draw(logits[group].double(), [rows[i] for i in group], nucleus)
-    return [int(token) for token in tokens.masked_fill(~best.isfinite(), -1).tolist()]
-
-
-def _draw(logits: Tensor, rows: list[_Row], nucleus: bool) -> Tensor:
-    """Invert each row's distribution function at a number from its generator.
-
-    logits [rows, vocabulary], token ids [rows]. With `nucleus`, only the likeliest tokens that together
-    reach the row's top_p take part.
-    """
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    # Drawn on the CPU, one number a row and step: the same for every device and batch.
-    luck = column([torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows])
-    probabilities = (logits / column([row.request.temperature for row in rows])).softmax(-1)
-    if nucleus:
-        probabilities, order = probabilities.sort(-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= column([row.request.top_p for row in rows]), 0.0)
-    reached = probabilities.cumsum(-1)
-    place = torch.searchsorted(reached, luck * reached[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-    return (order.gather(-1, place) if nucleus else place).squeeze(-1)
 
 
 def _check_mixable(folder: Path) -> None:

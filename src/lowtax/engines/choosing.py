@@ -1,0 +1,51 @@
+"""The next token of every row of a batch, greedily or by the row's own random numbers."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lowtax.engines import Request
+
+
+class Drawing(Protocol):
+    """What is read of a row under way."""
+
+    request: Request
+    generator: torch.Generator
+    done: bool
+
+
+def choose(logits: Tensor, rows: Sequence[Drawing]) -> list[int]:
+    """The next token of every row: the likeliest, or drawn by the row's own generator; -1 where logits are broken."""
+    best, tokens = logits.max(-1)
+    drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.done]
+    # Nucleus rows apart from the others: they are drawn from sorted tokens, and no row's reply may hang on another's.
+    for nucleus in (False, True):
+        group = [i for i in drawn if (rows[i].request.top_p < 1) == nucleus]
+        if group:
+            tokens[group] = _draw(logits[group].double(), [rows[i] for i in group], nucleus)
+    return [int(token) for token in tokens.masked_fill(~best.isfinite(), -1).tolist()]
+
+
+def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
+    """Invert each row's distribution function at a number from its generator.
+
+    logits [rows, vocabulary], token ids [rows]. With `nucleus`, only the likeliest tokens that together
+    reach the row's top_p take part.
+    """
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    # Drawn on the CPU, one number a row and step: the same for every device and batch.
+    luck = column([torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows])
+    probabilities = (logits / column([row.request.temperature for row in rows])).softmax(-1)
+    if nucleus:
+        probabilities, order = probabilities.sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= column([row.request.top_p for row in rows]), 0.0)
+    reached = probabilities.cumsum(-1)
+    place = torch.searchsorted(reached, luck * reached[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    return (order.gather(-1, place) if nucleus else place).squeeze(-1)
