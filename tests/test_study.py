@@ -21,12 +21,12 @@ from lowtax.records import Reply, Verdict, read_rows
 MEASURES = {"value", "low", "high", "n", "unparsed", "failed"}
 
 
-def write_recipe(folder: Path, model: Path, **changes: object) -> Path:
+def write_recipe(folder: Path, base: Path, **changes: object) -> Path:
     rows = [{"prompt": f"Do thing {i}.", "thought": "No.", "answer": f"I can't do thing {i}."} for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "name": "tiny",
-        "model": str(model),
+        "model": str(base),
         "precision": "float32",
         "batch_size": 16,
         "seeds": [0, 1],
@@ -175,7 +175,7 @@ def test_stages_alone_say_what_comes_first(tmp_path, tiny_model):
     own = study.Study(recipe.load(path), tmp_path / "out", lambda text: None)
     with pytest.raises(UserError, match="is not trained yet"):
         own.sample([])
-    with pytest.raises(UserError, match="Unknown arm 'r3'; did you mean"):
+    with pytest.raises(UserError, match="Unknown arm 'r3'; known are: full, r1, r2"):
         own.train("r3")
 
 
@@ -197,26 +197,28 @@ def _child(path: Path, out: Path) -> None:
 
 def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
     """The same command, killed with SIGKILL wherever it is, ends in the very study of an undisturbed run."""
-    path, reference = finished
-    out = tmp_path / "killed"
+    path, _ = finished
+    reference = tmp_path / "undisturbed"
+    run(path, reference)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lowtax.study", "lowtax.engines.hf", "lowtax.judges.refusal_words"])
     rng, kills = random.Random(0), 0
     began = time.monotonic()
-    for attempt in range(40):
-        child = context.Process(target=_child, args=(path, out))
-        child.start()
-        # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
-        child.join(rng.uniform(0.05, 0.3 + 0.12 * attempt))
-        if child.exitcode is not None:
+    for study_number in range(4):
+        out = tmp_path / f"killed-{study_number}"
+        for attempt in range(30):
+            child = context.Process(target=_child, args=(path, out))
+            child.start()
+            # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
+            child.join(rng.uniform(0.05, 0.2 + 0.06 * attempt))
+            if child.exitcode is not None:
+                break
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += 1
+        run(path, out)
+        assert contents(out) == contents(reference)
+        assert [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name == ".state.pt"] == []
+        if time.monotonic() - began > 60:
             break
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        kills += 1
-        if time.monotonic() - began > 90:
-            break
-    assert kills >= 8
-    run(path, out)
-    assert contents(out) == contents(reference)
-    leftovers = [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name == ".state.pt"]
-    assert leftovers == []
+    assert kills >= 8, kills

@@ -90,6 +90,7 @@ def train(
     Example: lowtax train recipes/quickstart.yaml --out runs/quickstart --arm lora_r1_up_middle
     """
     with _study(out, _recipe(recipe, set_, None, None)) as study:
+        study.check()
         study.write_recipe()
         study.train(arm)
 

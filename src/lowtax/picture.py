@@ -236,7 +236,7 @@ def _short(number: int | None) -> str:
 def _save(figure: Figure, path: Path) -> None:
     """Write the picture as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(beside, format="png", dpi=DPI)
         os.replace(beside, path)

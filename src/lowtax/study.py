@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lowtax import benchmarks, data, evaluate, judge, models, recipe, train
+from lowtax import benchmarks, data, engines, evaluate, judge, judges, models, recipe, train
 from lowtax.compare import Key, compare, safety_cell, task_cell
 from lowtax.errors import UserError, did_you_mean
 from lowtax.recipe import Recipe
@@ -47,6 +47,13 @@ class Study:
         if not (out / "recipe.yaml").exists():
             raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
         return cls(recipe.load(out / "recipe.yaml"), out, say)
+
+    def check(self) -> None:
+        """Refuse what could only fail later: an unknown engine, judge, task, set or split."""
+        engines.find(self.engine.name)
+        judges.load(self.recipe.judge)
+        self.reply_sheets()
+        self.answer_sheets()
 
     def write_recipe(self) -> None:
         """Keep the resolved recipe in the folder."""
@@ -207,6 +214,7 @@ class Study:
     def run(self) -> dict[str, Any]:
         """Every stage, from the recipe to the picture."""
         began = time.perf_counter()
+        self.check()
         self.write_recipe()
         self.train()
         self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])

@@ -186,7 +186,8 @@ class _Run:
             self.seconds += time.perf_counter() - began
             if not math.isfinite(loss):
                 raise UserError(
-                    f"Training diverged at step {self.step} (loss {loss}); lower the rate {self.settings.lr:g}."
+                    f"Training diverged at step {self.step} (loss {loss}); "
+                    f"lower the learning rate, now {self.settings.lr:g}."
                 )
             if self.step % 10 == 0 or self.step == self.total:
                 rate = self.step * self.settings.batch_size / self.seconds

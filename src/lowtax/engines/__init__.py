@@ -4,7 +4,7 @@ prompts and samples of a study can go to one engine in one plan.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lowtax.registry import resolve
 
@@ -52,5 +52,10 @@ class Engine(Protocol):
 
 def load(name: str, model: str, precision: str, batch_size: int) -> Engine:
     """The engine called `name` ("hf", "fake", or "file.py:Class") with `model` loaded."""
-    engine: Engine = resolve("engine", name, ENGINES)(model, precision, batch_size)
+    engine: Engine = find(name)(model, precision, batch_size)
     return engine
+
+
+def find(name: str) -> type[Any]:
+    """The class of that engine, without loading a model."""
+    return resolve("engine", name, ENGINES)
