@@ -6,6 +6,7 @@ transformers then keeps them apart exactly, while any mask or cache would let th
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,13 +83,22 @@ def batches(examples: list[Example], size: int, seed: int, first: int, last: int
         yield batch
 
 
-def keep_memory() -> None:
-    """Let glibc reuse large freed blocks instead of returning them to the kernel: the page faults of
-    fresh logits cost a quarter of a CPU training step. A no-op elsewhere."""
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let glibc reuse large freed blocks meanwhile instead of returning them to the kernel: the page faults of
+    fresh logits cost a quarter of a CPU training step. Everything goes back at the end. A no-op elsewhere."""
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):
+        yield
         return
-    no_mmap, no_trim = -4, -1
-    mallopt(no_mmap, 0)
-    mallopt(no_trim, -1)
+    mmaps, trim_threshold = -4, -1
+    mallopt(mmaps, 0)
+    mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:
+        mallopt(mmaps, 65536)  # glibc's defaults
+        mallopt(trim_threshold, 128 * 1024)
+        malloc_trim(0)

@@ -23,7 +23,7 @@ from lowtax import models
 from lowtax.chat import Example
 from lowtax.data import Conversation
 from lowtax.errors import UserError
-from lowtax.packing import MAX_ROW, batches, completion_loss, encode, keep_memory, rows
+from lowtax.packing import MAX_ROW, batches, completion_loss, encode, kept_memory, rows
 from lowtax.placement import Placement
 from lowtax.recipe import Train
 from lowtax.records import provenance, read_json, row_id, write_json
@@ -77,8 +77,7 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
     if (out / "job.json").exists():
         _same_job(read_json(out / "job.json"), job, out)
     write_json(out / "job.json", job.describe())
-    keep_memory()
-    with torch.random.fork_rng():
+    with kept_memory(), torch.random.fork_rng():
         torch.manual_seed(job.seed)
         run = _Run(job, out, say)
         checkpoints = run.to_the_end()
