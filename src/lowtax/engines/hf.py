@@ -1,7 +1,7 @@
 """The transformers engine: the base model is held once, and rows of any adapters share its batches.
 
-Adapters are never merged: each row's own update is added to the output of the shared layer, in
-float32 (`mixing`). Prompts are padded on the left; a row that ends leaves the batch. Of a model's
+Adapters are never merged: PEFT adds each row's own update to the output of the shared layer, in
+float32. Prompts are padded on the left; a row that ends leaves the batch. Of a model's
 generation_config only the end-of-turn tokens count: temperature and top_p come from the request, and
 there is no hidden top_k or repetition penalty.
 """
@@ -20,10 +20,9 @@ from transformers import DynamicCache
 from lowtax import chat, models
 from lowtax.engines import Completion, Request
 from lowtax.engines.choosing import choose
-from lowtax.engines.mixing import Mixer
 from lowtax.errors import UserError
 
-BASE = ""  # rows without an adapter
+BASE = "__base__"  # PEFT's name for rows without an adapter
 # An index and not a number: a slice of the hidden states is not contiguous, and for a frozen model torch then
 # copies the output weights once for every row (5 GB, and 9 of 10 seconds, for 96 rows of the embedded model).
 LAST = torch.tensor([-1])
@@ -52,7 +51,6 @@ class HF:
         self.tokenizer = models.load_tokenizer(model)
         self.model = models.load_model(model, models.precision(precision))
         self.loaded: PeftModel | None = None  # what PEFT makes of the model with the first adapter
-        self.mixer = Mixer(self.model)
         self.adapters: dict[Path, str] = {}
         asked = self.model.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
@@ -130,9 +128,6 @@ class HF:
             what = " ".join(str(error).split())[:200]
             raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {what}") from error
         self.loaded.eval().requires_grad_(False)
-        self.loaded.base_model.disable_adapter_layers()  # PEFT holds the factors, the mixer applies them
-        self.mixer.remove()
-        self.mixer = Mixer(self.model)
 
 
 class _Batch:
@@ -169,14 +164,16 @@ class _Batch:
 
     def _logits(self) -> Tensor:
         """Next-token logits in float32, [rows, vocabulary]."""
-        self.engine.mixer.set_rows([row.adapter for row in self.rows])
-        out = self.engine.model(
+        loaded = self.engine.loaded
+        whose = {} if loaded is None else {"adapter_names": [row.adapter for row in self.rows]}
+        out = (loaded or self.engine.model)(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=LAST,
+            **whose,
         )
         logits: Tensor = out.logits[:, -1].float()
         return logits
