@@ -13,8 +13,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}."
-
-
-def missing_extra(package: str, extra: str) -> UserError:
-    """An optional dependency is not installed."""
-    return UserError(f"This needs the package {package!r}, which is not installed: pip install 'lowtax[{extra}]'.")
