@@ -1,12 +1,17 @@
 """Data: the built-in sets are what they claim to be, and a file of the user's is read or refused."""
 
 import json
+import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lowtax import builtin, data
+from lowtax import builtin, data, recipe
 from lowtax.errors import UserError
 from lowtax.problems import problems
 from lowtax.recipe import Data, PromptSet
@@ -137,7 +142,7 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
     path.write_text("request,kind\nx,y\n" if name.endswith("csv") else '{"request": "x", "kind": "y"}\n')
     with pytest.raises(UserError, match="request, kind"):
         data.prompt_set(PromptSet(source=str(path)))
-    with pytest.raises(UserError, match="no column 'prompt'"):
+    with pytest.raises(UserError, match="row 1: the column 'prompt' is not there"):
         data.conversations(Data(source=str(path)), 0)
 
 
@@ -182,3 +187,161 @@ def test_the_model_s_own_answers_are_trained_on_only_when_finished():
     assert kept == [data.Conversation("q1", "t", "a"), data.Conversation("q5", None, "a")]
     with pytest.raises(UserError, match="finished none"):
         data.self_conversations([reply(1, closed=False)])
+    rendered = data.self_conversations([reply(1)], "thinksafe")
+    assert rendered == [data.Conversation("q1", "t", "a", rendering="thinksafe")]
+
+
+# --- renderings and the record
+
+
+def test_a_rendering_is_the_row_s_own_and_recorded():
+    rows = data.conversations(Data(source="builtin:refusals", rendering="reference", n=3), 0)
+    assert {row.rendering for row in rows} == {"reference"}
+    assert data.rendering_of(Data(source="builtin:refusals")) == "standard"
+    assert data.rendering_of(Data(source="direct-refusal")) == "reference"
+    assert data.rendering_of(Data(source="direct-refusal", rendering="thinksafe")) == "thinksafe"
+
+
+def test_the_record_names_what_was_trained_in_any_order():
+    spec = Data(source="builtin:chat", n=20)
+    one, other = data.load(spec, 1), data.load(spec, 2)
+    described = one.described()
+    assert (described["rows"], described["found"], described["skipped"], described["n"]) == (20, 260, 0, 20)
+    assert described["licence"] == "Apache-2.0"
+    assert re.fullmatch("[0-9a-f]{64}", described["sha256"])
+    assert described["sha256"] != other.described()["sha256"]
+    assert data.described(spec, one.rows[::-1])["sha256"] == described["sha256"]
+    changed = [data.Conversation("p", None, one.rows[0].answer), *one.rows[1:]]
+    assert data.described(spec, changed)["sha256"] != described["sha256"]
+    json.dumps(described)
+
+
+# --- one-line specs
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("direct-refusal", Data(source="direct-refusal")),
+        (
+            "refusals.jsonl,prompt=question,answer=response,n=500",
+            Data(source="refusals.jsonl", columns={"prompt": "question", "answer": "response"}, n=500),
+        ),
+        (
+            "star1, path=a/star1.jsonl.gz,rendering=thinksafe",
+            Data(source="star1", path="a/star1.jsonl.gz", rendering="thinksafe"),
+        ),
+        (
+            "safechain,where.label=vanilla_harmful,where.a.b=c,first=1000,ratio=0.5",
+            Data(source="safechain", where={"label": "vanilla_harmful", "a.b": "c"}, first=1000, ratio=0.5),
+        ),
+        (
+            'x.csv,"thought=No, I will not.",columns.thought=why',
+            Data(source="x.csv", thought="No, I will not.", columns={"thought": "why"}),
+        ),
+        ("builtin:ordinary,answers=self", Data(source="builtin:ordinary", answers="self")),
+        (
+            "owner/name,revision=v1,subset=en,split=test",
+            Data(source="owner/name", revision="v1", subset="en", split="test"),
+        ),
+        ("x.jsonl,thought=a=b", Data(source="x.jsonl", thought="a=b")),
+    ],
+)
+def test_specs_of_one_line(text: str, spec: Data):
+    assert data.parse_spec(text) == spec
+    assert Data.model_validate(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "names no source"),
+        ("a\nb", "not one line"),
+        (",n=5", "names no source"),
+        ("star1,n", "'n' is not key=value"),
+        ("star1,n=5,n=6", "'n' stands there twice"),
+        ("star1,prompt=a,columns.prompt=b", "stands there twice"),
+        ("star1,size=5", "unknown key 'size'; known are"),
+        ("star1,rnedering=x", "did you mean 'rendering'"),
+        ("star1,rendering=standrad", "did you mean 'standard'"),
+        ("star1,n=many", "n: Input should be a valid integer"),
+        ("star1,n=0", "n: Input should be greater than 0"),
+        ("star1,ratio=-1", "ratio: "),
+        ("star1,columns.prmpt=x", "columns.prmpt"),
+        ("star1,sampling.n=x", "only columns.NAME and where.COLUMN"),
+        ("star1,answers=mine", "answers: Input should be 'given' or 'self'"),
+        ("star1,thought=No, I will not.", "is not key=value; a part that holds a comma"),
+    ],
+)
+def test_specs_that_are_refused(text: str, says: str):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        data.parse_spec(text)
+    assert str(caught.value).startswith(f"The data {text!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_may_hold_specs_of_one_line(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    written = {"model": "m", "data": ["builtin:refusals,n=8", {"source": "x.jsonl", "where": {"safe": True}}]}
+    path.write_text(yaml.safe_dump(written))
+    loaded = recipe.load(path)
+    assert loaded.data == [Data(source="builtin:refusals", n=8), Data(source="x.jsonl", where={"safe": True})]
+    path.write_text(yaml.safe_dump(loaded.model_dump(mode="json", exclude_unset=True)))  # as a study keeps it
+    assert recipe.load(path).data == loaded.data
+    path.write_text(yaml.safe_dump({**written, "data": ["builtin:refusals,rendering=mine"]}))
+    with pytest.raises(UserError, match=r"data\.0\.rendering: there is no such rendering; known are"):
+        recipe.load(path)
+
+
+# --- mixes
+
+
+def part(name: str, size: int, ratio: float | None) -> tuple[Data, list[data.Conversation]]:
+    return Data(source=name, ratio=ratio), [data.Conversation(f"{name}{i}", None, "a") for i in range(size)]
+
+
+def sizes(mixed: list[data.Conversation]) -> dict[str, int]:
+    return dict(Counter(row.prompt.rstrip("0123456789") for row in mixed))
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([("a", 5, None), ("b", 7, None)], {"a": 5, "b": 7}),
+        ([("a", 10, 1), ("b", 100, 3)], {"a": 10, "b": 30}),
+        ([("a", 100, 1), ("b", 30, 3)], {"a": 10, "b": 30}),
+        ([("a", 100, 0.1), ("b", 30, 0.3)], {"a": 10, "b": 30}),
+        ([("a", 10, 1), ("b", 100, 3), ("c", 8, None)], {"a": 10, "b": 30, "c": 8}),
+        ([("a", 10, 2), ("b", 10, 3)], {"a": 6, "b": 10}),
+        ([("a", 4, 5)], {"a": 4}),
+    ],
+)
+def test_sizes_of_a_mix(parts: list[tuple[str, int, float | None]], expected: dict[str, int]):
+    assert sizes(data.mix([part(*p) for p in parts], 0)) == expected
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.25, 0.5, 1, 2, 3.3])), min_size=1, max_size=4),
+    st.integers(0, 3),
+)
+def test_a_mix_is_the_largest_that_repeats_no_row(given_: list[tuple[int, float]], seed: int):
+    parts = [part("abcd"[i], size, ratio) for i, (size, ratio) in enumerate(given_)]
+    unit = min(Fraction(str(ratio)) and Fraction(size) / Fraction(str(ratio)) for size, ratio in given_)
+    if any(unit * Fraction(str(ratio)) < 1 for _, ratio in given_):
+        with pytest.raises(UserError, match=r"no row of [abcd]: ratio .* is too small"):
+            data.mix(parts, seed)
+        return
+    mixed = data.mix(parts, seed)
+    assert max(Counter(mixed).values()) == 1
+    found = sizes(mixed)
+    assert any(found["abcd"[i]] == size for i, (size, _) in enumerate(given_))  # one source is used up
+    for i, (size, ratio) in enumerate(given_):
+        assert found["abcd"[i]] <= size
+        assert abs(found["abcd"[i]] - float(unit) * ratio) < 1
+
+
+def test_the_seed_chooses_what_a_mix_leaves_out():
+    parts = [part("a", 10, 1), part("b", 100, 1)]
+    assert data.mix(parts, 0) == data.mix(parts, 0)
+    assert set(data.mix(parts, 0)) != set(data.mix(parts, 1))

@@ -131,7 +131,7 @@ def test_bad_overrides(write, settings, says):
         (changed(arms={"a/b": {"mode": "full"}}), ["'a/b'"]),
         (changed(arms={"../a": {"mode": "full"}}), ["'../a'"]),
         (changed(arms={"": {"mode": "full"}}), ["arms"]),
-        (changed(precision="float16"), ["precision", "float16"]),
+        (changed(precision="float64"), ["precision", "float64"]),
         (changed(seeds=[]), ["seeds"]),
         (changed(batch_size=0), ["batch_size", "0"]),
         ({"name": "x"}, ["model"]),

@@ -128,7 +128,7 @@ def test_more_prompts_are_added_to_what_is_there(finished, tmp_path, tiny_model)
 def test_other_training_settings_in_the_same_folder_are_refused(finished, tiny_model):
     path, out = finished
     other = recipe.load(path, ["arms.r1.train.lr=0.5"])
-    with pytest.raises(UserError, match=r"trained with other settings \(different: settings\)"):
+    with pytest.raises(UserError, match=r"settings\.lr was 0\.01, now 0\.5"):
         study.Study(other, out, print).run()
 
 

@@ -1,89 +1,197 @@
-"""Chat templates: the exact tokens a model is trained on and sampled from, and a reply taken apart.
+"""Chat templates: the exact tokens a model is trained on and sampled from.
 
-A training example is always `prompt ids + completion ids`, where the prompt ids are those the model
+A training example is always `prompt ids + completion ids`, tokenised apart, where the prompt ids are those the model
 sees when it is sampled (the template's generation prompt). Rendering the assistant turn through the
-template instead would, for R1-Distill, drop the thinking and train a context that is never sampled.
+template instead would, for R1-Distill, drop the thinking and train a context that is never sampled; tokenising both
+together could join the last prompt token with the first of the reply, which sampling never does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from lowtax import rendering
 from lowtax.errors import UserError
+from lowtax.rendering import Parts as Parts
+from lowtax.rendering import split_reply as split_reply
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN, CLOSE = rendering.OPEN, rendering.CLOSE
+Message = dict[str, str]
+Thinking = Literal["default", "on", "off"]
+SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen3, SmolLM3 ...; DeepSeek-V3.1, Granite
+QUESTION, ANSWER = "What is asked?", "What-is-answered"  # a turn to see what a template writes around it
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training conversation as tokens; only `completion` carries loss."""
+    """One training conversation as tokens; only `completion` carries loss. Not `whole`: its end was cut off."""
 
     prompt: list[int]
     completion: list[int]
+    whole: bool = True
 
 
-def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """The text after which the model writes its reply."""
+@dataclass(frozen=True)
+class Turn:
+    """What a chat template does around an assistant's turn.
+
+    end: the token that ends it, at which the model stops in a chat.
+    before_answer: what it writes before an answer that has no thought (Qwen3: an empty think block).
+    """
+
+    end: int
+    before_answer: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """One training conversation as text, without its end-of-turn token, and whether its thought is in it."""
+
+    prompt: str
+    completion: str
+    keeps_thought: bool
+
+
+def generation_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], thinking: Thinking = "default"
+) -> str:
+    """The text after which the model writes its reply. `on` and `off` need a template with a thinking switch, except
+    that `on` also suits a template that opens a think block anyway."""
+    if thinking == "default":
+        return _render(tokenizer, messages)
+    on, off = (_render(tokenizer, messages, switch=switch) for switch in (True, False))
+    if on == off and not (thinking == "on" and rendering.opens(on)):
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path!r} has no thinking switch, so thinking cannot be turned "
+            f"{thinking}: leave `thinking` at default."
+        )
+    return on if thinking == "on" else off
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], thinking: Thinking = "default"
+) -> list[int]:
+    """Token ids of `generation_prompt`; the template brings the special tokens."""
+    return encode(tokenizer, [generation_prompt(tokenizer, messages, thinking)])[0]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens that it does not hold itself."""
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], switch: bool | None = None, prompt: bool = True
+) -> str:
     if not tokenizer.chat_template:
         raise UserError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no chat template, so prompts cannot be "
             "rendered; use an instruct or reasoning model, or set tokenizer.chat_template."
         )
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    given = {} if switch is None else dict.fromkeys(SWITCHES, switch)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **given))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of `generation_prompt`; the template brings the special tokens."""
-    return _encode(tokenizer, generation_prompt(tokenizer, messages))
+def turn(tokenizer: PreTrainedTokenizerBase, thinking: Thinking = "default") -> Turn:
+    """Learn from a rendered turn what the template writes around an answer.
+
+    The end of the turn is the first special token after the answer; the tokenizer's eos where there is none. They
+    differ where eos ends a document and not a turn (Llama-3, Qwen2.5 base).
+    """
+    asked: list[Message] = [{"role": "user", "content": QUESTION}]
+    prompt = generation_prompt(tokenizer, asked, thinking)
+    switch = None if thinking == "default" else thinking == "on"
+    try:
+        said = _render(tokenizer, [*asked, {"role": "assistant", "content": ANSWER}], switch, prompt=False)
+    except TemplateError:  # a template for first turns only
+        said = prompt + ANSWER
+    before, _, after = said.partition(ANSWER)
+    specials = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    end = next((token for token in encode(tokenizer, [after])[0] if token in specials), tokenizer.eos_token_id)
+    if end is None:
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path!r} ends a turn without an end-of-turn token, and its "
+            "tokenizer has no eos token: set tokenizer.eos_token, or use an instruct model."
+        )
+    return Turn(int(end), before.removeprefix(prompt) if before.startswith(prompt) else "")
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an assistant's turn: the last one trained, and one that an engine has to stop at."""
+    return turn(tokenizer).end
 
 
-def completion_text(prompt: str, thought: str | None, answer: str) -> str:
+def stop_warning(tokenizer: PreTrainedTokenizerBase, stops: Iterable[int]) -> str | None:
+    """A sentence if none of the tokens that the model stops at ends its chat turns; None if all is well."""
+    end, found = end_of_turn(tokenizer), sorted(stops)
+    if end in found:
+        return None
+    names = ", ".join(repr(tokenizer.convert_ids_to_tokens(stop)) for stop in found) or "nothing"
+    return (
+        f"Chat turns of {tokenizer.name_or_path!r} end with {tokenizer.convert_ids_to_tokens(end)!r}, but the model is "
+        f"told to stop at {names} only: add {end} to eos_token_id in its generation_config.json, or elsewhere its "
+        "replies run on."
+    )
+
+
+def masked_by_id_warning(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A sentence if labels masked by token id would lose the end of the turn; None if they would not.
+
+    We mask by position, so that nothing here depends on it. Collators that set labels to -100 wherever the input is
+    the pad token (transformers' DataCollatorForLanguageModeling) do: the model then never learns to stop.
+    """
+    end = end_of_turn(tokenizer)
+    if tokenizer.pad_token_id != end:
+        return None
+    return (
+        f"The pad token of {tokenizer.name_or_path!r} is its end-of-turn token {tokenizer.pad_token!r}: labels "
+        "masked by id lose it, and the model never learns to stop; set another pad token or mask by position."
+    )
+
+
+def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:
     """What the model should write after `prompt`: a think block that is opened there is closed here.
 
-    Without a thought, an opened block is closed at once and none is opened.
+    Without a thought, the template's own `before` precedes the answer; without that, an opened block is closed at once.
     """
-    opened = prompt.rstrip().endswith(OPEN)
-    if thought is None:
-        return f"{CLOSE}\n\n{answer}" if opened else answer
-    opening = "" if opened else f"{OPEN}\n"
-    return f"{opening}{thought}\n{CLOSE}\n\n{answer}"
+    return rendering.named(style).completion(prompt, thought, answer, before)
+
+
+def write(
+    tokenizer: PreTrainedTokenizerBase,
+    around: Turn,
+    messages: list[Message],
+    thought: str | None,
+    answer: str,
+    style: str = "standard",
+    thinking: Thinking = "default",
+) -> Written:
+    """The text of one training conversation."""
+    layout = rendering.named(style)
+    try:
+        prompt = generation_prompt(tokenizer, messages, thinking)
+    except TemplateError as error:
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path!r} refuses a training row ({error}); its roles are "
+            f"{', '.join(message['role'] for message in messages)}, its last turn {messages[-1]['content'][:60]!r}."
+        ) from error
+    completion = layout.completion(prompt, thought, answer, around.before_answer)
+    return Written(layout.prompt(prompt), completion, layout.keeps_thought(prompt))
 
 
 def example(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], thought: str | None, answer: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    thought: str | None,
+    answer: str,
+    style: str = "standard",
+    thinking: Thinking = "default",
 ) -> Example:
     """Tokens of one training conversation, ended by the end-of-turn token."""
-    prompt = generation_prompt(tokenizer, messages)
-    text = completion_text(prompt, thought, answer)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-turn (eos) token to train on.")
-    return Example(_encode(tokenizer, prompt), [*_encode(tokenizer, text), int(tokenizer.eos_token_id)])
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A reply taken apart. `closed` is False when a think block was opened and never ended."""
-
-    thought: str
-    answer: str
-    closed: bool
-
-
-def split_reply(text: str, opened: bool) -> Parts:
-    """Separate thinking from answer. `opened` says that the prompt already ended with `<think>`.
-
-    An unfinished thought has no answer: everything is thought, the answer is empty.
-    """
-    body = text
-    if body.lstrip().startswith(OPEN):
-        body, opened = body.lstrip()[len(OPEN) :], True
-    if CLOSE in body:
-        thought, _, answer = body.rpartition(CLOSE)
-        return Parts(thought.strip(), answer.strip(), True)
-    if opened:
-        return Parts(body.strip(), "", False)
-    return Parts("", body.strip(), True)
+    around = turn(tokenizer, thinking)
+    written = write(tokenizer, around, messages, thought, answer, style, thinking)
+    prompt, completion = encode(tokenizer, [written.prompt, written.completion])
+    return Example(prompt, [*completion, around.end])

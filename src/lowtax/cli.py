@@ -1,15 +1,16 @@
 """The command line: one subcommand per stage, and `run` for a whole recipe. `--help` never imports torch."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowtax import __version__
+from lowtax import __version__, cli_train
 from lowtax.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _nothing(_: str) -> None:
+    """What the other processes of a launch say."""
+
+
 def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
     from lowtax.recipe import load
 
@@ -53,7 +58,7 @@ def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: s
 
 
 @contextmanager
-def _study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
+def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     """The study in a folder, which no other process may touch meanwhile."""
     from lowtax.quiet import quiet_libraries
     from lowtax.records import locked
@@ -61,10 +66,11 @@ def _study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     quiet_libraries()
     from lowtax.study import Study
 
+    main, say = os.environ.get("RANK", "0") == "0", _say if os.environ.get("RANK", "0") == "0" else _nothing
     if recipe is None and not (out / "recipe.yaml").exists():
         raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
-    with locked(out):
-        yield Study(recipe, out, _say) if recipe else Study.open(out, _say)
+    with locked(out) if main else nullcontext():  # of the processes that a launcher starts, the first holds the folder
+        yield Study(recipe, out, say) if recipe else Study.open(out, say)
 
 
 @app.command()
@@ -73,26 +79,12 @@ def run(recipe: RecipeFile, out: Out, set_: Set = None, limit: Limit = None, eng
 
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
-    with _study(out, _recipe(recipe, set_, limit, engine)) as study:
-        study.run()
+    with study(out, _recipe(recipe, set_, limit, engine)) as work:
+        work.run()
     _show(out)
 
 
-@app.command()
-def train(
-    recipe: RecipeFile,
-    out: Out,
-    arm: Annotated[str | None, typer.Option("--arm", help="Only this arm.")] = None,
-    set_: Set = None,
-) -> None:
-    """Train the arms of a recipe and save their checkpoints.
-
-    Example: lowtax train recipes/quickstart.yaml --out runs/quickstart --arm lora_r1_up_middle
-    """
-    with _study(out, _recipe(recipe, set_, None, None)) as study:
-        study.check()
-        study.write_recipe()
-        study.train(arm)
+app.command()(cli_train.train)
 
 
 @app.command()
@@ -101,8 +93,8 @@ def sample(folder: Folder) -> None:
 
     Example: lowtax sample runs/quickstart
     """
-    with _study(folder) as study:
-        study.sample(list(study.reply_sheets().values()))
+    with study(folder) as work:
+        work.sample(list(work.reply_sheets().values()))
 
 
 @app.command()
@@ -114,8 +106,8 @@ def judge(
 
     Example: lowtax judge runs/quickstart --judge refusal_words
     """
-    with _study(folder) as study:
-        for kind, found in study.judge(judge_).items():
+    with study(folder) as work:
+        for kind, found in work.judge(judge_).items():
             labels = [verdict.label for _, verdict in found.values()]
             print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
 
@@ -126,9 +118,9 @@ def evaluate(folder: Folder) -> None:
 
     Example: lowtax evaluate runs/quickstart
     """
-    with _study(folder) as study:
-        study.sample(list(study.answer_sheets().values()))
-        for task, found in study.grade().items():
+    with study(folder) as work:
+        work.sample(list(work.answer_sheets().values()))
+        for task, found in work.grade().items():
             right = sum(grade is not None and grade.correct for _, grade in found.values())
             print(f"{task}: {right} of {len(found)} right")
 
@@ -139,9 +131,13 @@ def compare(folder: Folder) -> None:
 
     Example: lowtax compare runs/quickstart
     """
-    with _study(folder) as study:
-        study.compare()
+    with study(folder) as work:
+        work.compare()
     _show(folder)
+
+
+app.command()(cli_train.placements)
+app.command()(cli_train.merge)
 
 
 def _show(out: Path) -> None:

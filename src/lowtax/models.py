@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lowtax import builtin
 from lowtax.errors import UserError
+from lowtax.records import read_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device() -> torch.device:
@@ -22,10 +23,18 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision(asked: str) -> str:
-    """`auto` becomes bfloat16 where the hardware multiplies bfloat16 matrices, else float32."""
+def precision(asked: str, deepspeed: str | None = None) -> str:
+    """`auto` becomes what a DeepSpeed JSON enables, or bfloat16 where the hardware multiplies bfloat16 matrices, else
+    float32."""
+    if asked == "float16" and deepspeed is None:
+        raise UserError("float16 trains only under DeepSpeed, which scales the loss: set precision to bfloat16.")
     if asked != "auto":
         return asked
+    if deepspeed is not None:
+        sections = read_json(Path(deepspeed))
+        for name, kind in (("fp16", "float16"), ("bf16", "bfloat16")):
+            if isinstance(sections, dict) and sections.get(name, {}).get("enabled") is True:
+                return kind
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

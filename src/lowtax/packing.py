@@ -1,86 +1,116 @@
-"""Training examples as packed rows: no padding, and logits only where the next token is trained.
+"""Training examples as packed rows: no padding, and the positions where the next token is trained.
 
-The examples of a step are laid end to end, `position_ids` restarting, without a mask and without a cache:
-transformers then keeps them apart exactly, while any mask or cache would let them see each other.
+The examples of a step are laid end to end, `position_ids` restarting, without a mask and without a cache; the
+attention in `attention` keeps them apart exactly, and so does transformers' own, at the price of a dense mask.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from lowtax.chat import Example, example
-from lowtax.data import Conversation
-from lowtax.errors import UserError
+from lowtax.chat import Example
 
-# Tokens packed into one row; a larger step becomes several rows. Attention costs the square of a row,
-# which a CPU feels at once and a GPU fills its cores with.
-MAX_ROW = {"cpu": 512, "cuda": 8192}
+# Tokens packed into one row; a larger step becomes several rows. Enough to fill the cores, little enough to fit.
+MAX_ROW = {"cpu": 2048, "cuda": 8192}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, row: Conversation, max_length: int) -> Example:
-    """Tokens of a row; an overlong completion loses its end, an overlong prompt is an error."""
-    whole = example(tokenizer, [{"role": "user", "content": row.prompt}], row.thought, row.answer)
-    room = max_length - len(whole.prompt)
-    if room < 1:
-        raise UserError(
-            f"A training prompt has {len(whole.prompt)} tokens, which leaves no room within max_length {max_length}: "
-            f"{row.prompt[:60]!r}."
-        )
-    return Example(whole.prompt, whole.completion[:room])
+def length(example: Example) -> int:
+    """Tokens of an example."""
+    return len(example.prompt) + len(example.completion)
 
 
-def completion_loss(model: nn.Module, row: list[Example]) -> Tensor:
-    """Summed cross-entropy of the completions of one packed row, logits computed only where needed."""
-    where = next(model.parameters()).device
-    ids, positions, sources, targets = list[int](), list[int](), list[int](), list[int]()
-    for e in row:
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a packed row stand if each example had a line of its own, padded at the end.
+
+    `pad` (examples, longest) holds for each place of that table a token of the row, or 0; `unpad` (tokens,) the
+    place in the flattened table of each token.
+    """
+
+    pad: Tensor
+    unpad: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """Examples laid end to end. `sources` are the positions whose next token, in `targets`, carries loss."""
+
+    members: tuple[int, ...]  # the examples' numbers in the data
+    lengths: tuple[int, ...]
+    ids: Tensor  # (tokens,)
+    positions: Tensor  # (tokens,)
+    sources: Tensor  # (targets,)
+    targets: Tensor  # (targets,)
+    layout: Layout
+
+    def to(self, device: torch.device) -> "Row":
+        """The same row on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "sources", "targets")}
+        layout = Layout(self.layout.pad.to(device), self.layout.unpad.to(device))
+        return replace(self, layout=layout, **moved)
+
+
+def pack(examples: Sequence[Example], members: Sequence[int] = ()) -> Row:
+    """One packed row of these examples, in order."""
+    lengths = tuple(length(e) for e in examples)
+    ids, positions, sources, targets, unpad = list[int](), list[int](), list[int](), list[int](), list[int]()
+    pad = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for number, (e, n) in enumerate(zip(examples, lengths, strict=True)):
         start = len(ids)
         ids += e.prompt + e.completion
-        positions += range(len(ids) - start)
-        sources += range(start + len(e.prompt) - 1, len(ids) - 1)
+        positions += range(n)
+        sources += range(start + len(e.prompt) - 1, start + n - 1)
         targets += e.completion
-    logits = model(
-        input_ids=torch.tensor([ids], device=where),
-        position_ids=torch.tensor([positions], device=where),
-        use_cache=False,
-        logits_to_keep=torch.tensor(sources, device=where),
-    ).logits[0]
-    return nn.functional.cross_entropy(logits.float(), torch.tensor(targets, device=where), reduction="sum")
+        pad[number, :n] = torch.arange(start, start + n)
+        unpad += range(number * pad.shape[1], number * pad.shape[1] + n)
+    return Row(
+        members=tuple(members),
+        lengths=lengths,
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        sources=torch.tensor(sources),
+        targets=torch.tensor(targets),
+        layout=Layout(pad, torch.tensor(unpad)),
+    )
 
 
-def rows(batch: list[Example], limit: int) -> Iterator[list[Example]]:
-    """Split a step's examples into packed rows of at most `limit` tokens, in order."""
-    row, size = list[Example](), 0
-    for e in batch:
-        length = len(e.prompt) + len(e.completion)
-        if row and size + length > limit:
-            yield row
-            row, size = [], 0
-        row.append(e)
-        size += length
-    yield row
+def rows(sizes: Sequence[int], limit: int, most: int | None = None) -> list[list[int]]:
+    """Which examples share a row: their places in `sizes` (tokens each), by length, so that little is padded in
+    attention; at most `limit` tokens a row, unless one example is longer, and at most `most` examples."""
+    found: list[list[int]] = []
+    room = 0
+    for place in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
+        if not found or sizes[place] > room or len(found[-1]) == most:
+            found.append([])
+            room = limit
+        found[-1].append(place)
+        room -= sizes[place]
+    return found
 
 
-def batches(examples: list[Example], size: int, seed: int, first: int, last: int) -> Iterator[list[Example]]:
-    """The batches of steps first..last-1. Epoch e is a permutation seeded by (seed, e); the last batch
-    of an epoch is filled from the next, so that every step sees `size` examples."""
-    orders: dict[int, list[int]] = {}
-    n = len(examples)
-    for step in range(first, last):
-        batch = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, n)
-            if epoch not in orders:
-                generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-                orders = {epoch: torch.randperm(n, generator=generator).tolist()} | {
-                    k: v for k, v in orders.items() if k == epoch - 1
-                }
-            batch.append(examples[orders[epoch][index]])
-        yield batch
+class Batches:
+    """Which examples each optimiser step sees. Epoch e is a permutation seeded by (seed, e); the last batch of an
+    epoch is filled from the next, so that every step sees `size` examples."""
+
+    def __init__(self, n: int, size: int, seed: int) -> None:
+        self.n, self.size, self.seed = n, size, seed
+        self._orders: dict[int, list[int]] = {}
+
+    def __getitem__(self, step: int) -> list[int]:
+        """The examples of one step, counted from 0."""
+        places = range(step * self.size, (step + 1) * self.size)
+        return [self._order(place // self.n)[place % self.n] for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+            kept = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders = kept | {epoch: torch.randperm(self.n, generator=generator).tolist()}
+        return self._orders[epoch]
 
 
 @contextmanager

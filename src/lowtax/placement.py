@@ -1,85 +1,237 @@
 """Which weights training moves: all of them, or a LoRA of some rank on some modules of some layers.
 
-Every mode string of the reference implementation of arXiv:2507.17075 is an alias of a `Placement`.
-Its alpha is 16 at every rank, so the scale alpha / rank is 16 at rank 1 and 1 at rank 16.
+The thirteen mode strings of the reference implementation of arXiv:2507.17075 (YihaoXue/lora-safety-reasoning
+@ bc85c7c, train.py) are aliases of a `Placement`, eight of them with a regulariser. Its alpha is 16 at every rank,
+so its scale alpha / rank is 16 at rank 1 and 0.25 at rank 64; `alpha_per_rank` takes that confound away.
 """
 
+import copy
+import difflib
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from lowtax.errors import UserError
+from lowtax.names import (
+    LAYERS_FORMS,
+    MLP,
+    chosen,
+    in_layer,
+    layers_in,
+    matches,
+    near,
+    read_layers,
+    spelled_out,
+)
 
-MLP = ("gate_proj", "up_proj", "down_proj")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+@dataclass(frozen=True)
+class Targets:
+    """What a placement chose in one model, by full name."""
+
+    modules: list[str]
+    parameters: list[str]
 
 
 class Placement(BaseModel):
-    """Full fine-tuning, or LoRA with `rank` on `modules` of `layers` (first and last, both included)."""
+    """Full fine-tuning, or LoRA: factors of `rank` on `modules` and `parameters` of `layers`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["full", "lora"] = "lora"
-    modules: tuple[str, ...] = MLP
-    layers: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    rank: PositiveInt = 1
-    alpha: PositiveFloat = 16.0
-    dropout: float = 0.05
+    kind: Literal["full", "lora"] = Field("lora", description="full: every weight; lora: low-rank factors")
+    modules: tuple[str, ...] = Field(
+        MLP, description="linear modules by name, or mlp, attention, all-linear; none if only parameters are given"
+    )
+    parameters: tuple[str, ...] = Field((), description="weights of no linear module, such as mlp.experts.down_proj")
+    layers: tuple[NonNegativeInt, NonNegativeInt] | str | None = Field(
+        None, description="all if absent; first and last, both included; or text such as 'middle third'"
+    )
+    rank: PositiveInt = Field(1, description="rank of the factors")
+    ranks: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="name -> its own rank; the first name that matches counts"
+    )
+    alpha: PositiveFloat = Field(16.0, description="the product of the factors is scaled by alpha / rank")
+    alpha_per_rank: PositiveFloat | None = Field(None, description="alpha is this times the rank, instead of alpha")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    dropout: float = Field(0.05, ge=0, lt=1, description="on what enters the factors; 0 with parameters")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parameters_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("parameters") and "modules" not in values:
+            return {**values, "modules": ()}
+        return values
+
+    @field_validator("modules", "parameters", mode="before")
+    @classmethod
+    def _spelled_out(cls, names: Any) -> Any:
+        names = [names] if isinstance(names, str) else names
+        return (
+            spelled_out(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else names
+        )
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _ranks_spelled_out(cls, ranks: Any) -> Any:
+        if not isinstance(ranks, dict) or not all(isinstance(given, str) for given in ranks):
+            return ranks
+        spelled = dict[str, Any]()
+        for given, rank in ranks.items():
+            for name in spelled_out([given]):
+                spelled.setdefault(name, rank)
+        return spelled
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _readable(cls, layers: Any) -> Any:
+        if isinstance(layers, str):
+            read_layers(layers)
+        elif isinstance(layers, list | tuple) and len(layers) != 2:
+            raise UserError(f"layers {layers!r} is not a first and a last layer; the forms are {LAYERS_FORMS}.")
+        return layers
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Placement":
-        if self.layers and self.layers[0] > self.layers[1]:
+    def _consistent(self) -> "Placement":
+        if isinstance(self.layers, tuple) and self.layers[0] > self.layers[1]:
             raise UserError(
                 f"layer range {self.layers[0]}..{self.layers[1]} is empty: the first layer comes after the last."
             )
+        given = [name for name in ("layers", "parameters", "ranks", "alpha_per_rank", "rslora") if getattr(self, name)]
+        if self.kind == "full" and given:
+            raise UserError(f"kind: full trains every weight, so {' and '.join(given)} cannot be set; use kind: lora.")
+        if self.kind == "lora" and not (self.modules or self.parameters):
+            raise UserError("A LoRA needs a name in modules or parameters, for example modules: [up_proj].")
+        if self.parameters and self.dropout:
+            raise UserError(f"LoRA on parameters cannot have dropout ({self.dropout:g}): set dropout: 0.")
+        if self.alpha_per_rank and self.alpha != 16:
+            raise UserError(f"alpha {self.alpha:g} and alpha_per_rank {self.alpha_per_rank:g} exclude each other.")
         return self
 
+    def rank_of(self, name: str) -> int:
+        """The rank on the module or parameter of this full name."""
+        return next((rank for pattern, rank in self.ranks.items() if matches(pattern, name)), self.rank)
+
+    def alpha_at(self, rank: int) -> float:
+        """Alpha where the rank is `rank`."""
+        return self.alpha_per_rank * rank if self.alpha_per_rank else self.alpha
+
+    def layers_of(self, n_layers: int) -> list[int]:
+        """The layers chosen in a model of `n_layers`, ascending."""
+        return layers_in(self.layers, n_layers)
+
+    def targets(self, modules: Sequence[str], parameters: Sequence[str], n_layers: int) -> Targets:
+        """What is adapted among the linear `modules` and the other `parameters` of a model, in their order.
+
+        `layers` limits what lies in a layer; what lies outside, such as lm_head, is chosen by its name alone.
+
+        Raises:
+            UserError: A name matches nothing, or one of `ranks` nothing that was chosen.
+        """
+        layers = self.layers_of(n_layers)
+        fused = sorted({in_layer(name) for name in parameters if ".experts." in name})
+        aside = f" (its experts are fused: name {' or '.join(fused)} under parameters)" if fused else ""
+        targets = Targets(
+            chosen(self.modules, modules, layers, "linear module", aside),
+            chosen(self.parameters, parameters, layers, "parameter"),
+        )
+        adapted = targets.modules + targets.parameters
+        for pattern in self.ranks:
+            if not any(matches(pattern, name) for name in adapted):
+                raise UserError(f"ranks: {pattern!r} matches nothing that is adapted; {near(pattern, adapted)}")
+        return targets
+
     def target_modules(self, module_names: list[str], n_layers: int) -> list[str]:
-        """Full names of the linear modules to adapt. `module_names` are those of the model."""
-        if self.layers and self.layers[1] >= n_layers:
-            raise UserError(
-                f"Layers {self.layers[0]}..{self.layers[1]} are outside the model, which has layers 0..{n_layers - 1}."
-            )
-        first, last = self.layers or (0, n_layers - 1)
-        pattern = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:.+\.)?([^.]+)$")
-        found = [
-            name
-            for name in module_names
-            if (m := pattern.search(name)) and first <= int(m[1]) <= last and m[2] in self.modules
-        ]
-        missing = set(self.modules) - {name.rpartition(".")[2] for name in found}
-        if missing:
-            raise UserError(
-                f"The model has no linear module named {', '.join(sorted(missing))} in layers {first}..{last}; "
-                "name modules as the model does, for example up_proj."
-            )
-        return found
+        """Full names of the linear modules to adapt, where there are no parameters to choose from."""
+        return self.targets(module_names, [], n_layers).modules
 
 
-ALIASES: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
-    (r"full", "every weight", None),
-    (r"lora_qkvo_mlp_r(?P<r>\d+)", "attention and MLP", ATTENTION + MLP),
-    (r"lora_mlp_r(?P<r>\d+)", "MLP", MLP),
-    (r"lora_(?P<m>[a-z]+(?:_proj)?)_only_r(?P<r>\d+)", "one module of every layer", ()),
-    (r"lora_(?P<m>[a-z]+(?:_proj)?)_only_from(?P<i>\d+)_to(?P<j>\d+)_r(?P<r>\d+)", "one module of layers I..J", ()),
+@dataclass(frozen=True)
+class Alias:
+    """A form of mode string, a line about it, the regulariser if any, and the modules.
+
+    Capital letters stand for a name or a number: M a module, I and J layers, R the rank, B beta, K the subspace.
+    """
+
+    form: str
+    says: str
+    regulariser: dict[str, Any] | None = None
+    modules: tuple[str, ...] = ("mlp",)
+
+
+RAW = {"side": "left", "weighted": True, "relative": False}
+DOWN = {"only": ["down_proj"]}
+UNIFORM, RELATIVE, BOTH = {"weighted": False}, {"relative": True}, {"side": "both"}
+ALIASES = (
+    Alias("full", "every weight", None, ()),
+    Alias("lora_qkvo_mlp_rR", "attention and MLP", None, ("attention", "mlp")),
+    Alias("lora_mlp_rR", "MLP"),
+    Alias("lora_M_only_rR", "module M of every layer, or mlp", None, ("M",)),
+    Alias("lora_M_only_fromI_toJ_rR", "module M, or mlp, of layers I to J, both included", None, ("M",)),
+    Alias("lora_mlp_orthogonal_rR_betaB_kK", "MLP, all regularised", RAW),
+    Alias("lora_mlp_orthogonal_norm_rR_betaB_kK", "MLP, all regularised", RAW | RELATIVE),
+    Alias("lora_mlp_orthogonal_down_rR_betaB_kK", "MLP, down_proj regularised", RAW | DOWN),
+    Alias("lora_mlp_orthogonal_down_norm_rR_betaB_kK", "MLP, down_proj regularised", RAW | RELATIVE | DOWN),
+    Alias("lora_mlp_orthogonal_down_uniform_rR_betaB_kK", "MLP, down_proj regularised", RAW | UNIFORM | DOWN),
+    Alias(
+        "lora_mlp_orthogonal_down_uniform_norm_rR_betaB_kK",
+        "MLP, down_proj regularised",
+        RAW | UNIFORM | RELATIVE | DOWN,
+    ),
+    Alias("lora_mlp_orthogonal_norm_both_rR_betaB_kK", "MLP, all regularised", RAW | RELATIVE | BOTH),
+    Alias("lora_mlp_orthogonal_uniform_norm_both_rR_betaB_kK", "MLP, all regularised", RAW | UNIFORM | RELATIVE | BOTH),
 )
-EXAMPLES = "full, lora_qkvo_mlp_rR, lora_mlp_rR, lora_M_only_rR, lora_M_only_fromI_toJ_rR"
+PARTS = {"M": ".+?", "I": r"\d+", "J": r"\d+", "R": r"\d+", "B": r"[\d.]+(?:e-?\d+)?", "K": r"\d+"}
+
+
+def _read(mode: str) -> tuple[Alias, dict[str, str]]:
+    for alias in ALIASES:
+        pattern = re.sub("[A-Z]", lambda letter: f"(?P<{letter[0]}>{PARTS[letter[0]]})", alias.form)
+        if found := re.fullmatch(pattern, mode):
+            return alias, found.groupdict()
+    forms = [alias.form for alias in ALIASES]
+    like = difflib.get_close_matches(mode, forms, n=3, cutoff=0.5) or forms[:5]
+    raise UserError(
+        f"Unknown mode {mode!r}; the nearest forms are {', '.join(like)}, with R a rank, M a module such as up_proj, "
+        "I and J layers, B a weight such as 0.1 and K how many singular directions."
+    )
 
 
 def parse_mode(mode: str) -> Placement:
-    """The `Placement` that a mode string of the reference means."""
-    for pattern, _, modules in ALIASES:
-        if m := re.fullmatch(pattern, mode):
-            if modules is None:
-                return Placement(kind="full", modules=())
-            part = m.groupdict()
-            name = part.get("m")
-            chosen = modules or (MLP if name == "mlp" else (str(name),))
-            layers = (int(part["i"]), int(part["j"])) if part.get("i") else None
-            if int(part["r"]) < 1:
-                raise UserError(f"Mode {mode!r} has rank {part['r']}: a rank is at least 1.")
-            return Placement(modules=chosen, layers=layers, rank=int(part["r"]))
-    raise UserError(
-        f"Unknown mode {mode!r}: the forms are {EXAMPLES} (R a rank, M a module such as up_proj, I and J layers)."
-    )
+    """The `Placement` that a mode string of the reference means.
+
+    Raises:
+        UserError: No form fits; the nearest are named.
+    """
+    alias, part = _read(mode)
+    if not alias.modules:
+        return Placement(kind="full", modules=())
+    rank, layers = int(part["R"]), (int(part["I"]), int(part["J"])) if "I" in part else None
+    if rank < 1:
+        raise UserError(f"Mode {mode!r} has rank {rank}: a rank is at least 1.")
+    return Placement(modules=tuple(part.get(name, name) for name in alias.modules), layers=layers, rank=rank)
+
+
+def mode_methods(mode: str) -> list[dict[str, Any]]:
+    """The regulariser of a mode string, as specifications for `methods.load_all`; none for most."""
+    alias, part = _read(mode)
+    if alias.regulariser is None:
+        return []
+    try:
+        beta, k = float(part["B"]), int(part["K"])
+    except ValueError as error:
+        raise UserError(f"Mode {mode!r}: beta {part['B']!r} is not a number.") from error
+    if k < 1:
+        raise UserError(f"Mode {mode!r} has k {k}: at least one singular direction is needed.")
+    return [{"name": "orthogonal", "beta": beta, "k": k, **copy.deepcopy(alias.regulariser)}]

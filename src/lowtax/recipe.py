@@ -1,5 +1,6 @@
 """Everything a user can set in a study, one line of documentation per field; unknown keys are refused."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
+from lowtax import dataspec
 from lowtax.errors import UserError, did_you_mean
-from lowtax.placement import Placement, parse_mode
+from lowtax.placement import Placement, mode_methods, parse_mode
+from lowtax.rendering import RENDERINGS
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -30,16 +33,44 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Training rows from one source."""
+    """Training rows from one source; `SOURCE[,key=value...]` is short for it."""
 
     source: str = Field(
-        description="builtin:refusals, ordinary, chat or arithmetic, or a .jsonl file of prompt, answer and thought"
+        description="builtin:refusals, ordinary, chat or arithmetic; direct-refusal, safechain or star1; a file, a "
+        "folder, or a hub id owner/name"
     )
+    path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
+    revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")
+    subset: str | None = Field(None, description="a hub source's or folder's configuration")
+    split: str | None = Field(None, description="its split (train if absent); of a file, the rows so marked")
+    columns: dict[Literal["prompt", "context", "thought", "answer", "system", "messages"], str] = Field(
+        default_factory=dict, description="where these stand, if not under their own names; context follows the prompt"
+    )
+    where: dict[str, str | bool | int | float] = Field(
+        default_factory=dict, description="column: value of the rows that count, capitals aside"
+    )
+    first: PositiveInt | None = Field(None, description="only the first N of those, in file order")
     n: PositiveInt | None = Field(None, description="how many rows, chosen by the seed; all if absent")
+    ratio: PositiveFloat | None = Field(None, description="size relative to the other sources that have a ratio")
     answers: Literal["given", "self"] = Field(
         "given", description="self: the untrained model answers the prompts itself, and that is trained on"
     )
     thought: str | None = Field(None, description="a constant thought for rows that bring none")
+    rendering: str | None = Field(
+        None, description="how thought and answer are laid out: standard, reference ...; the source's own if absent"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spec(cls, values: Any) -> Any:
+        return dataspec.fields(values) if isinstance(values, str) else values
+
+    @field_validator("rendering")
+    @classmethod
+    def _rendering(cls, name: str | None) -> str | None:
+        if name is not None and name not in RENDERINGS:
+            raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
+        return name
 
 
 class Train(Section):
@@ -55,6 +86,10 @@ class Train(Section):
     weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW's decoupled weight decay")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this global norm")
     max_length: PositiveInt = Field(1024, description="examples longer than this many tokens are cut at the end")
+    validation: NonNegativeInt = Field(0, description="rows held out; their loss is measured at every checkpoint")
+    patience: PositiveInt | None = Field(
+        None, description="stop after this many checkpoints without a better validation loss"
+    )
 
     @model_validator(mode="after")
     def _exclusive(self) -> "Train":
@@ -62,7 +97,30 @@ class Train(Section):
             raise ValueError("give steps or epochs, not both")
         if self.checkpoint_steps and self.checkpoint_epochs:
             raise ValueError("give checkpoint_steps or checkpoint_epochs, not both")
+        if self.patience and not self.validation:
+            raise ValueError("patience needs validation rows: set validation")
         return self
+
+
+class Execution(Section):
+    """How training runs, not what it computes: may differ when a run is resumed, and changes no more than rounding."""
+
+    row_tokens: PositiveInt | None = Field(
+        None, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
+    )
+    micro_batch_size: PositiveInt | None = Field(None, description="examples in one forward pass; any if absent")
+    gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass of trained layers")
+    prefix: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto", description="where hidden states below the first trained layer are kept between epochs"
+    )
+    prefix_gb: NonNegativeFloat | None = Field(
+        None, description="memory they may take before a file is used; a quarter of what is free if absent"
+    )
+    compile: bool = Field(False, description="compile the layers with torch.compile: minutes first, faster steps then")
+    deepspeed: str | None = Field(None, description="a DeepSpeed JSON, for ZeRO")
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="trackers that get every step"
+    )
 
 
 class Arm(Section):
@@ -74,6 +132,9 @@ class Arm(Section):
     placement: Placement | None = Field(None, description="the same, spelled out")
     train: dict[str, Any] = Field(default_factory=dict, description="fields of train that differ for this arm")
     data: list[Data] | None = Field(None, description="training data of this arm, instead of the recipe's")
+    methods: list[dict[str, Any]] = Field(
+        default_factory=list, description="what acts on training: {name: orthogonal, beta: 0.1, only: [down_proj]}"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> "Arm":
@@ -85,6 +146,10 @@ class Arm(Section):
     def where(self) -> Placement:
         """The arm's placement, whichever way it was given."""
         return self.placement or parse_mode(str(self.mode))
+
+    def acts(self) -> list[dict[str, Any]]:
+        """The methods of this arm: those that its mode means, then its own."""
+        return [*(mode_methods(self.mode) if self.mode else []), *self.methods]
 
 
 class Sampling(Section):
@@ -120,14 +185,20 @@ class Recipe(Section):
 
     name: str = Field("study", description="its name in tables")
     model: str = Field(description="builtin:NAME, a folder, a .gguf file or a hub id")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of training and evaluation; auto is bfloat16 where the hardware has it"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of training and evaluation; auto is bfloat16 where the hardware has it; float16 trains "
+        "only under DeepSpeed, which scales the loss",
+    )
+    thinking: Literal["default", "on", "off"] = Field(
+        "default", description="for chat templates with a switch, in training and in sampling"
     )
     engine: str = Field("hf", description="what samples: hf, or fake for tests")
     batch_size: PositiveInt = Field(64, description="rows the engine decodes together")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="each arm is trained once per seed")
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
     train: Train = Field(Train(), description="training settings of every arm")
+    execution: Execution = Field(Execution(), description="how training runs on the hardware")
     arms: dict[str, Arm] = Field(default_factory=dict, description="name -> what it trains; base is always there")
     sampling: Sampling = Field(Sampling(), description="for harmful and ordinary prompts")
     judge: str = Field("refusal_words", description="who says whether a reply refuses")
@@ -140,8 +211,8 @@ class Recipe(Section):
     @classmethod
     def _names(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
         for name in arms:
-            if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"arm name {name!r}: letters, digits, - and _ only, and not 'base'")
+            if name == "base" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"arm name {name!r}: letters, digits, '.', '-' and '_' only, and not 'base'")
         return arms
 
     def train_of(self, arm: str) -> Train:
@@ -166,9 +237,14 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
         raise UserError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
-    for setting in settings or []:
+    return build(values, settings or [], str(path))
+
+
+def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:
+    """The recipe of these keys and `dotted.key=value` overrides; `where` names it in errors."""
+    for setting in settings:
         _override(values, setting)
-    recipe = _checked(Recipe, values, str(path))
+    recipe = _checked(Recipe, values, where)
     for arm in recipe.arms:
         recipe.train_of(arm)
     return recipe
@@ -220,6 +296,7 @@ def _known(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "data": Data,
         "train": Train,
+        "execution": Execution,
         "arms": Arm,
         "sampling": Sampling,
         "harmful": PromptSet,

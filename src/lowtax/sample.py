@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowtax import engines
-from lowtax.chat import split_reply
+from lowtax.chat import Thinking, split_reply
 from lowtax.errors import UserError
 from lowtax.recipe import Sampling
 from lowtax.records import Prompt, Reply, append_rows, read_rows, row_id
@@ -45,11 +45,12 @@ class Sheet:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine, at what precision and batch size."""
+    """Which engine, at what precision and batch size; `thinking` is for templates with a switch."""
 
     name: str
     precision: str
     batch_size: int
+    thinking: Thinking = "default"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Ask:
     prompt: Prompt
     sample: int
     sheet: Sheet
+    thinking: Thinking = "default"
 
     def request(self) -> engines.Request:
         """The ask as the engine sees it; its seed derives from prompt and sample, not from the subject."""
@@ -73,6 +75,7 @@ class Ask:
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
+            thinking=self.thinking,
         )
 
 
@@ -80,7 +83,14 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> lis
     """All replies that a complete sheet holds."""
     how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
     return [
-        Ask(row_id(s.made_by, engine.name, engine.precision, p.id, p.text, how, k), s, p, k, sheet)
+        Ask(
+            row_id(s.made_by, engine.name, engine.precision, engine.thinking, p.id, p.text, how, k),
+            s,
+            p,
+            k,
+            sheet,
+            engine.thinking,
+        )
         for s in subjects
         for p in sheet.prompts
         for k in range(sheet.sampling.samples)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.text import Text
 
-from lowtax import benchmarks, data, engines, evaluate, judge, judges, models, recipe, train
+from lowtax import benchmarks, data, distributed, encoding, engines, evaluate, judge, judges, models, recipe, train
 from lowtax.compare import Key, compare, safety_cell, task_cell
 from lowtax.errors import UserError, did_you_mean
 from lowtax.recipe import Recipe
@@ -35,8 +36,9 @@ class Study:
 
     def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
         self.recipe, self.out, self.say = settings, out, say
-        self.precision = models.precision(settings.precision)
-        self.engine = EngineChoice(settings.engine, self.precision, settings.batch_size)
+        self.is_main = distributed.world()[0] == 0
+        self.precision = models.precision(settings.precision, settings.execution.deepspeed)
+        self.engine = EngineChoice(settings.engine, self.precision, settings.batch_size, settings.thinking)
         self.base = Subject(
             "base", None, None, 0, settings.model, None, row_id(settings.model, models.identity(settings.model))
         )
@@ -57,6 +59,8 @@ class Study:
 
     def write_recipe(self) -> None:
         """Keep the resolved recipe in the folder."""
+        if not self.is_main:
+            return
         write_text(
             self.out / "recipe.yaml",
             yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
@@ -65,22 +69,29 @@ class Study:
     # --- train
 
     def train(self, only: str | None = None) -> None:
-        """Train every arm for every seed; what is trained already is kept."""
-        if only is not None and only not in self.recipe.arms:
-            raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
-        for arm in self.recipe.arms if only is None else [only]:
-            for seed in self.recipe.seeds:
-                folder = self._arm_folder(arm, seed)
-                if not (folder / "card.json").exists():
-                    self.say(f"training {arm}, seed {seed}")
-                train.train(self.job(arm, seed), folder, self.say)
+        """Train every arm for every seed; what is trained already is kept, and refused if it was trained otherwise."""
+        jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
+        for (arm, seed), job in jobs.items():
+            job.refuse_another(self._arm_folder(arm, seed))
+        self.write_recipe()
+        for (arm, seed), job in jobs.items():
+            folder = self._arm_folder(arm, seed)
+            if not (folder / "card.json").exists():
+                self.say(f"training {arm}, seed {seed}")
+            train.train(job, folder, self.say)
 
     def job(self, arm: str, seed: int) -> Job:
         """The training job of one arm and seed; the model's own answers are drawn if it needs them."""
-        rows = []
+        parts, sources = [], []
         for spec in self.recipe.data_of(arm):
-            rows += self._own_answers(spec, seed) if spec.answers == "self" else data.conversations(spec, seed)
-        if not rows:
+            if spec.answers == "self":
+                rows, described = self._own_answers(spec, seed), None
+            else:
+                loaded = data.load(spec, seed)
+                rows, described = loaded.rows, loaded.described()
+            parts.append((spec, rows))
+            sources.append(described or data.described(spec, rows))
+        if not parts:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         return Job(
             model=self.recipe.model,
@@ -88,8 +99,27 @@ class Study:
             settings=self.recipe.train_of(arm),
             seed=seed,
             precision=self.precision,
-            rows=rows,
+            rows=data.mix(parts, seed),
+            methods=self.recipe.arms[arm].acts(),
+            thinking=self.recipe.thinking,
+            execution=self.recipe.execution,
+            sources=sources,
+            mode=self.recipe.arms[arm].mode,
         )
+
+    def shown(self, arm: str | None, n: int) -> list[Text]:
+        """The first n training examples of an arm (the first, if none is named), as they are trained."""
+        if not self.recipe.arms:
+            raise UserError("The recipe has no arms, so there is nothing to show.")
+        job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
+        tokenizer = models.load_tokenizer(job.model)
+        examples = encoding.encode_all(tokenizer, job.rows[:n], job.settings.max_length, self.recipe.thinking).examples
+        return [encoding.show(tokenizer, e) for e in examples]
+
+    def _arms(self, only: str | None) -> list[str]:
+        if only is not None and only not in self.recipe.arms:
+            raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
+        return list(self.recipe.arms) if only is None else [only]
 
     def _own_answers(self, spec: recipe.Data, seed: int) -> list[data.Conversation]:
         prompts = data.self_prompts(spec, seed)
@@ -97,18 +127,20 @@ class Study:
         sheet = Sheet(
             self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
         )
-        collect([sheet], [self.base], self.engine, self.say)
-        return data.self_conversations([reply for _, reply in replies_of(sheet, [self.base], self.engine).values()])
+        with distributed.main_first():
+            collect([sheet], [self.base], self.engine, self.say)
+        replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
+        return data.self_conversations(replies, data.rendering_of(spec))
 
     def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
 
     # --- who is asked, and what
 
-    def subjects(self) -> list[Subject]:
-        """The base and every checkpoint; all arms must have been trained."""
+    def subjects(self, only: str | None = None) -> list[Subject]:
+        """The base and every checkpoint, or those of one arm; they must have been trained."""
         found = [self.base]
-        for arm, settings in self.recipe.arms.items():
+        for arm, settings in ((arm, self.recipe.arms[arm]) for arm in self._arms(only)):
             for seed in self.recipe.seeds:
                 folder = self._arm_folder(arm, seed)
                 if not (folder / "card.json").exists():
@@ -215,7 +247,6 @@ class Study:
         """Every stage, from the recipe to the picture."""
         began = time.perf_counter()
         self.check()
-        self.write_recipe()
         self.train()
         self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
         table = self.compare()

@@ -1,282 +1,333 @@
-"""Supervised fine-tuning on packed rows, in full or by LoRA; resumable, deterministic on CPU.
+"""Supervised fine-tuning on packed rows, in full or by LoRA, on one device or many; resumable, deterministic on CPU.
 
-Backward never goes below the first trained layer. What else makes it fast is in `packing`.
+Backward never goes below the first trained layer, and forward goes there once per example (`prefix`). What is
+random in a step (LoRA's dropout) is drawn from the seed, the step and the process, so that a resumed run needs no
+memory of it. What else makes it fast is in `packing`, `attention` and `objective`.
 """
 
 import math
-import os
-import resource
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lowtax import models
-from lowtax.chat import Example
-from lowtax.data import Conversation
+from lowtax import checkpoints, distributed, methods, models, prefix
+from lowtax.adapt import adapt, first_trained_layer
+from lowtax.checkpoints import Checkpoint, Store, Weights
+from lowtax.encoding import encode_all
 from lowtax.errors import UserError
-from lowtax.packing import MAX_ROW, batches, completion_loss, encode, kept_memory, rows
-from lowtax.placement import Placement
+from lowtax.job import Job as Job
+from lowtax.modelcard import model_card
+from lowtax.objective import bare, layers_from, prepared
+from lowtax.packing import MAX_ROW, Batches, Row, kept_memory, length, pack, rows
+from lowtax.progress import Log, Step, diverged, schedule
 from lowtax.recipe import Train
-from lowtax.records import provenance, read_json, row_id, write_json
+from lowtax.records import read_json, write_json
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A saved state of one arm: a PEFT folder or a whole model, and what it took to get there."""
-
-    name: str
-    step: int
-    seconds: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that decides a training run; two equal jobs give the same weights on the same machine."""
-
-    model: str
-    placement: Placement
-    settings: Train
-    seed: int
-    precision: str
-    rows: list[Conversation]
-
-    def describe(self) -> dict[str, Any]:
-        """The job as data, to be compared with that of an earlier run in the same folder."""
-        return {
-            "model": self.model,
-            "placement": self.placement.model_dump(mode="json"),
-            "settings": self.settings.model_dump(mode="json"),
-            "seed": self.seed,
-            "precision": self.precision,
-            "rows": {"n": len(self.rows), "hash": row_id([asdict(row) for row in self.rows])},
-        }
+Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
 
 
 def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
     """Run a job, or finish it where an earlier call was killed; returns its checkpoints in order.
 
-    Writes `checkpoint-STEP/` folders, `card.json` at the end, and `.state.pt` while under way.
+    Writes `checkpoint-STEP/` folders, `steps.jsonl`, `card.json` at the end, and `.state/` while under way. Where a
+    launcher started several processes, every one of them calls this.
     """
+    rank, _ = distributed.world()
+    job.refuse_another(out)
     if (out / "card.json").exists():
-        card = read_json(out / "card.json")
-        _same_job(card["job"], job, out)
-        _clean(out)
-        return [Checkpoint(**row) for row in card["checkpoints"]]
-    if (out / "job.json").exists():
-        _same_job(read_json(out / "job.json"), job, out)
-    write_json(out / "job.json", job.describe())
+        checkpoints.clean(out)
+        return [Checkpoint(**row) for row in read_json(out / "card.json")["checkpoints"]]
+    if rank == 0:
+        write_json(out / "job.json", job.describe())
     with kept_memory(), torch.random.fork_rng():
         torch.manual_seed(job.seed)
         run = _Run(job, out, say)
-        checkpoints = run.to_the_end()
-    write_json(
-        out / "card.json",
-        {
-            "job": job.describe(),
-            "trainable_parameters": run.trainable,
-            "checkpoints": [asdict(c) for c in checkpoints],
-            "peak_memory_gb": round(_peak_memory_gb(), 2),
-            **provenance(),
-        },
-    )
-    _clean(out)
-    return checkpoints
-
-
-def _clean(out: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    for name in (".state.pt", "job.json"):
-        (out / name).unlink(missing_ok=True)
-
-
-def _same_job(found: dict[str, Any], job: Job, out: Path) -> None:
-    wanted = job.describe()
-    differs = [key for key in wanted if found.get(key) != wanted[key]]
-    if differs:
-        raise UserError(
-            f"{out} was trained with other settings (different: {', '.join(differs)}); "
-            "choose another --out, or delete that folder to train it again."
-        )
-
-
-def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedModel | PeftModel:
-    """The model with its trainable weights marked: all, or new LoRA factors in float32."""
-    if placement.kind == "full":
-        return model.requires_grad_(True)
-    names = placement.target_modules(models.linear_names(model), models.n_layers(model))
-    config = LoraConfig(
-        r=placement.rank,
-        lora_alpha=placement.alpha,  # type: ignore[arg-type]
-        lora_dropout=placement.dropout,
-        target_modules=names,
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = ref
-    return adapted  # type: ignore[return-value]
-
-
-@dataclass
-class _Weights:
-    """Trained parameters and the float32 copies the optimiser moves; one and the same if already float32."""
-
-    live: list[nn.Parameter]
-    master: list[Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "_Weights":
-        live = [p for p in model.parameters() if p.requires_grad]
-        return cls(live, [p if p.dtype == torch.float32 else p.detach().float() for p in live])
-
-    def hand_over_gradients(self) -> None:
-        """Give the masters the gradients of the live weights, in float32."""
-        for live, master in zip(self.live, self.master, strict=True):
-            if live is not master:
-                master.grad, live.grad = (None if live.grad is None else live.grad.float()), None
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Round the masters into the live weights."""
-        for live, master in zip(self.live, self.master, strict=True):
-            if live is not master:
-                live.copy_(master)
+        found = run.to_the_end()
+    if rank == 0:
+        revision = getattr(bare(run.model).config, "_commit_hash", None)  # transformers keeps it for models of the hub
+        write_json(out / "card.json", job.card(found, run.trainable, revision, run.world))
+        checkpoints.clean(out)
+    run.acc.wait_for_everyone()
+    return found
 
 
 class _Run:
     """A training run under way."""
 
-    def __init__(self, job: Job, out: Path, say: Say) -> None:
-        self.job, self.out, self.say, self.settings = job, out, say, job.settings
-        tokenizer = models.load_tokenizer(job.model)
-        self.tokenizer = tokenizer
-        self.examples = [encode(tokenizer, row, job.settings.max_length) for row in job.rows]
-        if not self.examples:
-            raise UserError("There are no training rows: the recipe's data is empty.")
-        self.model = adapt(models.load_model(job.model, job.precision), job.placement, job.model)
-        self.weights = _Weights.of(self.model)
-        self.trainable = sum(p.numel() for p in self.weights.live)
+    def __init__(self, job: Job, out: Path, say: Say, load: Load = models.load_model) -> None:
+        self.job, self.out, self.settings = job, out, job.settings
+        self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
+        self.rank, self.world = self.acc.process_index, self.acc.num_processes
+        self.say = say if self.acc.is_main_process else lambda _: None
+        self._encode()
+        self._build(load)
         self.total = _total_steps(job.settings, len(self.examples))
-        self.optimizer = torch.optim.AdamW(
-            self.weights.master, lr=job.settings.lr, weight_decay=job.settings.weight_decay
-        )
+        self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
+        self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
-        if (out / ".state.pt").exists():
-            self._load_state()
+        self._load_state()
+        self.prefix = self._prefix()
+
+    def _encode(self) -> None:
+        if not self.job.rows:
+            raise UserError("There are no training rows: the recipe's data is empty.")
+        self.tokenizer = models.load_tokenizer(self.job.model)
+        encoded = encode_all(self.tokenizer, self.job.rows, self.settings.max_length, self.job.thinking)  # type: ignore[arg-type]
+        for sentence in encoded.notes():
+            self.say(f"  {sentence}")
+        held = self.settings.validation
+        if held >= len(encoded.examples):
+            raise UserError(
+                f"validation holds out {held} of {len(encoded.examples)} rows, which leaves none to train on."
+            )
+        order = torch.randperm(len(encoded.examples), generator=torch.Generator().manual_seed(self.job.seed)).tolist()
+        apart = set(order[:held])
+        self.examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
+        self.held_out = [e for i, e in enumerate(encoded.examples) if i in apart]
+
+    def _build(self, load: Load) -> None:
+        job = self.job
+        sharded = distributed.sharded(self.acc)
+        chosen = methods.load_all(job.methods)
+        if chosen and sharded:
+            raise UserError(
+                "Methods read whole weights, which sharding (ZeRO-3, FSDP) takes apart: use ZeRO-2 or less."
+            )
+        loaded = load(job.model, job.precision)
+        self.model = adapt(loaded, job.placement, job.model)
+        self.methods = chosen.on(self.model)
+        if job.execution.gradient_checkpointing:
+            loaded.gradient_checkpointing_enable({"use_reentrant": False})
+        self.objective, note = prepared(self.model, [*self.examples, *self.held_out], sharded)
+        if note:
+            self.say(f"  {note}: training with transformers' own forward pass")
+        if job.execution.compile:
+            for layer in bare(self.model).get_decoder().layers:
+                layer.compile(dynamic=True)
+        self.model.train()
+        self.weights = Weights.of(self.model, own_masters=not distributed.keeps_masters(self.acc))
+        self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.weights.live)
+        optimizer = torch.optim.AdamW(
+            self.weights.master,
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            fused=self.acc.device.type == "cuda" or None,
+        )
+        self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
+        self.store = Store(self.out, self.acc, self.wrapped, self.weights)
+
+    def _load_state(self) -> None:
+        found = self.store.load_state(self.optimizer)
+        if found is None:
+            self.states = self.methods.prepare()
+            return
+        progress, saved = found
+        self.states = self.methods.prepare(saved=saved)
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.checkpoints = [Checkpoint(**row) for row in progress["checkpoints"]]
+        self.say(f"  going on after step {self.step}")
+
+    def _prefix(self) -> prefix.Prefix | None:
+        """Hidden states below the first trained layer, where that is exact, possible and repays."""
+        execution, first = self.job.execution, first_trained_layer(self.model)
+        left = (self.total - self.step) * self.settings.batch_size
+        random = getattr(bare(self.model).config, "attention_dropout", 0.0)  # not every architecture has one
+        if not first or random or left <= len(self.examples) or not self.objective.direct:
+            return None
+        gigabytes = prefix.size_gb(self.model, self.examples)
+        place = prefix.place_for(execution.prefix, gigabytes * self.world, execution.prefix_gb, self.out)
+        if place == "off":
+            return None
+        began = time.perf_counter()
+        tokens = MAX_ROW[self.acc.device.type]
+        share = (self.rank, self.world)
+        found = prefix.build(self.objective, first, self.examples, place, self.out, tokens, share)
+        self.seconds += time.perf_counter() - began
+        self.say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
+        return found
+
+    # --- the loop
 
     def to_the_end(self) -> list[Checkpoint]:
-        """The loop."""
+        """Every step that is left."""
         save_at = _checkpoint_steps(self.settings, len(self.examples), self.total)
-        self.model.train()
-        for batch in batches(self.examples, self.settings.batch_size, self.job.seed, self.step, self.total):
-            began = time.perf_counter()
-            loss = self._one_step(batch)
-            self.seconds += time.perf_counter() - began
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"Training diverged at step {self.step} (loss {loss}); "
-                    f"lower the learning rate, now {self.settings.lr:g}."
-                )
-            if self.step % 10 == 0 or self.step == self.total:
-                rate = self.step * self.settings.batch_size / self.seconds
-                self.say(f"  step {self.step}/{self.total}  loss {loss:.3f}  {rate:.1f} examples/s")
-            if self.step in save_at:
-                self.checkpoints.append(
-                    Checkpoint(f"checkpoint-{self.step}", self.step, round(self.seconds, 2), round(loss, 4))
-                )
-                self._save()
+        log = Log(self.out, self.total, self.acc, self.say, self.step)
+        try:
+            while self.step < self.total and not self._patience_is_over():
+                began = time.perf_counter()
+                done = self._one_step(self.batches[self.step])
+                self.seconds += time.perf_counter() - began
+                log.add(Step(self.step, seconds=round(self.seconds, 3), **done))
+                if (now := log.rising()) is not None:
+                    raise self._diverged(f"the loss rose to {now:.2f}")
+                if self.step in save_at:
+                    self._checkpoint(done["loss"])
+        finally:
+            log.close()
+            if self.prefix:
+                self.prefix.close()
         return self.checkpoints
 
-    def _one_step(self, batch: list[Example]) -> float:
-        n_targets = sum(len(e.completion) for e in batch)
-        total = 0.0
-        for row in rows(batch, MAX_ROW[self.model.device.type]):
-            loss = completion_loss(self.model, row) / n_targets
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        self.weights.hand_over_gradients()
-        torch.nn.utils.clip_grad_norm_(self.weights.master, self.settings.max_grad_norm)
+    def _one_step(self, batch: list[int]) -> dict[str, Any]:
+        settings = self.settings
+        lr = settings.lr * schedule(self.step, self.total, settings.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * _schedule(self.step, self.total, self.settings.warmup_steps)
+            group["lr"] = lr
+        loss, penalty = self._gradients(batch)
+        self.methods.after_backward(self.states)
+        self.weights.hand_over_gradients()
+        norm = float(self.acc.clip_grad_norm_(self.weights.master, settings.max_grad_norm) or 0.0)
+        if not math.isfinite(loss + penalty + norm):
+            raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.weights.publish()
         self.step += 1
-        return total
+        tokens = sum(length(self.examples[i]) for i in batch)
+        return {"loss": loss, "penalty": penalty, "lr": lr, "grad_norm": norm, "tokens": tokens}
 
-    def _save(self) -> None:
-        """Write the checkpoint, then the state from which to go on; each as a whole or not at all."""
-        target = self.out / f"checkpoint-{self.step}"
-        work = self.out / f".{target.name}.tmp"
-        try:
-            shutil.rmtree(work, ignore_errors=True)
-            if isinstance(self.model, PeftModel):
-                self.model.save_pretrained(work, save_embedding_layers=False)
-            else:
-                self.tokenizer.save_pretrained(work)
-                self.model.save_pretrained(work, state_dict=self._master_state())
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(work, target)
-            if self.step < self.total:
-                self._save_state()
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # the last two are how the libraries report a full disk
+    def _gradients(self, batch: list[int]) -> tuple[float, float]:
+        """Gradients of the batch's mean loss a trained token, plus the methods' penalty; returns both."""
+        while True:
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the first; so is that of a CPU
+                if not _out_of_memory(error):
+                    raise
+                short = str(error).splitlines()[0]
+            self._halve_rows(batch, short)
+
+    def _backward(self, batch: list[int]) -> tuple[float, float]:
+        torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 4_093 + self.rank)
+        n_targets = sum(len(self.examples[i].completion) for i in batch)
+        total = torch.zeros((), device=self.acc.device)
+        penalty = 0.0
+        shares = self._shares(batch)
+        for number, members in enumerate(shares, 1):
+            last = number == len(shares)
+            self.acc.gradient_state._set_sync_gradients(last)
+            row = pack([self.examples[i] for i in members or batch[:1]], members or batch[:1]).to(self.acc.device)
+            with nullcontext() if last else self.acc.no_sync(self.wrapped):
+                loss = self._loss(row) * (bool(members) / n_targets)
+                total += loss.detach()
+                loss = loss * self.world  # gradients are averaged over processes; the mean is over all tokens
+                if last:
+                    extra = self.methods.penalty(self.states)
+                    loss, penalty = loss + extra, float(extra)
+                self.acc.backward(loss)
+        return float(self.acc.reduce(total)), penalty
+
+    def _loss(self, row: Row) -> torch.Tensor:
+        if self.prefix is None:
+            return self.wrapped(row)  # type: ignore[no-any-return]
+        with layers_from(self.model, self.prefix.first):
+            return self.wrapped(row, self.prefix.of(row, self.acc.device))  # type: ignore[no-any-return]
+
+    def _shares(self, batch: list[int]) -> list[list[int]]:
+        """The rows of this process, as examples. All processes have as many; an empty one carries no loss."""
+        found = []
+        for rank in range(self.world):
+            mine = batch[rank :: self.world]
+            sizes = [length(self.examples[i]) for i in mine]
+            shared = rows(sizes, self.row_tokens, self.job.execution.micro_batch_size)
+            found.append([[mine[place] for place in row] for row in shared])
+        most = max(map(len, found))
+        return found[self.rank] + [[]] * (most - len(found[self.rank]))
+
+    # --- when things go wrong
+
+    def _halve_rows(self, batch: list[int], said: str) -> None:
+        """After running out of memory: rows of half the tokens, the same effective batch."""
+        most = max(sum(length(self.examples[i]) for i in row) for row in self._shares(batch))
+        one_each = all(len(row) <= 1 for row in self._shares(batch))
+        if self.world > 1 or one_each:
             raise UserError(
-                f"{target} could not be saved ({str(error).splitlines()[0]}); free some disk space and repeat the "
-                "command, which goes on after the last checkpoint."
-            ) from error
+                f"Out of memory at step {self.step + 1} ({said}): "
+                + (
+                    "set execution.row_tokens lower"
+                    if self.world > 1
+                    else f"even one example of {most} tokens is too much"
+                )
+                + ", or set execution.gradient_checkpointing, or lower train.max_length."
+            )
+        self.weights.forget_gradients()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.row_tokens = most // 2
+        self.say(
+            f"  out of memory: rows of {self.row_tokens} tokens from here on, {len(batch)} examples a step as before"
+        )
 
-    def _master_state(self) -> dict[str, Tensor]:
-        """The float32 weights under the names of the model, tied ones included."""
-        master = {
-            id(live): tensor.detach() for live, tensor in zip(self.weights.live, self.weights.master, strict=True)
-        }
-        named = self.model.named_parameters(remove_duplicate=False)
-        return {name: master[id(p)] for name, p in named}
+    @torch.no_grad()
+    def _culprit(self, batch: list[int], loss: float, norm: float) -> str:
+        if math.isfinite(loss):
+            return f"the gradient's norm is {norm}"
+        for i in batch if self.world == 1 else []:
+            row = pack([self.examples[i]], [i]).to(self.acc.device)
+            if not math.isfinite(float(self.objective(row))):
+                start = self.tokenizer.decode(self.examples[i].prompt, skip_special_tokens=True).strip()
+                return f"loss {loss}, first on the example {start[:60]!r}"
+        return f"loss {loss}"
 
-    def _save_state(self) -> None:
-        work = self.out / ".state.tmp"
-        torch.save(
-            {
+    def _diverged(self, what: str, step: int | None = None) -> UserError:
+        kept = self.checkpoints[-1].name if self.checkpoints else None
+        return diverged(step or self.step, what, self.settings.lr, kept)
+
+    # --- checkpoints
+
+    def _checkpoint(self, loss: float) -> None:
+        name = f"checkpoint-{self.step}"
+        self.checkpoints.append(Checkpoint(name, self.step, round(self.seconds, 2), round(loss, 4), self._validate()))
+        self.store.save(
+            name, self.model, self.tokenizer, model_card(self.job.facts(self.checkpoints[-1], self.trainable))
+        )
+        if self.step < self.total:
+            progress = {
                 "step": self.step,
                 "seconds": self.seconds,
                 "checkpoints": [asdict(c) for c in self.checkpoints],
-                "master": [t.detach() for t in self.weights.master],
-                "optimizer": self.optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-            work,
-        )
-        os.replace(work, self.out / ".state.pt")
+            }
+            self.store.save_state(progress, self.optimizer, self.states)
 
     @torch.no_grad()
-    def _load_state(self) -> None:
-        state = torch.load(self.out / ".state.pt", map_location="cpu", weights_only=True)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.checkpoints = [Checkpoint(**row) for row in state["checkpoints"]]
-        for mine, saved in zip(self.weights.master, state["master"], strict=True):
-            mine.copy_(saved)
-        self.weights.publish()
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.say(f"  going on after step {self.step}")
+    def _validate(self) -> float | None:
+        """Mean loss a token of the held-out rows."""
+        if not self.held_out:
+            return None
+        self.wrapped.eval()
+        total = torch.zeros((), device=self.acc.device)
+        groups = rows([length(e) for e in self.held_out], self.row_tokens, self.job.execution.micro_batch_size)
+        for start in range(0, len(groups), self.world):
+            place = start + self.rank
+            row = pack([self.held_out[i] for i in groups[min(place, len(groups) - 1)]]).to(self.acc.device)
+            loss = self.wrapped(row)
+            total += loss if place < len(groups) else 0 * loss
+        self.wrapped.train()
+        found = float(self.acc.reduce(total)) / sum(len(e.completion) for e in self.held_out)
+        self.say(f"  step {self.step}: validation loss {found:.4f}")
+        return round(found, 6)
+
+    def _patience_is_over(self) -> bool:
+        found = [c.validation for c in self.checkpoints if c.validation is not None]
+        if not self.settings.patience or not found:
+            return False
+        over = len(found) - 1 - found.index(min(found)) >= self.settings.patience
+        if over:
+            self.say(
+                f"  no better validation loss in {self.settings.patience} checkpoints: stopping at step {self.step}"
+            )
+        return over
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _total_steps(settings: Train, n: int) -> int:
@@ -290,16 +341,3 @@ def _checkpoint_steps(settings: Train, n: int, total: int) -> set[int]:
     if settings.checkpoint_epochs:
         every = max(1, math.ceil(settings.checkpoint_epochs * n / settings.batch_size))
     return {total, *(range(every, total, every) if every else ())}
-
-
-def _schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then cosine to zero. `step` counts from 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _peak_memory_gb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

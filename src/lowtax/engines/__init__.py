@@ -25,6 +25,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    thinking: Literal["default", "on", "off"] = "default"
 
 
 @dataclass(frozen=True)

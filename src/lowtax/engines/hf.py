@@ -21,6 +21,7 @@ from lowtax import chat, models
 from lowtax.engines import Completion, Request
 from lowtax.engines.choosing import choose
 from lowtax.errors import UserError
+from lowtax.rendering import opens
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
 # An index and not a number: a slice of the hidden states is not contiguous, and for a frozen model torch then
@@ -56,6 +57,7 @@ class HF:
         ends = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
         if not ends:
             raise UserError(f"The model {model!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
+        ends.add(chat.end_of_turn(self.tokenizer))  # where eos ends a document, a turn has a token of its own
         self.ends = frozenset(int(end) for end in ends)
         pad = self.tokenizer.pad_token_id
         self.pad = min(self.ends) if pad is None else int(pad)
@@ -92,10 +94,10 @@ class HF:
         """The request as tokens, or the reason why it cannot be served."""
         messages = list(request.messages)
         try:
-            prompt = chat.prompt_ids(self.tokenizer, messages)
+            prompt = chat.prompt_ids(self.tokenizer, messages, request.thinking)
         except TemplateError as error:
             return _failed(request, False, f"the chat template refuses the messages: {error}")
-        opened = chat.generation_prompt(self.tokenizer, messages).rstrip().endswith(chat.OPEN)
+        opened = opens(chat.generation_prompt(self.tokenizer, messages, request.thinking))
         room = request.max_new_tokens
         if self.positions is not None:
             # The last token needs no position: nothing is read from it.

@@ -1,0 +1,173 @@
+"""A placement put into a model: trainable weights marked, LoRA factors made by PEFT, and what that amounts to.
+
+For mixture-of-experts models of transformers 5 whose experts were modules before (Qwen3-MoE, DeepSeek-V3 and more),
+PEFT 0.21 takes names such as up_proj for the fused parameters of the experts, also where a dense layer or a shared
+expert was meant. What it made is therefore compared with what was asked for, and a difference is an error.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lowtax import models
+from lowtax.errors import UserError
+from lowtax.names import in_layer, layer_of, spans
+from lowtax.placement import Placement, Targets
+
+
+def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedModel | PeftModel:
+    """The model with its trainable weights marked: all, or new LoRA factors in float32.
+
+    The second factor starts at zero and the first at random, from torch's global generator. `ref` is recorded in the
+    adapter as the model it belongs to.
+
+    Raises:
+        UserError: The placement does not fit the model.
+    """
+    if placement.kind == "full":
+        return model.requires_grad_(True)
+    targets = targets_in(model, placement)
+    try:
+        with warnings.catch_warnings():
+            # PEFT says this of patterns that match parameters, although it follows them.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+            adapted = get_peft_model(model, _config(placement, targets))
+    except ValueError as error:
+        raise UserError(f"PEFT cannot place this LoRA: {' '.join(str(error).split())}") from error
+    tuner = adapted.base_model
+    made = {*tuner.targeted_module_names, *tuner.targeted_parameter_names}
+    if made != {*targets.modules, *targets.parameters}:
+        raise UserError(
+            f"PEFT takes MLP names of a {model.config.model_type} model for its experts (asked for "
+            f"{_some(targets.modules + targets.parameters)}; adapted {_some(sorted(made))}): leave the MLP of dense "
+            "layers and shared experts out, and name experts under parameters."
+        )
+    adapted.peft_config["default"].base_model_name_or_path = ref
+    return adapted  # type: ignore[return-value]
+
+
+def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
+    """The modules and parameters that a LoRA placement means in a model.
+
+    Raises:
+        UserError: A name matches nothing, or means one of two weights that the model ties.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    modules = [name for name, _ in layers]
+    of_modules = {f"{name}.weight" for name in modules}
+    parameters = [name for name, p in model.named_parameters() if p.ndim in (2, 3) and name not in of_modules]
+    targets = placement.targets(modules, parameters, models.n_layers(model))
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is not None and outputs.weight is inputs.weight:
+        tied = [name for name, module in layers if module is inputs or module is outputs]
+        if named := [name for name in tied if name in targets.modules]:
+            raise UserError(
+                f"The model ties {' and '.join(tied)}, and a LoRA on {' and '.join(named)} would move one without the "
+                "other: leave both out of modules."
+            )
+    return targets
+
+
+def first_trained_layer(model: nn.Module) -> int:
+    """The lowest transformer layer that holds a trainable parameter; 0 if one lies outside the layers, or none does."""
+    trained = [layer_of(name) for name, p in model.named_parameters() if p.requires_grad]
+    return min((layer or 0 for layer in trained), default=0)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What a placement trains in one model. `share` is of all weights of the model, before any factor is added."""
+
+    modules: list[str]
+    parameters: list[str]
+    layers: list[int]
+    trainable_parameters: int
+    total_parameters: int
+    share: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """For people: a line per kind of module, and the figures."""
+        kinds = dict[str, list[str]]()
+        for name in self.modules + self.parameters:
+            kinds.setdefault(in_layer(name), []).append(name)
+        lines = []
+        for kind, names in kinds.items():
+            layers = [layer for name in names if (layer := layer_of(name)) is not None]
+            lines.append(f"{len(names)} x {kind}" + (f" in layers {spans(layers)}" if layers else ""))
+        share = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters ({self.share:.4%})"
+        return "\n".join([*lines, share])
+
+
+def touched(ref: str, placement: Placement) -> Touched:
+    """What `placement` trains in the model `ref`, from its configuration alone: no weight is loaded or made.
+
+    PEFT itself places the factors, on torch's meta device, where tensors have shapes but no values.
+
+    Raises:
+        UserError: There is no such model, or the placement does not fit it.
+    """
+    with torch.device("meta"):
+        model = _skeleton(ref)
+        total = sum(p.numel() for p in model.parameters())
+        if placement.kind == "full":
+            targets = Targets([name for name, module in model.named_modules() if [*module.parameters(False)]], [])
+        else:
+            targets = targets_in(model, placement)
+        trained = [p.numel() for p in adapt(model, placement, ref).parameters() if p.requires_grad]
+    layers = {layer for name in targets.modules + targets.parameters if (layer := layer_of(name)) is not None}
+    return Touched(targets.modules, targets.parameters, sorted(layers), sum(trained), total, sum(trained) / total)
+
+
+def _config(placement: Placement, targets: Targets) -> LoraConfig:
+    """PEFT's words for the placement.
+
+    Ranks are given by full name, as PEFT sorts its patterns when it saves them, and on loading takes the first that
+    matches.
+    """
+    ranks = {name: placement.rank_of(name) for name in targets.modules + targets.parameters}
+    own = {name: rank for name, rank in ranks.items() if rank != placement.rank}
+    return LoraConfig(
+        r=placement.rank,
+        lora_alpha=_whole(placement.alpha_at(placement.rank)),  # type: ignore[arg-type]
+        rank_pattern=own,
+        alpha_pattern={
+            name: _whole(placement.alpha_at(rank)) for name, rank in own.items() if placement.alpha_per_rank
+        },
+        use_rslora=placement.rslora,
+        lora_dropout=placement.dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _whole(number: float) -> float:
+    """A whole number as an int: some readers of adapters expect one."""
+    return int(number) if number.is_integer() else number
+
+
+def _skeleton(ref: str) -> PreTrainedModel:
+    where = Path(models.resolve(ref))
+    gguf = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
+    try:
+        config = AutoConfig.from_pretrained(str(where.parent if gguf else models.resolve(ref)), **gguf)
+        return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The configuration of {ref!r} could not be read ({str(error).strip().splitlines()[0]}); check the name, "
+            "the folder, or your access to the hub."
+        ) from error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,160 @@
+"""Checkpoints of a training run, and the state a killed run goes on from; each written as a whole or not at all."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lowtax import distributed
+from lowtax.errors import UserError
+from lowtax.records import read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state of one arm: a PEFT folder or a whole model, and what it took to get there."""
+
+    name: str
+    step: int
+    seconds: float
+    loss: float
+    validation: float | None = None
+
+
+@dataclass
+class Weights:
+    """Trained parameters and the float32 copies the optimiser moves; one and the same if already float32, or if the
+    framework keeps copies of its own."""
+
+    live: list[nn.Parameter]
+    master: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, own_masters: bool) -> "Weights":
+        """Those of a model. `own_masters` False leaves copies to the framework."""
+        live = [p for p in model.parameters() if p.requires_grad]
+        same = [p.dtype == torch.float32 or not own_masters for p in live]
+        return cls(live, [p if s else p.detach().float() for p, s in zip(live, same, strict=True)])
+
+    def hand_over_gradients(self) -> None:
+        """Give the masters the gradients of the live weights, in float32."""
+        for live, master in zip(self.live, self.master, strict=True):
+            if live is not master:
+                master.grad, live.grad = (None if live.grad is None else live.grad.float()), None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the live weights."""
+        for live, master in zip(self.live, self.master, strict=True):
+            if live is not master:
+                live.copy_(master)
+
+    def forget_gradients(self) -> None:
+        """As before the first backward pass of a step."""
+        for p in (*self.live, *self.master):
+            p.grad = None
+
+
+class Store:
+    """The files of one run, in its folder `out`."""
+
+    def __init__(self, out: Path, acc: Accelerator, wrapped: nn.Module, weights: Weights) -> None:
+        self.out, self.acc, self.wrapped, self.weights = out, acc, wrapped, weights
+
+    def save(
+        self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
+    ) -> None:
+        """Write checkpoint `name` with its model card."""
+        target, work = self.out / name, self.out / f".{name}.tmp"
+        state = self._state(model)
+        if not self.acc.is_main_process:
+            return
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            if isinstance(model, PeftModel):
+                model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
+            else:
+                tokenizer.save_pretrained(work)
+                model.save_pretrained(work, state_dict=state)
+            write_text(work / "README.md", card)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(work, target)
+        except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how libraries report a full disk
+            raise _unsaved(target, error) from error
+
+    def _state(self, model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+        """The trained weights, whole and in float32 where there are masters, under the names of the model."""
+        if isinstance(model, PreTrainedModel) and distributed.sharded(self.acc):
+            whole = self.acc.get_state_dict(self.wrapped)  # gathered on the main process alone
+            return {name.removeprefix("model."): tensor for name, tensor in (whole or {}).items()}
+        best = {id(live): tensor for live, tensor in zip(self.weights.live, self.weights.master, strict=True)}
+        with distributed.whole(self.weights.live):
+            named = list(model.named_parameters(remove_duplicate=False))
+            if isinstance(model, PeftModel):
+                named = [(name, p) for name, p in named if p.requires_grad]
+            if not self.acc.is_main_process and not distributed.sharded(self.acc):
+                return {}
+            return {name: distributed.full_tensor(best.get(id(p), p)) for name, p in named}
+
+    # --- the state of an unfinished run
+
+    def save_state(self, progress: dict[str, Any], optimizer: Any, states: list[Any]) -> None:
+        """Write what a killed run needs to go on: the weights that move, the optimiser, the methods' states."""
+        folder, work = self.out / ".state", self.out / ".state.tmp"
+        try:
+            if self.acc.is_main_process:
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+            self.acc.wait_for_everyone()
+            if distributed.keeps_masters(self.acc):
+                self.acc.save_state(str(work))
+            if self.acc.is_main_process:
+                own = {"methods": states}
+                if not distributed.keeps_masters(self.acc):
+                    own |= {"master": [t.detach() for t in self.weights.master], "optimizer": optimizer.state_dict()}
+                torch.save(own, work / "own.pt")
+                write_json(work / "progress.json", progress)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(work, folder)
+            self.acc.wait_for_everyone()
+        except (OSError, RuntimeError) as error:
+            raise _unsaved(folder, error) from error
+
+    @torch.no_grad()
+    def load_state(self, optimizer: Any) -> tuple[dict[str, Any], list[Any]] | None:
+        """Go back to the saved state, if there is one; returns its progress and the methods' states."""
+        folder = self.out / ".state"
+        if not (folder / "progress.json").exists():
+            return None
+        own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
+        if distributed.keeps_masters(self.acc):
+            self.acc.load_state(str(folder))
+        else:
+            for mine, saved in zip(self.weights.master, own["master"], strict=True):
+                mine.copy_(saved)
+            self.weights.publish()
+            optimizer.load_state_dict(own["optimizer"])
+        return read_json(folder / "progress.json"), own["methods"]
+
+
+def clean(out: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    (out / "job.json").unlink(missing_ok=True)
+    for folder in (".state", ".state.tmp"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _unsaved(target: Path, error: Exception) -> UserError:
+    first = str(error).splitlines()[0]
+    return UserError(
+        f"{target} could not be saved ({first}); free some disk space and repeat the command, which goes on after the "
+        "last checkpoint."
+    )

@@ -1,0 +1,216 @@
+"""The commands around training: train, with or without a recipe; what a placement touches; merging an adapter."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowtax.errors import UserError
+
+if TYPE_CHECKING:
+    from lowtax.recipe import Recipe
+    from lowtax.study import Study
+
+RecipeOrNone = Annotated[Path | None, typer.Argument(help="A YAML recipe; without one, --model, --mode and --data.")]
+Model = Annotated[str | None, typer.Option("--model", "--model_name", help="A hub id, a folder or builtin:NAME.")]
+Mode = Annotated[str | None, typer.Option("--mode", help="What is trained: full, lora_up_proj_only_from16_to31_r1 ...")]
+Number = Annotated[int | None, typer.Option(min=1)]
+PerDevice = Annotated[
+    int | None,
+    typer.Option(
+        "--per-device-batch-size",
+        "--per_device_bs",
+        min=1,
+        help="Examples a process in one pass.",
+    ),
+]
+SaveStrategy = Annotated[
+    str | None, typer.Option("--save-strategy", "--save_strategy", help="epoch, steps or no (only the last).")
+]
+
+
+def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
+    """The flags of `lowtax train` as `key=value` settings of a recipe; those that are None say nothing."""
+    per_device, accumulated = flags.pop("per_device_batch_size"), flags.pop("gradient_accumulation_steps")
+    strategy, every = flags.pop("save_strategy"), flags.pop("save_steps")
+    found = {key: value for key, value in flags.items() if value is not None and value is not False}
+    if accumulated and not per_device:
+        raise UserError("--gradient-accumulation-steps needs --per-device-batch-size.")
+    if per_device:
+        found["train.batch_size"] = per_device * processes * (accumulated or 1)
+        found["execution.micro_batch_size"] = per_device
+    if strategy not in (None, "epoch", "steps", "no"):
+        raise UserError(f"--save-strategy is epoch, steps or no (found {strategy!r}).")
+    if (strategy == "steps") != bool(every):
+        raise UserError("--save-strategy steps and --save-steps N go together.")
+    if strategy == "epoch":
+        found["train.checkpoint_epochs"] = 1
+    if every:
+        found["train.checkpoint_steps"] = every
+    return [f"{key}={json.dumps(value)}" for key, value in found.items()]
+
+
+def recipe_of(
+    path: Path | None, model: str | None, mode: str | None, data: list[str] | None, settings: list[str]
+) -> "Recipe":
+    """The recipe that `lowtax train` was given: a file, or a study of one arm made of flags."""
+    from lowtax import recipe
+
+    if path is not None:
+        if model or mode or data:
+            raise UserError("A recipe names model, arms and data itself: leave out --model, --mode and --data, or it.")
+        return recipe.load(path, settings)
+    if not (model and mode and data):
+        raise UserError("lowtax train needs a recipe, or all of --model, --mode and --data.")
+    values: dict[str, Any] = {"name": mode, "model": model, "data": data, "arms": {mode: {"mode": mode}}}
+    return recipe.build(values, settings, "the command line")
+
+
+def train(
+    recipe: RecipeOrNone = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The study's folder; an existing one is resumed.")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Of a recipe, only this arm.")] = None,
+    model: Model = None,
+    mode: Mode = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="SOURCE[,key=value...]: direct-refusal, rows.jsonl,n=500 ...")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
+    per_device_batch_size: PerDevice = None,
+    gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes a step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Linear warm-up.")] = None,
+    save_strategy: SaveStrategy = None,
+    save_steps: Annotated[int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Longer examples are cut.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of data, adapter and batches.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="auto, bfloat16 or float32.")] = None,
+    thinking: Annotated[str | None, typer.Option("--thinking", help="on or off, for templates that can.")] = None,
+    ds_config: Annotated[
+        Path | None, typer.Option("--ds_config", "--ds-config", help="A DeepSpeed JSON, for ZeRO.")
+    ] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="As in the reference, beside --ds_config.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
+    ] = False,
+    validation: Annotated[int | None, typer.Option("--validation", min=1, help="Rows held out.")] = None,
+    report_to: Annotated[list[str] | None, typer.Option("--report-to", help="tensorboard, wandb or trackio.")] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print N rendered examples and stop.")] = 0,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", "--push_to_hub", help="OWNER/NAME for the last checkpoint.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe.")] = None,
+) -> None:
+    """Train the arms of a recipe, or one arm without a recipe, and save their checkpoints.
+
+    Example: lowtax train --model deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
+    --data direct-refusal --epochs 10 --per-device-batch-size 2 --save-strategy epoch --out runs/14b
+    """
+    if shard and not ds_config:
+        raise UserError("--shard needs --ds_config FILE, a DeepSpeed JSON.")
+    flags = {
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.lr": lr,
+        "train.warmup_steps": warmup_steps,
+        "train.max_length": max_length,
+        "train.validation": validation,
+        "seeds": None if seed is None else [seed],
+        "precision": precision,
+        "thinking": thinking,
+        "execution.deepspeed": None if ds_config is None else str(ds_config),
+        "execution.gradient_checkpointing": gradient_checkpointing,
+        "execution.report_to": report_to,
+        "per_device_batch_size": per_device_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "save_strategy": save_strategy,
+        "save_steps": save_steps,
+    }
+    settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
+    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub)
+
+
+def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None) -> None:
+    from lowtax import cli
+
+    if show:
+        return _show(recipe, arm, show)
+    if out is None:
+        raise UserError("lowtax train needs --out DIR, the folder to write to.")
+    with cli.study(out, recipe) as study:
+        study.check()
+        study.train(arm)
+        if repo and study.is_main:
+            _push(study, arm, repo)
+
+
+def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
+    """Print the first examples of an arm as they are trained."""
+    import tempfile
+
+    from rich.console import Console
+
+    from lowtax import cli
+
+    with tempfile.TemporaryDirectory() as folder, cli.study(Path(folder), recipe) as study:
+        for text in study.shown(arm, n):
+            Console(soft_wrap=True, highlight=False).print(text)
+
+
+def _push(study: "Study", arm: str | None, repo: str) -> None:
+    from lowtax.hub import push
+
+    last = [s for s in study.subjects(arm) if s.checkpoint is not None][-1]
+    push(Path(last.adapter or last.model), repo, say=study.say)
+
+
+def placements(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder or builtin:NAME; only its configuration is read.")],
+    mode: Annotated[str, typer.Option("--mode", help="A mode, or a placement: '{modules: mlp, rank: 4}'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a mode trains in a model: layers, modules, parameters and their share. No weights are loaded.
+
+    Example: lowtax placements deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
+    """
+    from lowtax.quiet import quiet_libraries
+    from lowtax.recipe import build
+
+    quiet_libraries()
+    import yaml
+
+    from lowtax.adapt import touched
+
+    key = "placement" if mode.lstrip().startswith("{") else "mode"
+    arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
+    found = touched(model, build({"model": model, "arms": {"asked": arm}}, [], "--mode").arms["asked"].where())
+    print(json.dumps(found.as_json()) if as_json else found.describe())
+
+
+def merge(
+    folder: Annotated[Path, typer.Argument(help="An adapter; with --delete, a merged model.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The new folder; ADAPTER_merged if not given.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base, if it is not where the adapter says.")] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (the base's).")
+    ] = "bfloat16",
+    delete: Annotated[bool, typer.Option("--delete", help="Delete a model that `lowtax merge` made.")] = False,
+) -> None:
+    """Add an adapter to its base, in float32, and say how much of it the rounding leaves.
+
+    Example: lowtax merge runs/14b/arms/MODE/seed-0/checkpoint-5000 --dtype float32
+    """
+    from lowtax.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lowtax import merge as merging
+
+    if delete:
+        merging.delete_merged(folder)
+        print(f"deleted {folder}")
+        return
+    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype)
+    print(f"merged: {made.folder}")

@@ -1,0 +1,250 @@
+"""A LoRA adapter added into its base, in float32 and rounded once; what the rounding loses is measured and said.
+
+Every adapted matrix becomes round(W + s B A), with W as the base checkpoint holds it and the sum in float32; s is
+alpha / r (alpha / sqrt(r) for rsLoRA), per module where the adapter has patterns. PEFT supplies s B A. In bfloat16 much
+of a small update vanishes (see `rounding`), which is why lowtax evaluates adapters unmerged.
+
+Memory: the base in its own precision and a float32 matrix; the whole model in float32 only where that is asked for.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lowtax import __version__, models
+from lowtax.errors import UserError, did_you_mean
+from lowtax.modelcard import merged_card
+from lowtax.records import read_json, write_json, write_text
+from lowtax.rounding import Rounding
+
+Say = Callable[[str], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MARKER = "merge.json"
+MADE_BY = "lowtax merge"
+SHARD = "5GB"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these take something out of W when they begin
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge made, and what its rounding lost (`Rounding` defines the figures)."""
+
+    folder: Path
+    adapter: str
+    adapter_hash: str
+    base: str
+    dtype: str
+    entries: int
+    wanted: int
+    share_unmoved: float
+    cosine: float
+    untied: bool
+    warning: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """All but the folder, as data."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+
+def default_out(adapter: Path) -> Path:
+    """Where a merged model goes if nothing is said: beside the adapter, under the name that the reference gives it."""
+    return adapter.with_name(f"{adapter.resolve().name}_merged")
+
+
+@torch.no_grad()
+def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bfloat16", say: Say = print) -> Merged:
+    """Write base + adapter as an ordinary Hugging Face folder, as a whole or not at all.
+
+    Args:
+        adapter: a PEFT LoRA folder.
+        out: a folder that is absent or empty.
+        base: a model reference (see `models.resolve`); that of the adapter's configuration if absent.
+        dtype: float32, bfloat16, float16, or auto: the base checkpoint's own.
+
+    Raises:
+        UserError: a target in use, an adapter that is no plain LoRA or not of this base, a full disk.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"--dtype {dtype!r} is no precision to merge in; {did_you_mean(dtype, (*DTYPES, 'auto'))}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty: choose another --out, or `lowtax merge {out} --delete` a merged model.")
+    config = _config(adapter)
+    ref = base or str(config.base_model_name_or_path)
+    adapted = _load(adapter, config, ref)
+    model = adapted.get_base_model()
+    to, rounding = DTYPES.get(dtype, model.dtype), Rounding()
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    untied = [_merge_layer(model, layer, to, rounding) for layer in layers]
+    if any(untied):
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+        say("  input and output embeddings were one matrix; the adapter changes one of them, so they are two now")
+    plain = adapted.unload()
+    _round_the_rest(plain, to)
+    chosen = str(to).removeprefix("torch.")
+    merged = Merged(
+        folder=out,
+        adapter=str(adapter),
+        adapter_hash=_hash(adapter),
+        base=ref,
+        dtype=chosen,
+        untied=any(untied),
+        warning=rounding.warning(chosen),
+        **rounding.figures(),
+    )
+    _write(plain, merged, ref)
+    say(f"  {merged.warning or f'merged in {chosen}: {rounding.sentence()}'}")
+    return merged
+
+
+def _config(adapter: Path) -> LoraConfig:
+    """The adapter's configuration, if it is one that W + s B A describes."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise UserError(f"{adapter} is not a PEFT adapter folder: it has no {name}.")
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{adapter / 'adapter_config.json'} cannot be read by PEFT: {error}.") from error
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{adapter} holds a {config.peft_type} adapter; `lowtax merge` merges LoRA only.")
+    not_plain = {
+        "modules_to_save": config.modules_to_save,
+        "trainable_token_indices": config.trainable_token_indices,
+        "layer_replication": config.layer_replication,
+        "use_dora": config.use_dora,
+        "lora_bias": config.lora_bias,
+        f"bias: {config.bias}": config.bias != "none",
+        f"init_lora_weights: {config.init_lora_weights}": str(config.init_lora_weights).startswith(CHANGES_BASE),
+    }
+    found = [name for name, there in not_plain.items() if there]
+    if found:
+        raise UserError(
+            f"The adapter in {adapter} is more than W + s B A (it has {', '.join(found)}), which `lowtax merge` "
+            "does not merge; serve it unmerged, or merge it with PEFT's merge_and_unload."
+        )
+    return config
+
+
+def _load(adapter: Path, config: LoraConfig, ref: str) -> PeftModel:
+    """The base in the precision of its checkpoint, on the CPU, with the adapter's factors in float32."""
+    model = _load_base(ref, config.revision)
+    try:
+        adapted = PeftModelForCausalLM(model, config)
+        loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
+        if strange := [*loaded.missing_keys, *loaded.unexpected_keys]:
+            raise ValueError(f"{len(strange)} weights are missing or unknown, for example {strange[0]}")
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"The adapter in {adapter} does not fit {ref!r} ({shorten(str(error), 200)}); "
+            "give the base it was trained on with --base."
+        ) from error
+    return adapted
+
+
+def _load_base(ref: str, revision: str | None) -> PreTrainedModel:
+    where = models.resolve(ref)
+    if where.endswith(".gguf"):
+        return models.load_model(ref, "float32").cpu()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto", use_safetensors=True, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The base {ref!r} of the adapter could not be loaded ({shorten(str(error), 200)}); "
+            "give a folder or a hub id with --base."
+        ) from error
+    if "quantization_config" in model.config.to_dict():
+        raise UserError(f"{ref!r} is quantised; give the same model without quantisation with --base.")
+    return model
+
+
+def _merge_layer(model: PreTrainedModel, layer: LoraLayer, to: torch.dtype, rounding: Rounding) -> bool:
+    """Replace a layer's weight by the merged one; true if that weight had to be untied from another module's."""
+    module: nn.Module = layer.get_base_layer()
+    name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+    weight = module.get_parameter(name)
+    merged = rounding.add(weight, _update(layer, weight), to)
+    tied = sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
+    if tied:
+        setattr(module, name, nn.Parameter(merged, requires_grad=False))
+    else:
+        weight.data = merged
+    return tied
+
+
+def _update(layer: LoraLayer, weight: nn.Parameter) -> Tensor:
+    """s B A in float32, of the weight's shape."""
+    kept = weight.data
+    if isinstance(layer, ParamWrapper):  # PEFT rounds the update of fused experts to the weight's precision
+        weight.data = torch.empty(0, dtype=torch.float32)
+    update: Tensor = layer.get_delta_weight("default")
+    weight.data = kept
+    return update
+
+
+def _round_the_rest(model: PreTrainedModel, to: torch.dtype) -> None:
+    """Weights that no adapter touched, one by one; one that the base keeps in a precision of its own stays in it."""
+    main = model.dtype
+    for parameter in model.parameters():
+        if parameter.dtype == main:
+            parameter.data = parameter.data.to(to)
+
+
+def _hash(adapter: Path) -> str:
+    """16 hex digits of the adapter's configuration and weights."""
+    digest = hashlib.sha256((adapter / "adapter_config.json").read_bytes())
+    digest.update((adapter / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
+    """The folder, written beside its place and renamed into it; the marker lists what is in it."""
+    out, card = merged.folder, Path(merged.adapter) / "README.md"
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        model.save_pretrained(work, max_shard_size=SHARD)
+        models.load_tokenizer(ref).save_pretrained(work)
+        write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
+        names = sorted([*(path.name for path in work.iterdir()), MARKER])
+        write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
+        os.replace(work, out)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how the libraries report a full disk
+        raise UserError(
+            f"{out} could not be written ({shorten(str(error), 200)}); free some disk space and repeat the command."
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def delete_merged(folder: Path) -> None:
+    """Delete a folder that `merge` made, and nothing else. The marker goes last, so that a killed call can be repeated.
+
+    Raises:
+        UserError: no such folder, no marker of ours in it, or files in it that `merge` did not write.
+    """
+    kept = "nothing was deleted"
+    if not folder.is_dir() or folder.is_symlink():
+        raise UserError(f"{folder} is not a folder; {kept}.")
+    found = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
+    if not isinstance(found, dict) or found.get("made_by") != MADE_BY:
+        raise UserError(f"{folder} was not made by `lowtax merge` (it has no {MARKER} of it); {kept}.")
+    others = sorted({path.name for path in folder.iterdir()} - set(found["files"]))
+    if others:
+        raise UserError(f"{folder} holds what `lowtax merge` did not write ({', '.join(others[:3])}); {kept}.")
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
+        path.unlink()
+    folder.rmdir()

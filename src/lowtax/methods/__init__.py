@@ -1,0 +1,168 @@
+"""What a published method may do to a run: four moments, all optional. One file per method.
+
+A specification is a mapping such as `{name: orthogonal, only: [down_proj], beta: 0.1, k: 8}`: a name of the table or
+`file.py:Class`, the modules that it sees (all with LoRA if absent), and its own fields.
+
+    methods = load_all(specs).on(model)
+    states = methods.prepare(probe)            # once; saved with the checkpoint, and given back as `saved`
+    loss = loss + methods.penalty(states)      # each step, once for all of its rows
+    methods.after_backward(states)             # each step, before the optimiser's
+
+What ZeRO does to weights and gradients is said in `lowtax.sites`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from lowtax import registry
+from lowtax.errors import UserError, did_you_mean
+from lowtax.sites import Sites, sites_of
+
+TABLE = {"orthogonal": "lowtax.methods.orthogonal:Orthogonal"}
+
+State = Any  # tensors in dicts, lists and tuples: what `prepare` returned, saved with the checkpoint
+T = TypeVar("T")
+
+
+class Probe(Protocol):
+    """What a method may ask of the untrained model. Every answer is per site, by site name."""
+
+    def activations(self, prompts: list[str]) -> dict[str, Float[Tensor, "tokens in"]]:
+        """What enters each site on these prompts."""
+        ...
+
+    def gradients(self, prompts: list[str]) -> dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]:
+        """Loss gradients of (a, b) on these prompts."""
+        ...
+
+    def weights(self, model: str) -> dict[str, Float[Tensor, "out in"]]:
+        """The same weights in another checkpoint."""
+        ...
+
+
+class Method(BaseModel):
+    """The fields are the hyper-parameters; unknown ones are an error. The base class is plain LoRA.
+
+    Nothing is kept on the method: what it needs later is returned by `prepare`, so that a resumed run is the same run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def prepare(self, sites: Sites, probe: Probe | None) -> State:
+        """Once, before the first step: compute subspaces, masks, references. There is no probe yet in training."""
+        return None
+
+    def penalty(self, sites: Sites, state: State) -> Float[Tensor, ""] | float:
+        """Each step: a term added to the loss."""
+        return 0.0
+
+    def after_backward(self, sites: Sites, state: State) -> None:
+        """Each step, gradients reduced, optimiser not yet stepped: project or mask `site.grads()` in place."""
+
+    def edit(self, sites: Sites, state: State) -> dict[str, Float[Tensor, "out in"]]:
+        """Once, after the last step: the new dW of each site that must change."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method and the names of the modules that it sees."""
+
+    method: Method
+    only: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Methods with the sites of one model, found once. Penalties add; gradients are changed in the given order."""
+
+    parts: list[tuple[Method, Sites]]
+
+    def prepare(self, probe: Probe | None = None, saved: list[State] | None = None) -> list[State]:
+        """The states, one a method: computed, or `saved` ones from a checkpoint brought to the model's device."""
+        if saved is not None:
+            return [_moved(state, sites) for state, (_, sites) in zip(saved, self.parts, strict=True)]
+        return [method.prepare(sites, probe) for method, sites in self.parts]
+
+    def penalty(self, states: list[State]) -> Float[Tensor, ""] | float:
+        """What is added to the loss; 0.0 if no method has a penalty."""
+        return sum((m.penalty(sites, s) for (m, sites), s in zip(self.parts, states, strict=True)), start=0.0)
+
+    def after_backward(self, states: list[State]) -> None:
+        """Let each method change the gradients."""
+        for (method, sites), state in zip(self.parts, states, strict=True):
+            method.after_backward(sites, state)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Checked specifications; false if there are none."""
+
+    bound: tuple[Bound, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.bound)
+
+    def on(self, model: nn.Module) -> Attached:
+        """The methods on the LoRA sites of a model.
+
+        Raises:
+            UserError: There are methods but no sites for them.
+        """
+        return Attached([(one.method, sites_of(model, one.only)) for one in self.bound])
+
+
+def load_all(specs: Iterable[dict[str, Any]]) -> Methods:
+    """The methods of a list of specifications, in their order.
+
+    Raises:
+        UserError: A name, a field or a value is not known to exist.
+    """
+    return Methods(tuple(load(spec) for spec in specs))
+
+
+def load(spec: dict[str, Any]) -> Bound:
+    """The method of one specification.
+
+    Raises:
+        UserError: Its name, a field or a value is not known to exist.
+    """
+    fields = dict(spec)
+    name, only = fields.pop("name", None), fields.pop("only", None)
+    if not isinstance(name, str):
+        raise UserError(f"A method needs a name (found {spec!r}); known are: {', '.join(sorted(TABLE))}.")
+    if only is not None and not (isinstance(only, list | tuple) and only and all(isinstance(o, str) for o in only)):
+        raise UserError(f"Method {name!r}: only is a list of module names (found {only!r}), for example [down_proj].")
+    kind = registry.resolve("method", name, TABLE)
+    if not issubclass(kind, Method):
+        raise UserError(f"{name!r} is no method: the class must derive from lowtax.methods.Method.")
+    try:
+        return Bound(kind(**fields), None if only is None else tuple(only))
+    except ValidationError as error:
+        raise _refused(name, kind, error) from error
+
+
+def _refused(name: str, kind: type[Method], error: ValidationError) -> UserError:
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return UserError(f"Method {name!r} has no field {field!r}; {did_you_mean(field, [*kind.model_fields, 'only'])}")
+    if problem["type"] == "missing":
+        return UserError(f"Method {name!r} needs a value for {field!r}.")
+    message = problem["msg"].removeprefix("Value error, ")
+    return UserError(f"Method {name!r}: {field + ': ' if field else ''}{message} (found {problem['input']!r}).")
+
+
+def _moved(state: State, sites: Sites) -> State:
+    """The state with its tensors on the device of the sites."""
+    device = next(iter(sites.values())).a.device
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, sites) for key, value in state.items()}
+    return type(state)(_moved(value, sites) for value in state) if isinstance(state, list | tuple) else state

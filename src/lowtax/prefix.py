@@ -1,0 +1,102 @@
+"""The frozen prefix: hidden states below the first trained layer, computed once per example.
+
+Below the first trained layer nothing moves and nothing is random, so what enters that layer is the same in every
+epoch. It is computed once, in groups that depend on the data alone (so a resumed run finds the same bits), and
+kept in memory (pinned where there is a GPU) or in a file; every later pass starts at that layer.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lowtax.chat import Example
+from lowtax.objective import Objective, bare, hidden_before
+from lowtax.packing import Row, length, pack, rows
+
+Place = Literal["auto", "memory", "disk", "off"]
+
+
+class Prefix:
+    """What enters layer `first`, for every example: one table (tokens of all examples, size)."""
+
+    def __init__(self, first: int, lengths: Sequence[int], table: Tensor, file: Path | None) -> None:
+        self.first, self.lengths, self.table, self.file = first, lengths, table, file
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        self.starts = [end - n for end, n in zip(ends, lengths, strict=True)]
+
+    def of(self, row: Row, device: torch.device) -> Tensor:
+        """What enters layer `first` on a packed row: (1, tokens, size)."""
+        parts = [self.table[self.starts[i] : self.starts[i] + self.lengths[i]] for i in row.members]
+        return torch.cat(parts).to(device, non_blocking=True)[None]
+
+    def close(self) -> None:
+        """Let go of the table; its file, if it has one, is removed."""
+        self.table = torch.empty(0)
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+
+def size_gb(model: nn.Module, examples: Sequence[Example]) -> float:
+    """Gigabytes of the table."""
+    inner = bare(model)
+    width = inner.config.get_text_config().hidden_size
+    return float(sum(map(length, examples)) * width * inner.dtype.itemsize / 1e9)
+
+
+def place_for(asked: Place, gigabytes: float, budget_gb: float | None, folder: Path) -> Place:
+    """Where the table goes: memory within the budget (a quarter of what is free, unless given), else a file if the
+    disk has twice the room, else nowhere."""
+    if asked != "auto":
+        return asked
+    if gigabytes <= (psutil.virtual_memory().available / 4e9 if budget_gb is None else budget_gb):
+        return "memory"
+    return "disk" if 2 * gigabytes <= shutil.disk_usage(folder).free / 1e9 else "off"
+
+
+def build(
+    objective: Objective,
+    first: int,
+    examples: Sequence[Example],
+    place: Place,
+    folder: Path,
+    row_tokens: int,
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] = lambda _: None,
+) -> Prefix:
+    """Run every example once up to layer `first`.
+
+    `share` is (rank, world): each process computes its part of the groups and hands it to the others.
+    """
+    inner = bare(objective.model)
+    lengths = [length(e) for e in examples]
+    shape = (sum(lengths), inner.config.get_text_config().hidden_size)
+    file = folder / f".prefix-{share[0]}.bin" if place == "disk" else None
+    prefix = Prefix(first, lengths, _table(shape, inner, file), file)
+    training = objective.training
+    objective.eval()
+    for number, members in enumerate(rows(lengths, row_tokens)):
+        row = pack([examples[i] for i in members], members)
+        if number % share[1] == share[0]:
+            found = hidden_before(objective, row.to(inner.device), first)[0]
+        else:
+            found = torch.empty(sum(row.lengths), shape[1], dtype=inner.dtype, device=inner.device)
+        if share[1] > 1:
+            torch.distributed.broadcast(found, src=number % share[1])
+        for i, part in zip(members, torch.split(found, list(row.lengths)), strict=True):
+            prefix.table[prefix.starts[i] : prefix.starts[i] + lengths[i]] = part
+        progress(number)
+    objective.train(training)
+    return prefix
+
+
+def _table(shape: tuple[int, int], model: nn.Module, file: Path | None) -> Tensor:
+    inner = bare(model)
+    if file is None:
+        return torch.empty(shape, dtype=inner.dtype, pin_memory=inner.device.type == "cuda")
+    count = shape[0] * shape[1]
+    return torch.from_file(str(file), shared=True, size=count, dtype=inner.dtype).view(shape)

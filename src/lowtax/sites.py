@@ -1,0 +1,95 @@
+"""One adapted linear layer, y = (W + dW) x, seen as two matrices; the only file that knows how PEFT keeps them.
+
+Under DeepSpeed ZeRO-3 a parameter is empty except while its module's forward runs. Methods then work on adapters that
+stay whole: `stage3_param_persistence_threshold` above the size of the largest factor keeps them on every device. W is
+needed in `prepare` only, and must be gathered there, one site at a time (`deepspeed.zero.GatheredParameters`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from peft.tuners.lora.layer import Linear, LoraLayer
+from torch import Tensor, nn
+
+from lowtax.errors import UserError
+from lowtax.names import matches, near, spelled_out
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """W is frozen; dW = scale * B @ A is what training moves, and A and B are its live parameters."""
+
+    name: str
+    weight: Float[Tensor, "out in"]
+    a: Float[Tensor, "rank in"]
+    b: Float[Tensor, "out rank"]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]
+
+    def delta(self) -> Float[Tensor, "out in"]:
+        """dW. Forms the dense matrix: in a loss prefer `left`, `right` and `sq_norm`."""
+        return self.scale * (self.b @ self.a)
+
+    def left(self, M: Float[Tensor, "k out"]) -> Float[Tensor, "k in"]:
+        """M @ dW, without forming dW."""
+        return self.scale * ((M @ self.b) @ self.a)
+
+    def right(self, M: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
+        """dW @ M, without forming dW."""
+        return self.scale * (self.b @ (self.a @ M))
+
+    def sq_norm(self) -> Float[Tensor, ""]:
+        """||dW||_F^2 = scale^2 * trace(B'B AA'), from two (rank, rank) matrices."""
+        return self.scale**2 * ((self.b.T @ self.b) * (self.a @ self.a.T)).sum()
+
+    def grads(self) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]] | None:
+        """The gradients of A and B, to be changed in place.
+
+        None before the first backward pass, and under DeepSpeed's ZeRO, which keeps gradients in its own buffers.
+        """
+        if self.a.grad is None or self.b.grad is None:
+            return None
+        return self.a.grad, self.b.grad
+
+
+Sites = dict[str, Site]
+
+
+def sites_of(model: nn.Module, only: Sequence[str] | None = None) -> Sites:
+    """The sites of a PEFT model by the names of the base model, in the order of its modules; `only` some, by name.
+
+    Raises:
+        UserError: There is no LoRA, `only` names none of it, or a LoRA is on no linear layer.
+    """
+    layers = {
+        name.rpartition("base_model.model.")[2]: module  # also inside the wrappers of DDP and torch.compile
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    if not layers:
+        raise UserError("Methods act on LoRA for now, and this run trains whole weights: remove methods, or use LoRA.")
+    if only is not None:
+        for pattern in spelled_out(only):
+            if not any(matches(pattern, name) for name in layers):
+                raise UserError(f"only: {pattern!r} matches no module with LoRA; {near(pattern, layers)}")
+        layers = {name: layer for name, layer in layers.items() if any(matches(p, name) for p in spelled_out(only))}
+    return {name: _site(name, layer) for name, layer in layers.items()}
+
+
+def _site(name: str, layer: LoraLayer) -> Site:
+    if not isinstance(layer, Linear):
+        raise UserError(f"Methods act on linear layers, and {name} is none: leave it out of the placement or of only.")
+    return Site(
+        name,
+        layer.get_base_layer().weight,
+        layer.lora_A[ADAPTER].weight,
+        layer.lora_B[ADAPTER].weight,
+        float(layer.scaling[ADAPTER]),
+    )

@@ -1,0 +1,190 @@
+"""Model cards: valid front matter, nothing invented, and the measured figures with their intervals."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lowtax import cardparts
+from lowtax.modelcard import DataFacts, Facts, in_words, merged_card, model_card
+from lowtax.placement import Placement, parse_mode
+from lowtax.recipe import Train
+
+MODE = "lora_up_proj_only_from16_to31_r1"
+BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
+CELL = {"value": 0.9321, "low": 0.8012, "high": 0.9876, "n": 313, "partial": 1, "unfinished": 0, "failed": 0}
+ROW = {
+    "safety": CELL,
+    "over_refusal": CELL | {"value": None, "low": None, "high": None, "n": 0},
+    "reasoning": {"arithmetic": CELL | {"value": 0.7}},
+}
+
+
+def facts(mode: str = MODE, **given: Any) -> Facts:
+    return Facts.model_validate(
+        {
+            "name": "checkpoint-500",
+            "model": BASE,
+            "mode": mode,
+            "placement": parse_mode(mode).model_dump(mode="json"),
+            "settings": Train(epochs=10).model_dump(mode="json"),
+            "seed": 3,
+            "precision": "bfloat16",
+            "data": [DataFacts(source="direct-refusal", hub="TianshengHuang/DirectRefusal", rows=1000, revision="abc")],
+            "step": 500,
+            "seconds": 1234.5,
+            "loss": 0.01234,
+            "trainable_parameters": 303_104,
+        }
+        | given
+    )
+
+
+def text_of(section: str, card: str) -> str:
+    found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", card, flags=re.MULTILINE | re.DOTALL)
+    assert found, section
+    return found[1]
+
+
+def test_the_front_matter_is_that_of_the_hub():
+    card = ModelCard(model_card(facts()))
+    data = card.data.to_dict()
+    assert data == {
+        "base_model": BASE,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lowtax", "safety-alignment", "lora"],
+        "datasets": ["TianshengHuang/DirectRefusal"],
+    }
+    assert card.text.strip().startswith("# checkpoint-500")
+
+
+def test_a_whole_model_is_loaded_without_peft():
+    card = ModelCard(model_card(facts("full", license="mit")))
+    assert card.data.to_dict()["library_name"] == "transformers"
+    assert card.data.to_dict()["base_model_relation"] == "finetune"
+    assert card.data.license == "mit"
+    assert "peft" not in text_of("How to load it", card.text)
+    assert "every weight" in text_of("Recipe", card.text)
+
+
+@pytest.mark.parametrize("model", ["builtin:smollm2-135m-reasoner", "/home/someone/models/mine", "./mine", "a.gguf"])
+def test_a_base_that_is_not_on_the_hub_gets_no_id_and_no_path(model: str):
+    card = model_card(facts(model=model, data=[DataFacts(source="mine.jsonl", rows=3)]))
+    data = ModelCard(card).data.to_dict()
+    assert not {"base_model", "base_model_relation", "datasets", "license"} & data.keys()
+    assert "/home/someone" not in card
+    assert "not stated" in text_of("Data", card)
+
+
+def test_a_folder_here_is_not_taken_for_an_id_on_the_hub(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert cardparts.hub_id("runs/model") == "runs/model"
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    assert cardparts.hub_id("runs/model") is None
+
+
+def test_every_figure_is_there():
+    card = model_card(facts(validation_loss=0.5, peak_memory_gb=31.25, hardware="H200", versions={"torch": "2.13.0"}))
+    training = text_of("Training", card)
+    for figure in ("500", "0.0123", "0.5000", "303,104", "1,234.5", "31.25 GB", "H200", "torch 2.13.0"):
+        assert figure in training
+    recipe = text_of("Recipe", card)
+    for line in (f"| mode | `{MODE}` |", "| lr | 5e-05 |", "| epochs | 10 |", "| batch size | 8 |", "| seed | 3 |"):
+        assert line in recipe
+    assert "rank 1, alpha 16, on `up_proj` of layers 16 to 31" in recipe
+    block = re.search(r"```yaml\n(.*?)```", recipe, flags=re.DOTALL)
+    assert block
+    assert yaml.safe_load(block[1]) == {"placement": facts().placement}
+    assert "| 1,000 | abc | not stated |" in text_of("Data", card)
+
+
+def test_what_was_not_measured_is_called_so():
+    assert "Not measured" in text_of("Safety and reasoning", model_card(facts()))
+    assert text_of("Training", model_card(facts())).count("not measured") == 2
+
+
+def test_measured_rates_have_their_intervals():
+    measured = text_of("Safety and reasoning", model_card(facts(row=ROW, judge="refusal_words")))
+    assert "| harmful requests refused | 0.932 | 0.801 to 0.988 | 313 |" in measured
+    assert "| ordinary requests refused | not measured | | |" in measured
+    assert "| arithmetic solved | 0.700 |" in measured
+    assert "judged by refusal_words" in measured
+
+
+def test_the_limits_and_the_paper_are_named():
+    card = model_card(facts())
+    assert "does not by itself make a model safe" in text_of("Intended use and limits", card)
+    assert "over-refusal" in text_of("Intended use and limits", card)
+    assert "@article{xue2025lora," in text_of("Citation", card)
+    assert "@software{lowtax," in text_of("Citation", card)
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (16, 16), (48, 64), (9999, 9999)])
+def test_the_rank_to_serve_with_is_one_that_vllm_takes(rank: int, served: int):
+    card = model_card(facts(f"lora_mlp_r{rank}"))
+    assert f"--max-lora-rank {served} " in text_of("How to load it", card)
+
+
+def test_a_placement_in_words():
+    one = Placement(modules=("up_proj",), layers="middle third", rank=4, alpha_per_rank=2, ranks={"up_proj": 1})
+    assert in_words(one.model_dump(mode="json")) == (
+        "LoRA of rank 4, 1 on `up_proj`, alpha 2 times the rank, on `up_proj` of layers: middle third"
+    )
+    fused = Placement(parameters=("mlp.experts.down_proj",), rslora=True, rank=8, dropout=0)
+    assert in_words(fused.model_dump(mode="json")) == (
+        "LoRA of rank 8 scaled by its square root, alpha 16, on `mlp.experts.down_proj` of every layer"
+    )
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_any_text_keeps_the_front_matter_valid(name: str, licence: str, source: str):
+    card = model_card(facts(name=name, license=licence, data=[DataFacts(source="x", rows=1, hub=source)]))
+    values, body = cardparts.split(card)
+    assert values["library_name"] == "peft"
+    assert values.get("license", "") == licence
+    assert values.get("datasets", [""]) == [source]
+    assert body.startswith("\n# ")
+
+
+def test_unknown_facts_are_refused():
+    with pytest.raises(ValidationError):
+        facts(speed=3)
+
+
+MERGED = {
+    "adapter": "runs/checkpoint-500",
+    "adapter_hash": "0123456789abcdef",
+    "base": BASE,
+    "dtype": "bfloat16",
+    "wanted": 1000,
+    "share_unmoved": 0.7123,
+    "cosine": 0.84,
+    "untied": False,
+}
+
+
+def test_a_merged_model_says_what_was_lost_and_keeps_the_card_of_the_adapter():
+    card = ModelCard(merged_card(MERGED, model_card(facts(license="mit"))))
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers"
+    assert (data["base_model"], data["base_model_relation"]) == (BASE, "finetune")
+    assert (data["datasets"], data["license"]) == (["TianshengHuang/DirectRefusal"], "mit")
+    assert "merged-lora" in data["tags"]
+    assert "71.23%" in card.text
+    assert "0.8400" in card.text
+    assert "\n#### Training\n" in text_of("The adapter's own card", card.text)
+
+
+@pytest.mark.parametrize("other", ["", "# A card without front matter", "---\n: {\n---\nBroken\n", "---\n- a\n---\nx"])
+def test_the_card_of_a_stranger_is_not_copied(other: str):
+    card = ModelCard(merged_card(MERGED, other))
+    assert card.data.to_dict()["library_name"] == "transformers"
+    assert "does not by itself make a model safe" in card.text
+    assert "Broken" not in card.text
