@@ -49,7 +49,7 @@ def one_side(asked: argparse.Namespace) -> None:
             model=asked.model,
             tokenizer=tokenizer,
             placement=parse_mode(asked.mode).model_copy(update={"dropout": 0.0}),
-            settings=Train(lr=1e-3, steps=steps, batch_size=asked.batch_size),
+            settings=Train(lr=1e-3, steps=steps, batch_size=asked.batch_size, warmup_steps=0),
             rows=rows,
             examples=encode_all(tokenizer, rows, 1024).examples,
             precision=precision,

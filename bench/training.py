@@ -13,7 +13,7 @@ LoRA's dropout is off, so that their losses can be compared.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Task:
     examples: list[Example]
     precision: str
     execution: Execution
+    trl_precision: str = "float32"  # TRL's default: float32 weights under bfloat16 autocast
+
+    def limited(self, steps: int) -> "Task":
+        """The same, for a few steps."""
+        return replace(self, settings=self.settings.model_copy(update={"steps": steps}))
 
     @property
     def steps(self) -> int:
@@ -109,7 +114,7 @@ def trl(task: Task, out: Path, **changed: Any) -> Timed:
         disable_tqdm=True,
         **changed,
     )
-    model = adapted(task, "float32")  # TRL's default: float32 weights under bfloat16 autocast
+    model = adapted(task, task.trl_precision)
     trainer = SFTTrainer(
         model=model, args=config, train_dataset=Dataset.from_list(columns), processing_class=task.tokenizer
     )

@@ -18,6 +18,9 @@ from lowtax.errors import UserError
 from lowtax.records import read_json, write_json, write_text
 
 
+STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A saved state of one arm: a PEFT folder or a whole model, and what it took to get there."""
@@ -45,10 +48,11 @@ class Weights:
         return cls(live, [p if s else p.detach().float() for p, s in zip(live, same, strict=True)])
 
     def hand_over_gradients(self) -> None:
-        """Give the masters the gradients of the live weights, in float32."""
+        """Add the gradients of the live weights to those of the masters, in float32."""
         for live, master in zip(self.live, self.master, strict=True):
-            if live is not master:
-                master.grad, live.grad = (None if live.grad is None else live.grad.float()), None
+            if live is not master and live.grad is not None:
+                master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
+                live.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -91,38 +95,39 @@ class Store:
             raise _unsaved(target, error) from error
 
     def _state(self, model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
-        """The trained weights, whole and in float32 where there are masters, under the names of the model."""
-        if isinstance(model, PreTrainedModel) and distributed.sharded(self.acc):
-            whole = self.acc.get_state_dict(self.wrapped)  # gathered on the main process alone
-            return {name.removeprefix("model."): tensor for name, tensor in (whole or {}).items()}
+        """The trained weights, whole and in float32 where there are masters, under the names of the model. Only the
+        main process gets them, but where it has a part of them all must take part."""
         best = {id(live): tensor for live, tensor in zip(self.weights.live, self.weights.master, strict=True)}
-        with distributed.whole(self.weights.live):
-            named = list(model.named_parameters(remove_duplicate=False))
-            if isinstance(model, PeftModel):
-                named = [(name, p) for name, p in named if p.requires_grad]
-            if not self.acc.is_main_process and not distributed.sharded(self.acc):
-                return {}
-            return {name: distributed.full_tensor(best.get(id(p), p)) for name, p in named}
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)]
+        state = {}
+        for name, p in named:
+            found = distributed.whole(self.acc, best.get(id(p), p))
+            if self.acc.is_main_process:
+                state[name] = found.to("cpu", copy=True)
+        return state
 
     # --- the state of an unfinished run
 
     def save_state(self, progress: dict[str, Any], optimizer: Any, states: list[Any]) -> None:
         """Write what a killed run needs to go on: the weights that move, the optimiser, the methods' states."""
-        folder, work = self.out / ".state", self.out / ".state.tmp"
+        folder, work, old = (self.out / name for name in STATES)
         try:
             if self.acc.is_main_process:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True)
             self.acc.wait_for_everyone()
-            if distributed.keeps_masters(self.acc):
-                self.acc.save_state(str(work))
+            own = {"methods": states, "keeper": distributed.keeper(self.acc)}
+            parts = distributed.save_parts(self.acc, self.wrapped, optimizer, work)
             if self.acc.is_main_process:
-                own = {"methods": states}
-                if not distributed.keeps_masters(self.acc):
+                if not parts:
                     own |= {"master": [t.detach() for t in self.weights.master], "optimizer": optimizer.state_dict()}
                 torch.save(own, work / "own.pt")
                 write_json(work / "progress.json", progress)
-                shutil.rmtree(folder, ignore_errors=True)
+            self.acc.wait_for_everyone()
+            if self.acc.is_main_process:
+                shutil.rmtree(old, ignore_errors=True)
+                if folder.exists():
+                    os.replace(folder, old)
                 os.replace(work, folder)
             self.acc.wait_for_everyone()
         except (OSError, RuntimeError) as error:
@@ -131,24 +136,31 @@ class Store:
     @torch.no_grad()
     def load_state(self, optimizer: Any) -> tuple[dict[str, Any], list[Any]] | None:
         """Go back to the saved state, if there is one; returns its progress and the methods' states."""
-        folder = self.out / ".state"
-        if not (folder / "progress.json").exists():
+        folders = [self.out / name for name in STATES if name != ".state.tmp"]
+        folder = next((found for found in folders if (found / "progress.json").exists()), folders[0])
+        progress = read_json(folder / "progress.json") if folder.exists() else {"step": 0}
+        if len(set(distributed.everyone(self.acc, progress["step"]))) > 1:
+            raise UserError(f"The processes do not see the same {folder}: all machines must share that folder.")
+        if not progress["step"]:
             return None
         own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
-        if distributed.keeps_masters(self.acc):
-            self.acc.load_state(str(folder))
-        else:
+        if own["keeper"] != (now := distributed.keeper(self.acc)):
+            raise UserError(
+                f"{self.out} was left by {own['keeper']}, and {now} cannot go on with it: launch it as before, or delete "
+                f"{folder} to begin again."
+            )
+        if not distributed.load_parts(self.acc, self.wrapped, optimizer, folder):
             for mine, saved in zip(self.weights.master, own["master"], strict=True):
                 mine.copy_(saved)
             self.weights.publish()
             optimizer.load_state_dict(own["optimizer"])
-        return read_json(folder / "progress.json"), own["methods"]
+        return progress, own["methods"]
 
 
 def clean(out: Path) -> None:
     """Remove what only an unfinished run needs."""
     (out / "job.json").unlink(missing_ok=True)
-    for folder in (".state", ".state.tmp"):
+    for folder in STATES:
         shutil.rmtree(out / folder, ignore_errors=True)
 
 

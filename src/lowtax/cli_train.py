@@ -102,6 +102,10 @@ def train(
     push_to_hub: Annotated[
         str | None, typer.Option("--push-to-hub", "--push_to_hub", help="OWNER/NAME for the last checkpoint.")
     ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Push to a public repository; private if not given.")
+    ] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe.")] = None,
 ) -> None:
     """Train the arms of a recipe, or one arm without a recipe, and save their checkpoints.
@@ -130,10 +134,10 @@ def train(
         "save_steps": save_steps,
     }
     settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub)
+    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub, not public)
 
 
-def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None) -> None:
+def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None, private: bool) -> None:
     from lowtax import cli
 
     if show:
@@ -144,7 +148,7 @@ def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo:
         study.check()
         study.train(arm)
         if repo and study.is_main:
-            _push(study, arm, repo)
+            _push(study, arm, repo, private)
 
 
 def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
@@ -160,11 +164,11 @@ def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
             Console(soft_wrap=True, highlight=False).print(text)
 
 
-def _push(study: "Study", arm: str | None, repo: str) -> None:
+def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
     from lowtax.hub import push
 
     last = [s for s in study.subjects(arm) if s.checkpoint is not None][-1]
-    push(Path(last.adapter or last.model), repo, say=study.say)
+    push(Path(last.adapter or last.model), repo, private=private, say=study.say)
 
 
 def placements(
@@ -206,11 +210,12 @@ def merge(
     from lowtax.quiet import quiet_libraries
 
     quiet_libraries()
+    from lowtax import cli
     from lowtax import merge as merging
 
     if delete:
         merging.delete_merged(folder)
         print(f"deleted {folder}")
         return
-    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype)
+    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=cli._say)
     print(f"merged: {made.folder}")

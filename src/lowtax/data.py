@@ -38,9 +38,10 @@ class Loaded:
     skipped: int = 0
     revision: str | None = None
 
-    def described(self) -> dict[str, Any]:
-        """What a card says of the source."""
-        return {**described(self.spec, self.rows, self.revision), "found": self.found, "skipped": self.skipped}
+    def described(self, kept: Sequence[Conversation] | None = None) -> dict[str, Any]:
+        """What a card says of the source, and of the rows of it that are `kept` in a mix (all, if not given)."""
+        rows = self.rows if kept is None else kept
+        return {**described(self.spec, rows, self.revision), "found": self.found, "skipped": self.skipped}
 
 
 def described(spec: Data, rows: Sequence[Conversation], revision: str | None = None) -> dict[str, Any]:
@@ -177,15 +178,15 @@ def _choose(rows: list[Any], spec: Data, seed: int) -> list[Any]:
     return order[: spec.n]
 
 
-def mix(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[Conversation]:
-    """The rows of several sources as one training set.
+def shares(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[list[Conversation]]:
+    """What each of several sources gives to one training set.
 
     A source without a ratio gives all its rows. Those with one give k * ratio rows each (rounded down), k being the
     largest number for which none has to repeat a row; the seed chooses which. Nothing is shuffled: batches are.
     """
     ratios = {i: Fraction(str(spec.ratio)) for i, (spec, _) in enumerate(parts) if spec.ratio}
     k = min((len(parts[i][1]) / ratio for i, ratio in ratios.items()), default=Fraction(0))
-    mixed: list[Conversation] = []
+    found: list[list[Conversation]] = []
     for i, (spec, rows) in enumerate(parts):
         size = int(k * ratios[i]) if i in ratios else len(rows)
         if i in ratios and not size:
@@ -194,8 +195,13 @@ def mix(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[Con
                 f"{', '.join(f'{spec.ratio:g} to {len(rows)} rows' for spec, rows in parts if spec.ratio)}."
             )
         kept = sorted(random.Random(f"mix-{spec.source}-{i}-{seed}").sample(range(len(rows)), size))
-        mixed += [rows[index] for index in kept]
-    return mixed
+        found.append([rows[index] for index in kept])
+    return found
+
+
+def mix(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[Conversation]:
+    """The rows of `shares`, one source after the other."""
+    return [row for rows in shares(parts, seed) for row in rows]
 
 
 def self_prompts(spec: Data, seed: int) -> list[Prompt]:

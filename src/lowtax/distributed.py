@@ -5,7 +5,7 @@ optimiser step's examples are dealt out to them: data parallel, or sharded by Ze
 (an accelerate configuration).
 """
 
-import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lowtax import models
 from lowtax.errors import UserError
 from lowtax.recipe import Execution, Train
+from lowtax.zero import ds_config
 
 
 def world() -> tuple[int, int]:
@@ -41,45 +42,76 @@ def main_first() -> Iterator[None]:
 def accelerator(execution: Execution, settings: Train, precision: str, folder: Path) -> Accelerator:
     """The Accelerator of a training run, on whatever the launcher gave.
 
+    What an accelerate configuration says of precision and accumulation is overruled: the loop does both.
+
     Raises:
         UserError: What the recipe, the DeepSpeed JSON and the launcher ask for does not go together.
     """
     cpu = models.device().type == "cpu"
+    if cpu and precision == "float16":
+        raise UserError("float16 trains on GPUs only, and there is none here: write bf16 or no precision into the JSON.")
     if cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # which DeepSpeed would find out by itself, and complain
-    by_fsdp = _asked("ACCELERATE_USE_FSDP")
-    first = PartialState(cpu=cpu).distributed_type != DistributedType.DEEPSPEED
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find out, and complain
     zero = _zero(execution, settings, precision)
+    by_fsdp = _launcher_asks("FSDP")
+    state = PartialState(cpu=cpu)
+    later = state.distributed_type == DistributedType.DEEPSPEED  # a second arm; accelerate takes one plugin a process
     acc = Accelerator(
-        cpu=cpu and zero is None,  # DeepSpeed is asked for only where accelerate is not told of a CPU
+        cpu=cpu and zero is None,  # where accelerate is told of a CPU, it forgets DeepSpeed
         mixed_precision="bf16" if by_fsdp and precision == "bfloat16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=zero) if zero and first else None,
+        deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=zero) if zero and not later else None,
         log_with=_trackers(execution.report_to),
         project_dir=folder,
     )
-    if zero and not first:  # a second arm: accelerate has one DeepSpeed plugin a process
-        acc.state.deepspeed_plugin.deepspeed_config.update(zero)
+    if zero and later:
+        plugin = acc.state.deepspeed_plugin
+        plugin.deepspeed_config.clear()
+        plugin.deepspeed_config.update(zero)
+        plugin.set_deepspeed_weakref()  # for transformers, which asks how it shall load
+    _refuse_other(acc, "DEEPSPEED" if zero else "FSDP" if by_fsdp else None)
     return acc
 
 
-def _asked(variable: str) -> bool:
-    """Whether `accelerate launch` asked for something."""
-    return os.environ.get(variable, "false").lower() == "true"
+def _launcher_asks(what: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
 
 
 def _zero(execution: Execution, settings: Train, precision: str) -> dict[str, Any] | None:
-    """The configuration of DeepSpeed, if the recipe asks for it."""
+    """DeepSpeed's configuration, if the recipe asks for it; DeepSpeed is made ready then."""
     if not execution.deepspeed:
+        if _launcher_asks("DEEPSPEED"):
+            raise UserError("accelerate's configuration asks for DeepSpeed: give lowtax its JSON, with --ds_config FILE.")
         return None
+    found = ds_config(Path(execution.deepspeed), settings, precision, world()[1], execution.micro_batch_size)
     if find_spec("deepspeed") is None:
         raise UserError("A DeepSpeed configuration needs the deepspeed package: pip install 'lowtax[deepspeed]'.")
+    if "LOCAL_RANK" not in os.environ:
+        raise UserError("DeepSpeed needs a launcher, also for one device: torchrun --nproc-per-node 1 -m lowtax train ...")
     import deepspeed
 
-    # On a CPU it would compile a collective of its own for minutes; gloo has all that is needed.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU it would compile collectives of its own, for minutes; gloo has all that is needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(PartialState().backend, auto_mpi_discovery=False, verbose=False)
-    return ds_config(Path(execution.deepspeed), settings, precision, world()[1])
+    state = PartialState(cpu=models.device().type == "cpu")
+    deepspeed.init_distributed(state.backend, auto_mpi_discovery=False, verbose=False)
+    return found
+
+
+def _refuse_other(acc: Accelerator, asked: str | None) -> None:
+    """UserError if accelerate did not make what was asked for, which it may do without a word."""
+    if acc.num_processes != world()[1]:
+        raise UserError(
+            f"accelerate sees {acc.num_processes} processes and the environment {world()[1]}: start lowtax with torchrun, "
+            "accelerate launch or deepspeed."
+        )
+    if asked and acc.distributed_type != DistributedType[asked]:
+        raise UserError(
+            f"{asked} was asked for and accelerate runs {acc.distributed_type.value}: it shards by FSDP on several GPUs "
+            "only, and by DeepSpeed only if that was asked for from the start of the process."
+        )
+    if asked == "FSDP" and not acc.is_fsdp2:
+        raise UserError("lowtax trains with FSDP2: set fsdp_version: 2 in accelerate's configuration.")
 
 
 def _trackers(names: list[str]) -> list[str] | None:
@@ -98,96 +130,65 @@ def sharded(acc: Accelerator) -> bool:
 
 
 def keeps_masters(acc: Accelerator) -> bool:
-    """Whether the framework itself keeps float32 copies of bfloat16 weights."""
+    """Whether the framework itself keeps float32 copies of 16-bit weights, and each process a part of them."""
     return acc.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
-def ds_config(path: Path, settings: Train, precision: str, processes: int) -> dict[str, Any]:
-    """The user's DeepSpeed JSON with every "auto" filled from the recipe, and refused where the two disagree.
-
-    The loop deals out examples, accumulates and schedules the learning rate by itself: to DeepSpeed every forward
-    pass is a batch of one a process, and what the file says about optimiser and schedule is checked and left out.
-    """
-    config = _read(path)
-    zero = config.get("zero_optimization", {})
-    if zero.get("stage") not in (1, 2, 3):
-        raise UserError(
-            f"{path}: zero_optimization.stage is {zero.get('stage')!r}; lowtax trains with stage 1, 2 or 3."
-        )
-    wanted = {
-        "train_batch_size": settings.batch_size,
-        "gradient_clipping": settings.max_grad_norm,
-        "optimizer.params.lr": settings.lr,
-        "optimizer.params.weight_decay": settings.weight_decay,
-        "fp16.enabled": precision == "float16",
-        "bf16.enabled": precision == "bfloat16",
-    }
-    for key, value in wanted.items():
-        found = _at(config, key)
-        if found not in (None, "auto", value):
-            raise UserError(
-                f'{path} says {key} = {found!r}, but the recipe says {value!r}; make them agree, or write "auto" there.'
-            )
-    kind = config.get("optimizer", {}).get("type", "AdamW")
-    if kind not in ("AdamW", "Adam"):
-        raise UserError(f"{path} asks for the optimizer {kind!r}; lowtax trains with AdamW: leave that section out.")
-    for section in ("optimizer", "scheduler", "fp16", "bf16"):
-        config.pop(section, None)
-    if precision == "float16":
-        config["fp16"] = {"enabled": True}
-    if precision == "bfloat16":
-        config["bf16"] = {"enabled": True}
-    if zero["stage"] == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    for key in [key for key, value in zero.items() if value == "auto"]:
-        del zero[key]  # DeepSpeed's own default
-    return config | {
-        "gradient_clipping": settings.max_grad_norm,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": processes,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        "zero_optimization": zero,
-    }
+def keeper(acc: Accelerator) -> str:
+    """Who keeps the state of an unfinished run, and in how many parts; a run can go on only with the same."""
+    if not keeps_masters(acc):
+        return "lowtax"
+    name = f"ZeRO-{acc.state.deepspeed_plugin.zero_stage}" if acc.deepspeed_plugin else "FSDP2"
+    return f"{name} on {acc.num_processes} processes"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not a JSON object.")
-    return found
+def everyone(acc: Accelerator, number: int) -> list[int]:
+    """The number that each process has."""
+    return acc.gather(torch.tensor([number], device=acc.device)).tolist()  # type: ignore[no-any-return]
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, dict):
-            return None
-        node = node.get(part)
-    return node
+@torch.no_grad()
+def whole(acc: Accelerator, p: Tensor) -> Tensor:
+    """A trained parameter, whole, in float32 if the framework keeps it so. All processes ask for it together."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_fp32_param
 
-
-@contextmanager
-def whole(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Meanwhile these parameters are whole in every process, as ZeRO-3 shards them; else nothing happens."""
-    if any(getattr(p, "ds_id", None) is not None for p in parameters):  # DeepSpeed marks what it shards
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(parameters):
-            yield
-    else:
-        yield
-
-
-def full_tensor(p: Tensor) -> Tensor:
-    """A whole, detached copy on CPU of a parameter, from a DTensor (FSDP2) or a plain one."""
+        return safe_get_full_fp32_param(p)  # type: ignore[no-any-return]
     p = p.detach()
-    if isinstance(p, torch.distributed.tensor.DTensor):
-        p = p.full_tensor()
-    return p.cpu().clone()
+    return p.full_tensor() if isinstance(p, torch.distributed.tensor.DTensor) else p
+
+
+def fit_precision(acc: Accelerator, model: nn.Module) -> None:
+    """Settle with DeepSpeed who keeps adapters in float32: they themselves beside bfloat16 weights, as in one process;
+    beside float16 ones, where only DeepSpeed's optimiser scales the loss, it does."""
+    if acc.distributed_type != DistributedType.DEEPSPEED:
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if acc.state.deepspeed_plugin.deepspeed_config.get("fp16", {}).get("enabled"):
+        for p in trained:
+            p.data = p.data.half()
+    elif all(p.dtype == torch.float32 for p in trained):
+        acc.state.deepspeed_plugin.deepspeed_config["bf16"] = {"enabled": False}
+
+
+def save_parts(acc: Accelerator, wrapped: Any, optimizer: Any, folder: Path) -> bool:
+    """Let each process write its part of weights and optimiser; False if the main process has them whole."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        wrapped.save_checkpoint(str(folder), "zero", exclude_frozen_parameters=True)
+    elif acc.distributed_type == DistributedType.FSDP:
+        moved = [p for p in wrapped.parameters() if p.requires_grad]
+        torch.save({"moved": moved, "optimizer": optimizer.state_dict()}, folder / f"part-{acc.process_index}.pt")
+    return keeps_masters(acc)
+
+
+def load_parts(acc: Accelerator, wrapped: Any, optimizer: Any, folder: Path) -> bool:
+    """Give each process back what `save_parts` wrote; False if it wrote nothing."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        wrapped.load_checkpoint(str(folder), "zero", load_module_strict=False)
+    elif acc.distributed_type == DistributedType.FSDP:
+        own = torch.load(folder / f"part-{acc.process_index}.pt", map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for p, saved in zip((p for p in wrapped.parameters() if p.requires_grad), own["moved"], strict=True):
+                p.copy_(saved)
+        optimizer.load_state_dict(own["optimizer"])
+    return keeps_masters(acc)

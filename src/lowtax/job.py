@@ -68,7 +68,7 @@ class Job:
 
     def facts(self, checkpoint: Checkpoint, trainable: int) -> Facts:
         """What the model card of one of its checkpoints says."""
-        described = self.describe()
+        described, made = self.describe(), provenance()
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
             model=self.model,
@@ -85,6 +85,8 @@ class Job:
             peak_memory_gb=round(peak_memory_gb(), 2),
             methods=[str(spec["name"]) for spec in self.methods],
             mode=self.mode,
+            hardware=made["hardware"]["accelerator"] or f"CPU, {made['hardware']['cpu_threads']} threads",
+            versions=made["versions"],
         )
 
     def card(self, found: list[Checkpoint], trainable: int, revision: str | None, processes: int) -> dict[str, Any]:

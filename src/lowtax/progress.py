@@ -105,7 +105,7 @@ def diverged(step: int, what: str, lr: float, kept: str | None) -> UserError:
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then cosine to zero. `step` counts from 0."""
+    """Linear warm-up, then cosine to zero. `step` counts from 0; unlike transformers', no step has a rate of 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -74,7 +74,7 @@ class Data(Section):
 
 
 class Train(Section):
-    """One fine-tuning run. The defaults are the reference's, except warm-up and clipping."""
+    """One fine-tuning run. The defaults are the reference's, except warm-up and batch size."""
 
     lr: PositiveFloat = Field(5e-5, description="peak learning rate, cosine decay to zero")
     steps: PositiveInt | None = Field(None, description="optimiser steps; exclusive with epochs")

@@ -36,6 +36,7 @@ class Study:
 
     def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
         self.recipe, self.out, self.say = settings, out, say
+        self._sources: dict[tuple[str, int], data.Loaded] = {}
         self.is_main = distributed.world()[0] == 0
         self.precision = models.precision(settings.precision, settings.execution.deepspeed)
         self.engine = EngineChoice(settings.engine, self.precision, settings.batch_size, settings.thinking)
@@ -82,28 +83,22 @@ class Study:
 
     def job(self, arm: str, seed: int) -> Job:
         """The training job of one arm and seed; the model's own answers are drawn if it needs them."""
-        parts, sources = [], []
-        for spec in self.recipe.data_of(arm):
-            if spec.answers == "self":
-                rows, described = self._own_answers(spec, seed), None
-            else:
-                loaded = data.load(spec, seed)
-                rows, described = loaded.rows, loaded.described()
-            parts.append((spec, rows))
-            sources.append(described or data.described(spec, rows))
-        if not parts:
+        specs = self.recipe.data_of(arm)
+        if not specs:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
+        loaded = [self._loaded(spec, seed) for spec in specs]
+        kept = data.shares([(spec, found.rows) for spec, found in zip(specs, loaded, strict=True)], seed)
         return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
             settings=self.recipe.train_of(arm),
             seed=seed,
             precision=self.precision,
-            rows=data.mix(parts, seed),
+            rows=[row for rows in kept for row in rows],
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
             execution=self.recipe.execution,
-            sources=sources,
+            sources=[found.described(rows) for found, rows in zip(loaded, kept, strict=True)],
             mode=self.recipe.arms[arm].mode,
         )
 
@@ -121,7 +116,14 @@ class Study:
             raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
         return list(self.recipe.arms) if only is None else [only]
 
-    def _own_answers(self, spec: recipe.Data, seed: int) -> list[data.Conversation]:
+    def _loaded(self, spec: recipe.Data, seed: int) -> data.Loaded:
+        """The rows of a source, read once for all arms."""
+        key = (spec.model_dump_json(), seed)
+        if key not in self._sources:
+            self._sources[key] = self._own_answers(spec, seed) if spec.answers == "self" else data.load(spec, seed)
+        return self._sources[key]
+
+    def _own_answers(self, spec: recipe.Data, seed: int) -> data.Loaded:
         prompts = data.self_prompts(spec, seed)
         name = "".join(c if c.isalnum() else "_" for c in spec.source)
         sheet = Sheet(
@@ -130,7 +132,8 @@ class Study:
         with distributed.main_first():
             collect([sheet], [self.base], self.engine, self.say)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
-        return data.self_conversations(replies, data.rendering_of(spec))
+        rows = data.self_conversations(replies, data.rendering_of(spec))
+        return data.Loaded(spec, rows, len(prompts), len(prompts) - len(rows))
 
     def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"

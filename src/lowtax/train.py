@@ -102,6 +102,7 @@ class _Run:
             )
         loaded = load(job.model, job.precision)
         self.model = adapt(loaded, job.placement, job.model)
+        distributed.fit_precision(self.acc, self.model)
         self.methods = chosen.on(self.model)
         if job.execution.gradient_checkpointing:
             loaded.gradient_checkpointing_enable({"use_reentrant": False})
@@ -112,7 +113,8 @@ class _Run:
             for layer in bare(self.model).get_decoder().layers:
                 layer.compile(dynamic=True)
         self.model.train()
-        self.weights = Weights.of(self.model, own_masters=not distributed.keeps_masters(self.acc))
+        framework = distributed.keeps_masters(self.acc)
+        self.weights = Weights.of(self.model, own_masters=not framework)
         self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.weights.live)
         optimizer = torch.optim.AdamW(
             self.weights.master,
@@ -121,6 +123,8 @@ class _Run:
             fused=self.acc.device.type == "cuda" or None,
         )
         self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
+        if framework:
+            self.weights = Weights.of(self.model, own_masters=False)  # FSDP has put shards in their place
         self.store = Store(self.out, self.acc, self.wrapped, self.weights)
 
     def _load_state(self) -> None:
@@ -182,7 +186,6 @@ class _Run:
             group["lr"] = lr
         loss, penalty = self._gradients(batch)
         self.methods.after_backward(self.states)
-        self.weights.hand_over_gradients()
         norm = float(self.acc.clip_grad_norm_(self.weights.master, settings.max_grad_norm) or 0.0)
         if not math.isfinite(loss + penalty + norm):
             raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
@@ -220,8 +223,10 @@ class _Run:
                 loss = loss * self.world  # gradients are averaged over processes; the mean is over all tokens
                 if last:
                     extra = self.methods.penalty(self.states)
-                    loss, penalty = loss + extra, float(extra)
+                    loss, penalty = loss + extra, float(torch.as_tensor(extra).detach())
                 self.acc.backward(loss)
+            if last or self.world == 1:  # in float32 from row to row, where no other process waits for them
+                self.weights.hand_over_gradients()
         return float(self.acc.reduce(total)), penalty
 
     def _loss(self, row: Row) -> torch.Tensor:

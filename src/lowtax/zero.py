@@ -1,0 +1,98 @@
+"""A user's DeepSpeed JSON: checked against the recipe, and told what lowtax's loop does by itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lowtax.errors import UserError
+from lowtax.recipe import Train
+
+
+def ds_config(
+    path: Path, settings: Train, precision: str, processes: int, micro_batch_size: int | None = None
+) -> dict[str, Any]:
+    """The user's DeepSpeed JSON with every "auto" filled from the recipe, and refused where the two disagree.
+
+    The loop deals out examples, accumulates and schedules the learning rate by itself: to DeepSpeed every forward
+    pass is a batch of one a process, and what the file says about optimiser and schedule is checked and left out.
+
+    Raises:
+        UserError: The file is no such JSON, or says otherwise than the recipe.
+    """
+    config = _read(path)
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        found = zero.get("stage") if isinstance(zero, dict) else zero
+        raise UserError(f"{path}: zero_optimization.stage is {found!r}; lowtax trains with stage 1, 2 or 3.")
+    _refuse_other(path, config, settings, precision, processes, micro_batch_size)
+    scaling = _without_auto(config.get("fp16", {}))
+    for section in ("optimizer", "scheduler", "fp16", "bf16"):
+        config.pop(section, None)
+    if precision == "float16":
+        config["fp16"] = scaling | {"enabled": True}
+    if precision == "bfloat16":
+        config["bf16"] = {"enabled": True}
+    return _without_auto(config) | {
+        "gradient_clipping": settings.max_grad_norm,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": processes,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def _refuse_other(
+    path: Path, config: dict[str, Any], settings: Train, precision: str, processes: int, micro: int | None
+) -> None:
+    """UserError for the first value that is not the recipe's."""
+    forward_passes = None if micro is None else -(-settings.batch_size // (micro * processes))
+    wanted: dict[str, Any] = {
+        "optimizer.type": "AdamW",
+        "optimizer.params.lr": settings.lr,
+        "optimizer.params.weight_decay": settings.weight_decay,
+        "optimizer.params.betas": [0.9, 0.999],
+        "optimizer.params.eps": 1e-8,
+        "scheduler.params.warmup_max_lr": settings.lr,
+        "scheduler.params.warmup_num_steps": settings.warmup_steps,
+        "train_batch_size": settings.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": forward_passes,
+        "gradient_clipping": settings.max_grad_norm,
+        "fp16.enabled": precision == "float16",
+        "bf16.enabled": precision == "bfloat16",
+    }
+    for key, value in wanted.items():
+        found = _at(config, key)
+        if found in (None, "auto", value) or (key == "gradient_accumulation_steps" and value is None):
+            continue
+        raise UserError(
+            f'{path} says {key} = {json.dumps(found)}, and lowtax was told {json.dumps(value)}: make them agree, or write "auto" there.'
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"The DeepSpeed configuration {str(path)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not a JSON object.")
+    return found
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            return None
+        node = node.get(part)
+    return node
+
+
+def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
+    """What DeepSpeed itself decides where "auto" stands."""
+    kept = {key: value for key, value in config.items() if value != "auto"}
+    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
