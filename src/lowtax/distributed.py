@@ -159,10 +159,19 @@ def whole(acc: Accelerator, p: Tensor) -> Tensor:
 
 
 def fit_precision(acc: Accelerator, model: nn.Module) -> None:
-    """Settle with DeepSpeed who keeps adapters in float32: they themselves beside bfloat16 weights, as in one process;
-    beside float16 ones, where only DeepSpeed's optimiser scales the loss, it does."""
+    """Undo what DeepSpeed does to the precision of a model, where one process computes otherwise.
+
+    - ZeRO-3 rounds rotary frequencies to 16 bits as it loads; at position 1,000 that is an angle of its own.
+    - It would round adapters too. Beside bfloat16 weights they stay in float32; beside float16 ones DeepSpeed keeps the
+      float32 copies, since only its optimiser scales the loss.
+    """
     if acc.distributed_type != DistributedType.DEEPSPEED:
         return
+    for module in list(model.modules()):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name in ("inv_freq", "original_inv_freq") and buffer.dtype != torch.float32:
+                exact = type(module)(module.config).get_buffer(name)
+                module.register_buffer(name, exact.to(buffer.device), persistent=False)
     trained = [p for p in model.parameters() if p.requires_grad]
     if acc.state.deepspeed_plugin.deepspeed_config.get("fp16", {}).get("enabled"):
         for p in trained:
