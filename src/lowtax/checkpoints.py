@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowtax import distributed
+from lowtax import distributed, sharding
 from lowtax.errors import UserError
 from lowtax.records import read_json, write_json, write_text
-
 
 STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before
 
@@ -98,10 +97,12 @@ class Store:
         """The trained weights, whole and in float32 where there are masters, under the names of the model. Only the
         main process gets them, but where it has a part of them all must take part."""
         best = {id(live): tensor for live, tensor in zip(self.weights.live, self.weights.master, strict=True)}
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)]
+        named = [
+            (name, p) for name, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)
+        ]
         state = {}
         for name, p in named:
-            found = distributed.whole(self.acc, best.get(id(p), p))
+            found = sharding.whole(self.acc, best.get(id(p), p))
             if self.acc.is_main_process:
                 state[name] = found.to("cpu", copy=True)
         return state
@@ -116,8 +117,8 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True)
             self.acc.wait_for_everyone()
-            own = {"methods": states, "keeper": distributed.keeper(self.acc)}
-            parts = distributed.save_parts(self.acc, self.wrapped, optimizer, work)
+            own = {"methods": states, "keeper": sharding.keeper(self.acc)}
+            parts = sharding.save_parts(self.acc, self.wrapped, optimizer, work)
             if self.acc.is_main_process:
                 if not parts:
                     own |= {"master": [t.detach() for t in self.weights.master], "optimizer": optimizer.state_dict()}
@@ -144,12 +145,12 @@ class Store:
         if not progress["step"]:
             return None
         own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
-        if own["keeper"] != (now := distributed.keeper(self.acc)):
+        if own["keeper"] != (now := sharding.keeper(self.acc)):
             raise UserError(
-                f"{self.out} was left by {own['keeper']}, and {now} cannot go on with it: launch it as before, or delete "
-                f"{folder} to begin again."
+                f"{self.out} was left by {own['keeper']}, and {now} cannot go on with it: launch it as before, or "
+                f"delete {folder} to begin again."
             )
-        if not distributed.load_parts(self.acc, self.wrapped, optimizer, folder):
+        if not sharding.load_parts(self.acc, self.wrapped, optimizer, folder):
             for mine, saved in zip(self.weights.master, own["master"], strict=True):
                 mine.copy_(saved)
             self.weights.publish()

@@ -19,6 +19,7 @@ from lowtax.objective import Objective, bare, hidden_before
 from lowtax.packing import Row, length, pack, rows
 
 Place = Literal["auto", "memory", "disk", "off"]
+PLACES: tuple[Place, ...] = ("memory", "disk", "off")  # from the most room to the least
 
 
 class Prefix:
@@ -32,7 +33,8 @@ class Prefix:
     def of(self, row: Row, device: torch.device) -> Tensor:
         """What enters layer `first` on a packed row: (1, tokens, size)."""
         parts = [self.table[self.starts[i] : self.starts[i] + self.lengths[i]] for i in row.members]
-        return torch.cat(parts).to(device, non_blocking=True)[None]
+        filler = self.table.new_zeros(len(row.ids) - sum(row.lengths), self.table.shape[1])
+        return torch.cat([*parts, filler]).to(device, non_blocking=True)[None]
 
     def close(self) -> None:
         """Let go of the table; its file, if it has one, is removed."""
@@ -70,7 +72,7 @@ def build(
 ) -> Prefix:
     """Run every example once up to layer `first`.
 
-    `share` is (rank, world): each process computes its part of the groups and hands it to the others.
+    `share` is (rank, world): the processes take turns of a group each, all at a time, and hand them to the others.
     """
     inner = bare(objective.model)
     lengths = [length(e) for e in examples]
@@ -79,17 +81,23 @@ def build(
     prefix = Prefix(first, lengths, _table(shape, inner, file), file)
     training = objective.training
     objective.eval()
-    for number, members in enumerate(rows(lengths, row_tokens)):
-        row = pack([examples[i] for i in members], members)
-        if number % share[1] == share[0]:
-            found = hidden_before(objective, row.to(inner.device), first)[0]
-        else:
-            found = torch.empty(sum(row.lengths), shape[1], dtype=inner.dtype, device=inner.device)
-        if share[1] > 1:
-            torch.distributed.broadcast(found, src=number % share[1])
-        for i, part in zip(members, torch.split(found, list(row.lengths)), strict=True):
-            prefix.table[prefix.starts[i] : prefix.starts[i] + lengths[i]] = part
-        progress(number)
+    rank, world = share
+    groups = rows(lengths, row_tokens)
+    for start in range(0, len(groups), world):
+        turn = groups[start : start + world]
+        mine = turn[rank : rank + 1]
+        packed = [pack([examples[i] for i in members], members).to(inner.device) for members in mine]
+        found = [hidden_before(objective, row, first)[0, : sum(row.lengths)] for row in packed]
+        for owner, members in enumerate(turn):
+            sizes = [lengths[i] for i in members]
+            part = (
+                found[0] if owner == rank else torch.empty(sum(sizes), shape[1], dtype=inner.dtype, device=inner.device)
+            )
+            if world > 1:
+                torch.distributed.broadcast(part, src=owner)
+            for i, hidden in zip(members, torch.split(part, sizes), strict=True):
+                prefix.table[prefix.starts[i] : prefix.starts[i] + lengths[i]] = hidden
+            progress(start + owner)
     objective.train(training)
     return prefix
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lowtax import checkpoints, distributed, methods, models, prefix
+from lowtax import checkpoints, distributed, launch, methods, models, prefix, sharding
 from lowtax.adapt import adapt, first_trained_layer
 from lowtax.checkpoints import Checkpoint, Store, Weights
 from lowtax.encoding import encode_all
@@ -55,6 +55,7 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
         write_json(out / "card.json", job.card(found, run.trainable, revision, run.world))
         checkpoints.clean(out)
     run.acc.wait_for_everyone()
+    sharding.release(run.acc, run.model)
     return found
 
 
@@ -94,26 +95,22 @@ class _Run:
 
     def _build(self, load: Load) -> None:
         job = self.job
-        sharded = distributed.sharded(self.acc)
         chosen = methods.load_all(job.methods)
-        if chosen and sharded:
-            raise UserError(
-                "Methods read whole weights, which sharding (ZeRO-3, FSDP) takes apart: use ZeRO-2 or less."
-            )
+        sharding.refuse(self.acc, chosen, job.model)
         loaded = load(job.model, job.precision)
         self.model = adapt(loaded, job.placement, job.model)
-        distributed.fit_precision(self.acc, self.model)
+        sharding.fit(self.acc, self.model)
         self.methods = chosen.on(self.model)
         if job.execution.gradient_checkpointing:
             loaded.gradient_checkpointing_enable({"use_reentrant": False})
-        self.objective, note = prepared(self.model, [*self.examples, *self.held_out], sharded)
+        self.objective, note = prepared(self.model, [*self.examples, *self.held_out], sharding.sharded(self.acc))
         if note:
             self.say(f"  {note}: training with transformers' own forward pass")
         if job.execution.compile:
             for layer in bare(self.model).get_decoder().layers:
                 layer.compile(dynamic=True)
         self.model.train()
-        framework = distributed.keeps_masters(self.acc)
+        framework = sharding.keeps_masters(self.acc)
         self.weights = Weights.of(self.model, own_masters=not framework)
         self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.weights.live)
         optimizer = torch.optim.AdamW(
@@ -146,7 +143,9 @@ class _Run:
         if not first or random or left <= len(self.examples) or not self.objective.direct:
             return None
         gigabytes = prefix.size_gb(self.model, self.examples)
-        place = prefix.place_for(execution.prefix, gigabytes * self.world, execution.prefix_gb, self.out)
+        in_all = gigabytes * launch.on_this_machine()  # each process keeps the whole table
+        place = prefix.place_for(execution.prefix, in_all, execution.prefix_gb, self.out)
+        place = prefix.PLACES[max(distributed.everyone(self.acc, prefix.PLACES.index(place)))]
         if place == "off":
             return None
         began = time.perf_counter()
@@ -187,6 +186,8 @@ class _Run:
         loss, penalty = self._gradients(batch)
         self.methods.after_backward(self.states)
         norm = float(self.acc.clip_grad_norm_(self.weights.master, settings.max_grad_norm) or 0.0)
+        if self.optimizer.step_was_skipped and math.isfinite(loss):
+            norm = 0.0  # float16: the gradient overflowed, and DeepSpeed lowers its loss scale
         if not math.isfinite(loss + penalty + norm):
             raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
         self.optimizer.step()

@@ -1,11 +1,18 @@
 """A user's DeepSpeed JSON: checked against the recipe, and told what lowtax's loop does by itself."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError
 from lowtax.recipe import Train
+
+SIZES: dict[str, Callable[[int], int]] = {  # hidden size -> elements
+    "reduce_bucket_size": lambda n: n * n,
+    "stage3_prefetch_bucket_size": lambda n: n * n * 9 // 10,
+    "stage3_param_persistence_threshold": lambda n: 10 * n,
+}
 
 
 def ds_config(
@@ -25,7 +32,7 @@ def ds_config(
         found = zero.get("stage") if isinstance(zero, dict) else zero
         raise UserError(f"{path}: zero_optimization.stage is {found!r}; lowtax trains with stage 1, 2 or 3.")
     _refuse_other(path, config, settings, precision, processes, micro_batch_size)
-    scaling = _without_auto(config.get("fp16", {}))
+    scaling = _without_auto(config.get("fp16") or {})
     for section in ("optimizer", "scheduler", "fp16", "bf16"):
         config.pop(section, None)
     if precision == "float16":
@@ -46,29 +53,30 @@ def _refuse_other(
     path: Path, config: dict[str, Any], settings: Train, precision: str, processes: int, micro: int | None
 ) -> None:
     """UserError for the first value that is not the recipe's."""
-    forward_passes = None if micro is None else -(-settings.batch_size // (micro * processes))
-    wanted: dict[str, Any] = {
-        "optimizer.type": "AdamW",
-        "optimizer.params.lr": settings.lr,
-        "optimizer.params.weight_decay": settings.weight_decay,
-        "optimizer.params.betas": [0.9, 0.999],
-        "optimizer.params.eps": 1e-8,
-        "scheduler.params.warmup_max_lr": settings.lr,
-        "scheduler.params.warmup_num_steps": settings.warmup_steps,
-        "train_batch_size": settings.batch_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": forward_passes,
-        "gradient_clipping": settings.max_grad_norm,
-        "fp16.enabled": precision == "float16",
-        "bf16.enabled": precision == "bfloat16",
+    passes = None if micro is None else -(-settings.batch_size // (micro * processes))
+    ours = {  # key of the file: (where lowtax has it, what is right)
+        "optimizer.type": ("the optimizer", "AdamW"),
+        "optimizer.params.lr": ("train.lr", settings.lr),
+        "optimizer.params.weight_decay": ("train.weight_decay", settings.weight_decay),
+        "optimizer.params.betas": ("AdamW's betas", [0.9, 0.999]),
+        "optimizer.params.eps": ("AdamW's eps", 1e-8),
+        "scheduler.params.warmup_max_lr": ("train.lr", settings.lr),
+        "scheduler.params.warmup_num_steps": ("train.warmup_steps", settings.warmup_steps),
+        "train_batch_size": ("train.batch_size", settings.batch_size),
+        "train_micro_batch_size_per_gpu": ("execution.micro_batch_size", micro),
+        "gradient_accumulation_steps": (f"the number of forward passes on {processes} processes", passes),
+        "gradient_clipping": ("train.max_grad_norm", settings.max_grad_norm),
+        "fp16.enabled": ("float16 as precision", precision == "float16"),
+        "bf16.enabled": ("bfloat16 as precision", precision == "bfloat16"),
     }
-    for key, value in wanted.items():
+    for key, (name, value) in ours.items():
         found = _at(config, key)
-        if found in (None, "auto", value) or (key == "gradient_accumulation_steps" and value is None):
-            continue
-        raise UserError(
-            f'{path} says {key} = {json.dumps(found)}, and lowtax was told {json.dumps(value)}: make them agree, or write "auto" there.'
-        )
+        free = key == "gradient_accumulation_steps" and micro is None
+        if found not in (None, "auto", value) and not free:
+            raise UserError(
+                f"{path} says {key} = {json.dumps(found)}, but {name} is {json.dumps(value)}: make them agree, or "
+                'write "auto" there.'
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,7 +100,12 @@ def _at(config: dict[str, Any], key: str) -> Any:
     return node
 
 
+def fill_sizes(zero: dict[str, Any], hidden: int) -> dict[str, Any]:
+    """The zero_optimization section with sizes for "auto", from the model's hidden size, as transformers fills them."""
+    return {key: SIZES[key](hidden) if value == "auto" else value for key, value in zero.items()}
+
+
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
-    """What DeepSpeed itself decides where "auto" stands."""
-    kept = {key: value for key, value in config.items() if value != "auto"}
+    """What DeepSpeed itself decides where "auto" stands; sizes wait for the model."""
+    kept = {key: value for key, value in config.items() if value != "auto" or key in SIZES}
     return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -1,0 +1,133 @@
+"""Weights, optimisers and precision where a framework keeps them: DeepSpeed's ZeRO, or FSDP2."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lowtax.errors import UserError
+from lowtax.methods import Method, Methods
+from lowtax.objective import bare
+from lowtax.zero import fill_sizes
+
+
+def sharded(acc: Accelerator) -> bool:
+    """Whether no process holds whole weights."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        return bool(acc.deepspeed_plugin.zero_stage == 3)
+    return bool(acc.distributed_type == DistributedType.FSDP)
+
+
+def keeps_masters(acc: Accelerator) -> bool:
+    """Whether the framework itself keeps float32 copies of 16-bit weights, and each process a part of them."""
+    return acc.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def keeper(acc: Accelerator) -> str:
+    """Who keeps the state of an unfinished run, and in how many parts; a run can go on only with the same."""
+    if not keeps_masters(acc):
+        return "lowtax"
+    name = f"ZeRO-{acc.deepspeed_plugin.zero_stage}" if acc.deepspeed_plugin else "FSDP2"
+    return f"{name} on {acc.num_processes} processes"
+
+
+def refuse(acc: Accelerator, chosen: Methods, ref: str) -> None:
+    """UserError for methods, and for a model, that cannot be trained this way."""
+    if sharded(acc) and chosen:
+        raise UserError("Methods read whole weights, which sharding (ZeRO-3, FSDP) takes apart: use ZeRO-2 or less.")
+    if sharded(acc) and acc.deepspeed_plugin and ref.endswith(".gguf"):
+        raise UserError(
+            f"ZeRO-3 shards weights while it reads them, which no GGUF file allows (found {ref!r}): use ZeRO-2."
+        )
+    if acc.deepspeed_plugin and any(type(b.method).after_backward is not Method.after_backward for b in chosen.bound):
+        raise UserError("DeepSpeed leaves no gradients for methods to change: launch this arm without --ds_config.")
+    if chosen and _in_float16(acc):
+        raise UserError("Methods need adapters in float32, which float16 training rounds: set precision to bfloat16.")
+
+
+def _in_float16(acc: Accelerator) -> bool:
+    return bool(acc.deepspeed_plugin and acc.deepspeed_plugin.deepspeed_config.get("fp16", {}).get("enabled"))
+
+
+@torch.no_grad()
+def whole(acc: Accelerator, p: Tensor) -> Tensor:
+    """A trained parameter, whole, in float32 if the framework keeps it so. All processes ask for it together."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(p)  # type: ignore[no-any-return]
+    p = p.detach()
+    return p.full_tensor() if isinstance(p, DTensor) else p
+
+
+def fit(acc: Accelerator, model: nn.Module) -> None:
+    """Make the weights what the framework can shard, and undo where it computes otherwise than one process.
+
+    - ZeRO-3 rounds rotary frequencies to 16 bits as it loads; at position 1,000 that is an angle of its own.
+    - DeepSpeed would round adapters too. Beside bfloat16 weights they stay in float32; beside float16 ones its
+      optimiser keeps the float32 copies, since only that one scales the loss.
+
+    Raises:
+        UserError: accelerate would untie the model's embeddings.
+    """
+    inner: Any = bare(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if acc.distributed_type == DistributedType.FSDP:
+        takes_apart = (
+            acc.state.fsdp_plugin.cpu_ram_efficient_loading and inner.config.get_text_config().tie_word_embeddings
+        )
+        if takes_apart and inner.get_input_embeddings().weight.requires_grad:
+            raise UserError(
+                "The model's input and output share their weights, which accelerate would take apart: set "
+                "fsdp_cpu_ram_efficient_loading: false in its configuration."
+            )
+    if acc.distributed_type != DistributedType.DEEPSPEED:
+        return
+    for module in list(inner.modules()):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name in ("inv_freq", "original_inv_freq") and buffer.dtype != torch.float32:
+                exact = type(module)(module.config).get_buffer(name)
+                module.register_buffer(name, exact.to(buffer.device), persistent=False)
+    config = acc.deepspeed_plugin.deepspeed_config
+    config["zero_optimization"] = fill_sizes(config["zero_optimization"], inner.config.get_text_config().hidden_size)
+    if _in_float16(acc):
+        for p in trained:
+            p.data = p.data.half()
+    elif all(p.dtype == torch.float32 for p in trained):
+        config["bf16"] = {"enabled": False}
+
+
+def save_parts(acc: Accelerator, wrapped: Any, optimizer: Any, folder: Path) -> bool:
+    """Let each process write its part of weights and optimiser; False if the main process has them whole."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        wrapped.save_checkpoint(str(folder), "zero", exclude_frozen_parameters=True)
+    elif acc.distributed_type == DistributedType.FSDP:
+        moved = [p for p in wrapped.parameters() if p.requires_grad]
+        torch.save({"moved": moved, "optimizer": optimizer.state_dict()}, folder / f"part-{acc.process_index}.pt")
+    return keeps_masters(acc)
+
+
+def load_parts(acc: Accelerator, wrapped: Any, optimizer: Any, folder: Path) -> bool:
+    """Give each process back what `save_parts` wrote; False if it wrote nothing."""
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        wrapped.load_checkpoint(str(folder), "zero", load_module_strict=False)
+    elif acc.distributed_type == DistributedType.FSDP:
+        own = torch.load(folder / f"part-{acc.process_index}.pt", map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for p, saved in zip((p for p in wrapped.parameters() if p.requires_grad), own["moved"], strict=True):
+                p.copy_(saved)
+        optimizer.load_state_dict(own["optimizer"])
+    return keeps_masters(acc)
+
+
+def release(acc: Accelerator, model: nn.Module) -> None:
+    """Give back what DeepSpeed holds on to after a run; of ZeRO-3 that is all weights, and buffers of gigabytes."""
+    acc.free_memory()
+    if acc.distributed_type == DistributedType.DEEPSPEED:
+        for p in model.parameters():
+            p.data = p.data.new_empty(0)
+            vars(p).clear()

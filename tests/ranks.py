@@ -1,0 +1,138 @@
+"""Trains in several processes, for test_distributed: `python ranks.py launches.json`.
+
+What torchrun does for a program, this does for many short ones, and imports torch only once: for each launch it forks
+the processes, tells them their ranks, and waits. A launch ends with its jobs, or is killed where it freezes.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as lowtax does, but we import DeepSpeed before it is forked
+
+from lowtax.quiet import quiet_libraries
+
+quiet_libraries()  # before transformers is imported
+# ruff: noqa: E402
+from lowtax.data import Conversation
+from lowtax.errors import UserError
+from lowtax.placement import parse_mode
+from lowtax.recipe import Execution, Train
+from lowtax.train import Job, train
+
+ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
+LIMIT = 60.0
+
+
+def job_of(spec: dict[str, Any]) -> Job:
+    return Job(
+        model=spec["model"],
+        placement=parse_mode(spec["mode"]).model_copy(update={"dropout": 0.0}),  # each process would draw its own
+        settings=Train.model_validate(spec["train"]),
+        seed=0,
+        precision=spec.get("precision", "float32"),
+        rows=ROWS,
+        methods=spec.get("methods", []),
+        execution=Execution.model_validate(spec.get("execution", {})),
+    )
+
+
+def run(jobs: list[dict[str, Any]]) -> None:
+    """Every process does this. What it says goes to `said.txt`, and its errors to `error-RANK.txt`."""
+    rank = os.environ.get("RANK", "0")
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        shard_on_cpu()
+    for spec in jobs:
+        out = Path(spec["out"])
+
+        def say(text: str, out: Path = out, freeze_at: str | None = spec.get("freeze_at")) -> None:
+            with (out / "said.txt").open("a") as handle:
+                handle.write(f"{rank}{text}\n")
+            if freeze_at and text.strip().startswith(freeze_at):
+                (out / "frozen").touch()
+                time.sleep(LIMIT)
+
+        try:
+            train(job_of(spec), out, say)
+        except UserError as error:
+            (out / f"error-{rank}.txt").write_text(str(error))
+
+
+def shard_on_cpu() -> None:
+    """accelerate uses FSDP on accelerators only, and on a CPU goes on as data parallel. Torch can shard there too."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def launch(jobs: list[dict[str, Any]], processes: int, environment: dict[str, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(environment)
+        os.environ.update({key: str(value) for key, value in (ranks | place).items() if processes > 1})
+        failed = 1
+        try:
+            run(jobs)
+            failed = 0
+        finally:  # a forked process must not go on with what its parent has yet to do
+            if failed:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(failed)
+    wait(children, [Path(spec["out"]) / "frozen" for spec in jobs if "freeze_at" in spec])
+
+
+def wait(children: list[int], frozen: list[Path]) -> None:
+    """Until all have ended. If one fails or a job is frozen, all are killed, as by the machine."""
+    end = time.monotonic() + LIMIT
+    left, failed = set(children), False
+    while left:
+        time.sleep(0.01)
+        for child in list(left):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                left.remove(child)
+                failed |= os.waitstatus_to_exitcode(status) > 0
+        late = time.monotonic() > end
+        if failed or late or any(path.exists() for path in frozen):
+            for child in left:
+                os.kill(child, signal.SIGKILL)
+        if late:
+            sys.exit("a launch did not end")
+    if failed:
+        sys.exit("a process failed")
+
+
+def main() -> None:
+    # What each process would import by itself, and seconds for it.
+    for name in ("torch._dynamo", "transformers.models.llama.modeling_llama", *sys.argv[2:]):
+        importlib.import_module(name)
+    gc.freeze()  # what is here stays; collecting it again in each process takes as long as a job
+    for number, one in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        began = time.monotonic()
+        for spec in one["jobs"]:
+            Path(spec["out"]).mkdir(parents=True, exist_ok=True)
+        launch(one["jobs"], one["processes"], one.get("environment", {}))
+        print(f"launch {number}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
