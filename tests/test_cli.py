@@ -54,7 +54,11 @@ def test_a_study_from_the_command_line_stage_by_stage(tmp_path, tiny_model):
 MISTAKES = {
     "recipe key": ({"trian": {}}, [], r"unknown key 'trian'; did you mean 'train'\?"),
     "nested key": ({"train": {"step": 3}}, [], r"unknown key 'train.step'; did you mean 'steps'\?"),
-    "mode": ({"arms": {"a": {"mode": "lora_mlp"}}}, [], r"Unknown mode 'lora_mlp'; the nearest forms are lora_mlp_rR, "),
+    "mode": (
+        {"arms": {"a": {"mode": "lora_mlp"}}},
+        [],
+        r"Unknown mode 'lora_mlp'; the nearest forms are lora_mlp_rR, ",
+    ),
     "engine": ({}, ["--engine", "hv"], r"There is no engine 'hv'; known are: fake, hf"),
     "judge": ({"judge": "refusal_word", "engine": "fake"}, [], r"There is no judge 'refusal_word'; did you mean"),
     "task": ({"tasks": {"arithmetics": {}}}, [], r"There is no task 'arithmetics'; did you mean 'arithmetic'\?"),
@@ -71,7 +75,11 @@ MISTAKES = {
         [],
         r"Layers 1\.\.2 are outside the model, which has layers 0\.\.1",
     ),
-    "module": ({"arms": {"a": {"mode": "lora_gat_proj_only_r1"}}}, [], r"no linear module 'gat_proj' .*did you mean 'gate_proj'"),
+    "module": (
+        {"arms": {"a": {"mode": "lora_gat_proj_only_r1"}}},
+        [],
+        r"no linear module 'gat_proj' .*did you mean 'gate_proj'",
+    ),
     "split": (
         {"harmful": [{"source": "builtin:harmful", "split": "tset"}]},
         [],

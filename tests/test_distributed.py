@@ -339,7 +339,7 @@ def test_what_the_launcher_cannot_give_is_refused(tmp_path: Path, monkeypatch: p
         made("float16", deepspeed=str(tmp_path / "ds.json"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(
-        UserError, match="trains with FSDP2 on GPUs.* or leave FSDP out of it .here accelerate would run NO"
+        UserError, match=r"trains with FSDP2 on GPUs.* or leave FSDP out of it .here accelerate would run NO"
     ):
         made()
     monkeypatch.delenv("ACCELERATE_USE_FSDP")

@@ -1,5 +1,6 @@
 """What the loop does besides lowering the loss: validation, early stop, logs, methods, and what goes wrong."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def test_the_log_has_a_line_a_step(tiny_model: Path, tmp_path: Path):
     assert rows[-1]["loss"] == pytest.approx(found[-1].loss, abs=1e-4)
     assert all(row["grad_norm"] > 0 and row["tokens"] > 100 and row["penalty"] == 0 for row in rows)
     assert [row["lr"] for row in rows[:5]] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
-    assert all(a["seconds"] < b["seconds"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(rows))
 
 
 class Killed(BaseException):

@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.placement import parse_mode
 from lowtax.progress import schedule
-from lowtax.recipe import Execution, Train
+from lowtax.recipe import Train
 from lowtax.train import Job, train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]

@@ -156,8 +156,8 @@ def prepared(model: PreTrainedModel | PeftModel, examples: Sequence[Example], sh
             break
     else:
         raise UserError(
-            f"With {type(inner).__name__} packed rows do not give the loss of separate examples, so it cannot be trained "
-            "here; please report it."
+            f"With {type(inner).__name__} packed rows do not give the loss of separate examples, so that it cannot be "
+            "trained here; please report it."
         )
     model.train(was_training)
     fast = direct and name == attention.NAME

@@ -16,9 +16,6 @@ from lowtax.chat import Example
 
 # Tokens packed into one row; a larger step becomes several rows. Enough to fill the cores, little enough to fit.
 MAX_ROW = {"cpu": 2048, "cuda": 8192}
-# A row's tokens are filled up to a multiple of this: matrix units work on tiles, and some sizes in between take
-# twice as long (bfloat16 on AMX).
-TILE = 16
 
 
 def length(example: Example) -> int:
@@ -40,8 +37,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """Examples laid end to end, and filler that nobody reads, up to a multiple of `TILE` tokens. `sources` are the
-    positions whose next token, in `targets`, carries loss."""
+    """Examples laid end to end. `sources` are the positions whose next token, in `targets`, carries loss."""
 
     members: tuple[int, ...]  # the examples' numbers in the data
     lengths: tuple[int, ...]
@@ -71,10 +67,6 @@ def pack(examples: Sequence[Example], members: Sequence[int] = ()) -> Row:
         targets += e.completion
         pad[number, :n] = torch.arange(start, start + n)
         unpad += range(number * pad.shape[1], number * pad.shape[1] + n)
-    filler = -len(ids) % TILE
-    ids += [0] * filler
-    positions += range(filler)
-    unpad += [0] * filler
     return Row(
         members=tuple(members),
         lengths=lengths,
