@@ -1,7 +1,6 @@
 """The command line: one subcommand per stage, and `run` for a whole recipe. `--help` never imports torch."""
 
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ import typer
 
 from lowtax import __version__, cli_train
 from lowtax.errors import UserError
+from lowtax.launch import first_to_speak, world
 
 if TYPE_CHECKING:
     from lowtax.recipe import Recipe
@@ -66,7 +66,8 @@ def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     quiet_libraries()
     from lowtax.study import Study
 
-    main, say = os.environ.get("RANK", "0") == "0", _say if os.environ.get("RANK", "0") == "0" else _nothing
+    main = world()[0] == 0
+    say = _say if main else _nothing
     if recipe is None and not (out / "recipe.yaml").exists():
         raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
     with locked(out) if main else nullcontext():  # of the processes that a launcher starts, the first holds the folder
@@ -166,7 +167,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main() -> None:
     """Run the command line; an error that the user can put right is one sentence and exit code 2."""
     try:
-        app()
+        with first_to_speak():
+            app()
     except UserError as error:
         print(f"lowtax: {error}", file=sys.stderr)
         sys.exit(2)

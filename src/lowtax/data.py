@@ -199,11 +199,6 @@ def shares(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[
     return found
 
 
-def mix(parts: Sequence[tuple[Data, list[Conversation]]], seed: int) -> list[Conversation]:
-    """The rows of `shares`, one source after the other."""
-    return [row for rows in shares(parts, seed) for row in rows]
-
-
 def self_prompts(spec: Data, seed: int) -> list[Prompt]:
     """The prompts of a source with `answers: self`; the untrained model is to answer them."""
     if spec.source.startswith("builtin:"):

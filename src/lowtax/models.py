@@ -85,8 +85,8 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         raise _unloadable(ref, error) from error
 
 
-def load_model(ref: str, dtype: str = "float32") -> PreTrainedModel:
-    """The model of a reference, on the accelerator, in eval mode. GGUF weights are dequantised."""
+def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None) -> PreTrainedModel:
+    """The model of a reference, on the accelerator or where asked, in eval mode. GGUF weights are dequantised."""
     where = resolve(ref)
     root = str(Path(where).parent) if where.endswith(".gguf") else where
     try:
@@ -97,7 +97,7 @@ def load_model(ref: str, dtype: str = "float32") -> PreTrainedModel:
         raise _unloadable(ref, error) from error
     if _gguf(where):
         model = without_quantisation_mark(model)
-    return model.to(device()).eval()
+    return model.to(on or device()).eval()
 
 
 def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:

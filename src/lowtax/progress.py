@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lowtax.errors import UserError
+from lowtax.records import write_text
 
 Say = Callable[[str], None]
 WINDOW = 10
@@ -40,20 +41,19 @@ class Log:
     def __init__(self, folder: Path, total: int, acc: Accelerator, say: Say, done: int) -> None:
         self.path, self.total, self.acc, self.say = folder / "steps.jsonl", total, acc, say
         self.tokens, self.losses = 0, list[float]()
-        if acc.is_main_process:
-            self._forget_after(done)
+        self._forget_after(done)
         self._bar, self._task = self._progress(done) if acc.is_main_process else (None, TaskID(0))
         if acc.log_with:
             acc.init_trackers("lowtax")
 
     def _forget_after(self, step: int) -> None:
-        """Of an earlier run, keep the steps whose result the resumed run starts from."""
+        """Of an earlier run, keep the steps whose result the resumed run starts from. All processes know them."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
         rows = [json.loads(line) for line in kept]
         self.tokens, self.losses = sum(row["tokens"] for row in rows), [row["loss"] for row in rows]
+        if self.acc.is_main_process:
+            write_text(self.path, "".join(line + "\n" for line in kept))
 
     def _progress(self, done: int) -> tuple[Progress | None, TaskID]:
         console = Console(file=sys.stderr)

@@ -1,5 +1,7 @@
 """Weights, optimisers and precision where a framework keeps them: DeepSpeed's ZeRO, or FSDP2."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
+from lowtax import models
 from lowtax.errors import UserError
 from lowtax.methods import Method, Methods
 from lowtax.objective import bare
@@ -33,6 +37,11 @@ def keeper(acc: Accelerator) -> str:
         return "lowtax"
     name = f"ZeRO-{acc.deepspeed_plugin.zero_stage}" if acc.deepspeed_plugin else "FSDP2"
     return f"{name} on {acc.num_processes} processes"
+
+
+def loader(acc: Accelerator) -> Callable[[str, str], PreTrainedModel]:
+    """How a model is loaded: for FSDP into the host's memory, from where it is cut into shards."""
+    return partial(models.load_model, on=torch.device("cpu") if acc.distributed_type == DistributedType.FSDP else None)
 
 
 def refuse(acc: Accelerator, chosen: Methods, ref: str) -> None:

@@ -189,6 +189,7 @@ class Study:
 
     def sample(self, sheets: Sequence[Sheet]) -> None:
         """Complete sheets of replies, all in one plan."""
+        _refuse_launch()
         collect(sheets, self.subjects(), self.engine, self.say)
 
     def judge(self, name: str | None = None) -> dict[str, dict[str, tuple[Ask, Verdict]]]:
@@ -248,6 +249,7 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Every stage, from the recipe to the picture."""
+        _refuse_launch()
         began = time.perf_counter()
         self.check()
         self.train()
@@ -269,6 +271,11 @@ class Study:
                 **provenance(),
             },
         )
+
+
+def _refuse_launch() -> None:
+    if distributed.world()[1] > 1:
+        raise UserError("Only `lowtax train` runs in several processes: do the other stages without the launcher.")
 
 
 def _by_checkpoint(subjects: list[Subject]) -> list[list[Subject]]:

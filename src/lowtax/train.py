@@ -62,13 +62,13 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
 class _Run:
     """A training run under way."""
 
-    def __init__(self, job: Job, out: Path, say: Say, load: Load = models.load_model) -> None:
+    def __init__(self, job: Job, out: Path, say: Say, load: Load | None = None) -> None:
         self.job, self.out, self.settings = job, out, job.settings
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         self.say = say if self.acc.is_main_process else lambda _: None
         self._encode()
-        self._build(load)
+        self._build(load or sharding.loader(self.acc))
         self.total = _total_steps(job.settings, len(self.examples))
         self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
         self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
