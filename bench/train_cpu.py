@@ -6,7 +6,7 @@ and the sides take turns. The clock runs from a loaded model to the saved adapte
 
     python bench/train_cpu.py               # needs: pip install 'lowtax[bench]'; about eight minutes
 
-The file has vs_trl_default, vs_trl_tuned, vs_plain_peft, share_of_floor, same_loss and machine, and the least and most of each.
+The file has vs_trl_default, vs_trl_tuned, vs_plain_peft, share_of_floor, same_loss and machine, and the spread of each.
 """
 
 import argparse
