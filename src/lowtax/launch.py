@@ -13,6 +13,11 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """Which of this machine's processes, and so which of its GPUs."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def on_this_machine() -> int:
     """How many of the processes run on this machine, as torchrun and accelerate say, or deepspeed."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")

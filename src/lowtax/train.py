@@ -46,7 +46,8 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
         return [Checkpoint(**row) for row in read_json(out / "card.json")["checkpoints"]]
     if rank == 0:
         write_json(out / "job.json", job.describe())
-    with kept_memory(), torch.random.fork_rng():
+    own_gpu = [launch.local_rank()] if torch.cuda.is_available() else []
+    with kept_memory(), torch.random.fork_rng(devices=own_gpu):
         torch.manual_seed(job.seed)
         run = _Run(job, out, say)
         found = run.to_the_end()
