@@ -8,10 +8,13 @@ are not measured, five epochs over the rows, so that the frozen prefix is made o
     python bench/train_gpu.py --shapes tiny --out /tmp/x.json     # seconds, also without a GPU: does it run at all?
 
 `mfu` is the work that no way can avoid (`training.unavoidable_flops`) over the rate of a square bfloat16 product
-measured in the same process, over the time. On 32B only our side runs: for the memory.
+measured in the same process, over the time. The file has the shapes as keys; under each `length L, batch B` stand
+vs_trl_default, vs_trl_tuned (no checkpointing), share_of_floor and same_loss, and the figures behind them. On 32B only
+our side runs: for the memory.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -138,6 +141,20 @@ def measure(shape: str, length: int, batch: int, side: str) -> dict[str, Any]:
     return found
 
 
+def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Our figures beside theirs, as far as both are there."""
+    ours = found.get("lowtax", {})
+    cell: dict[str, Any] = {"share_of_floor": ours.get("mfu")}
+    for name, side in (("vs_trl_default", "trl"), ("vs_trl_tuned", "trl_no_checkpointing")):
+        theirs = found.get(side, {})
+        both = "samples_per_second" in ours and "samples_per_second" in theirs
+        cell[name] = round(ours["samples_per_second"] / theirs["samples_per_second"], 2) if both else None
+        if both:
+            same = abs(ours["mean_loss"] - theirs["mean_loss"]) <= 0.03 * ours["mean_loss"]
+            cell["same_loss"] = cell.get("same_loss", True) and same
+    return cell
+
+
 def main() -> None:
     """Every shape, length and batch; the file is written anew after each, so that nothing measured is lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,20 +170,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.side:
         return one(asked)
-    result: dict[str, Any] = {"shapes": {}, **provenance()}
-    for shape in asked.shapes:
-        for length in asked.lengths:
-            for batch in asked.batches:
-                cell = result["shapes"].setdefault(shape, {}).setdefault(f"length {length}, batch {batch}", {})
-                for side in asked.sides if "32B" not in shape else ["lowtax"]:
-                    cell[side] = measure(shape, length, batch, side)
-                    print(shape, length, batch, side, cell[side], flush=True)
-                ours = cell.get("lowtax", {}).get("samples_per_second")
-                for side in ("trl", "trl_no_checkpointing"):
-                    theirs = cell.get(side, {}).get("samples_per_second")
-                    if ours and theirs:
-                        cell[f"vs_{side}"] = round(ours / theirs, 2)
-                write_json(asked.out, result)
+    result: dict[str, Any] = {"machine": provenance()["hardware"], "versions": provenance()["versions"]}
+    for shape, length, batch in itertools.product(asked.shapes, asked.lengths, asked.batches):
+        found = {}
+        for side in asked.sides if "32B" not in shape else ["lowtax"]:
+            found[side] = measure(shape, length, batch, side)
+            print(shape, length, batch, side, found[side], flush=True)
+        result.setdefault(shape, {})[f"length {length}, batch {batch}"] = {**compared(found), **found}
+        write_json(asked.out, result)
 
 
 if __name__ == "__main__":
