@@ -4,7 +4,9 @@ Byte level: one token per byte, and one for each special token, so that decoding
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lowtax import chat, rendering
 
 # DeepSeek-R1-Distill, Qwen and Llama alike: the prompt opens the thought; assistant turns lose theirs.
 R1 = (
@@ -95,3 +97,23 @@ def family(name: str, think_token: bool = False) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def example(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    thought: str | None,
+    answer: str,
+    style: str = "standard",
+    thinking: chat.Thinking = "default",
+) -> chat.Example:
+    """One conversation as tokens, row by row: the oracle of `encoding.encode_all`, which does many at once."""
+    around = chat.turn(tokenizer, thinking)
+    written = chat.write(tokenizer, around, messages, thought, answer, style, thinking)
+    prompt, completion = chat.encode(tokenizer, [written.prompt, written.completion])
+    return chat.Example(prompt, [*completion, around.end])
+
+
+def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:
+    """What the model should write after `prompt`."""
+    return rendering.named(style).completion(prompt, thought, answer, before)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from templates import FAMILIES, family
+from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
 from lowtax import chat, rendering
@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
 
 def test_template_that_opens_the_thought():
     tokenizer = make_tokenizer(think=True)
-    row = chat.example(tokenizer, MESSAGES, "2 + 2 = 4.", "Four.")
+    row = example(tokenizer, MESSAGES, "2 + 2 = 4.", "Four.")
     prompt = chat.generation_prompt(tokenizer, MESSAGES)
     assert prompt.endswith("<think>\n")
     assert tokenizer.decode(row.prompt) == prompt
@@ -29,17 +29,17 @@ def test_template_that_opens_the_thought():
 
 def test_template_without_thought():
     tokenizer = make_tokenizer(think=False)
-    row = chat.example(tokenizer, MESSAGES, "2 + 2 = 4.", "Four.")
+    row = example(tokenizer, MESSAGES, "2 + 2 = 4.", "Four.")
     assert tokenizer.decode(row.prompt).endswith("assistant\n")
     assert tokenizer.decode(row.completion) == f"<think>\n2 + 2 = 4.\n</think>\n\nFour.{END}"
-    plain = chat.example(tokenizer, MESSAGES, None, "Four.")
+    plain = example(tokenizer, MESSAGES, None, "Four.")
     assert tokenizer.decode(plain.completion) == f"Four.{END}"
 
 
 @pytest.mark.parametrize("think", [True, False])
 def test_a_row_is_trained_in_the_context_it_is_sampled_in(think: bool):
     tokenizer = make_tokenizer(think)
-    row = chat.example(tokenizer, MESSAGES, "A thought.", "An answer.")
+    row = example(tokenizer, MESSAGES, "A thought.", "An answer.")
     assert row.prompt == chat.prompt_ids(tokenizer, MESSAGES)
     assert row.completion[-1] == tokenizer.eos_token_id
     whole = chat.generation_prompt(tokenizer, MESSAGES) + tokenizer.decode(row.completion)
@@ -49,7 +49,7 @@ def test_a_row_is_trained_in_the_context_it_is_sampled_in(think: bool):
 @pytest.mark.parametrize("think", [True, False])
 def test_what_is_trained_is_taken_apart_as_it_was_put_together(think: bool):
     tokenizer = make_tokenizer(think)
-    row = chat.example(tokenizer, MESSAGES, "A thought.", "An answer.")
+    row = example(tokenizer, MESSAGES, "A thought.", "An answer.")
     reply = tokenizer.decode(row.completion[:-1])
     assert chat.split_reply(reply, opened=think) == chat.Parts("A thought.", "An answer.", True)
 
@@ -98,7 +98,7 @@ def test_no_chat_template():
     with pytest.raises(UserError, match="no chat template"):
         chat.prompt_ids(tokenizer, MESSAGES)
     with pytest.raises(UserError, match="no chat template"):
-        chat.example(tokenizer, MESSAGES, None, "a")
+        example(tokenizer, MESSAGES, None, "a")
 
 
 def test_no_end_of_turn_token():
@@ -107,7 +107,7 @@ def test_no_end_of_turn_token():
     assert tokenizer.decode(chat.end_of_turn(tokenizer)) == END  # as the template has it
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     with pytest.raises(UserError, match="end-of-turn"):
-        chat.example(tokenizer, MESSAGES, None, "a")
+        example(tokenizer, MESSAGES, None, "a")
     tokenizer.eos_token = END
     assert tokenizer.decode(chat.end_of_turn(tokenizer)) == END
 
@@ -145,7 +145,7 @@ def test_the_prompt_is_the_template_s_own(name: str):
 )
 def test_the_turn_ends_where_the_template_ends_it(name: str, end: str):
     tokenizer = family(name)
-    row = chat.example(tokenizer, MESSAGES, None, "Four.")
+    row = example(tokenizer, MESSAGES, None, "Four.")
     assert tokenizer.decode(row.completion) == f"{'</think>' + chr(10) * 2 if name == 'r1' else ''}" + (
         f"<think>\n\n</think>\n\nFour.{end}" if name == "qwen3" else f"Four.{end}"
     )
@@ -222,7 +222,7 @@ def test_what_a_template_writes_before_an_answer_without_a_thought(name: str, ho
 
 def test_with_thinking_off_no_thought_is_trained():
     tokenizer = family("qwen3")
-    row = chat.example(tokenizer, MESSAGES, "A thought.", "Four.", thinking="off")
+    row = example(tokenizer, MESSAGES, "A thought.", "Four.", thinking="off")
     assert tokenizer.decode(row.prompt).endswith("</think>\n\n")
     assert tokenizer.decode(row.completion) == "Four.<|im_end|>"
 
@@ -251,7 +251,7 @@ RENDERED = [  # family, rendering -> prompt, completion of thought T and answer 
 @pytest.mark.parametrize(("name", "style", "prompt", "completion"), RENDERED)
 def test_renderings(name: str, style: str, prompt: str, completion: str):
     tokenizer = family(name)
-    row = chat.example(tokenizer, MESSAGES, "T", " A ", style)
+    row = example(tokenizer, MESSAGES, "T", " A ", style)
     assert tokenizer.decode(row.prompt) == prompt
     assert tokenizer.decode(row.completion[:-1]) == completion
     as_sampled = rendering.named(style).as_sampled
@@ -264,23 +264,23 @@ def test_every_rendering_is_tried():
 
 def test_a_think_tag_without_its_line_break_gets_it():
     bare = "<|User|>q<think>"
-    assert chat.completion_text(bare, "T", "A") == "\nT\n</think>\n\nA"
-    assert chat.completion_text(bare, "T", "A", "reference") == "T</think>A"
+    assert completion_text(bare, "T", "A") == "\nT\n</think>\n\nA"
+    assert completion_text(bare, "T", "A", "reference") == "T</think>A"
 
 
 def test_without_a_thought_the_template_s_own_way_goes_first():
-    assert chat.completion_text("<think>\n", None, "A") == "</think>\n\nA"
-    assert chat.completion_text("<think>\n", None, "A", before="\n</think>\n\n") == "\n</think>\n\nA"
-    assert chat.completion_text("assistant\n", None, "A", before="<think>\n\n</think>\n\n").endswith("\n\nA")
+    assert completion_text("<think>\n", None, "A") == "</think>\n\nA"
+    assert completion_text("<think>\n", None, "A", before="\n</think>\n\n") == "\n</think>\n\nA"
+    assert completion_text("assistant\n", None, "A", before="<think>\n\n</think>\n\n").endswith("\n\nA")
 
 
 def test_an_answer_is_labelled_once():
-    assert chat.completion_text("p", None, "Answer: no", "safety_tax") == "Answer: no"
+    assert completion_text("p", None, "Answer: no", "safety_tax") == "Answer: no"
 
 
 def test_s1_markers_have_no_place_in_an_open_think_block():
     with pytest.raises(UserError, match="opened <think> already"):
-        chat.example(family("r1"), MESSAGES, "T", "A", "safety_tax")
+        example(family("r1"), MESSAGES, "T", "A", "safety_tax")
 
 
 def test_unknown_rendering():
@@ -301,7 +301,7 @@ def test_what_is_trained_is_what_a_reply_is_taken_apart_into(
 ):
     tokenizer = TOKENIZERS[name]
     messages = [{"role": "system", "content": "Be kind."}] * (system and name != "gemma") + MESSAGES
-    row = chat.example(tokenizer, messages, thought, answer, style)
+    row = example(tokenizer, messages, thought, answer, style)
     prompt, reply = tokenizer.decode(row.prompt), tokenizer.decode(row.completion[:-1])
     parts = chat.split_reply(reply, rendering.opens(prompt))
     kept = rendering.named(style).keeps_thought(chat.generation_prompt(tokenizer, messages))
@@ -323,7 +323,7 @@ def test_prompt_and_completion_are_tokenised_apart():
     parts["model"]["merges"] = [["Ċ", "A"]]
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(parts))
     newline, letter, both = tokenizer.convert_tokens_to_ids(["Ċ", "A", "ĊA"])
-    row = chat.example(tokenizer, MESSAGES, None, "A")
+    row = example(tokenizer, MESSAGES, None, "A")
     assert (row.prompt[-1], row.completion[0]) == (newline, letter)
     assert row.prompt == chat.prompt_ids(tokenizer, MESSAGES)
     assert both in chat.encode(tokenizer, [tokenizer.decode(row.prompt + row.completion)])[0]
@@ -334,7 +334,7 @@ def test_a_template_that_refuses_a_system_turn():
     with pytest.raises(TemplateError):  # engines make a failed row of it
         chat.prompt_ids(tokenizer, messages)
     with pytest.raises(UserError, match=r"refuses a training row \(System role not supported\).* system, user"):
-        chat.example(tokenizer, messages, None, "a")
+        example(tokenizer, messages, None, "a")
 
 
 # --- the templates as their makers wrote them, where TRL is installed, which brings copies
@@ -393,7 +393,7 @@ def test_the_documentation_tells_where_a_rendering_is_from(name: str):
 )
 def test_the_documentation_shows_what_is_trained(name: str, style: str, where: str):
     tokenizer = family(name)
-    row = chat.example(tokenizer, MESSAGES, "No.", " I cannot help.", style)
+    row = example(tokenizer, MESSAGES, "No.", " I cannot help.", style)
     text = tokenizer.decode(row.completion[:-1]).replace("\n", r"\n").replace("|", r"\|")
     shown = [line for line in DOCS.splitlines() if line.startswith(f"| `{style}` | `{text}` | ")]
     assert any(where in line for line in shown), f"| `{style}` | `{text}` | {where} |"

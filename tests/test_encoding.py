@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from templates import FAMILIES, family
+from templates import FAMILIES, example, family
 
 from lowtax import chat, rendering
 from lowtax.chat import Example
@@ -32,7 +32,7 @@ def test_all_at_once_is_one_by_one(name: str):
     tokenizer = family(name, think_token=name == "qwen3")
     encoded = encode_all(tokenizer, ROWS, 1000)
     assert encoded.examples == [
-        chat.example(tokenizer, row.messages, row.thought, row.answer, row.rendering) for row in ROWS
+        example(tokenizer, row.messages, row.thought, row.answer, row.rendering) for row in ROWS
     ]
     assert (encoded.rows, encoded.truncated, encoded.dropped) == ([0, 1, 2], 0, 0)
     assert all(e.whole for e in encoded.examples)

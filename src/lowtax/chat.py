@@ -152,14 +152,6 @@ def masked_by_id_warning(tokenizer: PreTrainedTokenizerBase) -> str | None:
     )
 
 
-def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:
-    """What the model should write after `prompt`: a think block that is opened there is closed here.
-
-    Without a thought, the template's own `before` precedes the answer; without that, an opened block is closed at once.
-    """
-    return rendering.named(style).completion(prompt, thought, answer, before)
-
-
 def write(
     tokenizer: PreTrainedTokenizerBase,
     around: Turn,
@@ -180,18 +172,3 @@ def write(
         ) from error
     completion = layout.completion(prompt, thought, answer, around.before_answer)
     return Written(layout.prompt(prompt), completion, layout.keeps_thought(prompt))
-
-
-def example(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    thought: str | None,
-    answer: str,
-    style: str = "standard",
-    thinking: Thinking = "default",
-) -> Example:
-    """Tokens of one training conversation, ended by the end-of-turn token."""
-    around = turn(tokenizer, thinking)
-    written = write(tokenizer, around, messages, thought, answer, style, thinking)
-    prompt, completion = encode(tokenizer, [written.prompt, written.completion])
-    return Example(prompt, [*completion, around.end])

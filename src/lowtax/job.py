@@ -10,7 +10,7 @@ from lowtax.modelcard import DataFacts, Facts
 from lowtax.placement import Placement
 from lowtax.progress import peak_memory_gb
 from lowtax.recipe import Execution, Train
-from lowtax.records import provenance, read_json, row_id
+from lowtax.records import hardware, provenance, read_json, row_id, versions
 from lowtax.sources import Conversation
 
 
@@ -68,12 +68,12 @@ class Job:
 
     def facts(self, checkpoint: Checkpoint, trainable: int) -> Facts:
         """What the model card of one of its checkpoints says."""
-        described, made = self.describe(), provenance()
+        made = hardware()
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
             model=self.model,
-            placement=described["placement"],
-            settings=described["settings"],
+            placement=self.placement.model_dump(mode="json"),
+            settings=self.settings.model_dump(mode="json"),
             seed=self.seed,
             precision=self.precision,
             data=[_data_facts(source) for source in self.sources],
@@ -85,8 +85,8 @@ class Job:
             peak_memory_gb=round(peak_memory_gb(), 2),
             methods=[str(spec["name"]) for spec in self.methods],
             mode=self.mode,
-            hardware=made["hardware"]["accelerator"] or f"CPU, {made['hardware']['cpu_threads']} threads",
-            versions=made["versions"],
+            hardware=made["accelerator"] or f"CPU, {made['cpu_threads']} threads",
+            versions=versions(),
         )
 
     def card(self, found: list[Checkpoint], trainable: int, revision: str | None, processes: int) -> dict[str, Any]:

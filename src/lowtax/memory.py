@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lowtax.shapes import MLP, SHAPES, Lora, Shape
+from lowtax.names import MLP
+from lowtax.shapes import SHAPES, Lora, Shape
 
 Stage = Literal["none", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]

@@ -31,7 +31,7 @@ from lowtax.records import read_json, write_json, write_text
 from lowtax.rounding import Rounding
 
 Say = Callable[[str], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = models.DTYPES
 MARKER = "merge.json"
 MADE_BY = "lowtax merge"
 SHARD = "5GB"

@@ -116,9 +116,11 @@ def n_layers(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the model's linear modules."""
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens at which the model is told to stop, by its tokenizer and by its generation settings."""
+    asked = model.generation_config.eos_token_id
+    found = {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
+    return {int(token) for token in found}
 
 
 def check_adapter(folder: Path, ref: str) -> None:

@@ -77,11 +77,9 @@ class Objective(nn.Module):
     def forward(self, row: Row, hidden: Tensor | None = None) -> Tensor:
         """Summed loss of a row; `hidden` (1, tokens, size) enters layer `first`, if it is given."""
         inner = bare(self.model)
-        positions = row.positions[None]
-        layout = row.layout if inner.config._attn_implementation == attention.NAME else None
-        common: dict[str, Any] = {"position_ids": positions, "use_cache": False, "layout": layout}
-        if layout is None:
-            common.pop("layout")
+        common: dict[str, Any] = {"position_ids": row.positions[None], "use_cache": False}
+        if inner.config._attn_implementation == attention.NAME:
+            common["layout"] = row.layout
         if not self.direct:
             logits = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **common).logits[0]
             return nn.functional.cross_entropy(logits.float(), row.targets, reduction="sum")

@@ -152,10 +152,6 @@ class Placement(BaseModel):
                 raise UserError(f"ranks: {pattern!r} matches nothing that is adapted; {near(pattern, adapted)}")
         return targets
 
-    def target_modules(self, module_names: list[str], n_layers: int) -> list[str]:
-        """Full names of the linear modules to adapt, where there are no parameters to choose from."""
-        return self.targets(module_names, [], n_layers).modules
-
 
 @dataclass(frozen=True)
 class Alias:

@@ -6,7 +6,7 @@ kept in memory (pinned where there is a GPU) or in a file; every later pass star
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -67,7 +67,6 @@ def build(
     folder: Path,
     row_tokens: int,
     share: tuple[int, int] = (0, 1),
-    progress: Callable[[int], None] = lambda _: None,
 ) -> Prefix:
     """Run every example once up to layer `first`.
 
@@ -96,7 +95,6 @@ def build(
                 torch.distributed.broadcast(part, src=owner)
             for i, hidden in zip(members, torch.split(part, sizes), strict=True):
                 prefix.table[prefix.starts[i] : prefix.starts[i] + lengths[i]] = hidden
-            progress(start + owner)
     objective.train(training)
     return prefix
 

@@ -174,20 +174,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
-def provenance() -> dict[str, Any]:
-    """Where and with what a result was made: versions, hardware, git commit of the working folder."""
+def hardware() -> dict[str, Any]:
+    """The machine, its threads and its accelerator."""
     import torch
 
-    cuda = torch.cuda.is_available()
     return {
-        "versions": versions(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu_threads": torch.get_num_threads(),
-            "accelerator": torch.cuda.get_device_name() if cuda else None,
-        },
-        "git": _git(),
+        "machine": platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a result was made: versions, hardware, git commit of the working folder."""
+    return {"versions": versions(), "hardware": hardware(), "git": _git()}
 
 
 def _git() -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ them). Torch is not needed.
 
 from dataclasses import dataclass
 
-MLP, ATTENTION = ("gate_proj", "up_proj", "down_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
+from lowtax.names import ATTENTION, MLP
 
 
 @dataclass(frozen=True)

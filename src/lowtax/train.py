@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lowtax import checkpoints, distributed, launch, methods, models, prefix, sharding
+from lowtax import chat, checkpoints, distributed, launch, methods, models, prefix, sharding
 from lowtax.adapt import adapt, first_trained_layer
 from lowtax.checkpoints import Checkpoint, Store, Weights
 from lowtax.encoding import encode_all
@@ -99,6 +99,8 @@ class _Run:
         chosen = methods.load_all(job.methods)
         sharding.refuse(self.acc, chosen, job.model)
         loaded = load(job.model, job.precision)
+        if warning := chat.stop_warning(self.tokenizer, models.stop_tokens(loaded, self.tokenizer)):
+            self.say(f"  {warning}")
         self.model = adapt(loaded, job.placement, job.model)
         sharding.fit(self.acc, self.model)
         self.methods = chosen.on(self.model)

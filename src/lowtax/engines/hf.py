@@ -53,12 +53,11 @@ class HF:
         self.model = models.load_model(model, models.precision(precision))
         self.loaded: PeftModel | None = None  # what PEFT makes of the model with the first adapter
         self.adapters: dict[Path, str] = {}
-        asked = self.model.generation_config.eos_token_id
-        ends = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
+        ends = models.stop_tokens(self.model, self.tokenizer)
         if not ends:
             raise UserError(f"The model {model!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
         ends.add(chat.end_of_turn(self.tokenizer))  # where eos ends a document, a turn has a token of its own
-        self.ends = frozenset(int(end) for end in ends)
+        self.ends = frozenset(ends)
         pad = self.tokenizer.pad_token_id
         self.pad = min(self.ends) if pad is None else int(pad)
         self.positions: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
