@@ -9,7 +9,6 @@ dW has the shape of the weight. PEFT keeps a LoRA on an embedding the other way 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError, safe_open
@@ -107,11 +106,11 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     _config(adapter).save_pretrained(str(folder))
 
 
-def plain_config(folder: Path) -> LoraConfig:
-    """The configuration in a PEFT folder, if the adapter is W + s B A on whole linear layers and embeddings.
+def lora_config(folder: Path) -> LoraConfig:
+    """The configuration in a PEFT folder.
 
     Raises:
-        UserError: It is no PEFT folder, no LoRA, or more than that.
+        UserError: It is no PEFT folder, or no LoRA.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -122,26 +121,37 @@ def plain_config(folder: Path) -> LoraConfig:
         raise UserError(f"{folder / CONFIG} cannot be read by PEFT: {error}.") from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"{folder} holds a {config.peft_type} adapter, and this works on LoRA only.")
-    if found := [what for what, there in _not_plain(config).items() if there]:
-        raise UserError(
-            f"The adapter in {folder} is more than W + s B A on linear layers (it has {', '.join(found)}): its update "
-            "is not known from its factors."
-        )
     return config
 
 
-def _not_plain(config: LoraConfig) -> dict[str, Any]:
-    return {
+def more_than_lora(config: LoraConfig) -> list[str]:
+    """What makes an adapter more than W + s B A."""
+    found = {
         "modules_to_save": config.modules_to_save,
         "trainable_token_indices": config.trainable_token_indices,
         "layer_replication": config.layer_replication,
-        "target_parameters": config.target_parameters,
-        "fan_in_fan_out": config.fan_in_fan_out,
         "use_dora": config.use_dora,
         "lora_bias": config.lora_bias,
         f"bias: {config.bias}": config.bias != "none",
         f"init_lora_weights: {config.init_lora_weights}": str(config.init_lora_weights).startswith(CHANGES_BASE),
     }
+    return [what for what, there in found.items() if there]
+
+
+def plain_config(folder: Path) -> LoraConfig:
+    """The configuration in a PEFT folder, if the adapter is W + s B A on whole linear layers and embeddings.
+
+    Raises:
+        UserError: It is no PEFT folder, no LoRA, or more than that.
+    """
+    config = lora_config(folder)
+    elsewhere = {"target_parameters": config.target_parameters, "fan_in_fan_out": config.fan_in_fan_out}
+    if found := [*more_than_lora(config), *(what for what, there in elsewhere.items() if there)]:
+        raise UserError(
+            f"The adapter in {folder} is more than W + s B A on linear layers (it has {', '.join(found)}): its update "
+            "is not known from its factors."
+        )
+    return config
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lowtax import __version__, models
+from lowtax.adapterfile import lora_config, more_than_lora
 from lowtax.errors import UserError, did_you_mean
 from lowtax.modelcard import merged_card
 from lowtax.records import read_json, write_json, write_text
@@ -35,7 +36,6 @@ DTYPES = models.DTYPES
 MARKER = "merge.json"
 MADE_BY = "lowtax merge"
 SHARD = "5GB"
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these take something out of W when they begin
 
 
 @dataclass(frozen=True)
@@ -111,26 +111,8 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
 
 def _config(adapter: Path) -> LoraConfig:
     """The adapter's configuration, if it is one that W + s B A describes."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter / name).is_file():
-            raise UserError(f"{adapter} is not a PEFT adapter folder: it has no {name}.")
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{adapter / 'adapter_config.json'} cannot be read by PEFT: {error}.") from error
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{adapter} holds a {config.peft_type} adapter; `lowtax merge` merges LoRA only.")
-    not_plain = {
-        "modules_to_save": config.modules_to_save,
-        "trainable_token_indices": config.trainable_token_indices,
-        "layer_replication": config.layer_replication,
-        "use_dora": config.use_dora,
-        "lora_bias": config.lora_bias,
-        f"bias: {config.bias}": config.bias != "none",
-        f"init_lora_weights: {config.init_lora_weights}": str(config.init_lora_weights).startswith(CHANGES_BASE),
-    }
-    found = [name for name, there in not_plain.items() if there]
-    if found:
+    config = lora_config(adapter)
+    if found := more_than_lora(config):
         raise UserError(
             f"The adapter in {adapter} is more than W + s B A (it has {', '.join(found)}), which `lowtax merge` "
             "does not merge; serve it unmerged, or merge it with PEFT's merge_and_unload."
