@@ -11,9 +11,10 @@ from tiny import make_model
 
 from lowtax import chat, models, plain
 from lowtax.engines import Completion, Engine, Request, load
+from lowtax.engines.batch import Row
 from lowtax.engines.choosing import choose
 from lowtax.engines.fake import Fake
-from lowtax.engines.hf import HF, _Row
+from lowtax.engines.hf import HF
 from lowtax.errors import UserError
 
 TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Why?", "Name three colours, please.")
@@ -152,7 +153,7 @@ def test_sampling_follows_the_distribution(tiny_model: Path, temperature: float,
     counts = torch.zeros_like(expected)
     logits = engine.model(input_ids=ids).logits[:, -1].detach().expand(n, -1)
     rows = [
-        _Row(Request("", message, None, 1, temperature, top_p, s), [], False, 1, "", torch.Generator().manual_seed(s))
+        Row(Request("", message, None, 1, temperature, top_p, s), [], False, 1, "", torch.Generator().manual_seed(s))
         for s in range(n)
     ]
     for token in choose(logits, rows):
@@ -336,7 +337,7 @@ def test_special_tokens_in_a_message_are_text(tiny_model: Path) -> None:
 def test_top_k_draws_from_the_likeliest_alone(tiny_model: Path, top_p: float) -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(400, -1)
     rows = [
-        _Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), [], False, 1, "", torch.Generator().manual_seed(seed))
+        Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), [], False, 1, "", torch.Generator().manual_seed(seed))
         for seed in range(400)
     ]
     assert set(choose(logits, rows)) <= set(logits[0].topk(3).indices.tolist())

@@ -27,7 +27,7 @@ def choose(logits: Tensor, rows: Sequence[Drawing]) -> list[int]:
     for nucleus in (False, True):
         group = [i for i in drawn if (rows[i].request.top_p < 1 or rows[i].request.top_k > 0) == nucleus]
         if group:
-            tokens[group] = _draw(logits[group].double(), [rows[i] for i in group], nucleus)
+            tokens[group] = _draw(logits[group], [rows[i] for i in group], nucleus)
     return [int(token) for token in tokens.masked_fill(~best.isfinite(), -1).tolist()]
 
 
@@ -38,12 +38,12 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
     reach the row's top_p take part, and of these the row's top_k likeliest.
     """
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+    def column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
     # Drawn on the CPU, one number a row and step: the same for every device and batch.
     luck = column([torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows])
-    probabilities = (logits / column([row.request.temperature for row in rows])).softmax(-1)
+    probabilities = (logits / column([row.request.temperature for row in rows], logits.dtype)).softmax(-1)
     if not nucleus:
         return _invert(probabilities, luck).squeeze(-1)
     top_p = column([row.request.top_p for row in rows])
@@ -52,10 +52,11 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
     few = min(FEW, logits.shape[-1])
     likeliest = probabilities.topk(few, dim=-1)
     # Sorting the whole vocabulary takes longer than the model: only for rows whose nucleus is not among the few.
-    enough = ((likeliest.values.sum(-1, keepdim=True) >= top_p) | (most <= few)).squeeze(-1)
+    enough = ((likeliest.values.double().sum(-1, keepdim=True) >= top_p) | (most <= few)).squeeze(-1)
     for rows_, found in ((enough, likeliest), (~enough, None)):
         if rows_.any():
             kept, order = (part[rows_] for part in found) if found else probabilities[rows_].sort(-1, descending=True)
+            kept = kept.double()
             kept = kept.masked_fill(kept.cumsum(-1) - kept >= top_p[rows_], 0.0)
             kept = kept.masked_fill(torch.arange(kept.shape[-1], device=kept.device) >= most[rows_], 0.0)
             tokens[rows_] = order.gather(-1, _invert(kept, luck[rows_]))
@@ -64,5 +65,5 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
 
 def _invert(weights: Tensor, luck: Tensor) -> Tensor:
     """Where the running sum of each row's weights passes its share `luck` of their total, [rows, 1]."""
-    reached = weights.cumsum(-1)
+    reached = weights.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(reached, luck * reached[:, -1:], right=True).clamp(max=weights.shape[-1] - 1)

@@ -1,0 +1,50 @@
+"""Attention of one new token a row, for models whose query heads share keys and values.
+
+transformers' sdpa copies keys and values once for each query head that shares them, and does so again for every token:
+of a decoding step of the embedded model that is more than half. Here those query heads stand where tokens usually
+do, against the keys and values as they are. All else goes to transformers' sdpa.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "lowtax_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "rows heads tokens size"],
+    key: Float[Tensor, "rows shared past size"],
+    value: Float[Tensor, "rows shared past width"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Float[Tensor, "rows tokens heads width"], None]:
+    """What `sdpa` computes, by transformers' interface for attention; the mask is `sdpa_mask`'s."""
+    rows, heads, tokens, size = query.shape
+    shared = key.shape[1]
+    plain = tokens == 1 and not dropout and more.get("position_bias") is None and more.get("cache") is None
+    if not plain or heads == shared or (attention_mask is not None and attention_mask.shape[1] != 1):
+        given = (module, query, key, value, attention_mask)
+        usual: tuple[Tensor, None] = sdpa_attention_forward(*given, dropout=dropout, scaling=scaling, **more)
+        return usual
+    by_group = query.reshape(rows, shared, heads // shared, size)
+    found = torch.nn.functional.scaled_dot_product_attention(
+        by_group, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return found.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def use_grouped(model: PreTrainedModel) -> None:
+    """Decode by `grouped_attention` where the model's attention is transformers' sdpa."""
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, grouped_attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)

@@ -1,0 +1,168 @@
+"""Rows that are decoded together by transformers, one token a step: some end, others join.
+
+Prompts are padded on the left. A row that ends makes room; when enough have ended, the rest and the prompts that are
+read next become one batch, which is as wide as its longest row. Who joins when follows from the replies alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lowtax.engines import Completion, Request
+from lowtax.engines.cache import RoomyCache
+from lowtax.engines.choosing import choose
+
+if TYPE_CHECKING:
+    from lowtax.engines.hf import HF
+
+# An index and not a number: a slice of the hidden states is not contiguous, and for a frozen model torch then
+# copies the output weights once for every row (5 GB, and 9 of 10 seconds, for 96 rows of the embedded model).
+LAST = torch.tensor([-1])
+COMPACT_AT = 0.25  # share of ended rows at which a batch is made anew: copying the cache has its price too
+WIDE = 2**15  # rows x tokens that a batch may fill by joining, padding included, or as much as it had filled before
+
+
+@dataclass
+class Row:
+    """A request under way. `room` is how many tokens it may still grow to, `adapter` PEFT's name for its adapter."""
+
+    request: Request
+    prompt: list[int]
+    opened: bool
+    room: int
+    adapter: str
+    generator: torch.Generator
+    scored: list[int] = field(default_factory=list)  # tokens whose probability at the first step is asked for
+    tokens: list[int] = field(default_factory=list)
+    scores: tuple[float, ...] = ()
+    done: bool = False
+
+
+class Batch:
+    """`rows`, the tensors and the cache stay aligned; the tokens in `ids` are not read yet."""
+
+    def __init__(self, engine: HF, rows: list[Row]) -> None:
+        self.engine, self.rows, device = engine, rows, engine.model.device
+        width = max(len(row.prompt) for row in rows)
+        # Several samples of a prompt are one row until it is read.
+        asked = [(row.adapter, *row.prompt) for row in rows]
+        first = {prompt: asked.index(prompt) for prompt in dict.fromkeys(asked)}
+        self.alone = [rows[i] for i in first.values()]
+        places = {prompt: place for place, prompt in enumerate(first)}
+        self.spread = torch.tensor([places[prompt] for prompt in asked], device=device)
+        padding = [width - len(row.prompt) for row in self.alone]
+        self.ids = torch.tensor(
+            [[engine.pad] * n + row.prompt for n, row in zip(padding, self.alone, strict=True)], device=device
+        )
+        self.mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long().to(device)
+        self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.last_position = None if engine.positions is None else engine.positions - 1
+        self.cache = RoomyCache(config=engine.model.config)
+        self.filled = 0
+
+    def room(self, width: int) -> int:
+        """How many rows of `width` tokens may join: none before enough have ended, or where memory is short."""
+        live, most = sum(not row.done for row in self.rows), self.engine.batch_size
+        if not live:
+            return most
+        if live > (1 - COMPACT_AT) * most or not self.cache.can_join():
+            return 0
+        self.filled = max(self.filled, self.mask.numel())
+        return max(0, min(most, max(WIDE, self.filled) // max(width, self.mask.shape[1])) - live)
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        """Read `ids`, write one token in every row; returns the rows that ended with it."""
+        if sum(row.done for row in self.rows) >= max(1, COMPACT_AT * len(self.rows)):
+            self._compact()
+        logits = self._logits()
+        for number, row in enumerate(self.rows):
+            if row.scored and not row.scores:
+                row.scores = tuple(logits[number].double().softmax(-1)[row.scored].tolist())
+        tokens = choose(logits, self.rows)
+        live = [(row, token) for row, token in zip(self.rows, tokens, strict=True) if not row.done]
+        ended = [completion for row, token in live if (completion := self._take(row, token))]
+        self.ids = torch.tensor(tokens, device=self.ids.device).clamp(min=0)[:, None]
+        # A row that ended at the model's last position waits there for the batch to be made smaller.
+        self.position = (self.position[:, -1:] + 1).clamp(max=self.last_position)
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        return ended
+
+    @torch.inference_mode()
+    def joined(self, new: Batch) -> Batch:
+        """The rows of both that have not ended; `new` has made its first step."""
+        new.filled = max(new.filled, self.filled)
+        if not self.live():
+            return new
+        if new.live():
+            kept = [part._kept() for part in (self, new)]
+            masks = [part.mask[rows, left:] for part, (rows, left) in zip((self, new), kept, strict=True)]
+            width = max(mask.shape[1] for mask in masks)
+            self.mask = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+            # The tokens in `ids` are in the masks, and not yet in the caches.
+            self.cache = RoomyCache.of([self.cache, new.cache], kept, width - 1)
+            self.ids = torch.cat([part.ids[rows] for part, (rows, _) in zip((self, new), kept, strict=True)])
+            self.position = torch.cat([part.position[rows] for part, (rows, _) in zip((self, new), kept, strict=True)])
+            self.rows = self.live() + new.live()
+        return self
+
+    def _logits(self) -> Tensor:
+        """Next-token logits in float32, [rows, vocabulary]."""
+        loaded = self.engine.loaded
+        whose = {} if loaded is None else {"adapter_names": [row.adapter for row in self.alone or self.rows]}
+        out = (loaded or self.engine.model)(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=LAST,
+            **whose,
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        if self.alone and len(self.alone) < len(self.rows):
+            self.cache.batch_select_indices(self.spread)
+            self.mask, self.position = self.mask[self.spread], self.position[self.spread]
+            logits = logits[self.spread]
+        self.alone = []
+        return logits
+
+    def _take(self, row: Row, token: int) -> Completion | None:
+        """Give a row its token; the completion if that ends it. Token -1: the model computed no number."""
+        finish: Literal["stop", "length"] = "stop"
+        if token < 0:
+            row.done = True
+            return failed(row.request, row.opened, f"the logits after {len(row.tokens)} tokens are not finite")
+        if token not in self.engine.ends:
+            row.tokens.append(token)
+            if len(row.tokens) < row.room:
+                return None
+            finish = "length"
+        row.done = True
+        text = self.engine.tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(row.request.id, str(text), len(row.tokens), finish, row.opened, scores=row.scores)
+
+    def live(self) -> list[Row]:
+        """The rows that have not ended."""
+        return [row for row in self.rows if not row.done]
+
+    def _kept(self) -> tuple[Tensor, int]:
+        """Where the live rows are, and how many columns of padding they begin with."""
+        rows = torch.tensor([i for i, row in enumerate(self.rows) if not row.done], device=self.ids.device)
+        return rows, int(self.mask[rows].argmax(1).min())
+
+    def _compact(self) -> None:
+        """Drop the rows that ended."""
+        rows, _ = self._kept()
+        self.ids, self.mask, self.position = self.ids[rows], self.mask[rows], self.position[rows]
+        self.cache.batch_select_indices(rows)
+        self.rows = self.live()
+
+
+def failed(request: Request, opened: bool, why: str) -> Completion:
+    """A request without an answer."""
+    return Completion(request.id, "", 0, "failed", opened, why)
