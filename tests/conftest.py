@@ -1,4 +1,7 @@
-"""What every test shares: no model hub, and one tiny model. The embedded model lives in the user's cache, as in use."""
+"""What every test shares: no model hub, one tiny model, and the folders where copies of data sets are looked for.
+
+The embedded model lives in the user's cache, as in use.
+"""
 
 import os
 from pathlib import Path
@@ -15,3 +18,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, where local copies of prompt sets and of task files are looked for."""
+    return _looked_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of real copies, which not every machine has."""
+    files = Path(__file__).parents[2] / "shared" / "data"
+    if not files.is_dir():
+        pytest.skip("the published prompt and task files are not on this machine")
+    return _looked_in(files, monkeypatch)
+
+
+def _looked_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from lowtax import prompts, taskdata
+
+    for variable in (prompts.FOLDER, taskdata.FOLDER):
+        monkeypatch.setenv(variable, str(folder))
+    return folder

@@ -14,6 +14,11 @@ import pyarrow.parquet as pq
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)

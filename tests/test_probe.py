@@ -22,13 +22,13 @@ from lowtax.adapt import adapt
 from lowtax.checkpoints import Weights
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
-from lowtax.methods import load_all
+from lowtax.methods import Method, load_all
 from lowtax.methods.salora import SaLoRA
 from lowtax.methods.spf import SPF
 from lowtax.methods.ssah import SSAH
 from lowtax.objective import bare, prepared
 from lowtax.placement import Placement
-from lowtax.probe import Probe, Stepping, bind, needed
+from lowtax.probe import Probe, bind, needed
 from lowtax.sites import sites_of
 
 ROWS = "builtin:refusals,n=5"
@@ -178,7 +178,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "training-methods.md").read_text()
 
 
 @pytest.mark.parametrize("kind", [SaLoRA, SPF, SSAH])
-def test_the_tables_of_fields_in_the_docs(kind: type[Stepping]):
+def test_the_tables_of_fields_in_the_docs(kind: type[Method]):
     section = PAGE.split(f"## {kind.__name__.lower()}\n")[1].split("\n## ")[0]
     rows = [line.split(" | ")[:2] for line in section.splitlines() if line.startswith("| `")]
     assert [(name.strip("|` "), default.strip("`")) for name, default in rows] == [
@@ -207,6 +207,15 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
+OWN = """
+from lowtax.methods import Method
+
+class Own(Method):
+    def after_step(self, sites, state, probe, step):
+        pass
+"""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each job by one process, by two, and by two under ZeRO-2 if it is installed."""
@@ -222,7 +231,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launches: list[dict[str, Any]] = [{"jobs": specs("one"), "processes": 1}, {"jobs": specs("ddp"), "processes": 2}]
     if find_spec("deepspeed"):
         execution = {"execution": {"deepspeed": str(root / "zero2.json")}}
-        launches.append({"jobs": specs("zero2", **execution), "processes": 2})
+        (root / "own.py").write_text(OWN)
+        own = {"mode": "lora_mlp_r2", "methods": [{"name": f"{root}/own.py:Own"}], "out": str(root / "zero2" / "own")}
+        refused = specs("zero2", **execution)
+        launches.append({"jobs": [*refused, refused[0] | own], "processes": 2})
     (root / "launches.json").write_text(json.dumps(launches))
     packages = ["deepspeed"] if find_spec("deepspeed") else []
     done = subprocess.run(
@@ -255,8 +267,13 @@ def test_two_processes_train_what_one_does(runs: Path, name: str):
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-@pytest.mark.parametrize("name", JOBS)
-def test_zero_is_refused_in_one_sentence(runs: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("salora", "SaLoRA"), ("spf", "SPF"), ("ssah", "SSAH"), ("ssah_full", "SSAH"), ("own", "Own")]
+)
+def test_zero_is_refused_in_one_sentence(runs: Path, name: str, kind: str):
     said = {(runs / "zero2" / name / f"error-{rank}.txt").read_text() for rank in (0, 1)}
-    assert said == {"DeepSpeed leaves no gradients for methods to change: launch this arm without --ds_config."}
+    assert said == {
+        f"{kind} changes gradients or weights at each step, which DeepSpeed keeps in buffers of its own: "
+        "launch this arm without --ds_config."
+    }
     assert not list((runs / "zero2" / name).glob("checkpoint-*"))

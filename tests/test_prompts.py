@@ -10,40 +10,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datahub import COMMIT, cached, hub
+from datahub import COMMIT, cached, hub, write_jsonl
 
 from lowtax import prompts
 from lowtax.errors import UserError
 from lowtax.promptsets import NAMED
 from lowtax.records import row_id
 
-FILES = Path(__file__).parents[2] / "shared" / "data"
 DOCS = Path(__file__).parents[1] / "docs"
 REAL = ("strongreject", "advbench", "xstest", "xstest-safe", "xstest-unsafe", "do-not-answer")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(prompts.FOLDER, str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not FILES.is_dir():
-        pytest.skip("the published prompt files are not on this machine")
-    monkeypatch.setenv(prompts.FOLDER, str(FILES))
-
-
-def write(path: Path, *rows: dict[str, object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # --- published files
 
 
-@pytest.mark.usefixtures("real")
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("name", REAL)
 def test_real_copies_have_the_published_rows(name: str):
     found = prompts.load(name)
@@ -55,7 +36,7 @@ def test_real_copies_have_the_published_rows(name: str):
     assert found.goals == {}
 
 
-@pytest.mark.usefixtures("real")
+@pytest.mark.usefixtures("published")
 def test_xstest_is_split_by_its_label_and_keeps_its_types():
     both, safe, unsafe = (prompts.load(name).prompts for name in ("xstest", "xstest-safe", "xstest-unsafe"))
     labels = Counter(p.category.partition(":")[0] for p in both)
@@ -65,7 +46,7 @@ def test_xstest_is_split_by_its_label_and_keeps_its_types():
     assert all(p.category.startswith("unsafe:contrast_") for p in unsafe)
 
 
-@pytest.mark.usefixtures("real")
+@pytest.mark.usefixtures("published")
 def test_categories_and_the_first_n():
     assert len({p.category for p in prompts.load("strongreject").prompts}) == 6
     assert len({p.category for p in prompts.load("do-not-answer").prompts}) == 5
@@ -77,9 +58,8 @@ def test_categories_and_the_first_n():
     assert few.sha256 != prompts.load("advbench", n=8).sha256
 
 
-@pytest.mark.usefixtures("real")
-def test_a_named_set_and_its_file_have_the_same_texts():
-    by_name, by_file = prompts.load("strongreject"), prompts.load(f"{FILES}/strongreject.csv")
+def test_a_named_set_and_its_file_have_the_same_texts(published: Path):
+    by_name, by_file = prompts.load("strongreject"), prompts.load(f"{published}/strongreject.csv")
     assert [(p.text, p.category) for p in by_name.prompts] == [(p.text, p.category) for p in by_file.prompts]
     assert by_name.sha256 == by_file.sha256
     assert by_file.licence is None
@@ -89,14 +69,14 @@ def test_a_named_set_and_its_file_have_the_same_texts():
 # --- layouts that a copy may have
 
 
-def test_harmbench_is_one_file_with_two_sets_in_it(folder: Path):
+def test_harmbench_is_one_file_with_two_sets_in_it(copies: Path):
     rows = [
         {"Behavior": "Do a.", "FunctionalCategory": "standard", "SemanticCategory": "x", "ContextString": ""},
         {"Behavior": "Do b.", "FunctionalCategory": "contextual", "SemanticCategory": "y", "ContextString": "A story."},
         {"Behavior": "Do b.", "FunctionalCategory": "contextual", "SemanticCategory": "y", "ContextString": "Another."},
         {"Behavior": "Sing c.", "FunctionalCategory": "copyright", "SemanticCategory": "", "ContextString": None},
     ]
-    write(folder / "harmbench_behaviors_text_all.jsonl", *rows)
+    write_jsonl(copies / "harmbench_behaviors_text_all.jsonl", *rows)
     standard, contextual = prompts.load("harmbench"), prompts.load("harmbench-contextual")
     assert [(p.text, p.category) for p in standard.prompts] == [("Do a.", "x")]
     assert standard.note == "1 rows instead of the 200 published"
@@ -107,34 +87,34 @@ def test_harmbench_is_one_file_with_two_sets_in_it(folder: Path):
     assert standard.prompts[0].goal is None
 
 
-def test_a_copy_of_one_subset_needs_no_column_that_tells_subsets_apart(folder: Path):
-    write(folder / "harmbench.jsonl", {"prompt": "Do a.", "category": "x"})
+def test_a_copy_of_one_subset_needs_no_column_that_tells_subsets_apart(copies: Path):
+    write_jsonl(copies / "harmbench.jsonl", {"prompt": "Do a.", "category": "x"})
     assert [(p.text, p.category) for p in prompts.load("harmbench").prompts] == [("Do a.", "x")]
 
 
-def test_rows_that_must_be_told_apart_are_never_mixed(folder: Path):
-    write(folder / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms"})
+def test_rows_that_must_be_told_apart_are_never_mixed(copies: Path):
+    write_jsonl(copies / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms"})
     with pytest.raises(UserError, match=r"xstest.jsonl has no column label; its columns are prompt, type"):
         prompts.load("xstest-safe")
-    write(folder / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"})
+    write_jsonl(copies / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"})
     with pytest.raises(UserError, match=r"no rows with label = unsafe"):
         prompts.load("xstest-unsafe")
 
 
-def test_wildjailbreak_is_tab_separated(folder: Path):
+def test_wildjailbreak_is_tab_separated(copies: Path):
     text = (
         'adversarial\tlabel\tdata_type\n"two\nlines, one\tcell"\t1\tadversarial_harmful\nfine\t0\tadversarial_benign\n'
     )
-    (folder / "eval.tsv").write_text(text)
+    (copies / "eval.tsv").write_text(text)
     (harmful,), (benign,) = prompts.load("wildjailbreak").prompts, prompts.load("wildjailbreak-benign").prompts
     assert (harmful.text, harmful.category) == ("two\nlines, one\tcell", "adversarial_harmful")
     assert (benign.text, benign.category) == ("fine", "adversarial_benign")
-    assert prompts.load(f"{folder}/eval.tsv:label").prompts[0].text == "1"
+    assert prompts.load(f"{copies}/eval.tsv:label").prompts[0].text == "1"
 
 
-def test_a_copy_may_be_packed_and_its_column_named(folder: Path):
+def test_a_copy_may_be_packed_and_its_column_named(copies: Path):
     packed = gzip.compress(b"q,category\nDo a.,x\nDo a.,y\n")
-    (folder / "strongreject-small.csv.gz").write_bytes(packed)
+    (copies / "strongreject-small.csv.gz").write_bytes(packed)
     found = prompts.load("strongreject-small:q")
     assert [(p.text, p.category) for p in found.prompts] == [("Do a.", "x")]
     assert found.note == "2 rows instead of the 60 published; 1 repeated, left out"
@@ -144,14 +124,16 @@ def test_a_copy_may_be_packed_and_its_column_named(folder: Path):
 
 def test_the_hash_is_of_texts_and_categories_in_any_order(tmp_path: Path):
     rows = [{"prompt": "a", "category": "x"}, {"prompt": "b", "category": "y"}]
-    one, turned = write(tmp_path / "one.jsonl", *rows), write(tmp_path / "turned.jsonl", *rows[::-1])
-    other = write(tmp_path / "other.jsonl", rows[0], {"prompt": "b", "category": "z"})
+    one, turned = write_jsonl(tmp_path / "one.jsonl", *rows), write_jsonl(tmp_path / "turned.jsonl", *rows[::-1])
+    other = write_jsonl(tmp_path / "other.jsonl", rows[0], {"prompt": "b", "category": "z"})
     hashes = [prompts.load(str(path)).sha256 for path in (one, turned, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_files_of_any_name(tmp_path: Path):
-    path = write(tmp_path / "a:b.jsonl", {"Goal": "x", "kind": "k", "split": "test"}, {"Goal": "y", "split": "train"})
+    path = write_jsonl(
+        tmp_path / "a:b.jsonl", {"Goal": "x", "kind": "k", "split": "test"}, {"Goal": "y", "split": "train"}
+    )
     assert [(p.text, p.category) for p in prompts.load(str(path)).prompts] == [("x", "k"), ("y", "")]
     assert [p.text for p in prompts.load(f"{path}:kind", split="test").prompts] == ["k"]
     with pytest.raises(UserError, match="no prompts in split 'validation'"):
@@ -177,15 +159,15 @@ def test_built_in_sets():
         ("strongreject-small", "not on the hub: get it from https://github.com/alexandrasouly/strongreject"),
     ],
 )
-def test_unknown_and_unpublished_sets(folder: Path, spec: str, message: str):
+def test_unknown_and_unpublished_sets(copies: Path, spec: str, message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         prompts.load(spec)
 
 
-def test_a_named_set_takes_no_split_and_the_folder_must_be_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_named_set_takes_no_split_and_the_folder_must_be_one(copies: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="xstest is a split by itself"):
         prompts.load("xstest", split="train")
-    monkeypatch.setenv(prompts.FOLDER, str(write(folder / "file.jsonl", {"prompt": "a"})))
+    monkeypatch.setenv(prompts.FOLDER, str(write_jsonl(copies / "file.jsonl", {"prompt": "a"})))
     with pytest.raises(UserError, match="which is no folder"):
         prompts.load("xstest")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from datahub import COMMIT, hub, write_parquet
+from datahub import COMMIT, hub, write_jsonl, write_parquet
 
 from lowtax import cli, taskdata
 from lowtax.benchmarks import TABLE, load
@@ -20,33 +20,14 @@ from lowtax.errors import UserError
 from lowtax.recipe import Task
 from lowtax.tasksets import NAMED, Questions
 
-FILES = Path(__file__).parents[2] / "shared" / "data"
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATED_OR_FILE = {"arithmetic", "reasoning_gym", "multiple_choice", "math"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(taskdata.FOLDER, str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not FILES.is_dir():
-        pytest.skip("the published task files are not on this machine")
-    monkeypatch.setenv(taskdata.FOLDER, str(FILES))
-
-
-def write(path: Path, *rows: dict[str, object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # --- local copies
 
 
-@pytest.mark.usefixtures("real")
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize(("name", "note"), [("aime24", ""), ("gsm8k", ""), ("humaneval", ""), ("mmlu", "1051 rows")])
 def test_real_copies_have_the_published_rows(name: str, note: str):
     found = taskdata.read(name, Task())
@@ -68,8 +49,8 @@ def test_real_copies_have_the_published_rows(name: str, note: str):
         ("gpqa_diamond", "gpqa_diamond.csv"),
     ],
 )
-def test_copies_are_found_under_the_names_they_have(folder: Path, name: str, file: str):
-    path = folder / file
+def test_copies_are_found_under_the_names_they_have(copies: Path, name: str, file: str):
+    path = copies / file
     text = "task_id\nown\n" if path.suffix == ".csv" else json.dumps({"task_id": "own"}) + "\n"
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     found = taskdata.read(name, Task())
@@ -77,26 +58,26 @@ def test_copies_are_found_under_the_names_they_have(folder: Path, name: str, fil
     assert found.note == f"1 rows instead of the {NAMED[name].rows} published"
 
 
-def test_what_a_task_names_goes_before_the_folder(folder: Path, tmp_path: Path):
-    write(folder / "gsm8k.jsonl", {"question": "folder"})
-    own = write(tmp_path / "own.jsonl", {"question": "file"})
+def test_what_a_task_names_goes_before_the_folder(copies: Path, tmp_path: Path):
+    write_jsonl(copies / "gsm8k.jsonl", {"question": "folder"})
+    own = write_jsonl(tmp_path / "own.jsonl", {"question": "file"})
     assert taskdata.rows("gsm8k", Task()) == [{"question": "folder"}]
     assert taskdata.rows("gsm8k", Task(file=str(own))) == [{"question": "file"}]
 
 
 def test_a_copy_where_evalplus_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(taskdata.FOLDER, raising=False)
-    monkeypatch.setenv("MBPP_OVERRIDE_PATH", str(write(tmp_path / "mine.jsonl", {"task_id": "Mbpp/2"})))
+    monkeypatch.setenv("MBPP_OVERRIDE_PATH", str(write_jsonl(tmp_path / "mine.jsonl", {"task_id": "Mbpp/2"})))
     assert taskdata.rows("mbpp_plus", Task()) == [{"task_id": "Mbpp/2"}]
 
 
-def test_another_split_is_another_file(folder: Path):
-    write(folder / "gsm8k.jsonl", {"question": "test"})
-    write(folder / "gsm8k_train.jsonl", {"question": "train"})
+def test_another_split_is_another_file(copies: Path):
+    write_jsonl(copies / "gsm8k.jsonl", {"question": "test"})
+    write_jsonl(copies / "gsm8k_train.jsonl", {"question": "train"})
     found = taskdata.read("gsm8k", Task(split="train"))
     assert (found.rows, found.note) == ([{"question": "train"}], "")
     with pytest.raises(UserError, match="is a file, which is one split"):
-        taskdata.rows("gsm8k", Task(file=str(folder / "gsm8k.jsonl"), split="train"))
+        taskdata.rows("gsm8k", Task(file=str(copies / "gsm8k.jsonl"), split="train"))
 
 
 def test_a_folder_as_the_hub_lays_them_out(tmp_path: Path):
@@ -110,7 +91,7 @@ def test_a_file_of_ones_own_may_hold_several_splits_and_subjects(tmp_path: Path)
         {"problem": "b", "split": "test", "subject": "x"},
         {"problem": "c", "split": "test", "subject": "y"},
     ]
-    file = str(write(tmp_path / "own.jsonl", *rows))
+    file = str(write_jsonl(tmp_path / "own.jsonl", *rows))
     assert taskdata.rows("math", Task(file=file)) == rows
     assert taskdata.rows("math", Task(file=file, split="test")) == rows[1:]
     assert taskdata.rows("math", Task(file=file, split="test", subset="y")) == rows[2:]
@@ -127,7 +108,7 @@ def test_a_file_of_ones_own_may_hold_several_splits_and_subjects(tmp_path: Path)
 
 def test_a_subject_whose_name_is_part_of_another_s(tmp_path: Path):
     rows = [{"problem": "a", "subject": "physics"}, {"problem": "b", "subject": "high_school_physics"}]
-    file = str(write(tmp_path / "own.jsonl", *rows))
+    file = str(write_jsonl(tmp_path / "own.jsonl", *rows))
     assert taskdata.rows("math", Task(file=file, subset="high_school_physics")) == rows[1:]
 
 
@@ -295,9 +276,8 @@ def test_the_commands_of_the_guide_are_understood():
         group.commands[command].make_context(command, words)  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("real")
-def test_the_python_of_the_guide_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(FILES)
+def test_the_python_of_the_guide_runs(published: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(published)
     first, second = blocks("python")
     exec(compile(first, "benchmarks.md", "exec"), {})
     names: dict[str, object] = {}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowtax.cli_common import say
 from lowtax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,18 +61,17 @@ def _of_study(run: Path, settings: "Settings") -> dict[str, Any]:
 
     with cli.study(run) as work:
         weights = open_weights(work.recipe.model)
-        return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings, cli._say)
+        return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings, say)
 
 
 def _of_files(adapters: list[Path], tuned: list[str], base: str | None, settings: "Settings") -> dict[str, Any]:
     from lowtax import analyze as analysis
-    from lowtax import cli
     from lowtax.weights import open_weights
 
     weights = open_weights(base or _own_base(adapters))
     sources = [analysis.of_adapter(folder) for folder in adapters]
     sources += [analysis.of_tuned(ref, weights) for ref in tuned]
-    return analysis.analyze(weights, sources, settings, cli._say)
+    return analysis.analyze(weights, sources, settings, say)
 
 
 def _own_base(adapters: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""The commands around weight-space methods: edit a trained adapter, list what there is."""
+"""The commands around methods: edit a trained adapter, list what there is."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowtax.cli_common import say
 from lowtax.errors import UserError
 
 SetField = Annotated[
@@ -36,7 +37,6 @@ def edit(
     from lowtax.quiet import quiet_libraries
 
     quiet_libraries()
-    from lowtax import cli
     from lowtax import edit as editing
 
     spec = {"name": method, **fields(set_ or []), **({"aligned": aligned} if aligned else {})}
@@ -44,26 +44,31 @@ def edit(
     if sweep is not None:
         field, values = swept(sweep)
         runs = [(spec | fields([f"{field}={value}"]), out / f"{field}-{value}") for value in values]
-    made = [editing.edit(one, adapter, to, base=base, rank=rank, say=cli._say) for one, to in runs]
+    made = [editing.edit(one, adapter, to, base=base, rank=rank, say=say) for one, to in runs]
     if as_json:
         print(json.dumps([one.card for one in made] if sweep else made[0].card))
     else:
         print("\n".join(f"edited: {one.folder}" for one in made))
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """List the weight-space methods: their names, the moments of a run that they use, what they do, their source.
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/methods.md.")] = False,
+) -> None:
+    """List the methods: their moments in a run, what they do, their source, where we depart from it, where they fail.
 
     Example: lowtax methods
     """
-    from lowtax.methods import listed
+    from lowtax.methods import listed, page
 
+    if as_markdown:
+        return print(page.markdown(), end="")
     found = listed()
     if as_json:
-        print(json.dumps(found))
-        return
+        return print(json.dumps(found))
     for one in found:
-        print(f"{one['name']}  ({', '.join(one['moments'])})\n  {one['does']}\n  {one['source']}")
+        print(f"{one['name']}  ({', '.join(one['moments'])})\n  {one['does']}")
+        print("".join(f"  {label}: {one[label]}\n" for label in ("source", "departures", "fails")))
 
 
 def fields(settings: list[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli_safety import BatchSize, Engine, FolderOrNone, Out, _folder, _say, _thinking
+from lowtax.cli_common import own_folder, say, thinking_mode
+from lowtax.cli_safety import BatchSize, Engine, FolderOrNone, Out
 from lowtax.errors import UserError
 
 
@@ -61,7 +62,7 @@ def evaluate(
     from lowtax import tasklist
 
     tasks = tasklist.tasks(task, preset, exam, drawn)
-    found = _alone(model, adapter or [], tasks, out, (engine, precision, batch_size, _thinking(thinking)))
+    found = _alone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking_mode(thinking)))
     print(json.dumps(found) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
@@ -79,12 +80,12 @@ def _study(folder: Path, as_json: bool) -> None:
 
 
 def _alone(model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, how: tuple[Any, ...]) -> dict[str, Any]:
-    with _folder(out):
+    with own_folder(out):
         from lowtax import examine, models, standalone
         from lowtax.sample import EngineChoice
 
         engine, precision, batch_size, thinking = how
         if sentence := examine.context_warning(model, engine, tasks):
-            _say(sentence)
+            say(sentence)
         choice = EngineChoice(engine, models.precision(precision), batch_size, thinking)
-        return standalone.evaluate(standalone.Exam(model, adapters, tasks, choice), out, _say)
+        return standalone.evaluate(standalone.Exam(model, adapters, tasks, choice), out, say)

@@ -1,11 +1,11 @@
 """The commands around safety: sample and judge, in a study or by themselves."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lowtax.cli_common import own_folder, say, thinking_mode
 from lowtax.errors import UserError
 
 FolderOrNone = Annotated[
@@ -69,14 +69,14 @@ def sample(
         "decoding": decoding,
         "system": system,
     }
-    with _folder(out):
+    with own_folder(out):
         from lowtax import models, standalone
         from lowtax.sample import EngineChoice
 
         sampling = standalone.sampling(preset, given)
-        choice = EngineChoice(engine, models.precision(precision), batch_size, _thinking(thinking))
+        choice = EngineChoice(engine, models.precision(precision), batch_size, thinking_mode(thinking))
         ask = standalone.Ask(model, adapter or [], prompts, sampling, choice, limit)
-        replies = standalone.sample(ask, out, _say)
+        replies = standalone.sample(ask, out, say)
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
 
 
@@ -111,28 +111,9 @@ def judge(
         return
     if not (replies and judge_ and out):
         raise UserError("Give the folder of a study, or --replies, --judge and --out.")
-    with _folder(out):
+    with own_folder(out):
         from lowtax import standalone
         from lowtax.judges import Through
 
         standalone.judge(replies, judge_, text or "answer", out, Through(engine, precision, batch_size), again)
     print((out / "safety.md").read_text())
-
-
-def _folder(out: Path) -> Any:
-    """Quiet libraries, and a folder that no other process may touch meanwhile."""
-    from lowtax.quiet import quiet_libraries
-    from lowtax.records import locked
-
-    quiet_libraries()
-    return locked(out)
-
-
-def _thinking(given: str) -> Any:
-    if given not in ("default", "on", "off"):
-        raise UserError(f"--thinking is default, on or off (found {given!r}).")
-    return given
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

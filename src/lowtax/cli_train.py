@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowtax.cli_common import say
 from lowtax.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
 def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
     from lowtax.hub import push
 
-    last = [s for s in study.subjects(arm) if s.checkpoint is not None][-1]
+    last = study.trained(arm)[-1]
     push(Path(last.adapter or last.model), repo, private=private, say=study.say)
 
 
@@ -210,12 +211,11 @@ def merge(
     from lowtax.quiet import quiet_libraries
 
     quiet_libraries()
-    from lowtax import cli
     from lowtax import merge as merging
 
     if delete:
         merging.delete_merged(folder)
         print(f"deleted {folder}")
         return
-    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=cli._say)
+    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=say)
     print(f"merged: {made.folder}")

@@ -3,12 +3,12 @@
 The model is in evaluation mode meanwhile, and rows are read in the order of their source, so that every process and
 every call gets the same answer. What passes through is summed up example by example; no more than one is kept.
 
-Also here: methods that act after a step too, and whole weights seen as sites (of rank 0, W itself moves).
+Also here: whole weights seen as sites (of rank 0, W itself moves).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from lowtax.chat import Example
 from lowtax.checkpoints import Weights
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
-from lowtax.methods import Attached, Method, Methods, State
+from lowtax.methods import Attached, Methods
 from lowtax.names import matches, near, spelled_out
 from lowtax.objective import Objective, bare
 from lowtax.packing import MAX_ROW, length, pack, rows
@@ -188,23 +188,6 @@ def _strongest(table: Tensor, weight: Tensor, k: int) -> Tensor:
     return torch.flip(V, (1,))[:, : min(k, real)].float().contiguous()
 
 
-class Stepping(Method):
-    """A method that also acts after each step."""
-
-    whole: ClassVar[bool] = False  # whether it also acts where whole weights are trained
-
-    def after_step(self, sites: Sites, state: State, probe: Probe, step: int) -> None:
-        """The optimiser has stepped, for the `step`-th time: put back what must not move, look at the model again."""
-
-    def held(self, sites: Sites, state: State) -> int:
-        """How many numbers of the trained tensors never move."""
-        return 0
-
-    def report(self, state: State) -> str:
-        """A sentence for people on what it did so far."""
-        return ""
-
-
 def needed(probe: object, by: str) -> Probe:
     """The probe, if there is one."""
     if not isinstance(probe, Probe):
@@ -223,8 +206,7 @@ def bind(chosen: Methods, model: nn.Module, trained: Weights) -> Attached:
     Raises:
         UserError: There is nothing for them to act on.
     """
-    on_whole = all(isinstance(b.method, Stepping) and b.method.whole for b in chosen.bound)
-    if isinstance(model, PeftModel) or not on_whole:
+    if isinstance(model, PeftModel) or not all(b.method.whole for b in chosen.bound):
         return chosen.on(model)
     return Attached([(b.method, _whole_sites(model, trained, b.only)) for b in chosen.bound])
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lowtax import models
 from lowtax.errors import UserError
-from lowtax.methods import Method, Methods
+from lowtax.methods import Methods, moments
 from lowtax.objective import bare
 from lowtax.zero import fill_sizes
 
@@ -52,8 +52,13 @@ def refuse(acc: Accelerator, chosen: Methods, ref: str) -> None:
         raise UserError(
             f"ZeRO-3 shards weights while it reads them, which no GGUF file allows (found {ref!r}): use ZeRO-2."
         )
-    if acc.deepspeed_plugin and any(type(b.method).after_backward is not Method.after_backward for b in chosen.bound):
-        raise UserError("DeepSpeed leaves no gradients for methods to change: launch this arm without --ds_config.")
+    kinds = [type(bound.method) for bound in chosen.bound]
+    changing = [kind.__name__ for kind in kinds if not {"after_backward", "after_step"}.isdisjoint(moments(kind))]
+    if acc.deepspeed_plugin and changing:
+        raise UserError(
+            f"{changing[0]} changes gradients or weights at each step, which DeepSpeed keeps in buffers of its own: "
+            "launch this arm without --ds_config."
+        )
     if chosen and _in_float16(acc):
         raise UserError("Methods need adapters in float32, which float16 training rounds: set precision to bfloat16.")
 

@@ -25,11 +25,10 @@ from lowtax.job import Job as Job
 from lowtax.modelcard import model_card
 from lowtax.objective import bare, layers_from, prepared
 from lowtax.packing import MAX_ROW, Batches, Row, kept_memory, length, pack, rows
-from lowtax.probe import Probe, Stepping, bind
+from lowtax.probe import Probe, bind
 from lowtax.progress import Log, Step, diverged, schedule
 from lowtax.recipe import Train
 from lowtax.records import read_json, write_json
-from lowtax.sites import Sites
 
 Say = Callable[[str], None]
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
@@ -134,7 +133,7 @@ class _Run:
     def _load_state(self) -> None:
         found = self.store.load_state(self.optimizer)
         self.states = self.methods.prepare(self.probe, None if found is None else found[1])
-        self.trainable -= sum(method.held(sites, state) for method, sites, state in self._stepping())
+        self.trainable -= self.methods.held(self.states)
         if found is None:
             return
         progress, _ = found
@@ -201,9 +200,7 @@ class _Run:
         self.optimizer.zero_grad()
         self.weights.publish()
         self.step += 1
-        for method, sites, state in self._stepping():
-            method.after_step(sites, state, self.probe, self.step)
-            self.weights.publish()
+        self.methods.after_step(self.states, self.probe, self.step, self.weights.publish)
         tokens = sum(length(self.examples[i]) for i in batch)
         return {"loss": loss, "penalty": penalty, "lr": lr, "grad_norm": norm, "tokens": tokens}
 
@@ -257,11 +254,6 @@ class _Run:
         most = max(map(len, found))
         return found[self.rank] + [[]] * (most - len(found[self.rank]))
 
-    def _stepping(self) -> list[tuple[Stepping, Sites, Any]]:
-        """The methods that act after a step too, with their sites and states."""
-        found = zip(self.methods.parts, self.states, strict=True)
-        return [(method, sites, state) for (method, sites), state in found if isinstance(method, Stepping)]
-
     # --- when things go wrong
 
     def _halve_rows(self, batch: list[int], said: str) -> None:
@@ -309,9 +301,8 @@ class _Run:
         self.store.save(
             name, self.model, self.tokenizer, model_card(self.job.facts(self.checkpoints[-1], self.trainable))
         )
-        for method, _, state in self._stepping():
-            if sentence := method.report(state):
-                self.say(f"  {sentence}")
+        for sentence in self.methods.reports(self.states):
+            self.say(f"  {sentence}")
         if self.step < self.total:
             progress = {
                 "step": self.step,

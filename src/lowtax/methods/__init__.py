@@ -1,4 +1,4 @@
-"""What a published method may do to a run: four moments, all optional. One file per method.
+"""What a published method may do to a run: five moments, all optional. One file per method.
 
 A specification is a mapping such as `{name: orthogonal, only: [down_proj], beta: 0.1, k: 8}`: a name of the table or
 `file.py:Class`, the modules that it sees (all with LoRA if absent), and its own fields.
@@ -7,17 +7,20 @@ A specification is a mapping such as `{name: orthogonal, only: [down_proj], beta
     states = methods.prepare(probe)            # once; saved with the checkpoint, and given back as `saved`
     loss = loss + methods.penalty(states)      # each step, once for all of its rows
     methods.after_backward(states)             # each step, before the optimiser's
+    methods.after_step(states, probe, step, publish)    # each step, after the optimiser's
 
-An `Edit` (`lowtax.edit`) has two moments, on an adapter that is trained: `edit(sites, prepare(sites, probe))`. The
-docstring of a module names the source of its method in the paragraph after the first line.
+An `Edit` (`lowtax.edit`) has two moments, on an adapter that is trained: `edit(sites, prepare(sites, probe))`.
+
+The docstring of a module names the source of its method in the second paragraph; one that begins with `Departures:`
+says where we depart from it, and `Fails:` where it is undefined, does nothing or does harm (docs/methods.md).
 
 What ZeRO does to weights and gradients is said in `lowtax.sites`.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,10 +45,9 @@ TABLE = {
     "splora": "lowtax.methods.splora:SPLoRA",
     "ssah": "lowtax.methods.ssah:SSAH",
 }
-MOMENTS = ("prepare", "penalty", "after_backward", "edit")
+MOMENTS = ("prepare", "penalty", "after_backward", "after_step", "edit")
 
 State = Any  # tensors in dicts, lists and tuples: what `prepare` returned, saved with the checkpoint
-T = TypeVar("T")
 
 
 class Probe(Protocol):
@@ -63,6 +65,7 @@ class Method(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    whole: ClassVar[bool] = False  # whether it also acts where whole weights are trained, on sites of rank 0
 
     def prepare(self, sites: Sites, probe: Probe | None) -> State:
         """Once, before the first step: compute subspaces, masks, references."""
@@ -75,9 +78,20 @@ class Method(BaseModel):
     def after_backward(self, sites: Sites, state: State) -> None:
         """Each step, gradients reduced, optimiser not yet stepped: project or mask `site.grads()` in place."""
 
+    def after_step(self, sites: Sites, state: State, probe: Probe, step: int) -> None:
+        """Each step, the optimiser has stepped for the `step`-th time: put back what must not move, look again."""
+
     def edit(self, sites: Sites, state: State) -> dict[str, Factors]:
         """Once, after the last step: the new dW of each site that must change."""
         return {}
+
+    def held(self, sites: Sites, state: State) -> int:
+        """How many numbers of the trained tensors never move."""
+        return 0
+
+    def report(self, state: State) -> str:
+        """A sentence for people on what it did so far, at each checkpoint."""
+        return ""
 
 
 class Edit(Method):
@@ -106,12 +120,30 @@ class Attached:
 
     def penalty(self, states: list[State]) -> Float[Tensor, ""] | float:
         """What is added to the loss; 0.0 if no method has a penalty."""
-        return sum((m.penalty(sites, s) for (m, sites), s in zip(self.parts, states, strict=True)), start=0.0)
+        return sum((method.penalty(sites, state) for method, sites, state in self._each(states)), start=0.0)
 
     def after_backward(self, states: list[State]) -> None:
         """Let each method change the gradients."""
-        for (method, sites), state in zip(self.parts, states, strict=True):
+        for method, sites, state in self._each(states):
             method.after_backward(sites, state)
+
+    def after_step(self, states: list[State], probe: Probe, step: int, publish: Callable[[], None]) -> None:
+        """Let each method change the weights; `publish` brings that to the model before the next one looks at it."""
+        for method, sites, state in self._each(states):
+            if "after_step" in moments(type(method)):
+                method.after_step(sites, state, probe, step)
+                publish()
+
+    def held(self, states: list[State]) -> int:
+        """How many numbers of the trained tensors never move."""
+        return sum(method.held(sites, state) for method, sites, state in self._each(states))
+
+    def reports(self, states: list[State]) -> list[str]:
+        """What the methods have to say so far."""
+        return [sentence for method, _, state in self._each(states) if (sentence := method.report(state))]
+
+    def _each(self, states: list[State]) -> Iterator[tuple[Method, Sites, State]]:
+        return ((method, sites, state) for (method, sites), state in zip(self.parts, states, strict=True))
 
 
 @dataclass(frozen=True)
@@ -174,17 +206,44 @@ def moments(kind: type[Method]) -> list[str]:
 
 def source(kind: type[Method]) -> str:
     """Where a method is from: the paragraph after the first line of its module's docstring, as one line."""
-    paragraphs = (sys.modules[kind.__module__].__doc__ or "").split("\n\n")
-    return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+    return next(iter(_paragraphs(kind)[1:]), "")
+
+
+def departures(kind: type[Method]) -> str:
+    """Where a method departs from its source: the paragraph `Departures:` of its module's docstring, as one line."""
+    return _labelled(kind, "Departures: ")
+
+
+def fails(kind: type[Method]) -> str:
+    """Where a method is undefined, does nothing or does harm: the paragraph `Fails:`, as one line."""
+    return _labelled(kind, "Fails: ")
 
 
 def listed() -> list[dict[str, Any]]:
-    """Every method of the table: name, moments, source, and what it does in one line."""
-    kinds = {name: registry.resolve("method", name, TABLE) for name in sorted(TABLE)}
+    """Every method of the table: name, moments, what it acts on and does, source, departures and fails."""
+    kinds: dict[str, type[Method]] = {name: registry.resolve("method", name, TABLE) for name in sorted(TABLE)}
     return [
-        {"name": name, "moments": moments(kind), "source": source(kind), "does": (kind.__doc__ or "").splitlines()[0]}
+        {
+            "name": name,
+            "moments": moments(kind),
+            "on": "a trained adapter" if issubclass(kind, Edit) else f"LoRA{', whole weights' * kind.whole}",
+            "does": (kind.__doc__ or "").splitlines()[0],
+            "source": source(kind),
+            "departures": departures(kind),
+            "fails": fails(kind),
+        }
         for name, kind in kinds.items()
     ]
+
+
+def _paragraphs(kind: type[Method]) -> list[str]:
+    """Of the docstring of a method's module, each as one line."""
+    return [" ".join(text.split()) for text in (sys.modules[kind.__module__].__doc__ or "").split("\n\n")]
+
+
+def _labelled(kind: type[Method], label: str) -> str:
+    """What follows a label at the start of a paragraph; nothing if none has it."""
+    return next((text.removeprefix(label) for text in _paragraphs(kind) if text.startswith(label)), "")
 
 
 def _refused(name: str, kind: type[Method], error: ValidationError) -> UserError:

@@ -5,6 +5,11 @@ arXiv:1912.05671, and of model soups, Wortsman et al. 2022, arXiv:2203.05482.
 
 The updates are mixed, (1 - at) dW + at dW', and not the factors: B and A mixed apart would give a product with cross
 terms. The rank is the sum of both ranks. A site that only one of them has counts as zero in the other.
+
+Departures: only what one of the two adapters changes moves, and there is no average over many.
+
+Fails: refused where the other adapter changes an embedding that this one does not, or has sites of another shape. With
+`only`, sites that the other alone has stay out. Two runs need not be joined by a line of good models: sample between.
 """
 
 from pathlib import Path

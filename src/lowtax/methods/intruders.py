@@ -8,15 +8,19 @@ all left singular vectors u0 of W. The update becomes
 
     dW - (1 - keep) sum over intruders of s_j u_j v_j'
 
-keep = 1 changes nothing, 0 takes them out whole, and with them what W itself has along them, so that the update may end
-up larger than it was. The rank grows by the number of intruders, and nothing is lost.
-`as_published=True` brings it back to the adapter's rank, as PEFT does; `lost` says how much of it that
-took. (PEFT's
-`mitigation_lambda` is `keep`; its documentation says the opposite of its code.)
+keep = 1 changes nothing, 0 takes them out whole, and with them what W itself has along them. The rank grows by the
+number of intruders, and nothing is lost.
 
 Whether a direction is an intruder is settled by W's strongest directions where they can: a cosine of `threshold` among
 them says no, a rest of norm below `threshold` outside their span says yes. Only else is W decomposed as a whole.
-Equal singular values have no vectors of their own, so that a cluster of them may give false intruders.
+
+Departures: the rank grows, where PEFT cuts the result to the adapter's rank; `as_published=True` cuts it, too, and
+`lost` says how much of the update that took. PEFT's `mitigation_lambda` is `keep`; its documentation says the opposite
+of its code. The paper's cosine has no absolute value, and signs of singular vectors are arbitrary.
+
+Fails: it does nothing where there are no intruders, as in the rank 16 of the quickstart. With keep = 0 the update may
+end up larger than it was. Equal singular values have no vectors of their own, so that a cluster of them may give false
+intruders. Where W has more outputs than inputs, a direction that W cannot reach always is one.
 """
 
 from typing import Annotated

@@ -12,6 +12,9 @@ k = 0 means every direction (ExPO), for D = dW only. A negative coef takes the a
 
 Departures: only the adapter's sites move, where the code moves every matrix, embeddings too; k is given and not chosen
 by attack success rate. `as_published=True` takes D as the code does, as a difference of two matrices in bfloat16.
+
+Fails: without `aligned`, a k of at least the adapter's rank is `scale` by 1 + coef. It is meant to withstand later
+tuning, and repairs nothing that training broke. `as_published` loses differences too small for bfloat16.
 """
 
 import torch

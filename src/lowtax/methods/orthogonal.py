@@ -10,15 +10,20 @@ With W = U S V' cut at its k largest singular values, the loss gains beta * sum 
 
 `weighted=False` leaves S out ("uniform"). `relative=True` ("norm") divides the term by ||dW||_F^2 + 1e-8, and S by
 its own norm wherever it stands: the term then measures the direction of dW and not its size, and with `weighted=False`
-is the share of dW's energy in those directions. It is zero, with zero gradient, at B = 0, and stiffest soon after.
-The terms are summed and not averaged, so beta does not carry over to another number of sites.
+is the share of dW's energy in those directions.
 
 `as_published=True` does what the reference's code does instead of what its paper says:
 - dW = B A, without the scale alpha / rank.
 - k shrinks: the loop that prepares the modules sets k = min(k, sides of the weight) and meets each module's own
   lora_A, (rank, in), right after it. The first module is regularised with k, all others with min(k, rank).
 - The spans are rounded to bfloat16, and normalised after that.
-The reference's unseeded two-step `svd_lowrank` and its half-precision arithmetic in the loss are not imitated.
+
+Departures: from the code, unless `as_published`: dW has its scale, k is the same for every module, spans are in
+float32. Its unseeded two-step `svd_lowrank` and its half-precision arithmetic in the loss are imitated in neither case.
+
+Fails: with `relative` the term is zero, with zero gradient, at B = 0, and stiffest soon after: keep the warm-up. The
+terms are summed and not averaged, so beta does not carry over to another number of sites. It changes little where dW
+hardly lies in those directions. Whole weights and fused experts are refused.
 """
 
 from dataclasses import replace

@@ -4,14 +4,20 @@ Ao & Ramchurn 2025, arXiv:2508.15068 (code: AoShuang92/S3_LoRA @ 6ef0fcc, massvd
 
 With singular values s of a site's update, its score is the share of the largest, s_1 / sum(s), between 1 / rank and 1;
 the `number` sites with the largest lose their update: B becomes zero. Of equal scores the larger norm goes first.
-`normalised` scores the update with its rows, or its columns, at unit length. At rank 1 every score is 1, so that rank
-is refused; scores of sites of unlike ranks have unlike floors, so compare one rank with `only`.
+`normalised` scores the update with its rows, or its columns, at unit length.
 
-This is our reading of the paper. `as_published=True` computes what the code does, on B A without the scale: the best of
-25 rank-one pictures d u v' of it, v from its first right directions with rows at unit length, u from the first five
-rows (not columns) of the left ones with columns at unit length. The share is then taken of the one singular value S of
-that picture, S / (S + 1e-6): not a concentration, but a magnitude. It needs as many inputs as outputs at least, where
-the code loses count of its modules, and forms dense matrices. It looks at q, k, v and o alone: `only`.
+`as_published=True` computes what the code does, on B A without the scale: the best of 25 rank-one pictures d u v' of
+it, v from its first right directions with rows at unit length, u from the first five rows (not columns) of the left
+ones with columns at unit length. The share is then taken of the one singular value S of that picture, S / (S + 1e-6):
+not a concentration, but a magnitude. It forms dense matrices.
+
+Departures: the score is our reading of the paper, whose formula could not be read. The code looks at q, k, v and o
+alone, which `only` does here. It loses count of its modules where one has more outputs than inputs; `as_published`
+refuses such a module.
+
+Fails: at rank 1 every score is 1, so that rank is refused. Scores of unlike ranks have unlike floors: compare one rank
+with `only`. `number` sites go even where no spectrum is sharp, and a sharp one need not be a harmful one. As published,
+the score grows with the size of an update, up to 1.
 """
 
 from typing import Literal

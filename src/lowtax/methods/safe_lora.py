@@ -4,18 +4,18 @@ Hsu et al. 2024, arXiv:2405.16833 (code: IBM/SafeLoRA @ d81fda1).
 
 With V = W_aligned - W_unaligned and C = V V' / ||V||_F, a site's score is cos(C dW, dW), between 0 and 1. The sites
 with the lowest scores (`number`), or those of at most `threshold`, get B <- C B. The rank stays. V is read one matrix
-at a time and C is never formed: with T = V'B, C B = V T / ||V||_F.
+at a time and C is never formed: with T = V'B, C B = V T / ||V||_F. `kept`, ||C dW|| / ||dW||, says for each site what
+would be left of its norm. The published pair is `aligned`, the base of the adapter, and `unaligned`, the model before
+its alignment; `unaligned` is the adapter's base if absent.
 
-The two checkpoints have no agreed meaning for reasoning models: both are named, `unaligned` being the adapter's base if
-absent. The published pair is `aligned`, the base of the adapter, and `unaligned`, the model before its alignment.
+Departures: C is the paper's fast form; its exact V (V'V)^-1 V' is not offered. `projector="subspace"`, U_k U_k' of the
+k strongest directions of V, is ours. Modules are matched by name; the code's pairs go by position, and break where
+layers are left out or biases exist. `as_published=True` rounds scores to five decimals, so that ties with the last of
+`number` are projected as well.
 
-C is the paper's fast form. It is no projector: its size goes with ||V||, so that a pair that differs little shrinks the
-update as much as it turns it. `projector="subspace"` takes U_k U_k' instead, of the k strongest directions of V. The
-paper's exact form V (V'V)^-1 V' is not offered: on square weights it is the identity wherever V has full rank.
-`kept`, ||C dW|| / ||dW||, says for each site what would be left of its norm.
-
-Modules are matched by name; the code's pairs go by position, and break where layers are left out or biases exist.
-`as_published=True` rounds scores to five decimals, so that ties with the last of `number` are projected as well.
+Fails: C is no projector: its size goes with ||V||, so that a pair that differs little shrinks the update as much as it
+turns it, and one that differs much enlarges it. The exact projector is the identity on square weights, wherever V has
+full rank. What the two checkpoints are has no agreed meaning for reasoning models: name both.
 """
 
 from collections.abc import Mapping

@@ -16,9 +16,13 @@ r = 16, alpha = 16.
 Training B through C is the same as to project its gradient before the optimiser's step and B after it: AdamW sees the
 same gradients, and C B moves alike.
 
-Differs from the published code: the task's features are those of the intact model (there, layers are changed before
+Departures: from the published code. The task's features are those of the intact model (there, layers are changed before
 deeper ones are read); B0 and A0 are divided by sqrt(s), so that s B0 A0 does not depend on alpha; W is not replaced by
 W - s C B0 A0, which would round it once more.
+
+Fails: refused on an odd rank, where a layer has no more outputs than rank_safety, and on whole weights. A layer's
+outputs are fixed in U_s for the inputs that it had: where earlier layers move, its inputs do. In training on refusals
+the defaults hold what is to be learned: give rows that reason as `safety`.
 """
 
 import torch
@@ -27,15 +31,16 @@ from torch import Tensor
 
 from lowtax.errors import UserError
 from lowtax.linalg import top_singular
+from lowtax.methods import Method
 from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, Stepping, needed
+from lowtax.probe import Rows, needed
 from lowtax.sites import Site, Sites
 
 Start = dict[str, Tensor]  # span: U_s, (out, rank_safety); a: A0, (r, in); b: -C B0, (out, r)
 
 
-class SaLoRA(Stepping):
-    """Fixed outputs on safety data, a start in the directions of the task; it needs both."""
+class SaLoRA(Method):
+    """Fix the outputs on safety data, and start in the directions of the task; it needs rows of both."""
 
     safety: Rows = "builtin:refusals,n=128"
     task: Rows = "builtin:chat,n=128"
@@ -62,7 +67,7 @@ class SaLoRA(Stepping):
                 of_b[:, :half] = _outside(state[name]["span"], of_b[:, :half])
 
     @torch.no_grad()
-    def after_step(self, sites: Sites, state: dict[str, Start], probe: Probe, step: int) -> None:
+    def after_step(self, sites: Sites, state: dict[str, Start], probe: Asked, step: int) -> None:
         """B back into the range of C, and the constant half as it was: weight decay moves it."""
         for name, site in sites.items():
             half, start = site.rank // 2, state[name]

@@ -1,6 +1,11 @@
 """Walk along the adapter: none of its update, half, all, or more.
 
 Ours to name; the line from W to W + dW is that of WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, for whole models.
+
+Departures: only what the adapter changes moves.
+
+Fails: nowhere as arithmetic; `by` = 0 is the base itself. All directions shrink alike, those that refuse and those that
+cost reasoning. Weights are linear in `by` and behaviour is not: sample every point of a sweep.
 """
 
 from lowtax.linalg import Factors

@@ -2,10 +2,6 @@
 
 Zhang et al. 2026, arXiv:2601.10141; the idea is the paper's, every detail is ours.
 
-Only the abstract and a reader's account of Algorithm 1 were at hand, and no code. The idea: safety gradients are of low
-rank, one sample shows their direction, the conflicting part of the task's gradient is removed. No figure of the paper
-can be expected to come out.
-
 For each trained tensor (A and B of a site, or W): G_s is the gradient of the safety rows' loss at the current weights,
 anew every `every` steps, and G_s ~ U S V' its k strongest directions. If <G, G_s> < 0, a step along -G raises that loss
 to first order, and G becomes G - P(G) with
@@ -15,7 +11,14 @@ to first order, and G becomes G - P(G) with
 
 `test="global"` asks for the sum of <G, G_s> over all tensors instead of one by one. Then comes clipping, then AdamW,
 whose moments keep what older gradients had: `update=True` treats the step too, with -(W_new - W_old) in G's place.
-Where G_s is zero (A, at the start of a LoRA) nothing is removed.
+
+Departures: only the abstract and a reader's account of Algorithm 1 were at hand, and no code. The idea is that safety
+gradients are of low rank, that one sample shows their direction, and that the conflicting part of the task's gradient
+is removed. Test, projectors, `every` and the order of the steps are ours: expect no figure of the paper to come out.
+
+Fails: where G_s is zero nothing is removed; with `every` = 0 that is A of a LoRA. Biases, embeddings and norms go free,
+and without `update` so does what AdamW remembers. In training on refusals the defaults find hardly a conflict: give
+rows that reason as `safety`.
 """
 
 from typing import Any, Literal
@@ -25,18 +28,17 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from lowtax.linalg import top_singular
+from lowtax.methods import Method
 from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, Stepping, moved, needed
+from lowtax.probe import Probe, Rows, moved, needed
 from lowtax.sites import Sites
 
 NONE = 1e-6  # of the largest singular value: below it a direction is rounding
-Kept = dict[
-    str, dict[str, Tensor]
-]  # by tensor: gradient G_s, left U, right V; with `update` the tensor before the step
+Kept = dict[str, dict[str, Tensor]]  # by tensor: gradient G_s, left U, right V; before: the tensor before the step
 
 
-class SPF(Stepping):
-    """Gradients without their conflict with safety; it needs rows that say what safety is."""
+class SPF(Method):
+    """Remove from the gradients what conflicts with safety; it needs rows that say what safety is."""
 
     safety: Rows = "builtin:refusals,n=1"
     k: PositiveInt = 1
@@ -61,12 +63,12 @@ class SPF(Stepping):
             for key, p in tensors.items():
                 state["kept"][key]["before"] = p.detach().clone()
 
-    def after_step(self, sites: Sites, state: dict[str, Any], probe: Probe, step: int) -> None:
+    def after_step(self, sites: Sites, state: dict[str, Any], probe: Asked, step: int) -> None:
         """The step, corrected with `update`, and new safety gradients where they are due."""
         if self.update:
             self._correct_step(_tensors(sites), state["kept"])
         if self.every and step % self.every == 0:
-            state["kept"] = self._safety(sites, probe)
+            state["kept"] = self._safety(sites, needed(probe, "spf"))
 
     def report(self, state: dict[str, Any]) -> str:
         """Conflicts so far."""

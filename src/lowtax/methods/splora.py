@@ -6,12 +6,18 @@ With C of `safe_lora`, the distance of a site is d = ||C dW - dW||_F, or with `r
 among modules of the same name (all q_proj, ...), as z = (d - median) / (interquartile range), and the sites with the
 largest z (`number`), or with z above `threshold`, lose their update: B becomes zero.
 
-This is our reading of the paper's "dimension-insensitive" distance. `as_published=True` computes what the code does:
+`as_published=True` computes what the code does:
 - its reference distances are 50 copies of the distance itself, so that the score, (d + 1e-6 - their mean) / 1e-6 less
   the difference of the lower quartiles of C dW and dW, is float32 rounding and holds nothing of the distance;
 - `number` is counted from the largest score down, and then every site of at most that score is pruned: T - N + 1 of T;
 - with `threshold`, sites of at most the threshold are pruned.
 The dense matrices that this needs are formed. Sites of which the code gives no score and then fails are left alone.
+
+Departures: z is our reading of the paper's "dimension-insensitive" distance, whose formula could not be read; the code
+computes something else, which `as_published=True` repeats. Modules are matched by name, and not by position.
+
+Fails: quartiles of fewer than four modules of one name mean little: a lone one has z = 0 whatever its distance, and two
+have 1 and -1. A pair that differs little makes d the norm of dW. `number` sites go even where none strays.
 """
 
 from typing import Literal

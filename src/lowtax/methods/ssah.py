@@ -4,17 +4,17 @@ Li & Kim 2026, arXiv:2410.10862 (ICLR 2026; no code was published when this was 
 
 In a pair of matrices, down_proj after gate_proj and up_proj, or o_proj after v_proj, unit j is a channel between them:
     I_j = Var(x_j) ||W[:, j]||^2        x: what enters the second matrix W; the variance over tokens
-on safety rows (I_S) and on utility rows (I_U). In each pair, as shares of its units and in this order:
-    safety-critical   scu   the largest I_S - I_U
-    utility-critical  ucu   the largest I_U - I_S of the others
-    redundant         ru    the smallest I_S + I_U of the others
-    complex                 the rest
-freeze="safety" holds the safety-critical units and a share `cu`: the complex ones with the largest I_S (in the paper
-about 7.5 % in all). freeze="all but redundant" is its alignment budget: only redundant units move. A held unit's column
-of the second matrix and rows of the first keep their bits, weight decay or not; LoRA's factors are zero there.
+on safety rows (I_S) and on utility rows (I_U). In each pair, as shares of its units and in this order: safety-critical
+(scu: the largest I_S - I_U), utility-critical (ucu: the largest I_U - I_S of the others), redundant (ru: the smallest
+I_S + I_U of the others), and complex (the rest). freeze="safety" holds the safety-critical units and a share `cu`, the
+complex ones with the largest I_S; "all but redundant", its alignment budget, moves the redundant alone. A held unit's
+column of the second matrix and rows of the first keep their bits, weight decay or not; LoRA's factors are zero there.
 
-Ours, where the accounts of the paper leave it open: shares within each pair, the order of complex units, all tokens as
-samples, and that query and key, which say where a head looks, are not held. ucu and ru are those of its Llama-2-7B.
+Departures: ours, where the accounts of the paper leave it open: shares within each pair, the order of complex units,
+all tokens as samples, and that query, key, embeddings and norms go free. ucu and ru are those of its Llama-2-7B.
+
+Fails: refused where none of these matrices is trained. cu = 1 holds 72 % of all units at the default shares. In
+training on refusals the defaults hold what is to be learned: give rows that reason as `safety`.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,8 +24,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lowtax.errors import UserError
+from lowtax.methods import Method
 from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, Stepping, needed
+from lowtax.probe import Probe, Rows, needed
 from lowtax.sites import Site, Sites
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -33,8 +34,8 @@ SECOND = {"gate_proj": "down_proj", "up_proj": "down_proj", "v_proj": "o_proj"}
 Held = dict[str, Any]  # axis: 0 for rows, 1 for columns; units: which; kept: what stands there
 
 
-class SSAH(Stepping):
-    """Safety-critical units frozen; it needs safety and utility rows to find them."""
+class SSAH(Method):
+    """Freeze the units that carry safety; it needs safety and utility rows to find them."""
 
     safety: Rows = "builtin:refusals,n=128"
     utility: Rows = "builtin:chat,n=128"
@@ -52,9 +53,8 @@ class SSAH(Stepping):
         pairs = {name: second for name in sites if (second := _second(name))}
         strict = self.freeze != "safety"
         if not pairs or (strict and not all(site.rank and name in pairs for name, site in sites.items())):
-            raise UserError(
-                f"ssah is for the MLP, v_proj and o_proj{', by LoRA and nothing else' * strict}; train those."
-            )
+            how = ", by LoRA and nothing else" if strict else ""
+            raise UserError(f"ssah is for the MLP, v_proj and o_proj{how}; train those.")
         held = self._units(asked, sorted({*pairs.values()}))
         return {name: _hold(sites[name], second, held[second], asked) for name, second in pairs.items()}
 
@@ -65,7 +65,7 @@ class SSAH(Stepping):
                 grad.index_fill_(held["axis"], held["units"], 0)
 
     @torch.no_grad()
-    def after_step(self, sites: Sites, state: dict[str, Held], probe: Probe, step: int) -> None:
+    def after_step(self, sites: Sites, state: dict[str, Held], probe: Asked, step: int) -> None:
         """What is held, as it was: weight decay moves it."""
         for name, held in state.items():
             _tensor(sites[name], held).index_copy_(held["axis"], held["units"], held["kept"])
