@@ -202,6 +202,23 @@ def test_the_tax_has_a_column_and_answers_a_table():
     assert lines[3].endswith("| 2.0% | 0 | 0 | 80 | 60 | 50 |")
 
 
+def test_the_norm_of_updates_has_a_column_where_it_is_known():
+    def moved(relative):
+        return {"update": {"norm": 8.0, "relative_norm": relative, "rank": 1}}
+
+    rows = [BASE | {"update": None}, *(row("a", s, 0.5, 0.5) | moved(r) for s, r in ((1, 0.04719), (2, 0.004703)))]
+    rows += [row("b", 1, 0.5, 0.5) | moved(1.5) | {"edit_seconds": 0.2}, row("c", 1, 0.5, 0.5) | {"update": None}]
+    lines = markdown(table(*rows)).splitlines()
+    assert "| seconds | update norm | harmful refused |" in lines[0]
+    assert [line.split(" | ")[4] for line in lines[2:7]] == ["-", "4.7%", "0.47%", "150.0%", "-"]
+    assert len({line.count("|") for line in lines[:7]}) == 1
+    assert (
+        "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. Seconds of an edited" in lines[-1]
+    )
+    assert "update norm" not in markdown(table(BASE | {"update": None})).lower()
+    assert "edited" not in markdown(table(*rows[:3]))
+
+
 # --- the files
 
 
@@ -240,6 +257,13 @@ def test_the_picture_is_wide_and_shows_every_arm(tmp_path):
     assert drawn(tmp_path / "f.png", "#D55E00") > 500
     frontier(table(BASE), tmp_path / "base.png")
     assert drawn(tmp_path / "base.png", "#0072B2") == 0
+
+
+def test_many_arms_leave_the_panels_their_height(tmp_path):
+    arms = [row(f"an_arm_with_a_long_name_{i}", 10, 0.05 * i, 0.5) for i in range(17)]
+    frontier(table(BASE, *arms), tmp_path / "f.png")
+    high, wide = pixels(tmp_path / "f.png").shape[:2]
+    assert (high > 800, wide) == (True, 1660)
 
 
 def test_marks_that_coincide_are_all_visible(tmp_path):

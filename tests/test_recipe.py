@@ -150,6 +150,55 @@ def test_what_is_refused_and_why(write, values, says):
     assert "\n" not in message
 
 
+LORAS = {name: GOOD["arms"][name] for name in ("full", "rank_1", "spelled-out")} | {
+    "experts": {"placement": {"parameters": ["mlp.experts.down_proj"], "dropout": 0}}
+}
+HALF = [{"name": "scale", "by": 0.5}]
+
+
+def with_edited(**edited: object) -> dict[str, object]:
+    return changed(arms=LORAS, edited=edited)
+
+
+def test_an_edited_arm(write):
+    ends = [{"name": "interpolate", "to": f"arm:{arm}", "at": 0.5} for arm in ("spelled-out", "rank_1")]
+    recipe = load(write(with_edited(half={"of": "rank_1", "edits": HALF}, mixed={"of": "rank_1", "edits": ends})))
+    half, mixed = recipe.edited.values()
+    assert (half.of, half.edits, half.rank, half.checkpoints) == ("rank_1", HALF, None, "last")
+    assert (half.ends(), half.made_of()) == ([], ["rank_1"])
+    assert (mixed.ends(), mixed.made_of()) == (["spelled-out", "rank_1"], ["rank_1", "spelled-out"])
+    assert mixed.end({"name": "interpolate", "to": "a/folder"}) is mixed.end({"name": "mine", "to": "arm:x"}) is None
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    cut = load(write(with_edited(half={"of": "rank_1", "edits": HALF})), ["edited.half.rank=2"])
+    assert cut.edited["half"] == half.model_copy(update={"rank": 2})
+
+
+@pytest.mark.parametrize(
+    ("edited", "says"),
+    [
+        ({"a": {"of": "rank1", "edits": HALF}}, ["edited.a", "no trained arm 'rank1'", "did you mean 'rank_1'"]),
+        ({"a": {"of": "b", "edits": HALF}, "b": {"of": "rank_1", "edits": HALF}}, ["edited.a", "no trained arm 'b'"]),
+        ({"a": {"of": "full", "edits": HALF}}, ["edited.a", "'full' is fine-tuned in full", "LoRA"]),
+        ({"a": {"of": "experts", "edits": HALF}}, ["edited.a", "mlp.experts.down_proj", "linear"]),
+        ({"a": {"of": "rank_1", "edits": []}}, ["edited.a.edits", "at least 1"]),
+        ({"a": {"of": "rank_1"}}, ["edited.a.edits"]),
+        ({"a": {"of": "rank_1", "edits": HALF, "rnk": 1}}, ["edited.a.rnk", "'rank'"]),
+        ({"a": {"of": "rank_1", "edits": HALF, "rank": 0}}, ["edited.a.rank"]),
+        ({"a": {"of": "rank_1", "edits": HALF, "checkpoints": "first"}}, ["edited.a.checkpoints", "first"]),
+        ({"a": {"of": "rank_1", "edits": [{"name": "interpolate", "to": "arm:rank_2", "at": 0}]}}, ["'rank_2'"]),
+        ({"a": {"of": "rank_1", "edits": [{"name": "interpolate", "to": "arm:full", "at": 0}]}}, ["in full"]),
+        ({"rank_1": {"of": "rank_1", "edits": HALF}}, ["edited.rank_1", "name of a trained arm"]),
+        ({"base": {"of": "rank_1", "edits": HALF}}, ["'base'"]),
+        ({"a/b": {"of": "rank_1", "edits": HALF}}, ["'a/b'"]),
+    ],
+)
+def test_edited_arms_that_are_refused(write, edited, says):
+    message = refusal(write(with_edited(**edited)))
+    for word in says:
+        assert word in message
+    assert "\n" not in message
+
+
 def test_missing_file_and_folder(tmp_path: Path):
     assert "cannot be read" in refusal(tmp_path / "none.yaml")
     assert "cannot be read" in refusal(tmp_path)
@@ -168,6 +217,7 @@ def test_every_field_is_documented():
         recipe.Data,
         recipe.Train,
         recipe.Arm,
+        recipe.EditedArm,
         recipe.Sampling,
         recipe.PromptSet,
         recipe.Task,

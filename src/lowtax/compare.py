@@ -47,11 +47,13 @@ def markdown(table: Table) -> str:
     tasks = list(dict.fromkeys(task for row in rows for task in row["reasoning"]))
     lost = any(cell.get(kind, 0) for row in rows for cell in _cells(row) for kind in ("failed", "unparsed"))
     best, taxed = pareto(rows), any("tax" in row for row in rows)
+    moved = any(row.get("update") for row in rows)
     head = [
         "arm",
         "step",
         "trainable parameters",
         "seconds",
+        *["update norm"] * moved,
         "harmful refused",
         "ordinary refused",
         *tasks,
@@ -66,6 +68,7 @@ def markdown(table: Table) -> str:
             f"{row['step']:,}",
             f"{row['trainable_parameters'] or 0:,}",
             f"{row['train_seconds'] or 0:,.0f}",
+            *[_update(row)] * moved,
             *(shown(cell) for cell in cells),
             *["-" if row["arm"] == "base" else reasoning.tax_shown(row.get("tax"))] * taxed,
             f"{_count(row, 'unfinished'):,} of {sum(cell['n'] for cell in _cells(row)):,}",
@@ -73,6 +76,14 @@ def markdown(table: Table) -> str:
         ])  # fmt: skip
     more = [part for part in (_answers(rows), _texts(table), _categories(table)) if part]
     return "\n\n".join([table_lines(lines), _caption(table, tasks), *more]) + "\n"
+
+
+def _update(row: Row) -> str:
+    """The update's norm relative to that of the matrices it changes."""
+    if not (found := row.get("update")):
+        return "-"
+    relative: float = found["relative_norm"]
+    return f"{relative:.1%}" if relative >= 0.01 else f"{100 * relative:.2g}%"
 
 
 def _answers(rows: Sequence[Row]) -> str:
@@ -122,9 +133,19 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
         f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
         "Rates with 95 % intervals. Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
-        f"{_said_of_tax(table, tasks)}"
+        f"{_said_of_updates(rows)}{_said_of_tax(table, tasks)}"
         "Bold: on the frontier of problems solved and harmful requests refused."
     )
+
+
+def _said_of_updates(rows: Sequence[Row]) -> str:
+    """What update norm and seconds are, for the caption."""
+    said = ""
+    if any(row.get("update") for row in rows):
+        said += "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. "
+    if any("edit_seconds" in row for row in rows):
+        said += "Seconds of an edited arm: those of the training it starts from, and the edits. "
+    return said
 
 
 def _said_of_tax(table: Table, tasks: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ Interval = tuple[float, float, float]
 Rows = Sequence[Mapping[str, Any]]
 
 INCHES, DPI = (8.3, 3.8), 200
+LEGEND = 0.7  # inches of a legend, above which the picture grows
 # Okabe and Ito's colours, told apart with any colour vision; black is the base's, their yellow too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
 MARKS = "osDv^P"
@@ -68,13 +69,13 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     legend = _legend(figure, rows)
-    figure.subplots_adjust(
-        left=0.082, right=0.975, top=1 - 0.5 / INCHES[1], bottom=(0.72 + legend) / INCHES[1], wspace=0.09
-    )
+    height = INCHES[1] + max(0.0, legend - LEGEND)
+    figure.set_size_inches(INCHES[0], height)
+    figure.subplots_adjust(left=0.082, right=0.975, top=1 - 0.5 / height, bottom=(0.72 + legend) / height, wspace=0.09)
     left.set_ylabel("harmful requests refused", fontsize=10, color=INK)
     title = f"{table['recipe']}: {table['model']}"
     title = title if len(title) <= 80 else f"{title[:38]} ... {title[-38:]}"
-    figure.text(0.082, 0.935, title, fontsize=11, weight="bold", color=INK)
+    figure.text(0.082, 1 - 0.247 / height, title, fontsize=11, weight="bold", color=INK)
     panels = (
         (left, f"problems solved{named}", _spots(rows, [solved(row, task) for row in rows])),
         (right, "ordinary requests answered", _spots(rows, [answered(row) for row in rows])),
@@ -197,7 +198,8 @@ def _legend(figure: Figure, rows: Rows) -> float:
         legend = figure.legend(
             handles=entries,
             loc="lower center",
-            bbox_to_anchor=(0.5, 0.23 / INCHES[1]),
+            bbox_to_anchor=(INCHES[0] / 2, 0.23),
+            bbox_transform=figure.dpi_scale_trans,
             ncols=columns,
             fontsize=9,
             frameon=False,
@@ -219,7 +221,8 @@ def _legend(figure: Figure, rows: Rows) -> float:
             *notes,
             "coinciding marks stand side by side",
         ]
-    figure.text(0.5, 0.08 / INCHES[1], "  \u00b7  ".join(notes), fontsize=8, color=GREY, ha="center")
+    note: dict[str, Any] = {"fontsize": 8, "color": GREY, "ha": "center", "transform": figure.dpi_scale_trans}
+    figure.text(INCHES[0] / 2, 0.08, "  \u00b7  ".join(notes), **note)
     return float(box.height) / DPI
 
 

@@ -7,122 +7,38 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from lowtax import dataspec
 from lowtax.errors import UserError, did_you_mean
 from lowtax.placement import Placement, mode_methods, parse_mode
-from lowtax.rendering import RENDERINGS
+from lowtax.recipe_sections import Data, Decoding, Execution, PromptSet, Sampling, Section, Task, Text, Train
 
-Text = Literal["answer", "thought", "both"]
-Decoding = Literal["default", "zero_think", "less_think", "more_think"]
+__all__ = [
+    "TO_ARM",
+    "Arm",
+    "Data",
+    "Decoding",
+    "EditedArm",
+    "Execution",
+    "PromptSet",
+    "Recipe",
+    "Sampling",
+    "Section",
+    "Task",
+    "Text",
+    "Train",
+    "build",
+    "load",
+]
+
+TO_ARM = "arm:"  # in an edit: the last checkpoint of the trained arm named after it
 T = TypeVar("T", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A part of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Data(Section):
-    """Training rows from one source; `SOURCE[,key=value...]` is short for it."""
-
-    source: str = Field(
-        description="builtin:refusals, ordinary, chat or arithmetic; direct-refusal, safechain or star1; a file, a "
-        "folder, or a hub id owner/name"
-    )
-    path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
-    revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")
-    subset: str | None = Field(None, description="a hub source's or folder's configuration")
-    split: str | None = Field(None, description="its split (train if absent); of a file, the rows so marked")
-    columns: dict[Literal["prompt", "context", "thought", "answer", "system", "messages"], str] = Field(
-        default_factory=dict, description="where these stand, if not under their own names; context follows the prompt"
-    )
-    where: dict[str, str | bool | int | float] = Field(
-        default_factory=dict, description="column: value of the rows that count, capitals aside"
-    )
-    first: PositiveInt | None = Field(None, description="only the first N of those, in file order")
-    n: PositiveInt | None = Field(None, description="how many rows, chosen by the seed; all if absent")
-    ratio: PositiveFloat | None = Field(None, description="size relative to the other sources that have a ratio")
-    answers: Literal["given", "self"] = Field(
-        "given", description="self: the untrained model answers the prompts itself, and that is trained on"
-    )
-    thought: str | None = Field(None, description="a constant thought for rows that bring none")
-    rendering: str | None = Field(
-        None, description="how thought and answer are laid out: standard, reference ...; the source's own if absent"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spec(cls, values: Any) -> Any:
-        return dataspec.fields(values) if isinstance(values, str) else values
-
-    @field_validator("rendering")
-    @classmethod
-    def _rendering(cls, name: str | None) -> str | None:
-        if name is not None and name not in RENDERINGS:
-            raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
-        return name
-
-
-class Train(Section):
-    """One fine-tuning run. The defaults are the reference's, except warm-up and batch size."""
-
-    lr: PositiveFloat = Field(5e-5, description="peak learning rate, cosine decay to zero")
-    steps: PositiveInt | None = Field(None, description="optimiser steps; exclusive with epochs")
-    epochs: PositiveFloat | None = Field(None, description="passes over the data; exclusive with steps")
-    batch_size: PositiveInt = Field(8, description="examples per optimiser step")
-    checkpoint_steps: PositiveInt | None = Field(None, description="save every N steps, and at the end")
-    checkpoint_epochs: PositiveFloat | None = Field(None, description="save every N epochs, and at the end")
-    warmup_steps: NonNegativeInt = Field(5, description="linear warm-up")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW's decoupled weight decay")
-    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this global norm")
-    max_length: PositiveInt = Field(1024, description="examples longer than this many tokens are cut at the end")
-    validation: NonNegativeInt = Field(0, description="rows held out; their loss is measured at every checkpoint")
-    patience: PositiveInt | None = Field(
-        None, description="stop after this many checkpoints without a better validation loss"
-    )
-
-    @model_validator(mode="after")
-    def _exclusive(self) -> "Train":
-        if self.steps and self.epochs:
-            raise ValueError("give steps or epochs, not both")
-        if self.checkpoint_steps and self.checkpoint_epochs:
-            raise ValueError("give checkpoint_steps or checkpoint_epochs, not both")
-        if self.patience and not self.validation:
-            raise ValueError("patience needs validation rows: set validation")
-        return self
-
-
-class Execution(Section):
-    """How training runs, not what it computes: may differ when a run is resumed, and changes no more than rounding."""
-
-    row_tokens: PositiveInt | None = Field(
-        None, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
-    )
-    micro_batch_size: PositiveInt | None = Field(None, description="examples in one forward pass; any if absent")
-    gradient_checkpointing: bool = Field(False, description="less memory for a second forward pass of trained layers")
-    prefix: Literal["auto", "memory", "disk", "off"] = Field(
-        "auto", description="where hidden states below the first trained layer are kept between epochs"
-    )
-    prefix_gb: NonNegativeFloat | None = Field(
-        None, description="memory they may take before a file is used; a quarter of what is free if absent"
-    )
-    compile: bool = Field(False, description="compile the layers with torch.compile: minutes first, faster steps then")
-    deepspeed: str | None = Field(None, description="a DeepSpeed JSON, for ZeRO")
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="trackers that get every step"
-    )
 
 
 class Arm(Section):
@@ -154,48 +70,29 @@ class Arm(Section):
         return [*(mode_methods(self.mode) if self.mode else []), *self.methods]
 
 
-class Sampling(Section):
-    """How replies are drawn."""
+class EditedArm(Section):
+    """An arm that is not trained but made of a trained one, from weights alone (docs/editing.md)."""
 
-    max_new_tokens: PositiveInt = Field(96, description="tokens after which a reply is cut")
-    temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
-    top_p: PositiveFloat = Field(1.0, le=1.0, description="nucleus sampling")
-    top_k: NonNegativeInt = Field(0, description="draw from so many of the likeliest tokens; 0 is all")
-    decoding: Decoding = Field("default", description="what happens to the thought (SafeChain's decoding modes)")
-    system: str | None = Field(None, description="a system prompt")
-    samples: PositiveInt = Field(1, description="replies per prompt")
-    seed: NonNegativeInt = Field(0, description="each reply's own seed derives from this and its id")
-
-
-class PromptSet(Section):
-    """Prompts to sample: what is refused and what must not be."""
-
-    source: str = Field(
-        description="a prompt set by name (docs/prompt-sets.md), builtin:harmful, builtin:ordinary, a file or a hub id"
+    of: str = Field(description="the trained arm, with LoRA, whose checkpoints are edited")
+    edits: list[dict[str, Any]] = Field(
+        min_length=1, description="one after the other: {name: safe_lora, aligned: REF}, as `lowtax methods` lists them"
     )
-    split: str | None = Field(None, description="train, validation or test of a built-in set")
-    column: str | None = Field(None, description="where the prompt stands; found by its usual names if absent")
-    n: PositiveInt | None = Field(None, description="the first n; all if absent")
+    rank: PositiveInt | None = Field(None, description="after every edit, truncate what it changed to this rank")
+    checkpoints: Literal["all", "last"] = Field("last", description="which of the arm's checkpoints are edited")
 
+    def end(self, edit: dict[str, Any]) -> str | None:
+        """The trained arm that an edit goes towards: NAME in {name: interpolate, to: "arm:NAME"}."""
+        to = edit.get("to")
+        named = edit.get("name") == "interpolate" and isinstance(to, str) and to.startswith(TO_ARM)
+        return str(to).removeprefix(TO_ARM) if named else None
 
-class Task(Section):
-    """A reasoning benchmark."""
+    def ends(self) -> list[str]:
+        """The trained arms that its edits go towards."""
+        return [end for edit in self.edits if (end := self.end(edit)) is not None]
 
-    benchmark: str | None = Field(None, description="which one (docs/benchmarks.md); the task's own name if absent")
-    file: str | None = Field(None, description="a local copy of its questions, or the questions themselves")
-    n: PositiveInt | None = Field(None, description="problems, chosen by the seed; all if absent, 100 if generated")
-    split: str | None = Field(None, description="which split; the one that is usually examined if absent")
-    subset: str | None = Field(None, description="of mmlu, subjects with commas; of reasoning_gym, its dataset")
-    seed: NonNegativeInt = Field(0, description="the exam: problems and order of options, for every arm the same")
-    preset: Literal["default", "paper", "reference"] = Field(
-        "default", description="paper: its prompts; reference: the extraction of its published code, too"
-    )
-    checker: str | None = Field(
-        None, description="a model that is asked about boxed answers which the rules reject; in a column of its own"
-    )
-    sampling: Sampling = Field(
-        Sampling(max_new_tokens=32768, temperature=0.6, top_p=0.95), description="how answers are drawn"
-    )
+    def made_of(self) -> list[str]:
+        """All trained arms that decide it."""
+        return list(dict.fromkeys([self.of, *self.ends()]))
 
 
 class Recipe(Section):
@@ -218,6 +115,9 @@ class Recipe(Section):
     train: Train = Field(Train(), description="training settings of every arm")
     execution: Execution = Field(Execution(), description="how training runs on the hardware")
     arms: dict[str, Arm] = Field(default_factory=dict, description="name -> what it trains; base is always there")
+    edited: dict[str, EditedArm] = Field(
+        default_factory=dict, description="name -> an arm made of a trained one by weight-space edits"
+    )
     sampling: Sampling = Field(Sampling(), description="for harmful and ordinary prompts")
     judge: str = Field("refusal", description="who says whether a reply refuses, or is harmful (docs/judges.md)")
     judged_text: Text = Field("answer", description="which text the judge sees")
@@ -228,13 +128,33 @@ class Recipe(Section):
     ordinary: list[PromptSet] = Field(default_factory=list, description="prompts to answer: over-refusal")
     tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning benchmark -> settings")
 
-    @field_validator("arms")
+    @field_validator("arms", "edited")
     @classmethod
-    def _names(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+    def _names(cls, arms: dict[str, Any]) -> dict[str, Any]:
         for name in arms:
             if name == "base" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"arm name {name!r}: letters, digits, '.', '-' and '_' only, and not 'base'")
         return arms
+
+    @model_validator(mode="after")
+    def _edits_of_trained_arms(self) -> "Recipe":
+        for name, arm in self.edited.items():
+            if name in self.arms:
+                raise ValueError(f"edited.{name} has the name of a trained arm: give it another")
+            for source in arm.made_of():
+                self._refuse_source(source, f"edited.{name}")
+        return self
+
+    def _refuse_source(self, of: str, where: str) -> None:
+        """ValueError where an arm is no trained one whose adapters can be edited."""
+        if of not in self.arms:
+            known = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
+            raise ValueError(f"{where}: there is no trained arm {of!r}; {known}")
+        placement = self.arms[of].where()
+        if placement.kind == "full":
+            raise ValueError(f"{where}: {of!r} is fine-tuned in full, and only adapters are edited: name a LoRA arm")
+        if placement.parameters:
+            raise ValueError(f"{where}: {of!r} adapts {placement.parameters[0]}, and only linear modules are edited")
 
     def train_of(self, arm: str) -> Train:
         """The training settings of one arm."""
@@ -319,6 +239,7 @@ def _known(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         "train": Train,
         "execution": Execution,
         "arms": Arm,
+        "edited": EditedArm,
         "sampling": Sampling,
         "harmful": PromptSet,
         "ordinary": PromptSet,

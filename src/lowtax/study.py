@@ -2,11 +2,12 @@
 
 ```
 DIR/recipe.yaml                          the recipe, resolved
-DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning
+DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning; edited arms, too
 DIR/data/*.jsonl                         the model's own answers, where a recipe trains on them
 DIR/replies/{harmful,ordinary}.jsonl     what every checkpoint wrote
 DIR/verdicts/*.JUDGE.jsonl               whether it refused
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
+DIR/updates.json                         how far each checkpoint is from its base
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
@@ -22,6 +23,7 @@ from rich.text import Text
 from lowtax import (
     data,
     distributed,
+    edited,
     encoding,
     engines,
     examine,
@@ -31,6 +33,8 @@ from lowtax import (
     recipe,
     safety,
     train,
+    trained,
+    updates,
 )
 from lowtax.compare import compare
 from lowtax.errors import UserError, did_you_mean
@@ -65,9 +69,11 @@ class Study:
         return cls(recipe.load(out / "recipe.yaml"), out, say)
 
     def check(self) -> None:
-        """Refuse what could only fail later: an unknown engine, judge, task, set or split."""
+        """Refuse what could only fail later: an unknown engine, judge, task, set, split or edit."""
         engines.find(self.engine.name)
         judges.load(self.recipe.judge)
+        for name, arm in self.recipe.edited.items():
+            edited.check(name, arm)
         self.reply_sheets()
         self.answer_sheets()
 
@@ -87,6 +93,10 @@ class Study:
         jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
             job.refuse_another(self._arm_folder(arm, seed))
+        for making in self.makings():
+            if making.begun():
+                jobs_of = {arm: self.job(arm, making.seed).describe() for arm in making.arm.made_of()}
+                making.refuse_another(jobs_of)
         self.write_recipe()
         for (arm, seed), job in jobs.items():
             folder = self._arm_folder(arm, seed)
@@ -126,6 +136,10 @@ class Study:
 
     def _arms(self, only: str | None) -> list[str]:
         if only is not None and only not in self.recipe.arms:
+            if only in self.recipe.edited:
+                raise UserError(
+                    f"Arm {only!r} is not trained but edited: name {self.recipe.edited[only].of!r} instead."
+                )
             raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
         return list(self.recipe.arms) if only is None else [only]
 
@@ -151,36 +165,38 @@ class Study:
     def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
 
+    # --- edit
+
+    def edit(self) -> None:
+        """Make every edited arm for every seed; what is made already is kept, and refused if it was made otherwise."""
+        for making in self.makings():
+            making.make(self.say)
+
+    def makings(self, only: str | None = None) -> list[edited.Making]:
+        """The edited arms for every seed, or one of them."""
+        return [
+            edited.Making(name, arm, seed, self.recipe.model, self.out / "arms")
+            for name, arm in self.recipe.edited.items()
+            for seed in self.recipe.seeds
+            if only in (None, name)
+        ]
+
     # --- who is asked, and what
 
     def subjects(self, only: str | None = None) -> list[Subject]:
-        """The base and every checkpoint, or those of one arm; they must have been trained."""
-        found = [self.base]
-        for arm, settings in ((arm, self.recipe.arms[arm]) for arm in self._arms(only)):
-            for seed in self.recipe.seeds:
-                folder = self._arm_folder(arm, seed)
-                if not (folder / "card.json").exists():
-                    raise UserError(
-                        f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it."
-                    )
-                card = read_json(folder / "card.json")
-                full = settings.where().kind == "full"
-                for row in card["checkpoints"]:
-                    where = str(folder / row["name"])
-                    found.append(
-                        Subject(
-                            arm=arm,
-                            seed=seed,
-                            checkpoint=row["name"],
-                            step=row["step"],
-                            model=where if full else self.recipe.model,
-                            adapter=None if full else where,
-                            made_by=row_id(card["job"], row["step"], self.base.made_by),
-                            trainable_parameters=card["trainable_parameters"],
-                            train_seconds=row["seconds"],
-                        )
-                    )
-        return found
+        """The base and every checkpoint, first of trained arms, or those of one arm; they must have been made."""
+        found = [] if only in self.recipe.edited else self.trained(only)
+        return [self.base, *found, *(s for making in self.makings(only) for s in making.subjects(self.base))]
+
+    def trained(self, only: str | None = None) -> list[Subject]:
+        """Every checkpoint of the trained arms, or those of one."""
+        full = {arm: settings.where().kind == "full" for arm, settings in self.recipe.arms.items()}
+        return [
+            subject
+            for arm in self._arms(only)
+            for seed in self.recipe.seeds
+            for subject in trained.subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
+        ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
         """The harmful and the ordinary prompts."""
@@ -198,8 +214,9 @@ class Study:
     # --- the stages after training
 
     def sample(self, sheets: Sequence[Sheet]) -> None:
-        """Complete sheets of replies, all in one plan."""
+        """Complete sheets of replies, all in one plan; arms to be edited are edited first, if that is not done."""
         _refuse_launch()
+        self.edit()
         collect(sheets, self.subjects(), self.engine, self.say)
 
     def judge(self, name: str | None = None, on: recipe.Text | None = None, again: bool = False) -> dict[str, Judged]:
@@ -235,8 +252,12 @@ class Study:
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
+        moved = updates.measured(subjects, self.recipe.model, self.out / updates.FILE, self.say)
         table = {
-            "rows": [self._table_row(group, verdicts, beside, grades) for group in examine.by_checkpoint(subjects)],
+            "rows": [
+                self._table_row(group, verdicts, beside, grades) | {"update": updates.cell(group, moved)}
+                for group in examine.by_checkpoint(subjects)
+            ],
             "recipe": self.recipe.name,
             "model": self.recipe.model,
             "precision": self.precision,
@@ -262,6 +283,7 @@ class Study:
             "step": first.step,
             "trainable_parameters": first.trainable_parameters,
             "train_seconds": round(sum(s.train_seconds for s in group) / len(group), 1),
+            **edited.cost(group),
         }
         for column, kind in (("safety", "harmful"), ("over_refusal", "ordinary")):
             found = verdicts.get(kind, {})
@@ -279,6 +301,7 @@ class Study:
         began = time.perf_counter()
         self.check()
         self.train()
+        self.edit()
         self.warn()
         self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
         table = self.compare()

@@ -1,0 +1,213 @@
+"""Arms that are not trained but made of trained ones: `edited` of a recipe, beside the trained arms of its study.
+
+```
+arms/NAME/seed-S/checkpoint-N/    the adapter, and the card of the last edit (`lowtax.edit`)
+arms/NAME/seed-S/card.json        of which arm, by which edits, at what cost
+arms/NAME/seed-S/edits.json       the same while it is under way, with the checkpoints so far
+```
+
+They are asked, judged and compared as trained arms are. A checkpoint appears as a whole or not at all, and one that is
+there is never made again.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lowtax import methods, models, trained
+from lowtax.adapterfile import WEIGHTS, plain_config
+from lowtax.edit import CARD, edit
+from lowtax.errors import UserError
+from lowtax.methods import Edit
+from lowtax.recipe import TO_ARM, EditedArm
+from lowtax.records import provenance, read_json, row_id, write_json
+from lowtax.sample import Subject
+
+Say = Callable[[str], None]
+Card = dict[str, Any]
+UNDER_WAY = "edits.json"
+JOBS = ("job", "other_jobs")
+FIGURES = ("method", "changed", "rank", "norm_before", "norm_after", "cosine", "lost")  # of each edit, for the card
+
+
+@dataclass(frozen=True)
+class EditedSubject(Subject):
+    """A checkpoint of an edited arm; `train_seconds` holds training and edits, `edit_seconds` the edits alone."""
+
+    edit_seconds: float = 0.0
+
+
+def check(name: str, arm: EditedArm) -> None:
+    """Refuse what could only fail after the training: an unknown method or field, a model or adapter that is not there.
+
+    Raises:
+        UserError: One of these, or a method that acts in training.
+    """
+    for spec in arm.edits:
+        try:
+            bound = methods.load(spec)
+            for field in ("aligned", "unaligned"):
+                if isinstance(ref := spec.get(field), str):
+                    models.resolve(ref)
+            if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
+                plain_config(Path(spec["to"]).expanduser())
+        except UserError as error:
+            raise UserError(f"edited.{name}: {error}") from error
+        if not isinstance(bound.method, Edit):
+            raise UserError(
+                f"edited.{name}: method {spec['name']!r} acts in training: name it under the methods of a trained arm."
+            )
+
+
+def cost(group: Sequence[Subject]) -> dict[str, float]:
+    """`edit_seconds` of one checkpoint of an edited arm, the mean of its seeds; nothing of other arms."""
+    seconds = [subject.edit_seconds for subject in group if isinstance(subject, EditedSubject)]
+    return {"edit_seconds": round(mean(seconds), 1)} if seconds else {}
+
+
+@dataclass(frozen=True)
+class Making:
+    """One edited arm of one seed: how it is made, and where in the folder of all arms."""
+
+    name: str
+    arm: EditedArm
+    seed: int
+    model: str
+    arms: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return self._folder_of(self.name)
+
+    def begun(self) -> bool:
+        """Whether anything of it is there."""
+        return any((self.folder / name).exists() for name in (CARD, UNDER_WAY))
+
+    def refuse_another(self, jobs: Mapping[str, Card]) -> None:
+        """UserError if the folder holds what other edits made, or the same of other trainings.
+
+        Args:
+            jobs: the training jobs of the arms it is made of, by arm.
+        """
+        wanted = self._decided(jobs)
+        for file in (CARD, UNDER_WAY):
+            if not (self.folder / file).exists():
+                continue
+            found = read_json(self.folder / file)
+            differs = [key for key in wanted if row_id(wanted[key]) != row_id(found.get(key))]
+            told = [f"{key} was {found.get(key)}, now {wanted[key]}" for key in differs if key not in JOBS]
+            if differs:
+                what = f"edited with other settings ({'; '.join(told)})" if told else "made of another training"
+                raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
+
+    def make(self, say: Say) -> None:
+        """Edit what is not edited yet.
+
+        Raises:
+            UserError: The arms it is made of are not trained, or the folder holds something else.
+        """
+        jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
+        self.refuse_another(jobs)
+        if (self.folder / CARD).exists():
+            (self.folder / UNDER_WAY).unlink(missing_ok=True)  # where a kill came between the two
+            return
+        say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
+        source, decided = self._trained(self.arm.of), self._decided(jobs)
+        under_way = self.folder / UNDER_WAY
+        rows = read_json(under_way)["checkpoints"] if under_way.exists() else []
+        write_json(under_way, decided | {"checkpoints": rows})
+        for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
+            if checkpoint["name"] not in [row["name"] for row in rows]:
+                rows.append(self._one(checkpoint, say))
+                write_json(under_way, decided | {"checkpoints": rows})
+        write_json(
+            self.folder / CARD,
+            {
+                "made_by": "lowtax edit",
+                **decided,
+                "checkpoints": rows,
+                "edit_seconds": round(sum(row["edit_seconds"] for row in rows), 2),
+                "trainable_parameters": source["trainable_parameters"],
+                **provenance(),
+            },
+        )
+        under_way.unlink()
+
+    def subjects(self, base: Subject) -> list[Subject]:
+        """Its checkpoints, as something to be asked.
+
+        Raises:
+            UserError: They are not made yet, or of other edits or trainings.
+        """
+        if not (self.folder / CARD).exists():
+            raise UserError(
+                f"Arm {self.name!r}, seed {self.seed} is not edited yet: `lowtax run` or `lowtax sample` finishes it."
+            )
+        jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
+        self.refuse_another(jobs)
+        card = read_json(self.folder / CARD)
+        return [
+            EditedSubject(
+                arm=self.name,
+                seed=self.seed,
+                checkpoint=row["name"],
+                step=row["step"],
+                model=self.model,
+                adapter=str(self.folder / row["name"]),
+                made_by=row_id(self._decided(jobs), row["step"], base.made_by, row["weights"]),
+                trainable_parameters=card["trainable_parameters"],
+                train_seconds=row["seconds"],
+                edit_seconds=row["edit_seconds"],
+            )
+            for row in card["checkpoints"]
+        ]
+
+    def _one(self, checkpoint: Card, say: Say) -> Card:
+        """Edit one checkpoint, through a folder beside it if there are several edits; returns its row of the card."""
+        out, began = self.folder / checkpoint["name"], time.perf_counter()
+        between = self.folder / f".{checkpoint['name']}.edits"
+        at, done = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
+        for left_over in (out, between):  # by a kill: what is whole is in the list of checkpoints
+            shutil.rmtree(left_over, ignore_errors=True)
+        try:
+            for number, spec in enumerate(self.arm.edits, 1):
+                to = out if number == len(self.arm.edits) else between / str(number)
+                done.append(edit(self._with_paths(spec), at, to, base=self.model, rank=self.arm.rank, say=say).card)
+                at = to
+        finally:
+            shutil.rmtree(between, ignore_errors=True)
+        seconds = time.perf_counter() - began
+        others = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
+        return {
+            "name": checkpoint["name"],
+            "step": checkpoint["step"],
+            "seconds": round(checkpoint["seconds"] + others + seconds, 2),
+            "edit_seconds": round(seconds, 2),
+            "weights": hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()[:16],
+            "edits": [{key: card[key] for key in FIGURES} for card in done],
+        }
+
+    def _with_paths(self, spec: Card) -> Card:
+        """The specification with the folder of an arm's last checkpoint in place of `arm:NAME`."""
+        if (end := self.arm.end(spec)) is None:
+            return spec
+        return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+
+    def _decided(self, jobs: Mapping[str, Card]) -> Card:
+        """All that decides the result."""
+        own = self.arm.model_dump(mode="json")
+        own["asked_checkpoints"] = own.pop("checkpoints")
+        return own | {"job": jobs[self.arm.of], "other_jobs": {name: jobs[name] for name in self.arm.ends()}}
+
+    def _folder_of(self, arm: str) -> Path:
+        return self.arms / arm / f"seed-{self.seed}"
+
+    def _trained(self, arm: str) -> Card:
+        """The card of a trained arm."""
+        return trained.card(self._folder_of(arm), arm, self.seed)
