@@ -133,7 +133,8 @@ def test_workers_do_not_import_torch():
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without it
 sys.path.insert(0, {folder!r})
 from lowtax import benchmarks, grading
 from lowtax.recipe import Task
