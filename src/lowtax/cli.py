@@ -1,6 +1,7 @@
 """The command line: one subcommand per stage, and `run` for a whole recipe. `--help` never imports torch."""
 
 import errno
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,10 +13,12 @@ import typer
 from lowtax import (
     __version__,
     cli_analyze,
+    cli_common,
     cli_edit,
     cli_evaluate,
     cli_grade,
     cli_judge,
+    cli_landscape,
     cli_safety,
     cli_sandbox,
     cli_tasks,
@@ -39,7 +42,7 @@ app = typer.Typer(
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
 Folder = Annotated[Path, typer.Argument(help="The folder of a study, as given to run or train with --out.")]
-Out = Annotated[Path, typer.Option("--out", help="The study's folder; an existing one is resumed.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; an existing one is resumed.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted.")
 ]
@@ -47,10 +50,6 @@ Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most so many prompts of a set, and problems of a task.")
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="What samples: hf, fake, or file.py:Class.")]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _nothing(_: str) -> None:
@@ -78,7 +77,7 @@ def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     from lowtax.study import Study
 
     main = world()[0] == 0
-    say = _say if main else _nothing
+    say = cli_common.say if main else _nothing
     if recipe is None and not (out / "recipe.yaml").exists():
         raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
     with locked(out) if main else nullcontext():  # of the processes that a launcher starts, the first holds the folder
@@ -86,14 +85,39 @@ def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
 
 
 @app.command()
-def run(recipe: RecipeFile, out: Out, set_: Set = None, limit: Limit = None, engine: Engine = None) -> None:
+def run(
+    recipe: RecipeFile,
+    out: Out = None,
+    set_: Set = None,
+    limit: Limit = None,
+    engine: Engine = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count and estimate: no --out, no network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON.")] = False,
+) -> None:
     """Every stage of a recipe: train its arms, sample, judge, evaluate, compare. Repeating it resumes.
 
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
+    if dry_run:
+        return _dry_run(_recipe(recipe, set_, limit, engine), as_json)
+    if as_json:
+        raise UserError("--json is for --dry-run: the results of a run are in its folder, as table.json.")
+    if out is None:
+        raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, limit, engine)) as work:
         work.run()
     _show(out)
+
+
+def _dry_run(recipe: "Recipe", as_json: bool) -> None:
+    from lowtax.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lowtax.dryrun import plan
+    from lowtax.dryrun_show import show
+
+    found = plan(recipe)
+    print(json.dumps(found.as_json())) if as_json else show(found)
 
 
 app.command()(cli_train.train)
@@ -126,6 +150,7 @@ def compare(folder: Folder) -> None:
 app.command()(cli_edit.edit)
 app.command()(cli_edit.methods)
 app.command()(cli_analyze.analyze)
+app.command()(cli_landscape.landscape)
 app.command()(cli_train.placements)
 app.command()(cli_train.merge)
 
