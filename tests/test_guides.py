@@ -21,6 +21,8 @@ GUIDES = (
     "evaluating.md",
     "editing.md",
     "analyze.md",
+    "landscape.md",
+    "dry-run.md",
 )
 COMMAND = re.compile(r"(?:^|-m |--module )lowtax (?P<words>[a-z].*)")
 

@@ -237,6 +237,14 @@ def test_the_model_answers_its_own_ordinary_requests(tmp_path, tiny_model):
     assert 0 < len(job.rows) < 12
 
 
+def test_prompt_sets_that_overlap_are_asked_once(tmp_path, tiny_model):
+    twice = [{"source": "builtin:harmful", "n": n} for n in (3, 5)]
+    path = write_recipe(tmp_path, tiny_model, engine="fake", arms={}, tasks={}, harmful=twice)
+    run(path, tmp_path / "out")
+    rows = (tmp_path / "out/replies/harmful.jsonl").read_text().splitlines()
+    assert len(rows) == len(set(rows)) == 5
+
+
 def _child(path: Path, out: Path) -> None:
     run(path, out)
 

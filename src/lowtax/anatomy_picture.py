@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, MARKS, _save
+from lowtax.picture import COLOURS, DPI, GREY, INK, MARKS, save
 
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -31,7 +31,7 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
     if not arms:
         return
     for name, picture in zip(FILES, (stable_rank, overlap, norms), strict=True):
-        _save(picture(arms, found), folder / name)
+        save(picture(arms, found), folder / name)
 
 
 def stable_rank(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> Figure:

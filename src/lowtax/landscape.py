@@ -33,7 +33,7 @@ from lowtax.promptsets import PromptList
 from lowtax.recipe import Sampling, Text
 from lowtax.records import Reply, Row, Verdict, append_rows, provenance, read_rows, row_id, write_json
 from lowtax.sample import Ask as ReplyAsk
-from lowtax.sample import EngineChoice, Sheet, Subject, _reply, asks
+from lowtax.sample import EngineChoice, Sheet, Subject, asks, reply_of
 
 Say = Callable[[str], None]
 TEXTS = 24  # ordinary answers whose perplexity is measured
@@ -168,7 +168,7 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop], say: Say) -> tuple[dict[
         with walk.ground.moved(walk.move(stop.place)):
             adapter = walk.adapter(stop.place)
             requests = [replace(a.request(), adapter=adapter) for a in plan.values()]
-            new = [_reply(plan[completion.id], completion) for completion in engine.generate(requests)]
+            new = [reply_of(plan[completion.id], completion) for completion in engine.generate(requests)]
             row = Measured(id=stop.id, nll=_nll(engine, adapter, pairs))
         append_rows(out / REPLIES, new)
         append_rows(out / POINTS, [row])

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, _save
+from lowtax.picture import COLOURS, DPI, GREY, INK, save
 
 Row = Mapping[str, Any]
 WIDTH, TOP, BOTTOM = 6.4, 2.6, 1.7  # of a slice, in inches
@@ -29,7 +29,7 @@ ACROSS = {
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Draw a landscape into a PNG."""
-    _save((plane if found["slice"]["two"] else line)(found), path)
+    save((plane if found["slice"]["two"] else line)(found), path)
 
 
 def line(found: Mapping[str, Any]) -> Figure:

@@ -87,7 +87,7 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
         if not spots:
             axes.text(0.5, 0.5, "not measured in this study", transform=axes.transAxes, ha="center", color=GREY)
         _draw(axes, spots)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _spots(rows: Rows, across: Sequence[Interval | None]) -> list[Spot]:
@@ -236,7 +236,7 @@ def _short(number: int | None) -> str:
     return f"{value:.3g}T"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write the picture as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")

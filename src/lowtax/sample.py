@@ -109,6 +109,7 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
         have = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
         for ask in asks(sheet, subjects, engine):
             if ask.id not in have:
+                have.add(ask.id)  # prompt sets may overlap
                 todo.setdefault(ask.subject.model, []).append(ask)
     for model, missing in todo.items():
         who = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
@@ -142,7 +143,7 @@ def _draw(completions: Iterator[engines.Completion], missing: list[Ask], say: Sa
     done = tokens = failed = 0
     try:
         for completion in completions:
-            waiting += [(ask.sheet.path, _reply(ask, completion)) for ask in by_id[completion.id]]
+            waiting += [(ask.sheet.path, reply_of(ask, completion)) for ask in by_id[completion.id]]
             done, tokens, failed = done + 1, tokens + completion.tokens, failed + (completion.finish == "failed")
             now = time.perf_counter()
             if now - stored > STORE_EVERY:
@@ -163,7 +164,8 @@ def _store(waiting: list[tuple[Path, Reply]]) -> None:
     waiting.clear()
 
 
-def _reply(ask: Ask, completion: engines.Completion) -> Reply:
+def reply_of(ask: Ask, completion: engines.Completion) -> Reply:
+    """What is stored of a completion."""
     parts = split_reply(completion.text, completion.opened)
     return Reply(
         id=ask.id,

@@ -78,11 +78,13 @@ def _joined(parts: Sequence[tuple[RoomyLayer, Tensor, int]], width: int) -> Room
     made, rows = RoomyLayer(), sum(len(kept) for _, kept, _ in parts)
     first = parts[0][0]
     made.lazy_initialization(first.keys, first.values)
-    made._long = [x.new_zeros(rows, x.shape[1], width + ROOM, x.shape[3]) for x in (first.keys, first.values)]
+    made._long = [x.new_empty(rows, x.shape[1], width + ROOM, x.shape[3]) for x in (first.keys, first.values)]
     at = 0
     for layer, kept, left in parts:
         for long, had in zip(made._long, (layer.keys, layer.values), strict=True):
-            long[at : at + len(kept), :, width - had.shape[2] + left : width] = had[kept, :, left:]
+            begin = width - had.shape[2] + left
+            long[at : at + len(kept), :, :begin] = 0
+            long[at : at + len(kept), :, begin:width] = had[kept, :, left:]
         at += len(kept)
     made._show(width)
     return made

@@ -21,21 +21,26 @@ class Drawing(Protocol):
 
 def choose(logits: Tensor, rows: Sequence[Drawing]) -> list[int]:
     """The next token of every row: the likeliest, or drawn by the row's own generator; -1 where logits are broken."""
-    best, tokens = logits.max(-1)
+    tokens = torch.full((len(rows),), -1, device=logits.device)
+    greedy = [i for i, row in enumerate(rows) if row.request.temperature == 0 and not row.done]
+    if greedy:
+        best, likeliest = logits[greedy].max(-1)
+        tokens[greedy] = likeliest.masked_fill(~best.isfinite(), -1)
     drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.done]
     # Nucleus rows apart from the others: they are drawn from sorted tokens, and no row's reply may hang on another's.
     for nucleus in (False, True):
         group = [i for i in drawn if (rows[i].request.top_p < 1 or rows[i].request.top_k > 0) == nucleus]
         if group:
-            tokens[group] = _draw(logits[group], [rows[i] for i in group], nucleus)
-    return [int(token) for token in tokens.masked_fill(~best.isfinite(), -1).tolist()]
+            asked = logits if len(group) == len(logits) else logits[group]  # not copied if it is all of them
+            tokens[group] = _draw(asked, [rows[i] for i in group], nucleus)
+    return [int(token) for token in tokens.tolist()]
 
 
 def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
     """Invert each row's distribution function at a number from its generator.
 
     logits [rows, vocabulary], token ids [rows]. With `nucleus`, only the likeliest tokens that together
-    reach the row's top_p take part, and of these the row's top_k likeliest.
+    reach the row's top_p take part, and of these the row's top_k likeliest. -1 where a logit is no number.
     """
 
     def column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
@@ -44,8 +49,9 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
     # Drawn on the CPU, one number a row and step: the same for every device and batch.
     luck = column([torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows])
     probabilities = (logits / column([row.request.temperature for row in rows], logits.dtype)).softmax(-1)
+    broken = probabilities[:, 0].isnan()  # one such logit makes all of its row's probabilities so
     if not nucleus:
-        return _invert(probabilities, luck).squeeze(-1)
+        return _invert(probabilities, luck).squeeze(-1).masked_fill(broken, -1)
     top_p = column([row.request.top_p for row in rows])
     most = column([row.request.top_k or logits.shape[-1] for row in rows])
     tokens = torch.empty(len(rows), 1, dtype=torch.long, device=logits.device)
@@ -60,7 +66,7 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
             kept = kept.masked_fill(kept.cumsum(-1) - kept >= top_p[rows_], 0.0)
             kept = kept.masked_fill(torch.arange(kept.shape[-1], device=kept.device) >= most[rows_], 0.0)
             tokens[rows_] = order.gather(-1, _invert(kept, luck[rows_]))
-    return tokens.squeeze(-1)
+    return tokens.squeeze(-1).masked_fill(broken, -1)
 
 
 def _invert(weights: Tensor, luck: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from lowtax.engines import Completion, Request
 from lowtax.engines.attention import use_grouped
 from lowtax.engines.batch import Batch, Row, failed
 from lowtax.errors import UserError
+from lowtax.packing import kept_memory
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
 
@@ -58,6 +59,10 @@ class HF:
                 rows.append(row)
         # Few adapters in a batch are few small products; like lengths need little padding; one prompt is read once.
         rows.sort(key=lambda row: (row.request.max_new_tokens, row.adapter, len(row.prompt), row.prompt))
+        with kept_memory():  # or every step's logits are pages that the kernel clears anew
+            yield from self._decoded(rows)
+
+    def _decoded(self, rows: list[Row]) -> Iterator[Completion]:
         waiting, batch = deque(rows), None
         while waiting or (batch and batch.live()):
             try:
