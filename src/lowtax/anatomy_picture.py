@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, MARKS, save
+from lowtax.picture import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
 
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -146,10 +146,4 @@ def _frame(axes: Axes, title: str, across: str) -> None:
     axes.set_xlabel(across, fontsize=8, color=GREY)
     if across:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=8, colors=GREY, length=0)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("#bbbbbb")
+    quiet_axes(axes, 8)

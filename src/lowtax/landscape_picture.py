@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, save
+from lowtax.picture import COLOURS, DPI, GREY, INK, quiet_axes, save
 
 Row = Mapping[str, Any]
 WIDTH, TOP, BOTTOM = 6.4, 2.6, 1.7  # of a slice, in inches
@@ -51,7 +51,7 @@ def line(found: Mapping[str, Any]) -> Figure:
     _logarithmic(lower, [value for row in found["points"] if (value := row["perplexity"]) is not None])
     slice_ = found["slice"]
     for axes, what in ((upper, "refused or safe"), (lower, "perplexity of\nordinary answers")):
-        _frame(axes)
+        quiet_axes(axes, 8)
         axes.set_ylabel(what, fontsize=9, color=INK)
         axes.axvline(1.0 if slice_["along"] == "adapter" else 0.0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     lower.set_xlabel(ACROSS[slice_["along"]], fontsize=9, color=INK)
@@ -92,7 +92,7 @@ def _map(
     across, up = ((axis[1] - axis[0]) / 2 for axis in (alphas, betas))
     extent = (alphas[0] - across, alphas[-1] + across, betas[0] - up, betas[-1] + up)
     image = axes.imshow(grid, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **style)
-    _frame(axes)
+    quiet_axes(axes, 8)
     axes.grid(False)
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -122,13 +122,3 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _frame(axes: Axes) -> None:
-    axes.tick_params(which="both", labelsize=8, colors=GREY, length=0)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("#bbbbbb")

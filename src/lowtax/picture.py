@@ -120,19 +120,24 @@ def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:
     return max(0.0, low + shift) - room, min(1.0, high + shift) + room
 
 
-def _frame(axes: Axes, what: str) -> None:
-    """Axis label, ticks, grid, and which way is better."""
-    axes.set_xlabel(what, fontsize=10, color=INK)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.tick_params(labelsize=9, colors=GREY, length=0)
+def quiet_axes(axes: Axes, size: float) -> None:
+    """Grey labels of a size, a light grid, and no more frame than two lines."""
+    axes.tick_params(which="both", labelsize=size, colors=GREY, length=0)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_color("#bbbbbb")
+
+
+def _frame(axes: Axes, what: str) -> None:
+    """Axis label, ticks, grid, and which way is better."""
+    axes.set_xlabel(what, fontsize=10, color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    quiet_axes(axes, 9)
     axes.text(1.0, 1.02, "better \u2197", transform=axes.transAxes, fontsize=9.5, color=GREY, ha="right", va="bottom")
 
 
