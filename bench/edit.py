@@ -8,9 +8,9 @@ of falling size, the rest normal. Both sides see the same matrices, in one run; 
 
 Ratios of seconds, summed over the matrices, the dense side above:
 stable_rank_vs_dense        all singular values of b @ a; of the factors
-overlap_vs_dense            overlap of dW with the 16 strongest directions of W, by a whole SVD of W and dense products;
-                            by `top_singular` and factors
-overlap_alone_vs_dense      singular values of b @ a; the overlap by factors where W's directions are known
+overlap_vs_dense            the same; the overlap by factors with 16 directions of W, found once for all adapters of a base
+overlap_with_search_vs_dense  the 16 strongest directions of W by its whole SVD, and dense products; by `top_singular`,
+                            and factors
 safe_lora_vs_published      a 18,944 x 3,584 matrix with an m x m one; without
 And: peak_mb_over_matrix, the most memory of stable rank and overlap of the largest shape, in a process of its own, less
 W; analysis_seconds, of `analyze` on a rank-16 adapter on every linear layer of the embedded model.
@@ -107,7 +107,11 @@ def safe_lora(shape: tuple[int, int]) -> dict[str, float]:
 
     ours, state = timed(lambda: method.prepare({"site": site}, probe), 3)
     theirs, (score, b) = timed(published)
-    assert abs(state["site"]["score"] - score) < 1e-3
+    # Float32 sums of 68 million products leave 0.003 of the published cosine uncertain; ours is summed in float64.
+    projected, whole = (b @ D.a).double(), D.dense().double()
+    exact = float((projected * whole).sum() / (projected.norm() * whole.norm()))
+    assert abs(state["site"]["score"] - exact) < 1e-6
+    assert abs(score - exact) < 1e-2
     assert torch.allclose(state["site"]["b"], b, rtol=1e-2, atol=1e-6)
     return {"ours": ours, "published": theirs}
 
@@ -154,8 +158,8 @@ def main() -> None:
     safe = safe_lora((1536, 512) if asked.quick else (18944, 3584))
     found = {
         "stable_rank_vs_dense": t["stable_rank_dense"] / t["stable_rank"],
-        "overlap_vs_dense": t["overlap_dense"] / (t["top_singular"] + t["overlap"]),
-        "overlap_alone_vs_dense": t["stable_rank_dense"] / t["overlap"],
+        "overlap_vs_dense": t["stable_rank_dense"] / t["overlap"],
+        "overlap_with_search_vs_dense": t["overlap_dense"] / (t["top_singular"] + t["overlap"]),
         "safe_lora_vs_published": safe["published"] / safe["ours"],
         "peak_mb_over_matrix": peak,
         "analysis_seconds": None if asked.quick else analysis(),
