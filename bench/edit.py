@@ -8,7 +8,7 @@ of falling size, the rest normal. Both sides see the same matrices, in one run; 
 
 Ratios of seconds, summed over the matrices, the dense side above:
 stable_rank_vs_dense        all singular values of b @ a; of the factors
-overlap_vs_dense            the same; the overlap by factors with 16 directions of W, found once for all adapters of a base
+overlap_vs_dense            the same; the overlap by factors with 16 directions of W, which are found once a base
 overlap_with_search_vs_dense  the 16 strongest directions of W by its whole SVD, and dense products; by `top_singular`,
                             and factors
 safe_lora_vs_published      a 18,944 x 3,584 matrix with an m x m one; without
