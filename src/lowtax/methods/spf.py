@@ -18,7 +18,7 @@ is removed. Test, projectors, `every` and the order of the steps are ours: expec
 
 Fails: where G_s is zero nothing is removed; with `every` = 0 that is A of a LoRA. Biases, embeddings and norms go free,
 and without `update` so does what AdamW remembers. In training on refusals the defaults find hardly a conflict: give
-rows that reason as `safety`. A few such rows are memorised, at the cost of others: what hurts them goes, what helps stays.
+rows that reason as `safety`. A few such rows are memorised at the cost of others.
 """
 
 from typing import Any, Literal
