@@ -66,7 +66,7 @@ class Batch:
 
     def room(self, width: int) -> int:
         """How many rows of `width` tokens may join: none before enough have ended, or where memory is short."""
-        live, most = sum(not row.done for row in self.rows), self.engine.batch_size
+        live, most = len(self.live()), self.engine.batch_size
         if not live:
             return most
         if live > (1 - COMPACT_AT) * most or not self.cache.can_join():
@@ -99,14 +99,16 @@ class Batch:
         if not self.live():
             return new
         if new.live():
-            kept = [part._kept() for part in (self, new)]
+            at = [part._places() for part in (self, new)]
+            kept = [(rows, int(part.mask[rows].argmax(1).min())) for part, rows in zip((self, new), at, strict=True)]
+            # Of each, its live rows less the columns that are padding in all of them.
             masks = [part.mask[rows, left:] for part, (rows, left) in zip((self, new), kept, strict=True)]
             width = max(mask.shape[1] for mask in masks)
             self.mask = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
             # The tokens in `ids` are in the masks, and not yet in the caches.
             self.cache = RoomyCache.of([self.cache, new.cache], kept, width - 1)
-            self.ids = torch.cat([part.ids[rows] for part, (rows, _) in zip((self, new), kept, strict=True)])
-            self.position = torch.cat([part.position[rows] for part, (rows, _) in zip((self, new), kept, strict=True)])
+            self.ids = torch.cat([self.ids[at[0]], new.ids[at[1]]])
+            self.position = torch.cat([self.position[at[0]], new.position[at[1]]])
             self.rows = self.live() + new.live()
         return self
 
@@ -150,14 +152,13 @@ class Batch:
         """The rows that have not ended."""
         return [row for row in self.rows if not row.done]
 
-    def _kept(self) -> tuple[Tensor, int]:
-        """Where the live rows are, and how many columns of padding they begin with."""
-        rows = torch.tensor([i for i, row in enumerate(self.rows) if not row.done], device=self.ids.device)
-        return rows, int(self.mask[rows].argmax(1).min())
+    def _places(self) -> Tensor:
+        """Where the live rows are."""
+        return torch.tensor([i for i, row in enumerate(self.rows) if not row.done], device=self.ids.device)
 
     def _compact(self) -> None:
         """Drop the rows that ended."""
-        rows, _ = self._kept()
+        rows = self._places()
         self.ids, self.mask, self.position = self.ids[rows], self.mask[rows], self.position[rows]
         self.cache.batch_select_indices(rows)
         self.rows = self.live()
