@@ -34,6 +34,8 @@ FSDP = {
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
+DECAY = {"train": {"weight_decay": 0.1}}  # which would move what a method holds
+LOOK = {"safety": "ROWS", "task": "OTHERS"}  # files of rows, written by `runs`
 RESUMED: dict[str, Any] = {"mode": "lora_mlp_r2", "train": {"steps": 6, "validation": 2}}
 JOBS: dict[str, dict[str, Any]] = {
     "adapter": {"mode": UPPER},  # 5 examples a step: 3 and 2
@@ -46,16 +48,56 @@ JOBS: dict[str, dict[str, Any]] = {
         "methods": [{"name": "orthogonal", "beta": 0.1, "k": 4}],
         "execution": {"micro_batch_size": 1},  # and 3 forward passes, of which the second process has 2
     },
+    "salora": {
+        "mode": "lora_qkvo_mlp_r4",
+        **DECAY,
+        "methods": [{"name": "salora", **LOOK, "rank_safety": 4, "rank_task": 4}],
+    },
+    "spf": {"mode": "lora_mlp_r2", "methods": [{"name": "spf", "safety": "ROWS", "k": 2, "update": True}]},
+    "ssah": {
+        "mode": "lora_qkvo_mlp_r2",
+        **DECAY,
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "spf_full": {"mode": "full", "methods": [{"name": "spf", "safety": "ROWS", "every": 2, "update": True}]},
+    "ssah_full": {
+        "mode": "full",
+        **DECAY,
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "ssah_full_bf16": {
+        "mode": "full",
+        "precision": "bfloat16",
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "salora_bf16": {
+        "mode": "lora_mlp_r4",
+        "precision": "bfloat16",
+        "methods": [{"name": "salora", **LOOK, "rank_safety": 4, "rank_task": 4}],
+    },
     "undisturbed": RESUMED,
+    "undisturbed_methods": RESUMED
+    | {"methods": [{"name": "spf", "safety": "ROWS"}, {"name": "ssah", "safety": "ROWS", "utility": "OTHERS"}]},
 }
+METHODS = ["orthogonal", "spf", "ssah", "spf_full", "ssah_full", "salora"]
 LAUNCHES = {
     "ddp": list(JOBS),
-    "zero2": ["full", "full_bf16", "orthogonal"],
-    "zero3": ["full", "adapter_bf16", "full_bf16", "undisturbed"],
-    "fsdp2": ["full", "adapter", "undisturbed"],
+    "zero1": [*METHODS, "undisturbed_methods"],
+    "zero2": ["full", "full_bf16", "ssah_full_bf16", "salora_bf16", *METHODS],
+    "zero3": [
+        "full",
+        "adapter_bf16",
+        "full_bf16",
+        "ssah_full_bf16",
+        "salora_bf16",
+        *METHODS,
+        "undisturbed",
+        "undisturbed_methods",
+    ],
+    "fsdp2": ["full", "adapter", *METHODS, "undisturbed"],
     "fsdp2_bf16": ["adapter_bf16"],
 }
-REFUSED = {"zero3": ["orthogonal"], "fsdp2": ["orthogonal"], "fsdp2_bf16": ["full_bf16"]}
+REFUSED = {"fsdp2_bf16": ["full_bf16"]}
 ENVIRONMENT = {"fsdp2": FSDP, "fsdp2_bf16": FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}}
 
 
@@ -95,8 +137,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     model = make_model(root / "model", layers=3)
 
+    for name, word in (("ROWS", "never"), ("OTHERS", "always")):
+        rows = [{"prompt": f"{word} {i}?", "thought": f"{i * i}.", "answer": f"{word}, {i} times."} for i in range(4)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     def spec(kind: str, name: str, **more: Any) -> dict[str, Any]:
         job = dict(JOBS[name.replace("resumed", "undisturbed")])
+        job["methods"] = [
+            {key: str(root / f"{value}.jsonl") if value in ("ROWS", "OTHERS") else value for key, value in one.items()}
+            for one in job.get("methods", [])
+        ]
         settings = {"lr": 1e-2, "steps": 4, "batch_size": 5, "checkpoint_steps": 2, "warmup_steps": 0} | job.get(
             "train", {}
         )
@@ -117,9 +167,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / f"{kind}.json").write_text(json.dumps(zero_json(int(kind[-1]))))
         environment = ENVIRONMENT.get(kind, {})
         jobs, after = [spec(kind, name) for name in [*names, *REFUSED.get(kind, [])]], []
-        if "undisturbed" in names:
-            jobs.append(spec(kind, "resumed", freeze_at="step 4: validation"))
-            after = [spec(kind, "resumed")]
+        if resumed := [name.replace("undisturbed", "resumed") for name in names if "undisturbed" in name]:
+            jobs.append(
+                spec(kind, resumed[-1], freeze_at="step 4: validation")
+            )  # the last one: all processes are killed
+            after = [spec(kind, resumed[-1])]
         launches += [{"jobs": some, "processes": 2, "environment": environment} for some in (jobs, after) if some]
     (root / "launches.json").write_text(json.dumps(launches))
     packages = ["deepspeed"] if find_spec("deepspeed") else []
@@ -181,15 +233,33 @@ def test_two_processes_train_what_one_does(runs: Path, kind: str, name: str):
             assert two["validation"] == pytest.approx(one["validation"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [marked(k, name) for k, names in LAUNCHES.items() for name in names if "ssah_full" in name]
+)
+def test_what_a_method_holds_keeps_its_bits_in_all_processes(runs: Path, kind: str, name: str):
+    start, one, found = (
+        weights(folder) for folder in (runs / "model", *(runs / k / name / "checkpoint-4" for k in ("one", kind)))
+    )
+    if "bf16" in name:
+        start = {key: tensor.bfloat16().float() for key, tensor in start.items()}
+    units = 0
+    for key in (key for key in start if "mlp.down_proj" in key):
+        held = (one[key] == start[key]).all(0)
+        assert torch.equal(found[key][:, held], start[key][:, held])
+        units += int(held.sum())
+    assert units > 0
+
+
 @needs_deepspeed
 def test_both_ways_to_shard_agree_more_closely_in_bfloat16(runs: Path):
     # Both use transformers' own forward pass. ZeRO-3's rotary frequencies rounded to bfloat16 would make it 0.1.
     assert max(distance(runs, "zero3", "adapter_bf16", step, "fsdp2_bf16") for step in (2, 4)) < 0.02
 
 
-@pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "undisturbed" in names])
+@pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "undisturbed" in "".join(names)])
 def test_a_killed_launch_goes_on_to_the_same_bits(runs: Path, kind: str):
-    found, wanted = (runs / kind / name for name in ("resumed", "undisturbed"))
+    wanted = runs / kind / [name for name in LAUNCHES[kind] if "undisturbed" in name][-1]
+    found = runs / kind / wanted.name.replace("undisturbed", "resumed")
     assert (found / "frozen").exists()
     said = (found / "said.txt").read_text()
     assert said.count("step 4: validation") == 2  # killed there, and said again after the resume
@@ -237,9 +307,7 @@ def test_checkpoints_load_in_the_usual_libraries(runs: Path, kind: str):
 def test_all_processes_refuse_what_cannot_be_sharded(runs: Path, kind: str, name: str):
     said = [(runs / kind / name / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
-    assert said[0].startswith(
-        "Methods read whole weights" if name == "orthogonal" else "The model's input and output share"
-    )
+    assert said[0].startswith("The model's input and output share")
     assert not list((runs / kind / name).glob("checkpoint-*"))
 
 

@@ -1,19 +1,12 @@
-"""What methods see of the model, against the same computed plainly; and those methods in several processes."""
+"""What methods see of the model, against the same computed plainly."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-from test_distributed import zero_json
 from tiny import make_model
 from torch import Tensor, nn
 
@@ -51,7 +44,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
             for name, p in model.named_parameters():
                 if "lora_B" in name:
                     nn.init.normal_(p, std=0.1)
-        return model, Probe(prepared(model, examples, sharded=False)[0].train(), tokenizer, 512)
+        weights = Weights.of(model, own_masters=True)
+        return model, Probe(prepared(model, examples, sharded=False)[0].train(), weights, tokenizer, 512)
 
     return made
 
@@ -191,89 +185,3 @@ def test_the_recipe_of_the_docs():
     arms = recipe.build(yaml.safe_load(text.partition("lowtax train")[0]), [], "the page").arms
     kinds = [type(bound.method) for arm in arms.values() for bound in load_all(arm.acts()).bound]
     assert kinds == [SaLoRA, SPF, SSAH]
-
-
-# --- in several processes
-
-SMALL = {"safety": "builtin:refusals,n=3"}
-JOBS: dict[str, dict[str, Any]] = {
-    "salora": {
-        "mode": "lora_qkvo_mlp_r4",
-        "methods": [SMALL | {"name": "salora", "task": "builtin:chat,n=3", "rank_safety": 3, "rank_task": 6}],
-    },
-    "spf": {"mode": "lora_mlp_r2", "methods": [SMALL | {"name": "spf", "k": 2, "update": True}]},
-    "ssah": {"mode": "lora_qkvo_mlp_r4", "methods": [SMALL | {"name": "ssah", "utility": "builtin:chat,n=3"}]},
-    "ssah_full": {"mode": "full", "methods": [SMALL | {"name": "ssah", "utility": "builtin:chat,n=3"}]},
-}
-
-
-OWN = """
-from lowtax.methods import Method
-
-class Own(Method):
-    def after_step(self, sites, state, probe, step):
-        pass
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each job by one process, by two, and by two under ZeRO-2 if it is installed."""
-    root = tmp_path_factory.mktemp("runs")
-    model = str(make_model(root / "model"))
-    (root / "zero2.json").write_text(json.dumps(zero_json(2)))
-    settings = {"lr": 1e-2, "steps": 4, "batch_size": 5, "checkpoint_steps": 2, "warmup_steps": 0, "weight_decay": 0.1}
-
-    def specs(kind: str, **more: Any) -> list[dict[str, Any]]:
-        common = {"model": model, "train": settings | {"validation": 1}}
-        return [common | job | {"out": str(root / kind / name)} | more for name, job in JOBS.items()]
-
-    launches: list[dict[str, Any]] = [{"jobs": specs("one"), "processes": 1}, {"jobs": specs("ddp"), "processes": 2}]
-    if find_spec("deepspeed"):
-        execution = {"execution": {"deepspeed": str(root / "zero2.json")}}
-        (root / "own.py").write_text(OWN)
-        own = {"mode": "lora_mlp_r2", "methods": [{"name": f"{root}/own.py:Own"}], "out": str(root / "zero2" / "own")}
-        refused = specs("zero2", **execution)
-        launches.append({"jobs": [*refused, refused[0] | own], "processes": 2})
-    (root / "launches.json").write_text(json.dumps(launches))
-    packages = ["deepspeed"] if find_spec("deepspeed") else []
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "ranks.py"), str(root / "launches.json"), *packages],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root
-
-
-def trained(root: Path, kind: str, name: str, step: int) -> dict[str, Tensor]:
-    (file,) = (root / kind / name / f"checkpoint-{step}").glob("*.safetensors")
-    return load_file(file)
-
-
-@pytest.mark.parametrize("name", JOBS)
-def test_two_processes_train_what_one_does(runs: Path, name: str):
-    one, two = (trained(runs, kind, name, 4) for kind in ("one", "ddp"))
-    start = load_file(runs / "model" / "model.safetensors")
-    apart = sum(float((one[key] - two[key]).square().sum()) for key in one)
-    went = sum(float((one[key] - start.get(key, torch.zeros(()))).square().sum()) for key in one)
-    assert apart / went < 1e-8
-    cards = [json.loads((runs / kind / name / "card.json").read_text()) for kind in ("one", "ddp")]
-    assert [card["processes"] for card in cards] == [1, 2]
-    assert cards[0]["trainable_parameters"] == cards[1]["trainable_parameters"]
-
-
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-@pytest.mark.parametrize(
-    ("name", "kind"), [("salora", "SaLoRA"), ("spf", "SPF"), ("ssah", "SSAH"), ("ssah_full", "SSAH"), ("own", "Own")]
-)
-def test_zero_is_refused_in_one_sentence(runs: Path, name: str, kind: str):
-    said = {(runs / "zero2" / name / f"error-{rank}.txt").read_text() for rank in (0, 1)}
-    assert said == {
-        f"{kind} changes gradients or weights at each step, which DeepSpeed keeps in buffers of its own: "
-        "launch this arm without --ds_config."
-    }
-    assert not list((runs / "zero2" / name).glob("checkpoint-*"))

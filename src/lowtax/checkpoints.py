@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowtax import distributed, sharding
 from lowtax.errors import UserError
 from lowtax.records import read_json, write_json, write_text
+from lowtax.sites import Sites
 
 STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before
 
@@ -44,7 +46,7 @@ class Weights:
         """Those of a model. `own_masters` False leaves copies to the framework."""
         live = [p for p in model.parameters() if p.requires_grad]
         same = [p.dtype == torch.float32 or not own_masters for p in live]
-        return cls(live, [p if s else p.detach().float() for p, s in zip(live, same, strict=True)])
+        return cls(live, [p if s else p.detach().float().requires_grad_() for p, s in zip(live, same, strict=True)])
 
     def hand_over_gradients(self) -> None:
         """Add the gradients of the live weights to those of the masters, in float32."""
@@ -64,6 +66,40 @@ class Weights:
         """As before the first backward pass of a step."""
         for p in (*self.live, *self.master):
             p.grad = None
+
+    # --- a step, as methods see it; `lowtax.gathered` has it otherwise where a framework keeps weights in parts
+
+    def sites(self, sites: Sites) -> Sites:
+        """The sites of the live model, as methods shall see them."""
+        return sites
+
+    def whole(self, p: Tensor) -> Tensor:
+        """A weight of the live model, moved or frozen."""
+        return p.detach()
+
+    def derivatives(self, loss: Tensor, live: Sequence[Tensor]) -> list[Tensor]:
+        """Of a loss by live weights, apart from the gradients of training."""
+        return list(torch.autograd.grad(loss, live))
+
+    def backward(self, acc: Accelerator, loss: Tensor, last: bool) -> None:
+        """Of one row. After the last, DeepSpeed makes the optimiser's step too."""
+        acc.backward(loss)
+
+    def gather_gradients(self) -> None:
+        """Nothing to do: they are here."""
+
+    def clip(self, acc: Accelerator, limit: float) -> float:
+        """Clip the gradients; returns their norm before that."""
+        return float(acc.clip_grad_norm_(self.master, limit) or 0.0)
+
+    def step(self, optimizer: Any) -> None:
+        """The optimiser's step, which the live weights follow."""
+        optimizer.step()
+        optimizer.zero_grad()
+        self.publish()
+
+    def take(self) -> None:
+        """Nothing to do: the masters are what a state is read into."""
 
 
 class Store:

@@ -1,13 +1,15 @@
 """What a method may ask of the model in training: what enters its layers, gradients, another checkpoint's weights.
 
-The model is in evaluation mode meanwhile, and rows are read in the order of their source, so that every process and
-every call gets the same answer. What passes through is summed up example by example; no more than one is kept.
+The model has the weights as methods left them, and is in evaluation mode meanwhile. Rows are read in the order of their
+source, so that every process and every call gets the same answer. What passes through is summed up example by example;
+no more than one is kept.
 
 Also here: whole weights seen as sites (of rank 0, W itself moves).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -46,9 +48,15 @@ class Probe:
     """The model in training, asked by methods. Modules have the names of sites, and need not be sites themselves."""
 
     def __init__(
-        self, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int, thinking: Any = "default"
+        self,
+        objective: Objective,
+        trained: Weights,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        thinking: Any = "default",
     ) -> None:
-        self.objective, self.tokenizer, self.max_length, self.thinking = objective, tokenizer, max_length, thinking
+        self.objective, self.trained, self.tokenizer = objective, trained, tokenizer
+        self.max_length, self.thinking = max_length, thinking
         self.device = bare(objective.model).device
         self._examples: dict[str, list[Example]] = {}
 
@@ -58,6 +66,10 @@ class Probe:
             found = data.load(data.parse_spec(source), 0).rows
             self._examples[source] = encode_all(self.tokenizer, found, self.max_length, self.thinking).examples
         return self._examples[source]
+
+    def weight(self, name: str) -> Float[Tensor, "out in"]:
+        """Of the linear layer of that name, whole."""
+        return self.trained.whole(self.linear(name).weight)
 
     def linear(self, name: str) -> nn.Linear:
         """The linear layer of that name, without what PEFT put around it.
@@ -110,20 +122,20 @@ class Probe:
                 tables[name] = tables[name].addmm_(x.T, x) if name in tables else x.T @ x
 
             self._watch(source, group, see, replies_only=True)
-            found |= {name: _strongest(tables.pop(name), self.linear(name).weight, k) for name in group}
+            found |= {name: _strongest(tables.pop(name), self.weight(name), k) for name in group}
         return found
 
     def gradients(self, source: str, sites: Sites) -> dict[str, tuple[Tensor, ...]]:
         """Of the rows' mean loss a token: for each site of A and B, or of W where that moves; float32."""
-        wanted = {name: moved(site) if site.rank else (self.linear(name).weight,) for name, site in sites.items()}
+        live = {id(copy): p for p, copy in zip(self.trained.live, self.trained.master, strict=True)}
+        wanted = {name: [live[id(p)] for p in site.moved()] for name, site in sites.items()}
         leaves = [p for ps in wanted.values() for p in ps]
         found = self.examples(source)
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in leaves]
+        sums = [torch.zeros((), device=self.device) for _ in leaves]
         with self._evaluating():
             for members in rows([length(e) for e in found], MAX_ROW[self.device.type]):
                 loss = self.objective(pack([found[i] for i in members]).to(self.device))
-                for total, part in zip(sums, torch.autograd.grad(loss, leaves), strict=True):
-                    total += part
+                sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
         tokens, left = sum(len(e.completion) for e in found), iter(sums)
         return {name: tuple(next(left) / tokens for _ in ps) for name, ps in wanted.items()}
 
@@ -137,7 +149,7 @@ class Probe:
         """The names, in groups whose tables fit `TABLE_BYTES`."""
         group, room = list[str](), TABLE_BYTES
         for name in names:
-            size = 8 * min(self.linear(name).weight.shape) ** 2
+            size = 8 * min(self.linear(name).in_features, self.linear(name).out_features) ** 2
             if group and size > room:
                 yield group
                 group, room = [], TABLE_BYTES
@@ -150,24 +162,28 @@ class Probe:
     def _watch(self, source: str, names: Sequence[str], see: Callable[[str, Tensor], None], replies_only: bool) -> None:
         """Call `see` with the name of a module and what enters it, (tokens, in) in float32, for every example."""
         inner = bare(self.objective.model)
-        first = 0
+        part = slice(None)
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _, entered: see(name, entered[0][0, first:].float())
+            return lambda _, entered: see(name, entered[0][0, part].float())
 
         handles = [inner.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
             with self._evaluating():
                 for e in self.examples(source):
-                    first = len(e.prompt) if replies_only else 0
-                    ids = torch.tensor([e.prompt + e.completion], device=self.device)
-                    inner.get_decoder()(input_ids=ids, use_cache=False)  # without a layout, layers run unfused
+                    part = slice(len(e.prompt) if replies_only else 0, len(e.prompt) + len(e.completion))
+                    if self.objective.direct:
+                        ids = torch.tensor([e.prompt + e.completion], device=self.device)
+                        inner.get_decoder()(input_ids=ids, use_cache=False)  # without a layout, layers run unfused
+                    else:  # sharded weights come together on the way through the whole; its last token is not run
+                        self.objective(pack([replace(e, completion=[*e.completion, 0])]).to(self.device))
         finally:
             for handle in handles:
                 handle.remove()
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
+        self.trained.publish()
         training = self.objective.training
         self.objective.eval()
         try:
@@ -195,19 +211,14 @@ def needed(probe: object, by: str) -> Probe:
     return probe
 
 
-def moved(site: Site) -> tuple[Tensor, ...]:
-    """The tensors of a site that the optimiser moves."""
-    return (site.a, site.b) if site.rank else (site.weight,)
-
-
 def bind(chosen: Methods, model: nn.Module, trained: Weights) -> Attached:
-    """The methods on what is trained: LoRA, or whole weights where all of them can.
+    """The methods on what is trained, as they shall see it: LoRA, or whole weights where all of them can.
 
     Raises:
         UserError: There is nothing for them to act on.
     """
     if isinstance(model, PeftModel) or not all(b.method.whole for b in chosen.bound):
-        return chosen.on(model)
+        return Attached([(method, trained.sites(sites)) for method, sites in chosen.on(model).parts])
     return Attached([(b.method, _whole_sites(model, trained, b.only)) for b in chosen.bound])
 
 

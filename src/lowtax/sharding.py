@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from lowtax import models
 from lowtax.errors import UserError
-from lowtax.methods import Methods, moments
+from lowtax.methods import Methods
 from lowtax.objective import bare
 from lowtax.zero import fill_sizes
 
@@ -46,18 +46,9 @@ def loader(acc: Accelerator) -> Callable[[str, str], PreTrainedModel]:
 
 def refuse(acc: Accelerator, chosen: Methods, ref: str) -> None:
     """UserError for methods, and for a model, that cannot be trained this way."""
-    if sharded(acc) and chosen:
-        raise UserError("Methods read whole weights, which sharding (ZeRO-3, FSDP) takes apart: use ZeRO-2 or less.")
     if sharded(acc) and acc.deepspeed_plugin and ref.endswith(".gguf"):
         raise UserError(
             f"ZeRO-3 shards weights while it reads them, which no GGUF file allows (found {ref!r}): use ZeRO-2."
-        )
-    kinds = [type(bound.method) for bound in chosen.bound]
-    changing = [kind.__name__ for kind in kinds if not {"after_backward", "after_step"}.isdisjoint(moments(kind))]
-    if acc.deepspeed_plugin and changing:
-        raise UserError(
-            f"{changing[0]} changes gradients or weights at each step, which DeepSpeed keeps in buffers of its own: "
-            "launch this arm without --ds_config."
         )
     if chosen and _in_float16(acc):
         raise UserError("Methods need adapters in float32, which float16 training rounds: set precision to bfloat16.")
@@ -78,12 +69,80 @@ def whole(acc: Accelerator, p: Tensor) -> Tensor:
     return p.full_tensor() if isinstance(p, DTensor) else p
 
 
-def fit(acc: Accelerator, model: nn.Module) -> None:
+@torch.no_grad()
+def as_live(p: Tensor) -> Tensor:
+    """A parameter, moved or frozen, whole and as the model has it. All processes ask for it together."""
+    if "ds_id" in vars(p):  # ZeRO-3's
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([p]):
+            return p.detach().clone()
+    p = p.detach()
+    return p.full_tensor() if isinstance(p, DTensor) else p
+
+
+@torch.no_grad()
+def whole_gradient(acc: Accelerator, p: Tensor) -> Tensor:
+    """The gradient of a trained parameter, averaged over processes, whole, in float32. All ask for it together."""
+    if acc.deepspeed_plugin:
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(p).float()  # type: ignore[no-any-return]
+    grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+    return grad.float()  # type: ignore[no-any-return, union-attr]
+
+
+@torch.no_grad()
+def set_gradient(acc: Accelerator, p: Tensor, value: Tensor) -> None:
+    """Put a whole gradient, the same in all processes, in the place of what the framework has."""
+    if not acc.deepspeed_plugin:
+        p.grad = _as_kept(p, value)
+    elif "ds_id" in vars(p):
+        from deepspeed.utils import safe_set_local_grad
+
+        safe_set_local_grad(p, _own_part(acc, p, value))
+    elif (whole := getattr(p, "_hp_grad", None)) is not None:  # of ZeRO-1 that adds up bfloat16 gradients in float32
+        whole.copy_(value.view_as(whole))
+    else:
+        p.set_full_hp_grad(value)  # type: ignore[attr-defined]  # DeepSpeed's
+
+
+@torch.no_grad()
+def set_weight(acc: Accelerator, p: Tensor, value: Tensor) -> None:
+    """Put a whole weight, the same in all processes, in the place of what the framework and the model have."""
+    if not acc.deepspeed_plugin:
+        p.copy_(_as_kept(p, value))
+    elif "ds_id" in vars(p):
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        safe_set_local_fp32_param(p, _own_part(acc, p, value))
+        with GatheredParameters([p], modifier_rank=0):
+            p.copy_(value)
+    else:
+        p.set_full_hp_param(value)  # type: ignore[attr-defined]
+        p.copy_(value)
+
+
+def _as_kept(p: Tensor, value: Tensor) -> Tensor:
+    """The value, sharded as FSDP shards the parameter."""
+    return distribute_tensor(value, p.device_mesh, p.placements).to(p.dtype) if isinstance(p, DTensor) else value
+
+
+def _own_part(acc: Accelerator, p: Any, value: Tensor) -> Tensor:
+    """What this process has of it under ZeRO-3, which fills up the last part."""
+    size = p.ds_tensor.numel()
+    flat = nn.functional.pad(value.flatten(), (0, size * acc.num_processes - value.numel()))
+    return flat.narrow(0, size * acc.process_index, size)
+
+
+def fit(acc: Accelerator, model: nn.Module, seen: bool) -> None:
     """Make the weights what the framework can shard, and undo where it computes otherwise than one process.
 
     - ZeRO-3 rounds rotary frequencies to 16 bits as it loads; at position 1,000 that is an angle of its own.
     - DeepSpeed would round adapters too. Beside bfloat16 weights they stay in float32; beside float16 ones its
       optimiser keeps the float32 copies, since only that one scales the loss.
+    - Where methods see the gradients, lowtax clips them.
 
     Raises:
         UserError: accelerate would untie the model's embeddings.
@@ -107,6 +166,8 @@ def fit(acc: Accelerator, model: nn.Module) -> None:
                 exact = type(module)(module.config).get_buffer(name)
                 module.register_buffer(name, exact.to(buffer.device), persistent=False)
     config = acc.deepspeed_plugin.deepspeed_config
+    if seen:
+        config["gradient_clipping"] = 0.0
     config["zero_optimization"] = fill_sizes(config["zero_optimization"], inner.config.get_text_config().hidden_size)
     if _in_float16(acc):
         for p in trained:

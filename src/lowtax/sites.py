@@ -1,8 +1,7 @@
 """One adapted linear layer, y = (W + dW) x, seen as two matrices; the only file that knows how PEFT keeps them.
 
-Under DeepSpeed ZeRO-3 a parameter is empty except while its module's forward runs. Methods then work on adapters that
-stay whole: `stage3_param_persistence_threshold` above the size of the largest factor keeps them on every device. W is
-needed in `prepare` only, and must be gathered there, one site at a time (`deepspeed.zero.GatheredParameters`).
+Where a framework keeps weights in parts, A and B are whole float32 copies in every process, and W is gathered each time
+it is asked for (`lowtax.gathered`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +20,10 @@ ADAPTER = "default"
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """W is frozen; dW = scale * B @ A is what training moves, and A and B are its live parameters.
+    """W is frozen; dW = scale * B @ A is what training moves. Where whole weights are trained, rank is 0 and W moves.
 
-    `kept` is W, or what reads it: of an adapter on disk, W is read anew each time it is asked for, and not held.
+    `kept` is W, or what reads it: of an adapter on disk, or of a sharded model, W is read anew each time it is asked
+    for, and not held.
     """
 
     name: str
@@ -62,11 +62,12 @@ class Site:
         """||dW||_F^2 = scale^2 * trace(B'B AA'), from two (rank, rank) matrices."""
         return self.scale**2 * ((self.b.T @ self.b) * (self.a @ self.a.T)).sum()
 
-    def grads(self) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]] | None:
-        """The gradients of A and B, to be changed in place.
+    def moved(self) -> tuple[Tensor, ...]:
+        """The tensors that the optimiser moves: A and B, or W."""
+        return (self.a, self.b) if self.rank else (self.weight,)
 
-        None before the first backward pass, and under DeepSpeed's ZeRO, which keeps gradients in its own buffers.
-        """
+    def grads(self) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]] | None:
+        """The gradients of A and B, to be changed in place; None before the first backward pass."""
         if self.a.grad is None or self.b.grad is None:
             return None
         return self.a.grad, self.b.grad

@@ -21,6 +21,7 @@ from lowtax.adapt import adapt, first_trained_layer
 from lowtax.checkpoints import Checkpoint, Store, Weights
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
+from lowtax.gathered import Copies
 from lowtax.job import Job as Job
 from lowtax.modelcard import model_card
 from lowtax.objective import bare, layers_from, prepared
@@ -103,7 +104,7 @@ class _Run:
         if warning := chat.stop_warning(self.tokenizer, models.stop_tokens(loaded, self.tokenizer)):
             self.say(f"  {warning}")
         self.model = adapt(loaded, job.placement, job.model)
-        sharding.fit(self.acc, self.model)
+        sharding.fit(self.acc, self.model, bool(chosen))
         if job.execution.gradient_checkpointing:
             loaded.gradient_checkpointing_enable({"use_reentrant": False})
         examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
@@ -126,13 +127,18 @@ class _Run:
         self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
         if framework:
             self.weights = Weights.of(self.model, own_masters=False)  # FSDP has put shards in their place
-        self.methods = bind(chosen, self.model, self.weights)
-        self.probe: Any = Probe(self.objective, self.tokenizer, self.settings.max_length, job.thinking)
+        by_copies = framework and chosen
+        self.seen = Copies.made(self.acc, self.wrapped, self.model) if by_copies else self.weights
+        self.methods = bind(chosen, self.model, self.seen)
+        self.probe: Any = Probe(self.objective, self.seen, self.tokenizer, self.settings.max_length, job.thinking)
         self.store = Store(self.out, self.acc, self.wrapped, self.weights)
 
     def _load_state(self) -> None:
         found = self.store.load_state(self.optimizer)
+        self.seen.take()
         self.states = self.methods.prepare(self.probe, None if found is None else found[1])
+        if found is None:
+            self.seen.publish()
         self.trainable -= self.methods.held(self.states)
         if found is None:
             return
@@ -189,23 +195,23 @@ class _Run:
         lr = settings.lr * schedule(self.step, self.total, settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, penalty = self._gradients(batch)
+        loss = self._gradients(batch)
+        self.seen.gather_gradients()
+        penalty = self.methods.add_penalty(self.states)
         self.methods.after_backward(self.states)
-        norm = float(self.acc.clip_grad_norm_(self.weights.master, settings.max_grad_norm) or 0.0)
+        norm = self.seen.clip(self.acc, settings.max_grad_norm)
         if self.optimizer.step_was_skipped and math.isfinite(loss):
             norm = 0.0  # float16: the gradient overflowed, and DeepSpeed lowers its loss scale
         if not math.isfinite(loss + penalty + norm):
             raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.weights.publish()
+        self.seen.step(self.optimizer)
         self.step += 1
-        self.methods.after_step(self.states, self.probe, self.step, self.weights.publish)
+        self.methods.after_step(self.states, self.probe, self.step, self.seen.publish)
         tokens = sum(length(self.examples[i]) for i in batch)
         return {"loss": loss, "penalty": penalty, "lr": lr, "grad_norm": norm, "tokens": tokens}
 
-    def _gradients(self, batch: list[int]) -> tuple[float, float]:
-        """Gradients of the batch's mean loss a trained token, plus the methods' penalty; returns both."""
+    def _gradients(self, batch: list[int]) -> float:
+        """Gradients of the batch's mean loss a trained token; returns it."""
         while True:
             try:
                 return self._backward(batch)
@@ -215,11 +221,10 @@ class _Run:
                 short = str(error).splitlines()[0]
             self._halve_rows(batch, short)
 
-    def _backward(self, batch: list[int]) -> tuple[float, float]:
+    def _backward(self, batch: list[int]) -> float:
         torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 4_093 + self.rank)
         n_targets = sum(len(self.examples[i].completion) for i in batch)
         total = torch.zeros((), device=self.acc.device)
-        penalty = 0.0
         shares = self._shares(batch)
         for number, members in enumerate(shares, 1):
             last = number == len(shares)
@@ -229,13 +234,10 @@ class _Run:
                 loss = self._loss(row) * (bool(members) / n_targets)
                 total += loss.detach()
                 loss = loss * self.world  # gradients are averaged over processes; the mean is over all tokens
-                if last:
-                    extra = self.methods.penalty(self.states)
-                    loss, penalty = loss + extra, float(torch.as_tensor(extra).detach())
-                self.acc.backward(loss)
+                self.seen.backward(self.acc, loss, last)
             if last or self.world == 1:  # in float32 from row to row, where no other process waits for them
                 self.weights.hand_over_gradients()
-        return float(self.acc.reduce(total)), penalty
+        return float(self.acc.reduce(total))
 
     def _loss(self, row: Row) -> torch.Tensor:
         if self.prefix is None:

@@ -5,7 +5,7 @@ A specification is a mapping such as `{name: orthogonal, only: [down_proj], beta
 
     methods = load_all(specs).on(model)
     states = methods.prepare(probe)            # once; saved with the checkpoint, and given back as `saved`
-    loss = loss + methods.penalty(states)      # each step, once for all of its rows
+    methods.add_penalty(states)                # each step, once for all of its rows, after the loss's gradients
     methods.after_backward(states)             # each step, before the optimiser's
     methods.after_step(states, probe, step, publish)    # each step, after the optimiser's
 
@@ -14,7 +14,7 @@ An `Edit` (`lowtax.edit`) has two moments, on an adapter that is trained: `edit(
 The docstring of a module names the source of its method in the second paragraph; one that begins with `Departures:`
 says where we depart from it, and `Fails:` where it is undefined, does nothing or does harm (docs/methods.md).
 
-What ZeRO does to weights and gradients is said in `lowtax.sites`.
+Where ZeRO or FSDP keep weights and gradients in parts, methods see whole copies (`lowtax.gathered`).
 """
 
 import sys
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -121,6 +122,18 @@ class Attached:
     def penalty(self, states: list[State]) -> Float[Tensor, ""] | float:
         """What is added to the loss; 0.0 if no method has a penalty."""
         return sum((method.penalty(sites, state) for method, sites, state in self._each(states)), start=0.0)
+
+    def add_penalty(self, states: list[State]) -> float:
+        """Add the gradients of the penalties to those of the loss; returns the penalties' sum."""
+        found = self.penalty(states)
+        if isinstance(found, Tensor) and found.requires_grad:
+            moved = list(
+                {id(p): p for _, sites in self.parts for site in sites.values() for p in site.moved()}.values()
+            )
+            for p, grad in zip(moved, torch.autograd.grad(found, moved, allow_unused=True), strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+        return float(torch.as_tensor(found).detach())
 
     def after_backward(self, states: list[State]) -> None:
         """Let each method change the gradients."""

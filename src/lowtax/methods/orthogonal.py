@@ -57,7 +57,7 @@ class Orthogonal(Method):
         for name, site in sites.items():
             state[name] = self._span(site.weight, k)
             if self.as_published:
-                k = min(k, *site.weight.shape, site.rank)
+                k = min(k, len(site.b), site.a.shape[1], site.rank)
         return state
 
     def penalty(self, sites: Sites, state: dict[str, Span]) -> Float[Tensor, ""]:

@@ -20,8 +20,8 @@ What each published method does, where it is from, where the code here departs f
 
 Moments of a training run: `prepare` once, before the first step; `penalty`, a term of the loss; `after_backward`, which
 changes gradients before they are clipped; `after_step`, which changes weights after the optimiser did. A trained
-adapter has two: `prepare` and `edit`. DeepSpeed refuses methods with `after_backward` or `after_step`; sharded weights
-(ZeRO-3, FSDP) refuse all that train.
+adapter has two: `prepare` and `edit`. All of them give the same in one process, data parallel, ZeRO and FSDP2
+([Scaling](scaling.md#methods)).
 
 Whether a method helps a model is for a study to say. A caution for all that look for directions of safety: Ponkshe et
 al. 2025, arXiv:2505.14185, argue that these are not apart from directions that are useful.

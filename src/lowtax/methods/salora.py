@@ -94,7 +94,7 @@ class SaLoRA(Method):
                 f"salora trains half of the placement's rank, and holds its start in the other: rank {site.rank} of "
                 f"{site.name} is odd; give twice the rank you want, and alpha twice as large."
             )
-        out, smallest = site.b.shape[0], min(site.weight.shape)
+        out, smallest = len(site.b), min(len(site.b), site.a.shape[1])
         if self.rank_safety >= out or site.rank // 2 > smallest:
             raise UserError(
                 f"salora: {site.name} has {out} outputs and rank {smallest} at most, too little for rank_safety "

@@ -30,7 +30,7 @@ from torch import Tensor
 from lowtax.linalg import top_singular
 from lowtax.methods import Method
 from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, moved, needed
+from lowtax.probe import Probe, Rows, needed
 from lowtax.sites import Sites
 
 NONE = 1e-6  # of the largest singular value: below it a direction is rounding
@@ -77,8 +77,7 @@ class SPF(Method):
         return f"spf: {conflicts:.0f} of {tested:.0f} gradients conflicted; {share:.1%} of their norm was removed"
 
     def _safety(self, sites: Sites, probe: Probe) -> Kept:
-        chosen = {name: site for name, site in sites.items() if site.weight.ndim == 2}
-        found = probe.gradients(self.safety, chosen)
+        found = probe.gradients(self.safety, _matrices(sites))
         return {f"{name}:{i}": self._span(G) for name, parts in found.items() for i, G in enumerate(parts)}
 
     def _span(self, G: Tensor) -> dict[str, Tensor]:
@@ -90,13 +89,12 @@ class SPF(Method):
     def _correct(self, grads: dict[str, Tensor], kept: Kept, counts: Tensor | None = None) -> None:
         """Remove from each gradient the part that conflicts."""
         inner = {key: float((G * kept[key]["gradient"]).sum()) for key, G in grads.items()}
-        both = sum(inner.values())
         for key, G in grads.items():
-            conflicts = (both if self.test == "global" else inner[key]) < 0
+            conflicts = (sum(inner.values()) if self.test == "global" else inner[key]) < 0
             removed = self._part(G, kept[key]) if conflicts else torch.zeros_like(G)
             if counts is not None:
-                found = [1, conflicts, float(G.square().sum()), float(removed.square().sum())]
-                counts += torch.tensor(found).to(counts)
+                sizes = (float(M.square().sum()) for M in (G, removed))
+                counts += torch.tensor([1, conflicts, *sizes]).to(counts)
             G -= removed
 
     @torch.no_grad()
@@ -113,6 +111,10 @@ class SPF(Method):
         return U @ (core if self.projector == "subspace" else torch.diag(core.diagonal().clamp(max=0))) @ V.T
 
 
+def _matrices(sites: Sites) -> Sites:  # and no biases
+    return {name: site for name, site in sites.items() if site.rank or site.weight.ndim == 2}
+
+
 def _tensors(sites: Sites) -> dict[str, Tensor]:
-    """What moves: A and B, or W; not biases."""
-    return {f"{name}:{i}": p for name, s in sites.items() if s.weight.ndim == 2 for i, p in enumerate(moved(s))}
+    """What moves of them: A and B, or W."""
+    return {f"{name}:{i}": p for name, site in _matrices(sites).items() for i, p in enumerate(site.moved())}

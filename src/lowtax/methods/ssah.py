@@ -77,7 +77,7 @@ class SSAH(Method):
     def _units(self, probe: Probe, seconds: list[str]) -> dict[str, Tensor]:
         """By second matrix, the numbers of the units that are held."""
         safety, utility = (probe.variances(rows, seconds) for rows in (self.safety, self.utility))
-        norms = {name: probe.linear(name).weight.detach().double().square().sum(0).cpu() for name in seconds}
+        norms = {name: probe.weight(name).double().square().sum(0).cpu() for name in seconds}
         return {name: self._chosen(safety[name] * norms[name], utility[name] * norms[name]) for name in seconds}
 
     def _chosen(self, safe: Tensor, useful: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _hold(site: Site, second: str, units: Tensor, probe: Probe) -> Held:
     """What a site holds of these units; zero in LoRA's factor."""
     first = site.name.removesuffix(".bias")
     rows = units if first == second else probe.rows_before(first, second, units)
-    held: Held = {"axis": int(first == second), "units": rows.to(site.weight.device)}
+    held: Held = {"axis": int(first == second), "units": rows.to(site.a.device)}
     tensor = _tensor(site, held).detach()
     if site.rank:
         tensor.index_fill_(held["axis"], held["units"], 0)
