@@ -52,23 +52,46 @@ def test_newcombe_changes_sign_with_the_order(one, two):
     assert stats.newcombe_difference(*two, *one) == pytest.approx((-high, -low))
 
 
-def test_paired_bootstrap_is_narrow_where_items_agree():
-    rng = random.Random(0)
-    a = [float(rng.random() < 0.5) for _ in range(200)]
-    b = [x if i % 20 else 1 - x for i, x in enumerate(a)]
-    low, high = stats.paired_bootstrap_difference(a, b, seed=1)
-    wide_low, wide_high = stats.newcombe_difference(round(sum(a)), 200, round(sum(b)), 200)
-    assert low <= (sum(a) - sum(b)) / 200 <= high
-    assert high - low < 0.6 * (wide_high - wide_low)
-    assert stats.paired_bootstrap_difference(a, b, seed=1) == (low, high)
-    assert stats.paired_bootstrap_difference(a, b, seed=2, level=0.8)[0] > low
+def pairs(both, first, second, neither):
+    return [(1, 1)] * both + [(1, 0)] * first + [(0, 1)] * second + [(0, 0)] * neither
 
 
-def test_paired_bootstrap_edges():
-    assert stats.paired_bootstrap_difference([1, 1], [0, 0], seed=0) == (1, 1)
-    assert all(math.isnan(x) for x in stats.paired_bootstrap_difference([], [], seed=0))
-    with pytest.raises(ValueError, match="cannot be paired"):
-        stats.paired_bootstrap_difference([1], [1, 0], seed=0)
+def test_newcombe_paired_known_values():
+    # Newcombe (1998), Statistics in Medicine 17, 2635, method 10.
+    assert stats.newcombe_paired(pairs(36, 12, 2, 0)) == pytest.approx((0.0569, 0.3404), abs=1e-4)
+    assert all(math.isnan(x) for x in stats.newcombe_paired([]))
+
+
+@given(st.tuples(*[st.integers(0, 30)] * 4).filter(any))
+def test_newcombe_paired_is_symmetric_and_never_certain(counts):
+    both, first, second, neither = counts
+    low, high = stats.newcombe_paired(pairs(*counts))
+    value = (first - second) / sum(counts)
+    assert -1 <= low <= value <= high <= 1
+    assert high - low > 0
+    turned = stats.newcombe_paired(pairs(both, second, first, neither))
+    assert turned == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize(("n", "lost", "won"), [(30, 0.03, 0.01), (30, 0.1, 0.0), (100, 0.03, 0.01), (100, 0.05, 0.02)])
+def test_a_paired_interval_covers_the_truth_where_few_answers_change(n, lost, won):
+    luck, held = random.Random(7), 0
+    for _ in range(400):
+        found = []
+        for _ in range(n):
+            right = luck.random() < 0.9
+            found.append((right, luck.random() >= lost if right else luck.random() < won * 9))
+        base, arm = ({str(i): [float(pair[k])] for i, pair in enumerate(found)} for k in (0, 1))
+        _, low, high = stats.tax([(base, {0: arm})], resamples=2)
+        held += low <= 0.9 * lost - 0.9 * won <= high
+    assert held / 400 >= 0.94
+
+
+def test_mcnemar():
+    assert stats.mcnemar(0, 0) == 1
+    assert stats.mcnemar(8, 0) == pytest.approx(2 / 256)
+    assert stats.mcnemar(1, 12) == stats.mcnemar(12, 1) == pytest.approx(2 * 14 / 2**13)
+    assert stats.mcnemar(5, 5) == 1
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -194,7 +217,10 @@ def test_the_tax_does_not_depend_on_order():
 def test_an_arm_like_the_base_has_no_tax_and_a_tax_is_bounded(questions, seeds, samples, number):
     luck = random.Random(number)
     base = draw([0.5] * questions, luck, samples)
-    assert stats.tax([(base, dict.fromkeys(range(seeds), base))], resamples=50) == (0.0, 0.0, 0.0)
+    value, low, high = stats.tax([(base, dict.fromkeys(range(seeds), base))], resamples=50)
+    assert value == 0
+    assert low == pytest.approx(-high)
+    assert low < 0  # that no answer changed does not say that none can
     arm = {s: draw([0.5] * questions, luck, samples) for s in range(seeds)}
     value, low, high = stats.tax([(base, arm)], resamples=50)
     assert -1 <= value <= 1

@@ -137,12 +137,22 @@ app.command(context_settings=cli_tasks.LM_EVAL_SETTINGS)(cli_tasks.lm_eval)
 
 
 @app.command()
-def compare(folder: Folder) -> None:
+def compare(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
+    ] = None,
+) -> None:
     """Judge and grade what is stored, and write table.json, table.md and frontier.png.
 
-    Example: lowtax compare runs/quickstart
+    Example: lowtax compare runs/quickstart --against lora_r16_mlp
     """
     with study(folder) as work:
+        if against is not None:
+            from lowtax import paired
+
+            print(paired.markdown(paired.against(work, against), against))
+            return
         work.compare()
     _show(folder)
 

@@ -42,16 +42,32 @@ def newcombe_difference(k1: int, n1: int, k2: int, n2: int, level: float = 0.95)
     return p1 - p2 - below, p1 - p2 + above
 
 
-def paired_bootstrap_difference(
-    a: Sequence[float], b: Sequence[float], *, seed: int, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval for mean(a - b), where a[i] and b[i] are of the same item."""
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
-    if not a:
+def newcombe_paired(pairs: Sequence[tuple[float, float]], level: float = 0.95) -> tuple[float, float]:
+    """Newcombe's interval (1998, paired data, method 10) for the difference of two rates on the same items.
+
+    A pair is what two subjects did on an item, 0 or 1 each. Where they never differed it still has a width.
+    """
+    n = len(pairs)
+    if n == 0:
         return NAN, NAN
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    return _percentiles(_draws(len(a), seed, resamples) @ difference / len(a), level)
+    one, two, both = sum(a == 1 for a, _ in pairs), sum(b == 1 for _, b in pairs), sum(a == b == 1 for a, b in pairs)
+    p, q = one / n, two / n
+    (low_p, high_p), (low_q, high_q) = wilson(one, n, level), wilson(two, n, level)
+    together: float = both * n - one * two  # the difference of the table's products of diagonals
+    together = max(together - n / 2, 0.0) if together > 0 else together
+    spread = math.sqrt(one * (n - one) * two * (n - two))
+    phi = together / spread if spread else 0.0
+    return p - q - _apart(p - low_p, high_q - q, phi), p - q + _apart(high_p - p, q - low_q, phi)
+
+
+def _apart(a: float, b: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, a * a - 2 * correlation * a * b + b * b))
+
+
+def mcnemar(first: int, second: int) -> float:
+    """Exact two-sided p value of items where only the first, or only the second succeeded, if both were as likely."""
+    n, least = first + second, min(first, second)
+    return min(1.0, sum(math.comb(n, k) for k in range(least + 1)) / 2.0 ** (n - 1))
 
 
 def cluster_interval(
@@ -75,13 +91,17 @@ def cluster_interval(
 
 def mean_interval(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """Mean of several independent (value, low, high), with an interval: the distances to the ends add in squares."""
-    t = len(rates)
-    if t == 0:
-        return NAN, NAN, NAN
-    mean = sum(value for value, _, _ in rates) / t
-    below = math.hypot(*(value - low for value, low, _ in rates)) / t
-    above = math.hypot(*(high - value for value, _, high in rates)) / t
-    return mean, max(0.0, mean - below), min(1.0, mean + above)
+    return _summed(rates, 0.0) if rates else (NAN, NAN, NAN)
+
+
+def _summed(found: Sequence[tuple[float, float, float]], least: float) -> tuple[float, float, float]:
+    mean = sum(value for value, _, _ in found) / len(found)
+    below = math.hypot(*(value - low for value, low, _ in found)) / len(found)
+    above = math.hypot(*(high - value for value, _, high in found)) / len(found)
+    return mean, max(least, mean - below), min(1.0, mean + above)
+
+
+Task = tuple[Mapping[int, Outcomes], Mapping[int, Outcomes]]  # two subjects by training seed, on the same questions
 
 
 def tax(
@@ -91,40 +111,70 @@ def tax(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """What an arm lost: mean over tasks of base minus arm on the same questions, with a bootstrap interval.
+    """What an arm lost: mean over tasks of base minus arm on the same questions, with an interval (`difference`).
 
-    A task is (base, arm by training seed), both as question -> outcomes over samples. The estimate: the outcomes of a
-    question are averaged, the arm's average is subtracted from the base's, and these differences are averaged over
-    seeds and questions, then over tasks. Seeds that lack a task are left out, as are questions that the base or one of
-    the seeds did not answer; where nothing is left, all three are nan.
+    A task is (base, arm by training seed), both as question -> outcomes over samples.
+    """
+    pairs = [(dict.fromkeys(arm, base), arm) for base, arm in tasks]
+    return difference(pairs, seed=seed, resamples=resamples, level=level)
 
-    A resample draws the arm's training seeds with replacement, for all tasks together, and inside them, for each task,
-    the questions with all their samples; the same questions for base and arm and for all drawn seeds, because a
-    question is hard for all of them. Draws of n things are widened by sqrt(n / (n - 1)), so that their variance is not
-    short of the true one (Rao and Wu 1988); the interval is the percentiles'. With one seed only questions are drawn:
-    how much another training seed would change is then not covered. Where base and arm never differ it has no width.
+
+def difference(
+    tasks: Sequence[Task], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean over tasks of one subject minus another on the same questions, with an interval.
+
+    The estimate: the outcomes of a question are averaged, those of the second are subtracted from those of the first,
+    seed by seed, and these differences are averaged over seeds and questions, then over tasks. Seeds that lack a task
+    are left out, as are questions that one side or one of the seeds did not answer; where nothing is left, all three
+    are nan.
+
+    Of one seed and one sample a question, the interval is Newcombe's (`newcombe_paired`), and over tasks the distances
+    to its ends add in squares. Else it is a bootstrap. A resample draws the training seeds with replacement, for all
+    tasks together, and inside them, for each task, the questions with all their samples; the same questions for both
+    sides and for all drawn seeds, because a question is hard for all of them. Draws of n things are widened by
+    sqrt(n / (n - 1)), so that their variance is not short of the true one (Rao and Wu 1988); the interval is the
+    percentiles'. A task on which nothing ever differed, of which a bootstrap would claim certainty, adds what Wilson's
+    interval says of no change in as many questions. With one seed only questions are drawn: how much another training
+    seed would change is then not covered.
     """
     rng = np.random.default_rng(seed)
-    seeds = sorted(set.intersection(*({s for s in arm if arm[s]} for _, arm in tasks))) if tasks else []
+    common = [sorted(s for s in one.keys() & two.keys() if one[s] and two[s]) for one, two in tasks]
+    seeds = sorted(set(common[0]).intersection(*common)) if common else []
     drawn, values, draws = _weights(len(seeds), rng, resamples), [], np.zeros(resamples)
-    for base, arm in tasks:
-        lost = [_lost(base, arm[s]) for s in seeds]
+    exact, unchanged = list[tuple[float, float, float]](), list[float]()
+    for one, two in tasks:
+        lost = [_lost(one[s], two[s]) for s in seeds]
         questions = sorted(set.intersection(*map(set, lost))) if lost else []
         if not questions:
             return NAN, NAN, NAN
         table = np.array([[found[q] for q in questions] for found in lost])
         values.append(float(table.mean()))
         draws += np.einsum("rq,rq->r", drawn @ table, _weights(len(questions), rng, resamples)) / table.size
+        if len(seeds) == 1 and (pairs := _single(one[seeds[0]], two[seeds[0]], questions)):
+            exact.append((values[-1], *newcombe_paired(pairs, level)))
+        if not table.any():
+            unchanged.append(wilson(0, len(questions), level)[1])
     if not values:
         return NAN, NAN, NAN
+    value = sum(values) / len(values)
+    if len(exact) == len(values):
+        return _summed(exact, -1.0)
     low, high = _percentiles(draws / len(values), level)
-    return sum(values) / len(values), max(-1.0, low), min(1.0, high)
+    more = math.hypot(*unchanged) / len(values)
+    return value, max(-1.0, value - math.hypot(value - low, more)), min(1.0, value + math.hypot(high - value, more))
 
 
-def _lost(base: Outcomes, arm: Outcomes) -> dict[str, float]:
-    """Base minus arm for every question that both answered."""
-    both = [q for q in base if base[q] and arm.get(q)]
-    return {q: sum(base[q]) / len(base[q]) - sum(arm[q]) / len(arm[q]) for q in both}
+def _single(one: Outcomes, two: Outcomes, questions: Sequence[str]) -> list[tuple[float, float]]:
+    """What both did on each question, where each answered it once, rightly or not; else nothing."""
+    found = [(*one[q], *two[q]) for q in questions]
+    return found if all(len(pair) == 2 and {*pair} <= {0, 1} for pair in found) else []  # type: ignore[return-value]
+
+
+def _lost(one: Outcomes, two: Outcomes) -> dict[str, float]:
+    """One minus two for every question that both answered."""
+    both = [q for q in one if one[q] and two.get(q)]
+    return {q: sum(one[q]) / len(one[q]) - sum(two[q]) / len(two[q]) for q in both}
 
 
 def _weights(n: int, rng: np.random.Generator, resamples: int) -> np.ndarray:
