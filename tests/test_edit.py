@@ -207,7 +207,7 @@ class Broken(Edit):
 class Curious(Edit):
     '''Wants to run the model.'''
     def prepare(self, sites, probe):
-        return probe.activations(["hello"])
+        return probe.variances("builtin:refusals,n=2", list(sites))
 """
 
 
@@ -221,7 +221,12 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
         ({"name": "orthogonal", "beta": 1}, new, {}, "'orthogonal' acts in training"),
         ({"name": "project", "only": ["gate"]}, new, {}, "'gate' matches no module"),
         ({"name": f"{tmp_path}/own.py:Broken"}, new, {}, "not finite"),
-        ({"name": f"{tmp_path}/own.py:Curious"}, new, {}, "looks at activations"),
+        (
+            {"name": f"{tmp_path}/own.py:Curious"},
+            new,
+            {},
+            "asks for the variances of a running model, and an edit sees weights alone",
+        ),
         ({"name": "interpolate", "to": str(tmp_path / "none"), "at": 1}, new, {}, "not a PEFT adapter folder"),
         ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),
         ({"name": "scale", "by": 2}, new, {"base": small}, "stores no matrix"),

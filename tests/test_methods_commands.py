@@ -151,7 +151,7 @@ def test_an_edit_in_training_is_refused(aligned: str):
 def test_the_probe_of_an_edit_reads_checkpoints_and_runs_nothing(aligned: str):
     assert OnDisk().weights(aligned)["model.layers.1.mlp.up_proj"].shape == (64, 32)
     with pytest.raises(UserError, match="gradients"):
-        OnDisk().gradients(["hello"])
+        OnDisk().gradients("builtin:refusals,n=2", {})
 
 
 def app() -> typer.Typer:

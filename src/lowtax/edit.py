@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lowtax import __version__, methods
 from lowtax.adapterfile import Adapter, read_adapter, write_adapter
@@ -47,17 +46,10 @@ class Edited:
 class OnDisk:
     """The probe of an edit: other checkpoints can be read, but nothing is run."""
 
-    def activations(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Not known without running the model."""
-        raise UserError(
-            "This method looks at activations, and `lowtax edit` runs no model: put it under methods of a recipe."
-        )
-
-    def gradients(self, prompts: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Not known without running the model."""
-        raise UserError(
-            "This method looks at gradients, and `lowtax edit` runs no model: put it under methods of a recipe."
-        )
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise UserError(f"This method asks for the {name} of a running model, and an edit sees weights alone.")
 
     def weights(self, model: str) -> Weights:
         """The matrices of another checkpoint, read as they are asked for."""
