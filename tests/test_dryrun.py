@@ -7,18 +7,20 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from datahub import cached
 from huggingface_hub import constants
 from rich.console import Console
 from test_study import write_recipe
 
-from lowtax import builtin, cli, dryrun_show, study
+from lowtax import builtin, checkpoints, cli, dryrun_show, models, study
 from lowtax.adapt import touched
-from lowtax.dryrun import plan
+from lowtax.dryrun import Plan, plan
 from lowtax.dryrun_cost import (
     ASSUMED,
     CARDS,
@@ -28,17 +30,15 @@ from lowtax.dryrun_cost import (
     multiplied,
     resume_bytes,
     sampling_hours,
-    settings,
     training_flops,
     training_hours,
 )
 from lowtax.dryrun_model import KNOWN, Model
-from lowtax.dryrun_plan import Plan
-from lowtax.dryrun_sources import Looked
+from lowtax.dryrun_sources import Looked, offline
 from lowtax.errors import UserError
 from lowtax.placement import parse_mode
-from lowtax.recipe import Arm, load
-from lowtax.records import read_json
+from lowtax.recipe import Arm, Execution, load
+from lowtax.records import read_json, write_json
 from lowtax.shapes import MLP, SHAPES, Lora, Shape
 from lowtax.zero import ds_config
 
@@ -60,7 +60,7 @@ def tiny_study(folder: Path, model: Path) -> Path:
     own = [{"source": str(folder / "more.jsonl")}, {"source": "builtin:ordinary", "n": 12, "answers": "self"}]
     epochs = {"epochs": 1.5, "checkpoint_epochs": 0.6}
     arms = {
-        "full": {"mode": "full", "data": own, "train": {"steps": 6, "checkpoint_steps": 4}},
+        "full": {"mode": "full", "data": own, "train": {"steps": 7, "checkpoint_steps": 2}},
         "r1": {"mode": "lora_up_proj_only_from1_to1_r1", "train": epochs},
         "r2": {
             "mode": "lora_mlp_r2",
@@ -74,11 +74,24 @@ def tiny_study(folder: Path, model: Path) -> Path:
         engine="fake",
         train={"batch_size": 2, "validation": 1, "max_length": 200},
         arms=arms,
-        edited={"half": {"of": "r1", "edits": [{"name": "scale", "by": 0.5}], "checkpoints": "all"}},
+        edited={
+            "half": {"of": "r1", "edits": [{"name": "scale", "by": 0.5}], "checkpoints": "all"},
+            "between": {"of": "r1", "edits": [{"name": "interpolate", "to": "arm:r2", "at": 0.5}]},
+        },
         sampling=sampling,
         harmful=[{"source": "builtin:harmful", "split": "test", "n": n} for n in (3, 2)],
         tasks={"sums": task, "again": task},
     )
+
+
+STATES: dict[str, list[int]] = {}  # arm -> bytes of all states of its run, whenever one has been written
+
+
+def weighed(path: Path, values: object) -> None:
+    """Write what ends a state, and weigh it with those beside it."""
+    write_json(path, values)
+    run = path.parents[1]
+    STATES.setdefault(run.parent.name, []).append(sum(file.stat().st_size for file in run.glob(".state*/own.pt")))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +103,9 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Pl
     planned = plan(load(path))
     assert sorted(folder.rglob("*")) == before
     own = study.Study(load(path), folder / "out", lambda text: None)
-    own.train()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoints, "write_json", weighed)
+        own.train()
     own.edit()
     own.sample([*own.reply_sheets().values(), *own.answer_sheets().values()])
     assert planned.subjects == len(own.subjects())
@@ -111,11 +126,11 @@ def test_an_arm_trains_as_planned(both: tuple[Plan, Path]):
             assert arm.trained.parameters == card["trainable_parameters"]
             tokens = sum(step["tokens"] for step in steps)
             if arm.name == "full":  # its own answers are drawn by the run: what is planned is a bound
-                assert (asked.known, asked.steps_known, asked.tokens_known) == ("at most", "counted", "at most")
+                assert asked.known == ("at most", "counted", "counted", "at most")
                 assert asked.rows == 11 + 12 - 1 >= card["job"]["rows"]["n"] - 1
                 assert asked.tokens >= tokens
                 continue
-            assert (asked.known, asked.steps_known, asked.tokens_known) == ("counted", "counted", "counted")
+            assert set(asked.known) == {"counted"}
             assert asked.tokens == tokens
             assert asked.rows == card["job"]["rows"]["n"] - 1  # one is held out
     assert planned.arms[2].runs[0].rows == 11 + 5 - 1  # of the chats as many as the ratio leaves
@@ -127,7 +142,7 @@ def ids(path: Path) -> set[str]:
 
 def test_the_replies_are_as_many_as_planned(both: tuple[Plan, Path]):
     planned, out = both
-    found = {(sheet.kind, sheet.name): sheet for sheet in planned.asked.sheets}
+    found = {(sheet.kind, sheet.name): sheet for sheet in planned.sheets}
     files = {
         ("own answers", "builtin_ordinary"): "data/builtin_ordinary.jsonl",
         ("harmful", "builtin:harmful, builtin:harmful"): "replies/harmful.jsonl",
@@ -141,8 +156,8 @@ def test_the_replies_are_as_many_as_planned(both: tuple[Plan, Path]):
         assert found[key].known == "counted"
     assert found["harmful", "builtin:harmful, builtin:harmful"].prompts == 3  # the second entry repeats the first
     drawn = set[str]().union(*(ids(out / file) for file in files.values()))
-    assert planned.asked.requests == len(drawn) < sum(sheet.requests for sheet in planned.asked.sheets)
-    assert planned.asked.tokens == TOKENS * planned.asked.requests
+    assert planned.requests == len(drawn) < sum(sheet.requests for sheet in planned.sheets)
+    assert planned.tokens == TOKENS * planned.requests
     harmful, ordinary = (len(ids(out / f"replies/{kind}.jsonl")) for kind in ("harmful", "ordinary"))
     assert planned.verdicts == 3 * harmful + ordinary  # the answer, the thought and both
 
@@ -154,6 +169,25 @@ def test_the_disk_is_what_checkpoints_take(both: tuple[Plan, Path]):
         header = 2500 * arm.checkpoints
         assert arm.disk is not None
         assert arm.disk <= taken <= arm.disk + header
+
+
+def test_the_states_of_a_run_under_way_take_what_is_said(both: tuple[Plan, Path]):
+    for arm in both[0].arms:
+        assert arm.meanwhile is not None
+        states = min(arm.runs[0].checkpoints - 1, 2)
+        assert states == {"full": 2, "r1": 1, "r2": 1}[arm.name]
+        assert arm.meanwhile <= max(STATES[arm.name]) <= arm.meanwhile + 20_000 * states
+
+
+def test_hours_are_those_of_what_is_drawn(both: tuple[Plan, Path]):
+    planned = both[0]
+    assert [sheet.name for sheet in planned.sheets if sheet.repeated] == ["sums"]
+    once = replace(planned, sheets=[sheet for sheet in planned.sheets if not sheet.repeated])
+    assert (once.requests, once.sampling(), once.sampling_flops) == (
+        planned.requests,
+        planned.sampling(),
+        planned.sampling_flops,
+    )
 
 
 # --- the recipes that are shipped
@@ -236,8 +270,32 @@ def test_data_in_the_hubs_cache_is_counted(cut_off: Path):
     planned = plan(load(RECIPES / "paper_7b.yaml"))
     assert not any("direct-refusal" in line or "strongreject" in line for line in planned.missing)
     full = planned.arms[0].runs[0]
-    assert (full.rows, full.steps, full.known, full.tokens_known) == (7, 18, "counted", "at most")
-    assert planned.asked.sheets[0].requests == 2 * planned.subjects
+    assert (full.rows, full.steps, full.known.rows, full.known.tokens) == (7, 18, "counted", "at most")
+    assert planned.sheets[0].requests == 2 * planned.subjects
+
+
+def test_each_seed_draws_own_answers_to_its_own_prompts(cut_off: Path, tmp_path: Path):
+    own = [{"source": "direct-refusal", "n": 90, "answers": "self"}, {"source": "some/prompts", "answers": "self"}]
+    planned = plan(load(write_recipe(tmp_path, Path("some/model"), data=own)))
+    assert [(s.prompts, s.unread, s.requests, s.known) for s in planned.sheets[:2]] == [
+        (180, 180, 180, "stated"),
+        (1000, 1000, 1000, "assumed"),
+    ]
+
+
+def test_checkpoints_are_known_where_nothing_but_the_end_is_saved(cut_off: Path, tmp_path: Path):
+    data, train = [{"source": "some/rows"}], {"epochs": 1, "validation": 1, "patience": 2}
+    seldom, often = (
+        plan(load(write_recipe(tmp_path, Path("some/model"), data=data, train={**train, **more})))
+        for more in ({}, {"checkpoint_steps": 50})
+    )
+    assert {arm.known for arm in seldom.arms} == {("assumed", "assumed", "counted", "assumed")}
+    assert (seldom.subjects_known, seldom.sheets[0].requests_known) == ("counted", "counted")
+    assert (often.subjects_known, often.sheets[0].requests_known, often.sheets[0].known) == (
+        "assumed",
+        "assumed",
+        "counted",
+    )
 
 
 def test_what_nobody_knows_is_assumed_or_left_open(cut_off: Path, tmp_path: Path):
@@ -263,6 +321,14 @@ def test_what_nobody_knows_is_assumed_or_left_open(cut_off: Path, tmp_path: Path
     assert "?125" in shown.get()
 
 
+def test_the_hub_is_offline_meanwhile_and_then_as_before(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with offline():
+        assert (os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE) == ("1", True)
+    assert (os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE) == ("0", False)
+
+
 # --- the arithmetic
 
 
@@ -278,8 +344,9 @@ def test_operations_by_hand():
     assert training_flops(TINY, 10, up, 12, again=True) == 10 * (2 * 364 + 2 * 200 + 72 + 2 * 160)
     tied = Shape(**{**vars(TINY), "tied": True})
     assert multiplied(tied) == multiplied(TINY) == tied.parameters
-    assert training_hours(989e12 * 0.35 * 7200, CARDS["H100"]) == 2
-    assert (checkpoint_bytes(100, 3), resume_bytes(100)) == (1200, 1200)
+    assert (training_hours(989e12 * 0.35 * 7200) or {})["H100"] == 2
+    assert checkpoint_bytes(100, 3) == 1200
+    assert [resume_bytes(100, checkpoints) for checkpoints in (1, 2, 3, 9)] == [0, 1200, 2400, 2400]
 
 
 def test_decoding_by_hand():
@@ -309,9 +376,48 @@ def test_decoding_by_hand():
 )
 def test_the_first_setting_that_fits_is_that_of_the_tables(name: str, lora: Lora | None, says: str):
     """docs/scaling.md has the same for rows of 2,048 tokens a card."""
-    found = first_that_fits(settings(SHAPES[name], lora, "bfloat16", 16, 1024, 2048))
+    found = first_that_fits(SHAPES[name], lora, "bfloat16", 16, 1024, Execution(row_tokens=2048))
     assert found is not None
     assert found.describe() == says
+
+
+def test_a_pass_holds_no_more_examples_than_asked():
+    shape = SHAPES["R1-Distill-Qwen-7B"]
+    lora = Lora(16, MLP, 0, shape.layers - 1)
+    one, two, many = (
+        first_that_fits(shape, lora, "bfloat16", 16, 1024, execution)
+        for execution in (Execution(micro_batch_size=1), Execution(micro_batch_size=2), Execution(row_tokens=2048))
+    )
+    assert one is not None
+    assert two is not None
+    assert two == many
+    assert 2 * one.memory.activations == two.memory.activations
+
+
+def test_methods_are_in_the_memory_of_sharded_training(cut_off: Path, tmp_path: Path):
+    arms = {"free": {"mode": "full"}, "held": {"mode": "full", "methods": [{"name": "ssah"}]}}
+    model, train = Path("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"), {"steps": 1, "batch_size": 2, "max_length": 512}
+    free, held = plan(load(write_recipe(tmp_path, model, precision="bfloat16", train=train, arms=arms))).arms
+    assert free.setting is not None
+    assert held.setting is not None
+    assert free.setting.describe() == "2 GPUs, zero3, checkpointing"
+    assert held.setting.describe() == "2 GPUs, zero3, checkpointing, optimizer on the host"
+    assert held.setting.memory.working - free.setting.memory.working == 8 * 7_615_616_512
+
+
+@pytest.mark.parametrize(("asked", "precision"), [("auto", "bfloat16"), (False, "bfloat16"), (True, "float16")])
+def test_precision_is_that_of_the_cards_which_are_planned_for(
+    asked: object, precision: str, cut_off: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert models.precision("auto") == "float32"
+    (tmp_path / "zero.json").write_text(json.dumps({"fp16": {"enabled": asked}, "zero_optimization": {"stage": 2}}))
+    execution = {"deepspeed": str(tmp_path / "zero.json")}
+    for settings_ in ({"execution": execution}, {}):
+        planned = plan(load(write_recipe(tmp_path, Path("some/model"), precision="auto", **settings_)))
+        assert planned.precision == (precision if settings_ else "bfloat16")
 
 
 def test_a_model_has_its_size_and_its_heads():
@@ -361,6 +467,24 @@ BROKEN: dict[str, tuple[dict[str, object], str]] = {
         "'gate_proj' matches no module with LoRA",
     ),
     "edit that trains": ({"edited": {"e": {"of": "r1", "edits": [{"name": "spf"}]}}}, "acts in training"),
+    "method's rows": (
+        {"arms": {"a": {"mode": "lora_mlp_r1", "methods": [{"name": "spf", "safety": "builtin:chat,n=9999"}]}}},
+        "fewer than the 9999",
+    ),
+    "edit of what is not made": (
+        {
+            "edited": {
+                "e": {
+                    "of": "r1",
+                    "edits": [
+                        {"name": "safe_lora", "aligned": "builtin:smollm2-135m", "number": 1},
+                        {"name": "interpolate", "to": "no/adapter", "at": 0.5},
+                    ],
+                }
+            }
+        },
+        "edited.e: no/adapter is not a PEFT adapter folder",
+    ),
     "file": ({"data": [{"source": "none.jsonl"}]}, "none.jsonl"),
     "no data": ({"data": []}, "has no training data"),
     "rows": ({"data": [{"source": "builtin:chat", "n": 10**6}]}, "fewer than the 1000000"),
@@ -379,6 +503,12 @@ def test_a_broken_recipe_is_refused(name: str, tmp_path: Path, tiny_model: Path)
     path = write_recipe(tmp_path, tiny_model, **changes)
     with pytest.raises(UserError, match=says):
         plan(load(path))
+
+
+def test_rows_that_a_method_looks_at_are_looked_for(cut_off: Path, tmp_path: Path):
+    arms = {"a": {"mode": "lora_mlp_r1", "methods": [{"name": "ssah", "safety": "some/rows,n=8"}]}}
+    planned = plan(load(write_recipe(tmp_path, Path("some/model"), arms=arms)))
+    assert any(line.startswith("some/rows: ") for line in planned.missing)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -166,6 +166,20 @@ def test_layers_below_the_first_trained_one_keep_nothing():
     assert high.activations == 8 * shape.activation(2, ("up_proj",)) * 1000
 
 
+@pytest.mark.parametrize("lora", [None, Lora(4, MLP, 5, 20)])
+@pytest.mark.parametrize("offload", ["none", "all"])
+def test_methods_keep_whole_copies_where_states_are_sharded(lora: Lora | None, offload: str):
+    """In every process, however many there are, and on its GPU wherever the states are."""
+    shape = SHAPES["R1-Distill-Qwen-7B"]
+    trained = lora.parameters(shape) if lora else shape.parameters
+    for stage, copies in {"none": 0, "zero2": 8 * trained, "zero3": 8 * trained, "fsdp2": 8 * trained}.items():
+        for gpus in (2, 8):
+            given_ = {"stage": stage, "gpus": gpus, "lora": lora, "offload": offload}
+            plain, seen = training_memory(shape, **given_), training_memory(shape, methods=True, **given_)
+            assert seen.gpu - plain.gpu == pytest.approx(copies, abs=100)
+            assert seen.host == plain.host
+
+
 def test_buffers_are_no_larger_than_the_model():
     small = training_memory(TINY, stage="zero3", gpus=2)
     assert small.working < 8 * TINY.parameters < 2 * BUCKET

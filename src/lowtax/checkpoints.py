@@ -19,7 +19,7 @@ from lowtax.errors import UserError
 from lowtax.records import read_json, write_json, write_text
 from lowtax.sites import Sites
 
-STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before
+STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before until then
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Store:
                 if folder.exists():
                     os.replace(folder, old)
                 os.replace(work, folder)
+                shutil.rmtree(old, ignore_errors=True)  # that of a full model has 12 bytes a number
             self.acc.wait_for_everyone()
         except (OSError, RuntimeError) as error:
             raise _unsaved(folder, error) from error

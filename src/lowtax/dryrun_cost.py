@@ -9,14 +9,16 @@ Formulas (N: the weights that a token is multiplied with, all but the input embe
     decoding           tokens/s = rows x bandwidth / (bytes of the weights + rows x bytes of one row's cache), and at
                        most what the multiplications allow. The cache has 2 c x width of the keys a token and block.
 
-Left out: attention among tokens, what the frozen prefix saves, reading prompts, loading models, judging, grading.
+Left out: attention among tokens, what the frozen prefix saves, validation, what methods and edits compute, reading
+prompts, loading models, judging, grading.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowtax.memory import BYTES, CARD, MARGIN, Memory, Offload, Stage, training_memory
+from lowtax.packing import MAX_ROW
+from lowtax.recipe import Execution
 from lowtax.shapes import Lora, Shape
 
 
@@ -28,6 +30,7 @@ class Card:
     bandwidth: float
 
 
+Hours = dict[str, float]  # by card
 CARDS = {"H100": Card(989e12, 3.35e12), "A100": Card(312e12, 2.04e12)}
 
 
@@ -78,9 +81,11 @@ def sampling_flops(shape: Shape, tokens: int) -> float:
     return 2.0 * multiplied(shape) * tokens
 
 
-def training_hours(flops: float, card: Card) -> float:
+def training_hours(flops: float | None) -> Hours | None:
     """Hours of one card."""
-    return flops / (card.flops * ASSUMED.training_utilisation) / 3600
+    if flops is None:
+        return None
+    return {name: flops / (card.flops * ASSUMED.training_utilisation) / 3600 for name, card in CARDS.items()}
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,17 @@ def sampling_hours(
     return speed.gpus * requests * reply / speed.tokens_per_second / 3600
 
 
+SHARDED: tuple[Stage, ...] = ("zero2", "zero3", "fsdp2")
+OFFLOADED: tuple[Offload, ...] = ("optimizer", "all")
+WAYS: list[tuple[int, Stage, bool, Offload]] = [
+    (1, "none", False, "none"),
+    (1, "none", True, "none"),
+    *((gpus, stage, True, "none") for gpus in (2, 4, 8) for stage in SHARDED),
+    *((gpus, "zero3", True, offload) for gpus in (2, 4, 8) for offload in OFFLOADED),
+]
+"""Of laying training out, the simplest first: cards, sharding, gradient checkpointing, what goes to the host."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How training is laid out over cards of 80 GB, and the memory that it takes on each."""
@@ -132,27 +148,33 @@ class Setting:
 
     def describe(self) -> str:
         """In words, as docs/scaling.md has them."""
-        words = [f"{self.gpus} GPU" + ("s" if self.gpus > 1 else "")]
-        words += [self.stage] if self.stage != "none" else []
-        words += ["checkpointing"] if self.checkpointing else []
-        words += [f"{self.offload} on the host" if self.offload == "all" else "optimizer on the host"]
-        return ", ".join(words if self.offload != "none" else words[:-1])
+        words = (
+            f"{self.gpus} GPU{'s' * (self.gpus > 1)}",
+            self.stage * (self.stage != "none"),
+            "checkpointing" * self.checkpointing,
+            {"none": "", "optimizer": "optimizer on the host", "all": "all on the host"}[self.offload],
+        )
+        return ", ".join(filter(None, words))
 
 
-def settings(
-    shape: Shape, lora: Lora | None, precision: str, batch_size: int, longest: int, row_tokens: int
-) -> Iterator[Setting]:
-    """Ways to lay training out, the simplest first: one card, then two, four and eight, offloading at the end.
+def first_that_fits(
+    shape: Shape,
+    lora: Lora | None,
+    precision: str,
+    batch_size: int,
+    longest: int,
+    execution: Execution,
+    methods: bool = False,
+) -> Setting | None:
+    """The first of the `WAYS` within cards of 80 GB; None if there is none.
 
-    A pass of one card has its share of the batch's examples, `longest` tokens each, in rows of `row_tokens`.
+    A forward pass of one card has its share of the batch's examples, `longest` tokens each, as far as `execution` puts
+    them into one row.
     """
-    ways: list[tuple[int, Stage, bool, Offload]] = [(1, "none", False, "none"), (1, "none", True, "none")]
-    stages: tuple[Stage, ...] = ("zero2", "zero3", "fsdp2")
-    ways += [(gpus, stage, True, "none") for gpus in (2, 4, 8) for stage in stages]
-    offloads: tuple[Offload, ...] = ("optimizer", "all")
-    ways += [(gpus, "zero3", True, offload) for gpus in (2, 4, 8) for offload in offloads]
-    for gpus, stage, checkpointing, offload in ways:
-        tokens = max(longest, min(row_tokens, -(-batch_size // gpus) * longest))
+    for gpus, stage, checkpointing, offload in WAYS:
+        if execution.gradient_checkpointing and not checkpointing:
+            continue
+        together = min(-(-batch_size // gpus), execution.micro_batch_size or batch_size)
         memory = training_memory(
             shape,
             lora=lora,
@@ -160,15 +182,13 @@ def settings(
             gpus=gpus,
             stage=stage,
             offload=offload,
-            tokens=tokens,
+            tokens=max(longest, min(execution.row_tokens or MAX_ROW["cuda"], together * longest)),
             checkpointing=checkpointing,
+            methods=methods,
         )
-        yield Setting(gpus, stage, checkpointing, offload, memory)
-
-
-def first_that_fits(ways: Iterator[Setting]) -> Setting | None:
-    """The first setting within a card of 80 GB; None if there is none."""
-    return next((way for way in ways if way.memory.fits), None)
+        if memory.fits:
+            return Setting(gpus, stage, checkpointing, offload, memory)
+    return None
 
 
 def checkpoint_bytes(trained: int, checkpoints: int) -> int:
@@ -176,6 +196,9 @@ def checkpoint_bytes(trained: int, checkpoints: int) -> int:
     return 4 * trained * checkpoints
 
 
-def resume_bytes(trained: int) -> int:
-    """Bytes of the state that a run under way keeps after its first checkpoint: weights and two moments, in float32."""
-    return 12 * trained
+def resume_bytes(trained: int, checkpoints: int) -> int:
+    """Bytes, at most, of the states that a run under way keeps to go on from: weights and two moments, in float32.
+
+    There is one after every checkpoint but the last, which stays until the next is written.
+    """
+    return 12 * trained * min(checkpoints - 1, 2)

@@ -6,21 +6,20 @@ here, so that nothing has to be there.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowtax import adapt, builtin, methods, models, tables
+from lowtax import adapt, builtin, data, edited, methods, models
 from lowtax.checkpoints import Weights
-from lowtax.dryrun_sources import Looked, cached
+from lowtax.dryrun_sources import Looked, here
 from lowtax.errors import UserError
-from lowtax.methods import Edit
+from lowtax.methods import Methods
 from lowtax.names import ATTENTION, MLP, in_layer, layer_of
 from lowtax.placement import Placement, Targets
-from lowtax.probe import bind
+from lowtax.probe import Rows, bind
 from lowtax.recipe import Arm, EditedArm
 from lowtax.shapes import SHAPES, Lora, Shape
 from lowtax.sites import sites_of
@@ -39,6 +38,8 @@ KNOWN = {f"deepseek-ai/DeepSeek-{name}": ("qwen2", shape) for name, shape in SHA
     "Qwen/Qwen3-32B": ("qwen3", Shape(64, 5120, 25600, 64, 8, 151936)),
 }
 """Kind and dimensions of published models, from their config.json; heads of Qwen3 are `HEAD` wide."""
+ANY_MODEL = "owner/name"  # of the hub: a check of it makes and reads nothing
+_, ROWS = get_args(Rows)  # how the field of a method is marked that is a `data` entry
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Model:
     def __init__(self, ref: str, looked: Looked) -> None:
         self.ref, self.looked = ref, looked
         self.config = _config(ref)
-        self.parameters = None if self.config is None else sum(p.numel() for p in self._skeleton().parameters())
+        self.parameters = None if self.config is None else sum(p.numel() for p in self._bare.parameters())
         self.shape = None if self.parameters is None else _shape(self.config, self.parameters)
         if self.config is None:
             looked.lacks(f"the configuration of {ref}", f"`hf download {ref} config.json`")
@@ -69,8 +70,8 @@ class Model:
             UserError: A placement or a method does not fit the model.
         """
         chosen = methods.load_all(arm.acts())
-        self._refer(bound.method.model_dump() for bound in chosen.bound)
-        if self.config is None or self.parameters is None:
+        self._refer(chosen)
+        if self.parameters is None:
             return None
         placement = arm.where()
         if chosen:
@@ -81,38 +82,38 @@ class Model:
         targets = adapt.targets_in(self._bare, placement)
         return Trained(self._factors(placement, targets), _lora(placement, targets, models.n_layers(self._bare)))
 
-    def edits(self, edited: EditedArm, of: Arm) -> None:
+    def edits(self, name: str, edited_arm: EditedArm, of: Arm) -> None:
         """Check the edits of an edited arm.
 
         Raises:
-            UserError: One is unknown, acts in training, or names a module that the source arm has no LoRA on.
+            UserError: What `edited.check` refuses, or an edit names a module that the source arm has no LoRA on.
         """
-        chosen = methods.load_all(edited.edits)
-        for spec, bound in zip(edited.edits, chosen.bound, strict=True):
-            if not isinstance(bound.method, Edit):
-                raise UserError(f"Method {spec['name']!r} acts in training: name it under `methods` of a trained arm.")
-        self._refer(bound.method.model_dump() for bound in chosen.bound)
+        known = [{key: ANY_MODEL if _is_known(ref) else ref for key, ref in edit.items()} for edit in edited_arm.edits]
+        edited.check(name, edited_arm.model_copy(update={"edits": known}))
+        chosen = methods.load_all(edited_arm.edits)
+        self._refer(chosen)
         if self.config is not None:
             for bound in chosen.bound:
                 sites_of(self._adapted(of.where()), bound.only)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer, if it is at hand; an embedded model is not made for it."""
-        if self.ref.startswith("builtin:") and not made(self.ref):
-            self.looked.lacks(f"the tokenizer of {self.ref}", "made by the first run")
+        what = f"the tokenizer of {self.ref}"
+        if self.ref.startswith("builtin:") and not _made(self.ref):
+            self.looked.lacks(what, "made by the first run")
             return None
-        noted = any(f" {self.ref}: " in line for line in self.looked.missing)  # with the weights
-        looked, what = Looked() if noted else self.looked, f"the tokenizer of {self.ref}"
+        looked = self.looked if here(self.ref) else Looked()  # else it comes with the weights, which are noted
         return looked.read(lambda: models.load_tokenizer(self.ref), what, f"`hf download {self.ref}`")
 
-    def _refer(self, fields: Any) -> None:
-        """Note models of the hub that methods name."""
-        for found in fields:
-            for name in ("aligned", "unaligned", "to"):
-                if isinstance(ref := found.get(name), str):
-                    if ref.startswith("builtin:") and ref not in KNOWN:
-                        models.resolve(ref)  # says which there are
-                    self.looked.model(ref, "the weights of")
+    def _refer(self, chosen: Methods) -> None:
+        """Look for the models and the rows that methods name."""
+        for method in (bound.method for bound in chosen.bound):
+            for name, field in type(method).model_fields.items():
+                value = getattr(method, name)
+                if name in ("aligned", "unaligned") and isinstance(value, str):
+                    self.looked.model(value, "the weights of")
+                if ROWS in field.metadata:
+                    self.looked.rows(data.parse_spec(value), 0)
 
     @cached_property
     def _bare(self) -> PreTrainedModel:
@@ -123,12 +124,8 @@ class Model:
         """Numbers in all factors: rank x (in + out) of a matrix. Where there are experts, PEFT places and counts."""
         if targets.parameters or any(".experts." in name for name, _ in self._bare.named_parameters()):
             return sum(p.numel() for p in self._adapted(placement).parameters() if p.requires_grad)
-        found = {
-            name: module.get_parameter("weight")
-            for name, module in self._bare.named_modules()
-            if name in targets.modules
-        }
-        return sum(placement.rank_of(name) * sum(weight.shape) for name, weight in found.items())
+        weights = {name: self._bare.get_parameter(f"{name}.weight") for name in targets.modules}
+        return sum(placement.rank_of(name) * sum(weight.shape) for name, weight in weights.items())
 
     def _adapted(self, placement: Placement) -> nn.Module:
         """The skeleton with its factors, by PEFT; made once for all arms of that placement."""
@@ -154,22 +151,26 @@ def _lora(placement: Placement, targets: Targets, n_layers: int) -> Lora:
     return Lora(max(map(placement.rank_of, names)), known, first, max(inside, default=n_layers - 1))
 
 
-def made(ref: str) -> bool:
+def _made(ref: str) -> bool:
     """Whether an embedded model is in this machine's cache."""
     name = ref.removeprefix("builtin:")
     return (builtin.cache() / f"{name}-{builtin._version(name)}").exists()
+
+
+def _is_known(ref: Any) -> bool:
+    return isinstance(ref, str) and ref in KNOWN
 
 
 def _config(ref: str) -> Any:
     """The configuration of a model; None if it is a model of the hub that is neither in the cache nor known."""
     if ref.startswith("builtin:") and ref in KNOWN:
         return _known(ref)
-    where = Path(models.resolve(ref))
+    models.resolve(ref)  # says so where there can be no such model
     try:
         with torch.device("meta"):
             return adapt._skeleton(ref).config
     except UserError:
-        if not tables.is_hub_id(ref) or where.exists() or cached(ref):
+        if here(ref):
             raise
     return _known(ref) if ref in KNOWN else None
 

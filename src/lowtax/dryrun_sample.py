@@ -1,6 +1,7 @@
 """How many replies a recipe asks for: by set and task, as the run will plan them, without a network."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 from lowtax import benchmarks, data, promptsets
 from lowtax.dryrun_cost import ASSUMED
 from lowtax.dryrun_sources import Looked, step_for_prompts, step_for_task
-from lowtax.dryrun_train import Counter, Known, least
+from lowtax.dryrun_train import Counter, Known, least, size_of
 from lowtax.recipe import PromptSet, Recipe, Sampling, Task
 from lowtax.records import Prompt
 from lowtax.sample import EngineChoice, Sheet, Subject, asks
@@ -18,11 +19,17 @@ Kind = Literal["own answers", "harmful", "ordinary", "task"]
 SETS: tuple[Kind, ...] = ("harmful", "ordinary")
 ANY = EngineChoice("any", "any", 1)
 ONE = Subject("base", None, None, 0, "any", None, "any")
+Read = tuple[Kind, str, list[Prompt], int, Known, Sampling]  # the number: of prompts that are not here
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A set or a task: its prompts, and how many replies each of so many `subjects` is asked for."""
+    """A set or a task: its prompts, and how many replies each of so many `subjects` is asked for.
+
+    unread: prompts that are not here. requests: replies of all subjects; a prompt that stands twice is asked once.
+    repeated: of these, what an earlier sheet asks alike; it is drawn once. known: of prompts; requests_known: of both
+    prompts and subjects.
+    """
 
     kind: Kind
     name: str
@@ -31,95 +38,71 @@ class Asked:
     subjects: int
     max_new_tokens: int
     known: Known
-    ids: frozenset[str] = field(repr=False)  # of one subject's replies to the prompts that were read
-    unread: int  # prompts that are not here
-
-    @property
-    def requests(self) -> int:
-        """Replies of all subjects. A prompt that stands twice is asked once."""
-        return self.subjects * (len(self.ids) + self.unread * self.samples)
+    unread: int
+    requests: int
+    repeated: int
+    requests_known: Known
 
     @property
     def tokens(self) -> int:
         """Tokens of all replies at most."""
         return self.requests * self.max_new_tokens
 
-
-@dataclass(frozen=True)
-class Requests:
-    """All of them. What two tasks ask alike is drawn once, so that the sums may be less than those of the rows."""
-
-    sheets: list[Asked]
-
     @property
-    def requests(self) -> int:
-        """Replies in all."""
-        return sum(asked.requests for asked in self.sheets) - sum(n for _, n in self._repeated())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all, at most."""
-        return sum(asked.tokens for asked in self.sheets) - sum(size * n for size, n in self._repeated())
-
-    def _repeated(self) -> list[tuple[int, int]]:
-        """Of each sheet, the tokens of a reply and how many replies an earlier one has asked for already."""
-        seen, found = set[str](), list[tuple[int, int]]()
-        for asked in self.sheets:
-            found.append((asked.max_new_tokens, asked.subjects * len(asked.ids & seen)))
-            seen |= asked.ids
-        return found
+    def drawn(self) -> int:
+        """Replies that no earlier sheet asks for."""
+        return self.requests - self.repeated
 
 
-def requests(recipe: Recipe, subjects: int, counter: Counter, looked: Looked) -> Requests:
+def requests(recipe: Recipe, subjects: int, subjects_known: Known, counter: Counter, looked: Looked) -> list[Asked]:
     """What is asked of the base and of all checkpoints, and the base's own answers that arms train on."""
-    found = list[Asked]()
-    sampling = recipe.sampling.model_copy(update={"samples": 1})
-    for name in sorted({*counter.own, *counter.own_elsewhere}):
-        here, away = len(counter.own.get(name, ())), counter.own_elsewhere.get(name, 0)
-        ids = frozenset(f"own {name} {prompt}" for prompt in counter.own.get(name, ()))
-        known: Known = "assumed" if away else "counted"
-        found.append(Asked("own answers", name, here + away, 1, 1, sampling.max_new_tokens, known, ids, away))
+    found, seen = list[Asked](), set[str]()
+    for name, own in sorted(counter.own.items()):
+        n, unread = len(own), sum(known != "counted" for known in own.values())
+        how_well, most = least(own.values()), recipe.sampling.max_new_tokens
+        found.append(Asked("own answers", name, n, 1, 1, most, how_well, unread, n, 0, how_well))
+    tasks = (_task(name, task, looked) for name, task in recipe.tasks.items())
+    for kind, name, prompts, unread, known, how in (*_sets(recipe, looked), *tasks):
+        ids = {ask.id for ask in asks(Sheet(Path(name), prompts, how), [ONE], ANY)}
+        asked = Asked(
+            kind=kind,
+            name=name,
+            prompts=len({prompt.id for prompt in prompts}) + unread,
+            samples=how.samples,
+            subjects=subjects,
+            max_new_tokens=how.max_new_tokens,
+            known=known,
+            unread=unread,
+            requests=subjects * (len(ids) + unread * how.samples),
+            repeated=subjects * len(ids & seen),
+            requests_known=least([known, subjects_known]),
+        )
+        found.append(asked)
+        seen |= ids
+    return found
+
+
+def _sets(recipe: Recipe, looked: Looked) -> Iterator[Read]:
     for kind in SETS:
         specs: list[PromptSet] = getattr(recipe, kind)
+        prompts, unread, known = list[Prompt](), 0, list[Known]()
+        for spec in specs:
+            found = looked.read(partial(data.prompt_set, spec), spec.source, step_for_prompts(spec))
+            if found is None:
+                named = promptsets.NAMED.get(spec.source.partition(":")[0])
+                size, how = size_of(named.rows if named else None, spec.n, assumed=ASSUMED.prompts)
+                unread, known = unread + size, [*known, how]
+            else:
+                prompts += found
         if specs:
-            found.append(_of_sets(kind, specs, recipe.sampling, subjects, looked))
-    found += [_of_task(name, task, subjects, looked) for name, task in recipe.tasks.items()]
-    return Requests(found)
+            yield kind, ", ".join(spec.source for spec in specs), prompts, unread, least(known), recipe.sampling
 
 
-def _of_sets(kind: Kind, specs: list[PromptSet], sampling: Sampling, subjects: int, looked: Looked) -> Asked:
-    prompts, unread, known = list[Prompt](), 0, list[Known]()
-    for spec in specs:
-        found = looked.read(partial(data.prompt_set, spec), spec.source, step_for_prompts(spec))
-        if found is None:
-            named = promptsets.NAMED.get(spec.source.partition(":")[0])
-            size, how = _stated(named.rows if named else None, spec.n)
-            unread, known = unread + size, [*known, how]
-        else:
-            prompts += found
-    return _asked(kind, ", ".join(spec.source for spec in specs), prompts, unread, least(known), sampling, subjects)
-
-
-def _of_task(name: str, task: Task, subjects: int, looked: Looked) -> Asked:
+def _task(name: str, task: Task, looked: Looked) -> Read:
     found = looked.read(lambda: benchmarks.load(name, task).rows(), name, step_for_task(name, task))
     if found is not None:
-        return _asked("task", name, found, 0, "counted", task.sampling, subjects)
+        return "task", name, found, 0, "counted", task.sampling
     exam = EXAMS.get(task.benchmark or name)
-    size, known = _stated(exam.rows if exam and task.split in (None, exam.split) else None, task.n)
-    return _asked("task", name, [], size, known, task.sampling, subjects)
-
-
-def _stated(published: int | None, asked: int | None) -> tuple[int, Known]:
-    """How many prompts a set has that is not here."""
-    sizes = [size for size in (published, asked) if size]
-    return min(sizes or [ASSUMED.prompts]), "stated" if sizes else "assumed"
-
-
-def _asked(
-    kind: Kind, name: str, prompts: list[Prompt], unread: int, known: Known, sampling: Sampling, subjects: int
-) -> Asked:
-    ids = frozenset(ask.id for ask in asks(Sheet(Path(name), prompts, sampling), [ONE], ANY))
-    different = len({prompt.id for prompt in prompts})
-    return Asked(
-        kind, name, different + unread, sampling.samples, subjects, sampling.max_new_tokens, known, ids, unread
-    )
+    published = exam.rows if exam and task.split in (None, exam.split) else None
+    size, known = size_of(published, task.n, assumed=ASSUMED.prompts)
+    return "task", name, [], size, known, task.sampling

@@ -1,15 +1,13 @@
 """A dry run's plan as tables for people, within 120 columns."""
 
-from collections.abc import Sequence
-
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lowtax.dryrun_cost import ASSUMED, CARDS, sampling_flops
-from lowtax.dryrun_plan import ArmPlan, Hours, Plan
+from lowtax.dryrun import Plan
+from lowtax.dryrun_cost import ASSUMED, CARDS, Hours, training_hours
 from lowtax.dryrun_train import Known, least
 
 WIDTH = 120
@@ -24,7 +22,9 @@ Training: 6 N operations a token in full; with LoRA 2 N + 2 N_above + 6 P, froze
 the forward pass of the blocks that are trained through. Sampling: 2 N a token.
 Decoding: tokens/s = rows x bandwidth / (weights + rows x cache), rows at most batch_size and what a card of 80 GB \
 holds; a model that leaves no room for {ASSUMED.rows} rows is spread over more cards, whose hours are added up.
-Left out: attention among tokens, what the frozen prefix saves, reading prompts, loading models, judging and grading."""
+Left out: attention among tokens, what the frozen prefix saves, validation, what methods and edits compute, reading \
+prompts, loading models, judging and grading."""
+CARD_HOURS = [f"{name} hours" for name in CARDS]
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
@@ -34,13 +34,12 @@ def show(plan: Plan, console: Console | None = None) -> None:
 
 
 def _parts(plan: Plan) -> list[RenderableType]:
-    recipe, shape = plan.recipe, plan.model.shape
+    recipe, shape, arms = plan.recipe, plan.model.shape, len(plan.arms) + len(plan.edited)
     size = f"{plan.model.parameters:,} parameters" if plan.model.parameters else "its shape is not known here"
     head = f"{recipe.name}: {recipe.model}, {size}, {plan.precision}, engine {recipe.engine}"
-    counts = (
-        f"Subjects: the base and {plan.subjects - 1} checkpoints of {len(plan.arms) + len(plan.edited)} arms "
-        f"with {len(recipe.seeds)} seed{'s' if recipe.seeds[1:] else ''} each."
-    )
+    checkpoints = _marked(plan.subjects - 1, plan.subjects_known)
+    seeds = f"{len(recipe.seeds)} seed{'s' if recipe.seeds[1:] else ''}"
+    counts = f"Subjects: the base and {checkpoints} checkpoints of {arms} arms with {seeds} each."
     parts: list[RenderableType] = [Text(head, style="bold"), Text(counts), Text()]
     parts += [_training(plan), _memory(plan)] if plan.arms else []
     parts += [_edited(plan)] if plan.edited else []
@@ -59,25 +58,35 @@ def _parts(plan: Plan) -> list[RenderableType]:
 def _training(plan: Plan) -> Table:
     table = _table("Training, each seed", "arm", "trains", "trainable", "rows", "steps", "saved", "tokens", "longest")
     for arm in plan.arms:
-        first, known = arm.runs[0], least(run.steps_known for run in arm.runs)
-        trainable = f"{arm.trained.parameters:,}" if arm.trained else "-"
-        rows = _marked(first.rows, least(run.known for run in arm.runs))
-        counts = (rows, _marked(first.steps, known), _marked(first.checkpoints, known))
+        first, known = arm.runs[0], arm.known
         table.add_row(
-            arm.name, arm.what, trainable, *counts, _marked(first.tokens, first.tokens_known), f"{first.longest:,}"
+            arm.name,
+            arm.what,
+            f"{arm.trained.parameters:,}" if arm.trained else "-",
+            _marked(first.rows, known.rows),
+            _marked(first.steps, known.steps),
+            _marked(first.checkpoints, known.checkpoints),
+            _marked(first.tokens, known.tokens),
+            f"{first.longest:,}",
         )
     return table
 
 
 def _memory(plan: Plan) -> Table:
-    columns = ("arm", "first setting that fits cards of 80 GB", "GB a card", "host GB", "TFLOP", *_cards(), "disk")
+    columns = ("arm", "first setting that fits cards of 80 GB", "GB a card", "host GB", "TFLOP", *CARD_HOURS, "disk")
     table = _table("Training, all seeds: memory and GPU hours", *columns)
     for arm in plan.arms:
         memory = arm.setting.memory if arm.setting else None
         where = arm.setting.describe() if arm.setting else "none of those tried" if arm.flops else "-"
-        sizes = (_gb(memory.gpu) if memory else "-", _gb(memory.host) if memory and memory.host else "-")
-        flops = f"{arm.flops / 1e12:,.0f}" if arm.flops is not None else "-"
-        table.add_row(arm.name, where, *sizes, flops, *_hours(arm.hours, _bound(arm)), _disk(arm.disk))
+        sizes = [f"{size / 1e9:,.1f}" if size else "-" for size in ((memory.gpu, memory.host) if memory else (0, 0))]
+        table.add_row(
+            arm.name,
+            where,
+            *sizes,
+            _tflop(arm.flops),
+            *_hours(training_hours(arm.flops), arm.known.tokens),
+            _disk(arm.disk),
+        )
     return table
 
 
@@ -91,38 +100,36 @@ def _edited(plan: Plan) -> Table:
 def _sampling(plan: Plan) -> Table:
     columns = ("what", "set or task", "prompts", "samples", "subjects", "requests", "tokens each", "tokens, at most")
     table = _table("Sampling", *columns)
-    for sheet in plan.asked.sheets:
+    for sheet in plan.sheets:
         table.add_row(
             sheet.kind,
             sheet.name,
             _marked(sheet.prompts, sheet.known),
             f"{sheet.samples:,}",
             f"{sheet.subjects:,}",
-            _marked(sheet.requests, sheet.known),
+            _marked(sheet.requests, sheet.requests_known),
             f"{sheet.max_new_tokens:,}",
             f"{sheet.tokens:,}",
         )
     table.add_section()
-    known = least(sheet.known for sheet in plan.asked.sheets)
-    total = (_marked(plan.asked.requests, known), "", f"{plan.asked.tokens:,}")
+    known = least(sheet.requests_known for sheet in plan.sheets)
+    total = (_marked(plan.requests, known), "", f"{plan.tokens:,}")
     table.add_row("all", "", "", "", "", *total, style="bold")
     return table
 
 
 def _cost(plan: Plan) -> Table:
-    table = _table("GPU hours in all", "what", "TFLOP", *_cards(), "")
-    shape = plan.model.shape
-    sampled = f"{sampling_flops(shape, plan.asked.tokens) / 1e12:,.0f}" if shape else "-"
-    trained = [arm.flops for arm in plan.arms]
-    flops = "-" if None in trained else f"{sum(f or 0 for f in trained) / 1e12:,.0f}"
-    share = f"{ASSUMED.reply_share:.0%}"
-    table.add_row("training", flops, *_hours(plan.training(), ""), "")
-    table.add_row("sampling, every reply of full length", sampled, *_hours(plan.sampling(), "<= "), "")
-    table.add_row(f"sampling, replies of {share} of it", "", *_hours(plan.sampling(ASSUMED.reply_share), ""), "")
-    table.add_row(f"judging by {plan.recipe.judge}", "", *([""] * len(CARDS)), f"{plan.verdicts:,} texts at most")
+    table = _table("GPU hours in all", "what", "TFLOP", *CARD_HOURS, "")
+    known, blank = least(arm.known.tokens for arm in plan.arms), [""] * len(CARDS)
+    table.add_row("training", _tflop(plan.flops), *_hours(training_hours(plan.flops), known), "")
+    sampling = (_tflop(plan.sampling_flops), *_hours(plan.sampling(), "at most"))
+    table.add_row("sampling, every reply of full length", *sampling, "")
+    share = ASSUMED.reply_share
+    table.add_row(f"sampling, replies of {share:.0%} of it", "", *_hours(plan.sampling(share), "counted"), "")
+    table.add_row(f"judging by {plan.recipe.judge}", "", *blank, f"{plan.verdicts:,} texts at most")
     meanwhile = max((arm.meanwhile or 0 for arm in plan.arms), default=0)
     more = f" and, while an arm trains, {_disk(meanwhile)}" if meanwhile else ""
-    table.add_row("checkpoints on disk", "", *([""] * len(CARDS)), _disk(plan.disk) + more)
+    table.add_row("checkpoints on disk", "", *blank, _disk(plan.disk) + more)
     return table
 
 
@@ -135,32 +142,25 @@ def _table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _cards() -> Sequence[str]:
-    return [f"{name} hours" for name in CARDS]
-
-
-def _bound(arm: ArmPlan) -> str:
-    return "" if all(run.tokens_known == "counted" for run in arm.runs) else "<= "
-
-
 def _marked(number: int, known: Known) -> str:
     return f"{MARKS[known]}{number:,}"
 
 
-def _hours(hours: Hours | None, mark: str) -> list[str]:
+def _tflop(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops / 1e12:,.0f}"
+
+
+def _hours(hours: Hours | None, known: Known) -> list[str]:
     if hours is None:
         return ["-"] * len(CARDS)
+    mark = MARKS[known]
     return [
         f"{mark}{hour:,.0f}" if hour >= 10 else f"{mark}{hour:.2f}" if hour >= 0.01 else "< 0.01"
         for hour in hours.values()
     ]
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f}"
-
-
-def _disk(size: int | None) -> str:
+def _disk(size: float | None) -> str:
     if size is None:
         return "-"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

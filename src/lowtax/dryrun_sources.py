@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lowtax import prompts, promptsets, sources, tables, taskdata, tasksets
+from lowtax import data, prompts, promptsets, sources, tables, taskdata, tasksets
 from lowtax.errors import UserError
 from lowtax.recipe import Data, PromptSet, Task
+from lowtax.sources import Conversation
 
 T = TypeVar("T")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -23,7 +24,7 @@ ELSEWHERE = [name for name, named in promptsets.NAMED.items() if not named.hub] 
 @contextmanager
 def offline() -> Iterator[None]:
     """Let the hub's libraries read their caches and nothing else meanwhile."""
-    was = os.environ.get(OFFLINE)
+    was = {name: os.environ[name] for name in (OFFLINE,) if name in os.environ}
     os.environ[OFFLINE] = "1"  # for what is imported from here on
     from huggingface_hub import constants
 
@@ -32,8 +33,8 @@ def offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        if was is None:
-            del os.environ[OFFLINE]
+        del os.environ[OFFLINE]
+        os.environ.update(was)
 
 
 @dataclass
@@ -60,17 +61,21 @@ class Looked:
 
     def model(self, ref: str, what: str) -> None:
         """Note a model of the hub whose weights are not in the cache."""
-        if not tables.is_hub_id(ref) or Path(ref).exists() or cached(ref):
-            return
-        self.lacks(
-            f"{what} {ref}", f"`hf download {ref}`; where it is gated, accept its terms and `hf auth login` first"
-        )
+        if not here(ref):
+            step = f"`hf download {ref}`; where it is gated, accept its terms and `hf auth login` first"
+            self.lacks(f"{what} {ref}", step)
+
+    def rows(self, spec: Data, seed: int) -> list[Conversation] | None:
+        """Training rows whose answers are given; None, and noted, if they are not here."""
+        return self.read(lambda: data.load(spec, seed).rows, spec.source, step_for_data(spec))
 
 
-def cached(ref: str) -> bool:
-    """Whether the hub's cache has weights of a model."""
+def here(ref: str) -> bool:
+    """Whether a model is none of the hub, or the hub's cache has weights of it."""
     from huggingface_hub import try_to_load_from_cache
 
+    if not tables.is_hub_id(ref) or Path(ref).exists():
+        return True
     names = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
     return any(isinstance(try_to_load_from_cache(ref, name), str) for name in names)
 
@@ -80,10 +85,7 @@ def _could_be_had(error: BaseException) -> bool:
     from huggingface_hub import errors as hub
 
     away = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ImportError)
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    return any(isinstance(cause, away) for cause in causes)
+    return isinstance(error, away) or (error.__cause__ is not None and _could_be_had(error.__cause__))
 
 
 def step_for_data(spec: Data) -> str:

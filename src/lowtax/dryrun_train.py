@@ -7,7 +7,7 @@ for; `assumed` where it is not even that.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from lowtax.dryrun_sources import Looked, step_for_data
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.packing import Batches, length
-from lowtax.recipe import Data, Recipe, Train
+from lowtax.recipe import Data, Recipe
 from lowtax.sources import Conversation
 from lowtax.train import _checkpoint_steps, _total_steps
 
@@ -32,6 +32,21 @@ def least(known: Iterable[Known]) -> Known:
     return max(known, key=CERTAINTY.index, default="counted")
 
 
+class Certainty(NamedTuple):
+    """How well these numbers of an arm are known."""
+
+    rows: Known
+    steps: Known
+    checkpoints: Known
+    tokens: Known
+
+
+def size_of(*stated: int | None, assumed: int) -> tuple[int, Known]:
+    """How large a set is that is not here: what is published, or asked for, if anything is."""
+    sizes = [size for size in stated if size]
+    return (min(sizes), "stated") if sizes else (assumed, "assumed")
+
+
 @dataclass(frozen=True)
 class Row:
     """A training row: its text, if it is here, and how many tokens more it may have. An own answer has its prompt."""
@@ -42,30 +57,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Training:
-    """One run. `tokens` are all that pass through the model, as its log counts them; `longest` is the longest example.
-
-    `known` is about the rows, `steps_known` about steps and checkpoints, `tokens_known` about tokens.
-    """
+    """One run. `tokens` are all that pass through the model, as its log counts them; `longest`, of one example."""
 
     rows: int
     steps: int
     checkpoints: int
     tokens: int
     longest: int
-    known: Known
-    steps_known: Known
-    tokens_known: Known
+    known: Certainty
 
 
 class Counter:
-    """Counts the training of a recipe's arms; every source is read once."""
+    """Counts the training of a recipe's arms; the same rows are encoded once for all of them.
+
+    `own` has, for each sheet of own answers, the prompts that the base answers, and how well each is known.
+    """
 
     def __init__(self, settings: Recipe, tokenizer: PreTrainedTokenizerBase | None, looked: Looked) -> None:
         self.recipe, self.tokenizer, self.looked = settings, tokenizer, looked
-        self._read: dict[tuple[str, int], tuple[list[Row], Known]] = {}
+        self.own: dict[str, dict[str, Known]] = {}
         self._sizes: dict[tuple[str, int, int], tuple[list[int], bool, Known]] = {}
-        self.own: dict[str, set[str]] = {}  # sheet of own answers -> prompts that the base answers
-        self.own_elsewhere: dict[str, int] = {}  # the same where the prompts are not here: how many
 
     def training(self, arm: str, seed: int) -> Training:
         """What one arm trains for one seed.
@@ -77,7 +88,12 @@ class Counter:
         sizes, exact, known = self._lengths(arm, seed, settings.max_length)
         kept = _kept(sizes, settings.validation, seed)
         steps = _total_steps(settings, len(kept))
-        patience: Known = "at most" if settings.patience else "counted"
+        once = not (settings.checkpoint_steps or settings.checkpoint_epochs)  # at the end, whenever that is
+        patient: Known = "at most" if settings.patience and not once else "counted"
+        of_steps = least([patient, "counted" if settings.steps else known])
+        of_checkpoints = "counted" if once else least([of_steps, known if settings.checkpoint_epochs else "counted"])
+        bound: Known = "assumed" if of_steps == "assumed" else "at most"
+        of_tokens = "counted" if exact and patient == "counted" else bound
         drawn = Batches(len(kept), settings.batch_size, seed)
         return Training(
             rows=len(kept),
@@ -85,9 +101,7 @@ class Counter:
             checkpoints=len(_checkpoint_steps(settings, len(kept), steps)),
             tokens=sum(kept[i] for step in range(steps) for i in drawn[step]),
             longest=max(sizes),
-            known=known,
-            steps_known=least([patience, "counted" if _fixed(settings) else known]),
-            tokens_known="counted" if exact and not settings.patience else "at most",
+            known=Certainty(known, of_steps, of_checkpoints, of_tokens),
         )
 
     def _lengths(self, arm: str, seed: int, max_length: int) -> tuple[list[int], bool, Known]:
@@ -97,7 +111,7 @@ class Counter:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         key = (" ".join(spec.model_dump_json() for spec in specs), seed, max_length)
         if key not in self._sizes:
-            read = [self._rows(spec, seed) for spec in specs]
+            read = [self._own(spec, seed) if spec.answers == "self" else self._given(spec, seed) for spec in specs]
             parts = [(spec, rows) for spec, (rows, _) in zip(specs, read, strict=True)]
             mixed = data.shares(parts, seed)  # type: ignore[arg-type]  # it looks into no row
             rows: list[Row] = [row for part in mixed for row in part]  # type: ignore[misc]
@@ -111,45 +125,29 @@ class Counter:
         if self.tokenizer is None or not texts:
             return [most] * len(rows), False
         encoded = encode_all(self.tokenizer, texts, max_length, self.recipe.thinking)
-        found = {number: length(e) for number, e in zip(encoded.rows, encoded.examples, strict=True)}
-        sizes, number = list[int](), 0
-        for row in rows:
-            if row.text is None:
-                sizes.append(most)
-                continue
-            if number in found:
-                sizes.append(min(most, found[number] + row.more))
-            number += 1
-        return sizes, all(row.text is not None and not row.more for row in rows)
-
-    def _rows(self, spec: Data, seed: int) -> tuple[list[Row], Known]:
-        key = (spec.model_dump_json(), seed)
-        if key not in self._read:
-            self._read[key] = self._own(spec, seed) if spec.answers == "self" else self._given(spec, seed)
-        return self._read[key]
+        read = [i for i, row in enumerate(rows) if row.text is not None]
+        sizes = dict.fromkeys(set(range(len(rows))) - set(read), most)
+        for number, example in zip(encoded.rows, encoded.examples, strict=True):
+            i = read[number]
+            sizes[i] = min(most, length(example) + rows[i].more)
+        return [sizes[i] for i in sorted(sizes)], all(row.text is not None and not row.more for row in rows)
 
     def _given(self, spec: Data, seed: int) -> tuple[list[Row], Known]:
-        found = self.looked.read(lambda: data.load(spec, seed).rows, spec.source, step_for_data(spec))
-        if found is None:
-            return _unread(spec)
-        return [Row(row) for row in found], "counted"
+        found = self.looked.rows(spec, seed)
+        return _unread(spec) if found is None else ([Row(text) for text in found], "counted")
 
     def _own(self, spec: Data, seed: int) -> tuple[list[Row], Known]:
         """Rows that the base answers itself; those it does not finish will be left out."""
-        sheet = "".join(c if c.isalnum() else "_" for c in spec.source)
+        own = self.own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {})
         prompts = self.looked.read(lambda: data.self_prompts(spec, seed), spec.source, step_for_data(spec))
         if prompts is None:
             rows, known = _unread(spec)
-            self.own_elsewhere[sheet] = max(len(rows), self.own_elsewhere.get(sheet, 0))
+            drawn = f"seed {seed}" if spec.n else "all"  # each seed chooses its own n
+            own |= {f"{drawn}, {i}": known for i in range(len(rows))}
             return rows, known
-        self.own.setdefault(sheet, set()).update(p.id for p in prompts)
+        own |= {p.id: "counted" for p in prompts}
         style, more = data.rendering_of(spec), self.recipe.sampling.max_new_tokens + ASSUMED.own_extra
         return [Row(Conversation(p.text, None, "I", rendering=style), more) for p in prompts], "at most"
-
-
-def _fixed(settings: Train) -> bool:
-    """Whether steps and checkpoints follow from the settings alone, whatever the number of rows."""
-    return bool(settings.steps) and not settings.checkpoint_epochs
 
 
 def _kept(sizes: list[int], held: int, seed: int) -> list[int]:
@@ -162,6 +160,5 @@ def _kept(sizes: list[int], held: int, seed: int) -> list[int]:
 
 def _unread(spec: Data) -> tuple[list[Row], Known]:
     """As many rows as a source that is not here has, or is asked for."""
-    sizes = [size for size in (PUBLISHED.get(spec.source), spec.first, spec.n) if size]
-    known: Known = "stated" if sizes else "assumed"
-    return [Row(None)] * min(sizes or [ASSUMED.training_rows]), known
+    size, known = size_of(PUBLISHED.get(spec.source), spec.first, spec.n, assumed=ASSUMED.training_rows)
+    return [Row(None)] * size, known

@@ -140,7 +140,7 @@ class Mixtures:
     def mixture(self, t: float) -> Adapter:
         """The factors at t."""
         factors = {name: _times(t, update) for name, update in self.b.factors.items()}
-        embeddings = dict(self.b.embeddings)
+        embeddings = self.b.embeddings
         if self.a is not None:
             embeddings |= self.a.embeddings
             for name, update in self.a.factors.items():

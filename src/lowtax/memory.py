@@ -67,6 +67,7 @@ def training_memory(
     tokens: int = 8192,
     targets: int | None = None,
     checkpointing: bool = False,
+    methods: bool = False,
 ) -> Memory:
     """Memory of a training step.
 
@@ -76,6 +77,7 @@ def training_memory(
         stage: none (data parallel if there are several), zero2, zero3 (DeepSpeed) or fsdp2 (accelerate).
         offload: none, optimizer, or all (weights too) to the host; DeepSpeed only.
         tokens: in one forward pass of one GPU. targets: of them with loss; all if absent.
+        methods: whether some act in training; where states are sharded, they see whole float32 copies (`gathered`).
     """
     c = BYTES[precision]
     trained = lora.parameters(shape) if lora else shape.parameters
@@ -87,17 +89,17 @@ def training_memory(
         masters = 0 if live == 4 else 4 * trained
         buckets = live * trained if gpus > 1 else 0  # of data parallel
         return Memory(c * frozen + live * trained, 4 * trained, masters + 8 * trained, buckets, activations, logits)
-    share = trained / gpus
+    share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
         # Shards in float32; embeddings, and one block with the next, whole in precision c, with their gradients.
         whole = 2 * shape.embedding + 2 * shape.block + (0 if lora else 2 * shape.embedding + shape.block)
-        return Memory(c * frozen / gpus + 4 * share, 4 * share, 8 * share, c * whole, activations, logits)
+        return Memory(c * frozen / gpus + 4 * share, 4 * share, 8 * share, c * whole + copies, activations, logits)
     weights = c * (frozen + trained) / (1 if stage == "zero2" else gpus)
     # The last: float32 gradients of the weights that are being stepped.
     gradients = c * share + 4 * (share if stage == "zero2" else min(share, GROUP))
     optimizer = 12 * share
     gathered = 0 if stage == "zero2" else min(LIVE + PREFETCH, shape.parameters) + shape.embedding
-    working = c * (gathered + min(BUCKET, trained) + (0 if lora else shape.embedding))
+    working = c * (gathered + min(BUCKET, trained) + (0 if lora else shape.embedding)) + copies
     host = 0.0
     if offload != "none":
         host, gradients, optimizer = gpus * (gradients + optimizer), 0.0, 0.0
