@@ -108,7 +108,10 @@ def marked(kind: str, *more: str) -> Any:
 def zero_json(stage: int, **more: Any) -> dict[str, Any]:
     """What users bring: "auto" values, and weights and optimiser in the host's memory."""
     auto = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
-    offload = {"device": "cpu", "pin_memory": False}
+    offload: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    if stage == 3:
+        offload |= {"offload_param": offload["offload_optimizer"], "stage3_gather_16bit_weights_on_model_save": True}
+        offload["stage3_param_persistence_threshold"] = 0  # or a tiny model stays whole
     return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -123,8 +126,8 @@ def zero_json(stage: int, **more: Any) -> dict[str, Any]:
             "contiguous_gradients": True,
             "reduce_bucket_size": "auto",
             "stage3_prefetch_bucket_size": "auto",
-            "offload_optimizer": offload,
-            **({"offload_param": offload, "stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}),
+            "round_robin_gradients": True,  # with which DeepSpeed would save scrambled weights
+            **(offload if stage > 1 else {}),
         },
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own is compiled for a minute and more
         **more,

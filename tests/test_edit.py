@@ -192,6 +192,9 @@ def test_weights_are_read_one_at_a_time_and_only_when_asked_for(base: str, adapt
     assert torch.equal(sites[UP].weight, models.load_model(base).get_submodule(UP).weight)
     assert reads == [UP]
     assert sites[UP].weight is not sites[UP].weight
+    given = read_adapter(adapter)
+    assert sites[UP].scale == given.scales[UP] != 1  # B and A are those of training, which published forms look at
+    torch.testing.assert_close(sites[UP].delta(), given.factors[UP].dense())
 
 
 OWN = """

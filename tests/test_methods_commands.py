@@ -100,6 +100,11 @@ def test_failures_that_the_page_names():
     pair = Pair({"x": V + 1e-4 * V.flip(0)}, None)
     assert SPLoRA(aligned="aligned")._distance(site, pair) == pytest.approx((b @ a).norm().item(), rel=1e-2)
     assert _standardised({"0.up": 7.0}) == {"0.up": 0.0}
+    assert _standardised({"0.up": 0.0}) == {"0.up": 0.0}
+    cancelled = Site("x", V, torch.cat([a, a]), torch.cat([b, -b], dim=1), 1.0)
+    assert SPLoRA(aligned="aligned", relative=True)._distance(cancelled, pair) is None
+    one_direction = torch.outer(V[:, 0], V[0])
+    assert torch.allclose(along(one_direction, b, 16), along(one_direction, b, 1), atol=1e-5)
     assert _standardised({"0.up": 7.0, "1.up": 1.0}) == pytest.approx({"0.up": 1.0, "1.up": -1.0}, rel=1e-5)
     units = SSAH(cu=1)._chosen(torch.rand(1000, generator=g), torch.rand(1000, generator=g))
     assert len(units) == pytest.approx(720, abs=2)
@@ -110,6 +115,25 @@ def test_failures_that_the_page_names():
     SPF(every=0)._correct({"x:0": p.grad}, nothing)
     assert torch.equal(p.grad, before)
     assert S3LoRA()._score(Site("x", V, a[:1], b[:, :1], 1.0))["score"] == pytest.approx(1)
+
+
+def test_methods_that_would_break_what_another_holds_are_refused():
+    g = torch.Generator().manual_seed(0)
+    site = Site("x", torch.randn(8, 8, generator=g), torch.zeros(2, 8), torch.zeros(8, 2), 1.0)
+    own, other = {"x": site}, {"y": site}
+    salora, ssah, spf = (load({"name": name}).method for name in ("salora", "ssah", "spf"))
+    penalty = load({"name": "orthogonal", "beta": 1}).method
+    for parts, said in (
+        (
+            [(ssah, own), (salora, own)],
+            "SaLoRA would change what SSAH holds: leave one of them out, or give each its own",
+        ),
+        ([(salora, own), (spf, own)], "SPF would change what SaLoRA holds: name SPF first"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Attached(parts)
+    Attached([(spf, own), (ssah, own), (penalty, own)])
+    Attached([(ssah, own), (salora, other)])
 
 
 OWN = """

@@ -9,6 +9,7 @@ from test_study import write_recipe
 
 from lowtax import paired, recipe, stats, study
 from lowtax.errors import UserError
+from lowtax.sample import Subject
 
 ARMS = {"r1": {"mode": "lora_up_proj_only_r1"}, "r2": {"mode": "lora_mlp_r2"}}
 
@@ -82,3 +83,24 @@ def test_the_table_has_a_line_a_comparison(studies: dict[int, study.Study]):
 def test_an_arm_that_is_not_there(studies: dict[int, study.Study]):
     with pytest.raises(UserError, match="no arm 'r3'; known are: base, r1, r2"):
         paired.against(studies[1], "r3")
+
+
+def row(one: paired.Outcomes, two: paired.Outcomes) -> paired.Row:
+    return paired._row("m", Subject("a", 0, "checkpoint-1", 1, "m", None, ""), one, two)
+
+
+def test_unequal_numbers_of_samples_are_compared_by_their_means():
+    found = row({0: {"a": [1.0, 1.0], "b": [1.0, 0.0]}}, {0: {"a": [1.0], "b": [0.0]}})
+    assert (found["only_it"], found["only_against"], found["p"]) == (1, 0, None)
+    assert found["value"] == 0.25
+
+
+def test_what_one_side_lacks_is_left_out():
+    one = {0: {"a": [1.0], "b": [1.0]}, 1: {"a": [1.0]}}
+    found = row(one, {0: {"a": [0.0], "b": [1.0], "c": [1.0]}, 1: {"a": [1.0], "b": [0.0]}})
+    assert (found["value"], found["n"], found["only_it"], found["only_against"]) == (0.5, 2, 1, 0)
+    alone = row(one, {1: {"a": [0.0]}})
+    assert (alone["n"], alone["p"]) == (1, 1.0)
+    nothing = row(one, {2: {"a": [0.0]}})
+    assert (nothing["value"], nothing["low"], nothing["p"], nothing["n"]) == (None, None, None, 0)
+    assert "| - | 0 | 0 | - |" in paired.markdown([nothing], "b")

@@ -156,9 +156,10 @@ def test_whole_weights_as_sites(make: Make):
     model, _ = make(kind="full")
     model.bfloat16()
     trained = Weights.of(model, own_masters=True)
-    (_, sites), (_, some) = bind(
-        load_all([{"name": "ssah"}, {"name": "ssah", "only": ["layers.1.self_attn.v_proj", "up_proj"]}]), model, trained
-    ).parts
+    ((_, sites),), ((_, some),) = (
+        bind(load_all([{"name": "ssah", **only}]), model, trained).parts
+        for only in ({}, {"only": ["layers.1.self_attn.v_proj", "up_proj"]})
+    )
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     biases = [f"model.layers.{i}.self_attn.{n}_proj.bias" for i in (0, 1) for n in "qkv"]
     assert sorted(sites) == sorted([*linear, *biases])

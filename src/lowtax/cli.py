@@ -143,9 +143,9 @@ def compare(
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
 ) -> None:
-    """Judge and grade what is stored, and write table.json, table.md and frontier.png.
+    """Judge and grade what is stored, and write table.json, table.md frontier.png; --against writes against.ARM.json.
 
-    Example: lowtax compare runs/quickstart --against lora_r16_mlp
+    Example: lowtax compare runs/quickstart
     """
     with study(folder) as work:
         if against is not None:

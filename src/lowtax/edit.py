@@ -110,12 +110,13 @@ def sites_from(adapter: Adapter, weights: Weights) -> Sites:
     """
 
     def site(name: str, x: Factors) -> Site:
+        scale = adapter.scales.get(name, 1.0)
         if (found := weights.shape(name)) != x.shape:
             raise UserError(
                 f"The adapter does not fit {weights.ref!r}: {name} is {found[0]} x {found[1]} there, and "
                 f"{x.shape[0]} x {x.shape[1]} in the adapter; give the base it was trained on with --base."
             )
-        return Site(name, lambda: weights[name], x.a, x.b, 1.0)
+        return Site(name, lambda: weights[name], x.a, x.b / scale, scale)
 
     return {name: site(name, x) for name, x in adapter.factors.items()}
 
@@ -205,7 +206,7 @@ def _decided(name: str, state: Any) -> dict[str, float]:
 
 def _norm(updates: Updates) -> float:
     """Of all updates as one vector."""
-    return math.sqrt(sum(max(float(x.sq_norm()), 0.0) for x in updates.values()))
+    return math.sqrt(sum(float(x.sq_norm()) for x in updates.values()))
 
 
 def _apart(x: Factors, y: Factors) -> float:

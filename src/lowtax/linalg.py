@@ -51,8 +51,8 @@ class Factors:
         return self.b @ (self.a @ M)
 
     def sq_norm(self) -> Float[Tensor, ""]:
-        """||dW||_F^2 in float64, from two (rank, rank) matrices."""
-        return inner(self, self)
+        """||dW||_F^2 in float64, from two (rank, rank) matrices; not below 0 where b and a cancel."""
+        return inner(self, self).clamp(min=0)
 
     def svd(self) -> Svd:
         """dW = U diag(S) V' through the QR decompositions of b and a', in O((out + in) rank^2) and float64 within.

@@ -3,8 +3,10 @@
 Two arms that answer the same requests are told apart far better in pairs than by two rates with their intervals.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from lowtax import examine, reasoning, safety, stats
@@ -28,12 +30,12 @@ def against(work: Study, arm: str) -> list[Row]:
     Raises:
         UserError: The study has no such arm.
     """
-    subjects = [group[0] for group in examine.by_checkpoint(work.subjects())]
-    own = [subject for subject in subjects if subject.arm == arm]
+    groups = examine.by_checkpoint(work.subjects())
+    subjects, own = [group[0] for group in groups], [group for group in groups if group[0].arm == arm]
     if not own:
         names = list(dict.fromkeys(subject.arm for subject in subjects))
         raise UserError(f"The study has no arm {arm!r}; {did_you_mean(arm, names)}")
-    last = max(own, key=lambda subject: subject.step)
+    last = max(own, key=lambda group: (len(group), group[0].step))[0]  # of those that all seeds have
     rows = [
         _row(measure, subject, found(subject), found(last))
         for measure, found in _measures(work).items()
@@ -81,14 +83,12 @@ def _refused(verdicts: Mapping[int, Mapping[safety.Key, Verdict]]) -> Outcomes:
 
 
 def _row(measure: str, subject: Subject, one: Outcomes, two: Outcomes) -> Row:
-    both = [
-        (one[seed][question], two[seed][question])
-        for seed in one.keys() & two.keys()
-        for question in one[seed].keys() & two[seed].keys()
-    ]
-    first, second = (sum(sum(pair[i]) > sum(pair[1 - i]) for pair in both) for i in (0, 1))
-    single = len(one) == len(two) == 1 and all(len(a) == len(b) == 1 for a, b in both)
-    value, low, high = stats.difference([(one, two)])
+    seeds = one.keys() & two.keys()
+    questions = set.intersection(*({*one[seed]} & {*two[seed]} for seed in seeds)) if seeds else set[str]()
+    both = [(one[seed][question], two[seed][question]) for seed in seeds for question in questions]
+    first, second = (sum(fmean(pair[i]) > fmean(pair[1 - i]) for pair in both) for i in (0, 1))
+    single = len(seeds) == 1 and bool(both) and all(len(a) == len(b) == 1 for a, b in both)
+    value, low, high = (None if math.isnan(x) else x for x in stats.difference([(one, two)]))
     return {
         "measure": measure,
         "arm": subject.arm,

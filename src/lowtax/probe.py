@@ -117,8 +117,8 @@ class Probe:
             tables = dict[str, Tensor]()
 
             def see(name: str, x: Tensor, tables: dict[str, Tensor] = tables) -> None:
-                W = self.linear(name).weight
-                x = (x if W.shape[0] > W.shape[1] else x @ W.float().T).double()
+                linear = self.linear(name)  # sharded weights are whole while their module runs
+                x = (x if linear.out_features > linear.in_features else x @ linear.weight.float().T).double()
                 tables[name] = tables[name].addmm_(x.T, x) if name in tables else x.T @ x
 
             self._watch(source, group, see, replies_only=True)
@@ -136,6 +136,10 @@ class Probe:
             for members in rows([length(e) for e in found], MAX_ROW[self.device.type]):
                 loss = self.objective(pack([found[i] for i in members]).to(self.device))
                 sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
+        if torch.distributed.is_initialized():  # kernels may differ in the last bits, and processes must not
+            for total in sums:
+                torch.distributed.all_reduce(total)
+                total /= torch.distributed.get_world_size()
         tokens, left = sum(len(e.completion) for e in found), iter(sums)
         return {name: tuple(next(left) / tokens for _ in ps) for name, ps in wanted.items()}
 

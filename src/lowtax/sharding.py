@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -50,6 +51,11 @@ def refuse(acc: Accelerator, chosen: Methods, ref: str) -> None:
         raise UserError(
             f"ZeRO-3 shards weights while it reads them, which no GGUF file allows (found {ref!r}): use ZeRO-2."
         )
+    by_fsdp = acc.distributed_type == DistributedType.FSDP
+    if chosen and by_fsdp and isinstance(acc.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
+        raise UserError(
+            "Methods need adapters on the GPU: set fsdp_offload_params: false in accelerate's configuration."
+        )
     if chosen and _in_float16(acc):
         raise UserError("Methods need adapters in float32, which float16 training rounds: set precision to bfloat16.")
 
@@ -88,8 +94,9 @@ def whole_gradient(acc: Accelerator, p: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(p).float()  # type: ignore[no-any-return]
-    grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-    return grad.float()  # type: ignore[no-any-return, union-attr]
+    if p.grad is None:
+        return torch.zeros(p.shape, device=p.device)
+    return (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).float()
 
 
 @torch.no_grad()

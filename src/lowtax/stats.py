@@ -32,16 +32,6 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return 0.0 if k == 0 else middle - half, 1.0 if k == n else middle + half
 
 
-def newcombe_difference(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> tuple[float, float]:
-    """Newcombe's interval (1998, method 10) for k1/n1 - k2/n2 of two independent samples."""
-    if n1 == 0 or n2 == 0:
-        return NAN, NAN
-    p1, p2 = k1 / n1, k2 / n2
-    (low1, high1), (low2, high2) = wilson(k1, n1, level), wilson(k2, n2, level)
-    below, above = math.hypot(p1 - low1, high2 - p2), math.hypot(high1 - p1, p2 - low2)
-    return p1 - p2 - below, p1 - p2 + above
-
-
 def newcombe_paired(pairs: Sequence[tuple[float, float]], level: float = 0.95) -> tuple[float, float]:
     """Newcombe's interval (1998, paired data, method 10) for the difference of two rates on the same items.
 
@@ -67,7 +57,7 @@ def _apart(a: float, b: float, correlation: float) -> float:
 def mcnemar(first: int, second: int) -> float:
     """Exact two-sided p value of items where only the first, or only the second succeeded, if both were as likely."""
     n, least = first + second, min(first, second)
-    return min(1.0, sum(math.comb(n, k) for k in range(least + 1)) / 2.0 ** (n - 1))
+    return min(1.0, float(2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n))
 
 
 def cluster_interval(

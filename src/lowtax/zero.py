@@ -39,6 +39,7 @@ def ds_config(
         config["fp16"] = scaling | {"enabled": True}
     if precision == "bfloat16":
         config["bf16"] = {"enabled": True}
+    config["zero_optimization"] = zero | {"round_robin_gradients": False}  # DeepSpeed reads such weights out scrambled
     return _without_auto(config) | {
         "gradient_clipping": settings.max_grad_norm,
         "train_micro_batch_size_per_gpu": 1,

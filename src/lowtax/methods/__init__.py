@@ -67,6 +67,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     whole: ClassVar[bool] = False  # whether it also acts where whole weights are trained, on sites of rank 0
+    holds: ClassVar[bool] = False  # whether it promises what no other method may change after it
 
     def prepare(self, sites: Sites, probe: Probe | None) -> State:
         """Once, before the first step: compute subspaces, masks, references."""
@@ -112,6 +113,18 @@ class Attached:
     """Methods with the sites of one model, found once. Penalties add; gradients are changed in the given order."""
 
     parts: list[tuple[Method, Sites]]
+
+    def __post_init__(self) -> None:
+        """UserError where one method would break what another before it promises."""
+        for i, (first, sites) in enumerate(self.parts):
+            for second, others in self.parts[i + 1 :]:
+                changes = not {"after_backward", "after_step"}.isdisjoint(moments(type(second)))
+                if first.holds and changes and not sites.keys().isdisjoint(others):
+                    one, two = type(first).__name__, type(second).__name__
+                    way = "leave one of them out" if second.holds else f"name {two} first"
+                    raise UserError(
+                        f"{two} would change what {one} holds: {way}, or give each its own modules by only."
+                    )
 
     def prepare(self, probe: Probe | None = None, saved: list[State] | None = None) -> list[State]:
         """The states, one a method: computed, or `saved` ones from a checkpoint brought to the model's device."""

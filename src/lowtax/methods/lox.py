@@ -60,7 +60,7 @@ class LoX(Edit):
             whole, k = S.norm(), self.k or len(S)
         else:
             D = self._difference(site, pair)
-            (U, S, V), whole, k = top_singular(D, self.k), D.norm(), self.k
+            (U, S, V), whole, k = top_singular(D, self.k), torch.linalg.vector_norm(D, dtype=torch.float64), self.k
         share = float(S[:k].norm() / whole) if whole else 0.0
         return {"U": U[:, :k], "S": S[:k], "V": V[:, :k], "share": share}
 

@@ -17,7 +17,8 @@ refuses such a module.
 
 Fails: at rank 1 every score is 1, so that rank is refused. Scores of unlike ranks have unlike floors: compare one rank
 with `only`. `number` sites go even where no spectrum is sharp, and a sharp one need not be a harmful one. As published,
-the score grows with the size of an update, up to 1.
+the score tends to grow with the size of an update, up to 1; and rows of its left directions belong in part to the null
+space of an update of low rank, so that rounding decides.
 """
 
 from typing import Literal

@@ -104,7 +104,7 @@ class SafeLoRA(Edit):
         D = site.factors()
         b = along(V, D.b, self.k if self.projector == "subspace" else None)
         new = Factors(b, D.a)
-        norm, left = float(D.sq_norm()) ** 0.5, max(float(new.sq_norm()), 0.0) ** 0.5
+        norm, left = float(D.sq_norm()) ** 0.5, float(new.sq_norm()) ** 0.5
         if not norm or not V.any():
             return {"b": D.b}
         return {"b": b, "score": float(inner(new, D)) / (left * norm) if left else 0.0, "kept": left / norm}
@@ -113,8 +113,8 @@ class SafeLoRA(Edit):
 def along(V: Tensor, b: Tensor, k: int | None = None) -> Tensor:
     """C b, with C = V V' / ||V||_F, or the projector on the k strongest left directions of V; C is not formed."""
     if k is not None:
-        U = top_singular(V, k)[0].to(b.dtype)
+        U, S, _ = top_singular(V, k)
+        U = U[:, S / S[0].clamp(min=1e-30) > max(V.shape) * 1.2e-7].to(b.dtype)  # V may have fewer directions than k
         return U @ (U.T @ b)
     V = V.to(b.dtype)
-    projected: Tensor = V @ (V.T @ b) / V.norm().clamp(min=1e-30)
-    return projected
+    return torch.div(V @ (V.T @ b), torch.linalg.vector_norm(V, dtype=torch.float64).clamp(min=1e-30))

@@ -42,6 +42,8 @@ Start = dict[str, Tensor]  # span: U_s, (out, rank_safety); a: A0, (r, in); b: -
 class SaLoRA(Method):
     """Fix the outputs on safety data, and start in the directions of the task; it needs rows of both."""
 
+    holds = True
+
     safety: Rows = "builtin:refusals,n=128"
     task: Rows = "builtin:chat,n=128"
     rank_safety: PositiveInt = 32

@@ -6,7 +6,7 @@ With C of `safe_lora`, the distance of a site is d = ||C dW - dW||_F, or with `r
 among modules of the same name (all q_proj, ...), as z = (d - median) / (interquartile range), and the sites with the
 largest z (`number`), or with z above `threshold`, lose their update: B becomes zero.
 
-`as_published=True` computes what the code does:
+`as_published=True` computes what the code does, on B A without the scale:
 - its reference distances are 50 copies of the distance itself, so that the score, (d + 1e-6 - their mean) / 1e-6 less
   the difference of the lower quartiles of C dW and dW, is float32 rounding and holds nothing of the distance;
 - `number` is counted from the largest score down, and then every site of at most that score is pruned: T - N + 1 of T;
@@ -73,14 +73,15 @@ class SPLoRA(Edit):
         return {name: Factors(torch.zeros_like(D.b), D.a) for name in pruned for D in [sites[name].factors()]}
 
     def _distance(self, site: Site, pair: Pair) -> float | None:
-        D, V = site.factors(), pair.difference(site)
-        if not V.any() or not D.b.any() or not D.a.any():
+        D = Factors(site.b, site.a) if self.as_published else site.factors()
+        V, norm = pair.difference(site), float(D.sq_norm().sqrt())
+        if not V.any() or not norm:
             return None
         projected = Factors(along(V, D.b), D.a)
         if self.as_published:
             return _published(projected, D)
-        apart = float(Factors(projected.b - D.b, D.a).sq_norm().clamp(min=0).sqrt())
-        return apart / float(D.sq_norm().sqrt()) if self.relative else apart
+        apart = float(Factors(projected.b - D.b, D.a).sq_norm().sqrt())
+        return apart / norm if self.relative else apart
 
 
 def _standardised(distances: dict[str, float]) -> dict[str, float]:
@@ -91,7 +92,8 @@ def _standardised(distances: dict[str, float]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for names in kinds.values():
         low, middle, high = np.percentile([distances[name] for name in names], [25, 50, 75])
-        scores |= {name: float((distances[name] - middle) / (high - low + TINY * middle)) for name in names}
+        spread = (high - low + TINY * middle) or 1.0
+        scores |= {name: float((distances[name] - middle) / spread) for name in names}
     return scores
 
 

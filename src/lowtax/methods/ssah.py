@@ -45,7 +45,7 @@ class SSAH(Method):
     ru: Share = 0.148
     cu: Share = 0.06
 
-    whole = True
+    whole = holds = True
 
     def prepare(self, sites: Sites, probe: Asked | None) -> dict[str, Held]:
         """The held entries of each site; with LoRA they are made zero."""
