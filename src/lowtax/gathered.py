@@ -82,9 +82,8 @@ class Copies(Weights):
     def step(self, optimizer: Any) -> None:
         """The framework's step with the gradients of the copies, which then follow."""
         for p, copy in zip(self.live, self.master, strict=True):
-            if copy.grad is not None:
-                sharding.set_gradient(self.acc, p, copy.grad)
-                copy.grad = None
+            sharding.set_gradient(self.acc, p, copy.grad)  # type: ignore[arg-type]  # gathered before
+            copy.grad = None
         if self.acc.deepspeed_plugin:
             self.engine.step()
         optimizer.step()  # nothing under DeepSpeed
