@@ -64,7 +64,7 @@ def describe(name: str, weight: Weight, update: Update, settings: Settings) -> d
         "shape": list(W.shape),
         "rank": update.rank if isinstance(update, Factors) else None,
         "norm": norm,
-        "relative_norm": norm / float(torch.linalg.vector_norm(W, dtype=torch.float64)),
+        "relative_norm": norm / float(linalg.norm(W)),
         "spectral_norm": spectral,
         "relative_spectral_norm": spectral / float(weight.values[0]),
         "stable_rank": linalg.stable_rank(S, norm**2),

@@ -105,6 +105,13 @@ class Dense:
 Update = Factors | Dense
 
 
+def norm(M: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
+    """||M||_F in float64, row by row: one sum over millions of float32 numbers comes out up to 0.6 % low on a CPU."""
+    rows: Tensor = torch.linalg.vector_norm(M, dim=1)
+    found: Tensor = torch.linalg.vector_norm(rows.double())
+    return found
+
+
 def inner(x: Factors, y: Factors) -> Float[Tensor, ""]:
     """<X, Y> = trace(X'Y), in float64 and without forming X or Y."""
     return ((x.b.double().T @ y.b.double()) * (x.a.double() @ y.a.double().T)).sum()

@@ -22,7 +22,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from lowtax.errors import UserError
-from lowtax.linalg import Factors, top_singular
+from lowtax.linalg import Factors, norm, top_singular
 from lowtax.methods import Edit, Probe
 from lowtax.methods.safe_lora import Pair
 from lowtax.sites import Site, Sites
@@ -60,7 +60,7 @@ class LoX(Edit):
             whole, k = S.norm(), self.k or len(S)
         else:
             D = self._difference(site, pair)
-            (U, S, V), whole, k = top_singular(D, self.k), torch.linalg.vector_norm(D, dtype=torch.float64), self.k
+            (U, S, V), whole, k = top_singular(D, self.k), norm(D), self.k
         share = float(S[:k].norm() / whole) if whole else 0.0
         return {"U": U[:, :k], "S": S[:k], "V": V[:, :k], "share": share}
 

@@ -27,7 +27,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from lowtax.errors import UserError
-from lowtax.linalg import Factors, inner, top_singular
+from lowtax.linalg import Factors, inner, norm, top_singular
 from lowtax.methods import Edit, Probe
 from lowtax.sites import Site, Sites
 
@@ -104,10 +104,10 @@ class SafeLoRA(Edit):
         D = site.factors()
         b = along(V, D.b, self.k if self.projector == "subspace" else None)
         new = Factors(b, D.a)
-        norm, left = float(D.sq_norm()) ** 0.5, float(new.sq_norm()) ** 0.5
-        if not norm or not V.any():
+        size, left = float(D.sq_norm()) ** 0.5, float(new.sq_norm()) ** 0.5
+        if not size or not V.any():
             return {"b": D.b}
-        return {"b": b, "score": float(inner(new, D)) / (left * norm) if left else 0.0, "kept": left / norm}
+        return {"b": b, "score": float(inner(new, D)) / (left * size) if left else 0.0, "kept": left / size}
 
 
 def along(V: Tensor, b: Tensor, k: int | None = None) -> Tensor:
@@ -117,4 +117,4 @@ def along(V: Tensor, b: Tensor, k: int | None = None) -> Tensor:
         U = U[:, S / S[0].clamp(min=1e-30) > max(V.shape) * 1.2e-7].to(b.dtype)  # V may have fewer directions than k
         return U @ (U.T @ b)
     V = V.to(b.dtype)
-    return torch.div(V @ (V.T @ b), torch.linalg.vector_norm(V, dtype=torch.float64).clamp(min=1e-30))
+    return torch.div(V @ (V.T @ b), norm(V).clamp(min=1e-30))
