@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-vllm: $(VENV_VLLM)/.installed
-	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_VLLM)/bin/python -m pytest tests/test_engine_vllm.py
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_VLLM)/bin/python -m pytest tests/engines/test_vllm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def task_of(asked: argparse.Namespace, folder: Path) -> Any:
     from lowtax.placement import Placement
     from lowtax.recipe import Execution, Train
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from tiny import make_tokenizer
 
     tokenizer = make_tokenizer(think=False)

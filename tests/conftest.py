@@ -6,6 +6,8 @@ The embedded model lives in the user's cache, as in use.
 import os
 from pathlib import Path
 
+from places import PUBLISHED
+
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -29,7 +31,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of real copies, which not every machine has."""
-    files = Path(__file__).parents[2] / "shared" / "data"
+    files = PUBLISHED
     if not files.is_dir():
         pytest.skip("the published prompt and task files are not on this machine")
     return _looked_in(files, monkeypatch)

@@ -1,4 +1,4 @@
-"""Make the stored study of tests/golden again: `PYTHONPATH=tests python tests/golden/make.py`.
+"""Make the stored study of tests/golden again: `PYTHONPATH=tests/support python tests/golden/make.py`.
 
 Only a change of format that is meant needs it.
 

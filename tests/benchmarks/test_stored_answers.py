@@ -1,0 +1,140 @@
+import csv
+import gzip
+import json
+
+import pytest
+from places import PUBLISHED
+from typer.testing import CliRunner
+
+from lowtax import cli_grade, regrade
+from lowtax.errors import UserError
+from lowtax.recipe import Task
+
+DATA = PUBLISHED
+pytest.importorskip("math_verify", reason="needs math-verify: pip install 'lowtax[eval]'")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def grades(path, columns, task="math", **settings):
+    return regrade.grade(regrade.read(path, columns, path.name), task, Task(**settings), workers=1)
+
+
+ROWS = [
+    {"r": "<think>It is 4.</think>\n\\boxed{5}", "g": "5"},
+    {"r": "<think>It is \\boxed{5}", "g": "5"},
+    {"r": "<think>hm</think>I cannot say.", "g": "5"},
+    {"r": "<think>hm</think>The answer is 6.", "g": "5"},
+    {"r": "", "g": "5"},
+    {"r": None, "g": 5},
+]
+
+
+def test_thoughts_are_taken_off_and_unfinished_ones_are_wrong(tmp_path):
+    found = grades(write(tmp_path / "a.jsonl", ROWS), regrade.Columns("r", "g"))
+    assert [g.correct for g in found] == [True, False, False, False, False, False]
+    assert [g.finished for g in found] == [True, False, True, True, True, True]
+    summary = regrade.summary(found)
+    assert {key: summary[key] for key in ("n", "accuracy", "unfinished", "no_answer")} == {
+        "n": 6, "accuracy": 1 / 6, "unfinished": 1, "no_answer": 3}  # fmt: skip
+    low, high = summary["interval"]
+    assert low < 1 / 6 < high
+
+
+def test_prompts_that_opened_the_thought_are_noticed(tmp_path):
+    rows = [{"r": "so</think>\\boxed{5}", "g": "5"}, {"r": "and so \\boxed{5}", "g": "5"}]
+    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g"))
+    assert [(g.correct, g.finished) for g in found] == [(True, True), (False, False)]
+
+
+def test_a_reply_that_was_cut_is_unfinished(tmp_path):
+    rows = [{"r": "\\boxed{5}", "g": "5", "f": "stop"}, {"r": "\\boxed{5}", "g": "5", "f": "length"}]
+    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g", finish="f"))
+    assert [(g.correct, g.finished) for g in found] == [(True, True), (False, False)]
+
+
+def test_columns_inside_of_columns_and_compressed_csv(tmp_path):
+    rows = [{"a": {"b.c": {"d": "The answer is 7."}}, "g": "#### 7"}]
+    assert grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("a.b.c.d", "g"), "gsm8k")[0].correct
+    path = tmp_path / "a.csv.gz"
+    with gzip.open(path, "wt", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerows([["a", "g"], [json.dumps({"b": "x\n\\boxed{7}"}), "7"]])
+    assert grades(path, regrade.Columns("a.b", "g"))[0].correct
+
+
+def test_options_of_a_column(tmp_path):
+    rows = [{"r": "\\boxed{Venus}", "g": "B", "c": ["Mars", "Venus"]}, {"r": "Answer: C", "g": "1", "c": ["x", "y"]}]
+    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g", choices="c"), "multiple_choice")
+    assert [(g.correct, g.extracted) for g in found] == [(True, "B"), (False, None)]
+
+
+def test_the_reference_preset_has_its_own_extraction(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"r": "The answer is 5", "g": "5"}, {"r": "\\boxed{05}", "g": "5"}])
+    assert [g.correct for g in grades(path, regrade.Columns("r", "g"))] == [True, True]
+    assert [g.correct for g in grades(path, regrade.Columns("r", "g"), preset="reference")] == [False, True]
+
+
+@pytest.mark.parametrize(("columns", "says"), [
+    (regrade.Columns("x", "g"), "no column 'x'; its columns are r, g"),
+    (regrade.Columns("r.x", "g"), "no column 'r.x'"),
+    (regrade.Columns("r", "g", finish="f"), "no column 'f'"),
+])  # fmt: skip
+def test_a_column_that_is_not_there_is_named(tmp_path, columns, says):
+    with pytest.raises(UserError, match=says):
+        regrade.read(write(tmp_path / "a.jsonl", ROWS), columns, "a")
+
+
+def test_a_row_without_a_gold_answer_is_named(tmp_path):
+    with pytest.raises(UserError, match="row 2: its column 'g' is empty"):
+        regrade.read(
+            write(tmp_path / "a.jsonl", [{"r": "a", "g": "1"}, {"r": "b", "g": ""}]), regrade.Columns("r", "g"), "a"
+        )
+
+
+def run(*words):
+    import typer
+
+    app = typer.Typer()
+    app.command()(cli_grade.grade)
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def test_the_command_prints_and_writes(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    words = ["--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--out", tmp_path / "o"]
+    found = json.loads(run(*words, "--json").output)
+    assert (found["n"], found["unfinished"], found["no_answer"]) == (6, 1, 3)
+    rows = [json.loads(line) for line in (tmp_path / "o" / "grades.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in rows] == [True, False, False, False, False, False]
+    assert json.loads((tmp_path / "o" / "grades.json").read_text()) == found
+    assert "accuracy    0.1667" in run(*words).output
+
+
+def test_the_command_asks_a_checker(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"r": "\\boxed{6}", "g": "5"}])
+    words = ["--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--checker", "any", "--engine", "fake"]
+    run(*words, "--out", tmp_path / "o", "--json")
+    assert json.loads((tmp_path / "o" / "grades.jsonl").read_text())["checked"] is None
+
+
+def test_an_unknown_preset_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError, match="--preset is default, paper or reference"):
+        run("--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--preset", "x")
+
+
+@pytest.mark.parametrize(("name", "columns", "least"), [
+    ("outputs_gsm8k_gpt3_labelled.jsonl.gz", regrade.Columns("175b_verification.solution", "ground_truth"), 0.56),
+    ("outputs_gsm8k_gpt_oss_120b.jsonl.gz", regrade.Columns("response", "gold", finish="finish_reason"), 0.95),
+])  # fmt: skip
+def test_stored_replies(name, columns, least):
+    if not (DATA / name).exists():
+        pytest.skip(f"needs ../shared/data/{name}")
+    summary = regrade.summary(grades(DATA / name, columns, "gsm8k"))
+    assert summary["n"] == 1319
+    assert summary["accuracy"] > least
+    assert summary["no_answer"] <= 1

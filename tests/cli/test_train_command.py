@@ -1,0 +1,138 @@
+"""The commands around training: without a recipe, what they show, and what they refuse in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from places import ROOT
+from tiny import make_model
+
+from lowtax.cli import app
+from lowtax.cli_train import settings_of
+from lowtax.errors import UserError
+from lowtax.recipe import load
+from lowtax.study import Study
+
+MODE = "lora_up_proj_only_from1_to1_r1"
+
+
+def lowtax(*words: object) -> None:
+    app([str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"question": f"How many is {i}?", "response": f"It is {i}."} for i in range(8)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def spec(rows: Path) -> str:
+    return f"{rows},prompt=question,answer=response"
+
+
+def test_the_reference_s_command_does_what_it_did(model: Path, rows: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    words = ("--model_name", model, "--mode", MODE, "--data", spec(rows), "--epochs", 3)
+    lowtax("train", *words, "--per_device_bs", 2, "--save_strategy", "epoch", "--out", out)
+    folder = out / "arms" / MODE / "seed-0"
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-12"}
+    card = json.loads((folder / "card.json").read_text())
+    assert card["job"]["settings"]["batch_size"] == 2
+    assert card["sources"][0]["rows"] == 8
+    study = Study.open(out, print)  # so that sample, judge, evaluate and compare go on from it
+    assert [s.checkpoint for s in study.subjects()] == [None, "checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    before = (out / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"settings\.lr was 5e-05, now 0\.01"):
+        lowtax("train", *words, "--per_device_bs", 2, "--save_strategy", "epoch", "--lr", "1e-2", "--out", out)
+    assert (out / "recipe.yaml").read_text() == before
+
+
+def test_show_prints_examples_and_trains_nothing(model: Path, rows: Path, capsys: pytest.CaptureFixture[str]):
+    lowtax("train", "--model", model, "--mode", "full", "--data", spec(rows), "--show", 2)
+    said = capsys.readouterr().out
+    assert said.count("--- prompt, no loss") == said.count("--- trained") == 2
+    assert said.count("<|im_end|>") == 4
+    assert "It is " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--mode", "full", "--data", "x"], "all of --model, --mode and --data"),
+        (["recipe.yaml", "--mode", "full"], "leave out --model, --mode and --data"),
+        (["--shard"], "--shard needs --ds_config"),
+        (["--gradient-accumulation-steps", "2"], "needs --per-device-batch-size"),
+        (["--save-strategy", "daily"], "epoch, steps or no"),
+        (["--save-strategy", "steps"], "go together"),
+        (["--save-steps", "5"], "go together"),
+        (["--model", "m", "--mode", "full", "--data", "x", "--epochs", "1", "--steps", "2"], "steps or epochs"),
+        (["--model", "m", "--mode", "lora_up_r1", "--data", "x"], "Unknown mode 'lora_up_r1'"),
+        (["--model", "m", "--mode", "full", "--data", "x,n=many"], "n"),
+        (["--model", "/nowhere/m", "--mode", "full", "--data", "builtin:refusals"], "--out"),
+    ],
+)
+def test_what_is_refused(words: list[str], says: str):
+    with pytest.raises(UserError) as caught:
+        lowtax("train", *words)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mode_with_a_regulariser_is_an_arm_like_any_other(model: Path, rows: Path, tmp_path: Path):
+    mode = "lora_mlp_orthogonal_down_norm_r2_beta0.5_k4"
+    lowtax("train", "--model", model, "--mode", mode, "--data", spec(rows), "--steps", 3, "--out", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "arms" / mode / "seed-0" / "card.json").read_text())
+    assert card["job"]["methods"][0]["name"] == "orthogonal"
+    assert card["job"]["methods"][0]["beta"] == 0.5
+
+
+def test_batch_size_is_that_of_all_processes_and_passes():
+    flags = {"per_device_batch_size": 2, "gradient_accumulation_steps": 3, "save_strategy": None, "save_steps": None}
+    assert "train.batch_size=24" in settings_of(dict(flags), processes=4)
+    assert "execution.micro_batch_size=2" in settings_of(dict(flags), processes=4)
+
+
+def test_placements_prints_what_a_mode_touches(model: Path, capsys: pytest.CaptureFixture[str]):
+    lowtax("placements", model, "--mode", MODE, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["modules"] == ["model.layers.1.mlp.up_proj"]
+    assert found["trainable_parameters"] == 32 + 64
+    assert 0 < found["share"] < 0.01
+    lowtax("placements", model, "--mode", "{modules: mlp, layers: first half, rank: 2}")
+    assert "mlp.down_proj in layer" in capsys.readouterr().out
+    with pytest.raises(UserError, match="did you mean 'up_proj'"):
+        lowtax("placements", model, "--mode", "lora_up_prj_only_r1")
+
+
+def test_merge_and_delete(model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("--model", model, "--mode", MODE, "--data", spec(rows), "--steps", 2, "--lr", "1e-3")
+    lowtax("train", *words, "--out", tmp_path / "out")
+    adapter = tmp_path / "out" / "arms" / MODE / "seed-0" / "checkpoint-2"
+    capsys.readouterr()
+    lowtax("merge", adapter, "--dtype", "float32")
+    said = capsys.readouterr()
+    assert said.out == f"merged: {adapter}_merged\n"
+    lowtax("merge", f"{adapter}_merged", "--delete")
+    assert not Path(f"{adapter}_merged").exists()
+    assert adapter.exists()
+    with pytest.raises(UserError):
+        lowtax("merge", adapter, "--delete")
+    assert adapter.exists()
+
+
+def test_every_recipe_that_is_shipped_can_be_read():
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        recipe = load(path)
+        assert recipe.arms
+        assert yaml.safe_load(path.read_text())["name"] == path.stem
+        for arm in recipe.arms.values():
+            arm.where()
+            arm.acts()

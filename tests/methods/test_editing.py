@@ -1,0 +1,232 @@
+"""Edits of adapters on disk: what is written is what the method said, plain PEFT loads it, and the card tells it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from random_adapters import Make
+from random_adapters import base as base  # fixtures
+from random_adapters import make as make
+from tiny import make_model
+from torch import Tensor, nn
+
+from lowtax import models
+from lowtax.adapterfile import CONFIG, WEIGHTS, read_adapter
+from lowtax.edit import edit, sites_from
+from lowtax.errors import UserError
+from lowtax.linalg import overlap, top_singular
+from lowtax.methods import listed
+from lowtax.weights import open_weights
+
+IDS = torch.arange(2, 14)[None]
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_model(tmp_path_factory.mktemp("aligned"), "qwen2", seed=1))
+
+
+@pytest.fixture(scope="module")
+def adapter(make: Make) -> Path:
+    """Rank 3, two of it in one module."""
+    return make(rank=3, ranks={UP: 2})
+
+
+def logits(base: str, adapter: Path) -> Tensor:
+    """Of plain PEFT."""
+    with torch.no_grad():
+        return PeftModel.from_pretrained(models.load_model(base), str(adapter)).eval()(IDS).logits
+
+
+def by_hand(base: str, updates: dict[str, Tensor]) -> Tensor:
+    """Of the base with dense updates added."""
+    model = models.load_model(base)
+    with torch.no_grad():
+        for name, D in updates.items():
+            model.get_submodule(name).weight += D.float()
+        return model(IDS).logits
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def test_plain_peft_computes_with_what_the_method_said(base: str, adapter: Path, tmp_path: Path):
+    made = edit({"name": "project", "k": 4, "side": "block"}, adapter, tmp_path / "new", say=quiet)
+    weights, given = open_weights(base), read_adapter(adapter).factors
+    expected = {}
+    for name, D in given.items():
+        U, _, Vh = torch.linalg.svd(weights[name].double())
+        D = D.dense().double()
+        expected[name] = D - U[:, :4] @ U[:, :4].T @ D @ Vh[:4].T @ Vh[:4]
+    torch.testing.assert_close(logits(base, made.folder), by_hand(base, expected), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(logits(base, made.folder), logits(base, adapter), atol=1e-3)
+    assert {path.name for path in made.folder.iterdir()} == {CONFIG, WEIGHTS, "card.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_card_says_what_was_done(base: str, adapter: Path, tmp_path: Path):
+    spec = {"name": "project", "k": 4, "only": ["up_proj"]}
+    card = edit(spec, adapter, tmp_path / "new", say=quiet).card
+    assert card == json.loads((tmp_path / "new" / "card.json").read_text()) | {"only": ("up_proj",)}
+    assert card["fields"]["k"] == 4
+    assert card["fields"]["side"] == "left"
+    assert "arXiv:2507.17075" in card["source"]
+    assert (card["base"], card["modules"], card["changed"], card["rank"]) == (base, 6, 2, 3)
+    assert card["lost"] < 1e-6
+    old, new, weights = read_adapter(adapter).factors, read_adapter(tmp_path / "new").factors, open_weights(base)
+    for name, one in card["sites"].items():
+        D, X = old[name].dense(), new[name].dense()
+        assert one["norm_before"] == pytest.approx(D.norm().item(), rel=1e-5)
+        assert one["norm_after"] == pytest.approx(X.norm().item(), rel=1e-5)
+        assert one["cosine"] == pytest.approx(((D * X).sum() / D.norm() / X.norm()).item(), rel=1e-4)
+        assert one["changed"] == name.endswith("up_proj") == (not torch.equal(D, X))
+        if one["changed"]:
+            U, _, V = top_singular(weights[name], 4)
+            assert one["share"] == pytest.approx(overlap(old[name], U, V)["left"])
+        assert one["rank"] == one["rank_before"] == (2 if name == UP else 3)
+    assert card["norm_before"] == pytest.approx(sum(x.dense().square().sum() for x in old.values()).sqrt().item())
+
+
+def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
+    base: str, aligned: str, adapter: Path, make: Make, tmp_path: Path
+):
+    own = {
+        "interpolate": {"to": str(make(seed=1, rank=2)), "at": 0.3},
+        "safe_lora": {"aligned": aligned, "number": 2},
+        "splora": {"aligned": aligned, "number": 2},
+        "scale": {"by": 0.5},
+        "s3lora": {"number": 2},
+        "intruders": {"threshold": 1.0, "keep": 0.5},
+    }
+    before = logits(base, adapter)
+    names = [one["name"] for one in listed() if one["moments"] in (["edit"], ["prepare", "edit"])]
+    assert {*own, "lox", "project"} <= set(names)
+    for name in {*own, "lox", "project"}:
+        made = edit({"name": name, **own.get(name, {})}, adapter, tmp_path / name, say=quiet)
+        after = logits(base, made.folder)
+        assert after.isfinite().all(), name
+        assert not torch.allclose(after, before, atol=1e-4), name
+        expected = by_hand(base, {n: x.dense() for n, x in read_adapter(made.folder).factors.items()})
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_scale_zero_is_the_base_and_one_is_the_adapter(base: str, adapter: Path, tmp_path: Path):
+    for by, expected in ((0, by_hand(base, {})), (1, logits(base, adapter))):
+        made = edit({"name": "scale", "by": by}, adapter, tmp_path / str(by), say=quiet)
+        torch.testing.assert_close(logits(base, made.folder), expected, rtol=1e-4, atol=1e-5)
+    assert made.card["cosine"] == pytest.approx(1)
+    assert json.loads((tmp_path / "0" / "card.json").read_text())["cosine"] is None
+
+
+def test_interpolation_has_both_ends_and_the_union_of_sites(base: str, adapter: Path, make: Make, tmp_path: Path):
+    other = make(seed=2, rank=2, modules=["q_proj", "up_proj"])
+    spec = {"name": "interpolate", "to": str(other)}
+    ends = [edit(spec | {"at": at}, adapter, tmp_path / str(at), say=quiet) for at in (0, 1, 0.25)]
+    torch.testing.assert_close(logits(base, ends[0].folder), logits(base, adapter), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(base, ends[1].folder), logits(base, other), rtol=1e-4, atol=1e-5)
+    one, two = read_adapter(adapter).factors, read_adapter(other).factors
+    mixed = read_adapter(ends[2].folder).factors
+    assert set(mixed) == set(one) | set(two)
+    assert mixed[UP].rank == 4
+    torch.testing.assert_close(mixed[UP].dense(), 0.75 * one[UP].dense() + 0.25 * two[UP].dense())
+    q = "model.layers.0.self_attn.q_proj"
+    assert ends[2].card["sites"][q]["norm_before"] == 0
+    torch.testing.assert_close(mixed[q].dense(), 0.25 * two[q].dense())
+    alone = edit(spec | {"at": 0.5, "only": ["down_proj"]}, adapter, tmp_path / "only", say=quiet)
+    assert set(read_adapter(alone.folder).factors) == set(one)
+
+
+def test_a_rank_that_is_asked_for_says_what_it_lost(adapter: Path, make: Make, tmp_path: Path):
+    spec = {"name": "interpolate", "to": str(make(seed=1, rank=3)), "at": 0.5}
+    whole = edit(spec, adapter, tmp_path / "whole", say=quiet)
+    short = edit(spec, adapter, tmp_path / "short", rank=2, say=quiet)
+    assert (whole.card["rank"], short.card["rank"]) == (6, 2)
+    exact, kept = (read_adapter(one.folder).factors for one in (whole, short))
+    lost = sum((exact[n].dense() - kept[n].dense()).square().sum() for n in exact).sqrt()
+    norm = sum(x.dense().square().sum() for x in exact.values()).sqrt()
+    assert short.card["lost"] == pytest.approx((lost / norm).item(), rel=1e-4)
+    assert short.card["lost"] > 0.1 > 1e-6 > whole.card["lost"]
+
+
+def test_weights_are_read_one_at_a_time_and_only_when_asked_for(base: str, adapter: Path):
+    weights = open_weights(base)
+    reads = []
+
+    class Counted(type(weights)):  # type: ignore[misc]
+        def __getitem__(self, name: str) -> Tensor:
+            reads.append(name)
+            return super().__getitem__(name)
+
+    weights.__class__ = Counted
+    sites = sites_from(read_adapter(adapter), weights)
+    assert reads == []
+    assert torch.equal(sites[UP].weight, models.load_model(base).get_submodule(UP).weight)
+    assert reads == [UP]
+    assert sites[UP].weight is not sites[UP].weight
+    given = read_adapter(adapter)
+    assert sites[UP].scale == given.scales[UP] != 1  # B and A are those of training, which published forms look at
+    torch.testing.assert_close(sites[UP].delta(), given.factors[UP].dense())
+
+
+OWN = """
+import torch
+from lowtax.linalg import Factors
+from lowtax.methods import Edit
+
+class Broken(Edit):
+    '''Numbers that are none.'''
+    def edit(self, sites, state):
+        return {name: Factors(site.b * float("nan"), site.a) for name, site in sites.items()}
+
+class Curious(Edit):
+    '''Wants to run the model.'''
+    def prepare(self, sites, probe):
+        return probe.variances("builtin:refusals,n=2", list(sites))
+"""
+
+
+def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    small, new = str(make_model(tmp_path / "small", "qwen2", layers=1)), tmp_path / "new"
+    for spec, to, asked, said in (
+        ({"name": "scale", "by": 2}, tmp_path / "full", {}, "is not empty"),
+        ({"name": "orthogonal", "beta": 1}, new, {}, "'orthogonal' acts in training"),
+        ({"name": "project", "only": ["gate"]}, new, {}, "'gate' matches no module"),
+        ({"name": f"{tmp_path}/own.py:Broken"}, new, {}, "not finite"),
+        (
+            {"name": f"{tmp_path}/own.py:Curious"},
+            new,
+            {},
+            "asks for the variances of a running model, and an edit sees weights alone",
+        ),
+        ({"name": "interpolate", "to": str(tmp_path / "none"), "at": 1}, new, {}, "not a PEFT adapter folder"),
+        ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),
+        ({"name": "scale", "by": 2}, new, {"base": small}, "stores no matrix"),
+    ):
+        with pytest.raises(UserError, match=said):
+            edit(spec, adapter, to, **asked, say=quiet)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"own.py", "full", "small", "__pycache__"}
+
+
+def test_a_base_that_has_moved_is_the_one_the_result_names(base: str, adapter: Path, tmp_path: Path):
+    moved = str(shutil.copytree(base, tmp_path / "moved"))
+    made = edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=moved, say=quiet)
+    assert made.card["base"] == read_adapter(made.folder).base == moved != read_adapter(adapter).base
+
+
+def test_a_base_of_other_shapes_is_refused(make: Make, tmp_path: Path):
+    adapter = make(rank=1, modules=["q_proj"])
+    model = models.load_model(str(make_model(tmp_path / "wide", "qwen3")))
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = nn.Linear(32, 48, bias=False)
+    model.save_pretrained(tmp_path / "wider")
+    with pytest.raises(UserError, match="q_proj is 48 x 32 there, and 32 x 32 in the adapter"):
+        edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=str(tmp_path / "wider"), say=quiet)

@@ -1,0 +1,208 @@
+"""Sampling and judging without a study: what lands in the folders, and that kills lose nothing."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+from typer.testing import CliRunner
+
+from lowtax import judge as judging
+from lowtax import judges, standalone
+from lowtax.cli import app
+from lowtax.errors import UserError
+from lowtax.recipe import Sampling
+from lowtax.records import Reply, Verdict, read_rows
+from lowtax.sample import EngineChoice
+
+SLOW_ENGINE = """
+import time
+from lowtax.engines.fake import Fake
+
+class Slow(Fake):
+    def generate(self, requests):
+        for completion in super().generate(requests):
+            time.sleep(0.002)
+            yield completion
+"""
+SLOW_JUDGE = """
+import time
+from lowtax.judges import Opinion
+
+class Slow:
+    name, kind = "slow", "harm"
+    def judge(self, prompts, texts):
+        time.sleep(0.002 * len(texts))
+        return [Opinion("unsafe" if "Sure" in text else "safe", 0.25, "S1") for text in texts]
+"""
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "mine.csv"
+    lines = [f"Question number {i}?,{'theft' if i % 2 else 'fraud'}" for i in range(60)]
+    path.write_text("asked,category\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def asking(
+    model: Path, prompts: Path, engine: str = "fake", adapters: list[Path] | None = None, **more
+) -> standalone.Ask:
+    sampling = Sampling(max_new_tokens=40, **more)
+    return standalone.Ask(
+        str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineChoice(engine, "float32", 8)
+    )
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_model: Path, prompts: Path):
+    from tiny import save_adapter
+
+    adapters = [
+        Path(save_adapter(tmp_path / f"run{i}" / "checkpoint-4", tiny_model, 1, ["up_proj"], i)) for i in (1, 2)
+    ]
+    ask = asking(tiny_model, prompts, adapters=adapters, samples=2)
+    replies = standalone.sample(ask, tmp_path / "out", quiet)
+    assert Counter(r.arm for r in replies) == dict.fromkeys(("base", "run1/checkpoint-4", "run2/checkpoint-4"), 120)
+    assert {r.category for r in replies} == {"theft", "fraud"}
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["prompts"][0]["name"] == str(prompts)
+    assert card["sampling"]["samples"] == 2
+    found = standalone.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", judges.Through())
+    assert set(found["base"]["categories"]) == {"theft", "fraud"}
+    assert found["base"]["samples"] == 2
+    everything = sum(found["base"][label] for label in ("refusal", "partial", "compliance", "unfinished", "failed"))
+    assert everything + found["base"]["unparsed"] == 120
+    assert "| run1/checkpoint-4 |" in (tmp_path / "judged/safety.md").read_text()
+    before = (tmp_path / "out/replies.jsonl").read_text()
+    standalone.sample(ask, tmp_path / "out", quiet)
+    assert (tmp_path / "out/replies.jsonl").read_text() == before
+
+
+def test_a_judge_sees_the_plain_goal_and_never_an_empty_text(tmp_path: Path):
+    seen: list[tuple[str, str]] = []
+
+    class Spy:
+        name, kind = "spy", "harm"
+
+        def judge(self, asked: list[str], texts: list[str]) -> list[judges.Opinion]:
+            seen.extend(zip(asked, texts, strict=True))
+            return [judges.Opinion("safe") for _ in texts]
+
+    def reply(i: int, **more: object) -> Reply:
+        parts = {"text": "", "thought": "", "answer": "", "closed": True, "finish": "stop", "tokens": 1} | more
+        own = {"arm": "base", "seed": None, "checkpoint": None, "source": "s", "prompt_id": str(i), "sample": 0}
+        return Reply(id=str(i), prompt=f"wrapped {i}", **own, **parts)
+
+    replies = [
+        reply(0, answer="Here.", thought="Hm.", goal="plain"),
+        reply(1),
+        reply(2, thought="and so", closed=False, finish="length"),
+        reply(3, finish="failed", error="boom"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judges, "load", lambda name, through=None: Spy())
+        found = judging.judge(replies, tmp_path / "v.jsonl", "spy", "answer")
+        both = judging.judge(replies, tmp_path / "v.jsonl", "spy", "both")
+    assert [found[r.id].label for r in replies] == ["safe", "unparsed", "unfinished", "failed"]
+    assert [both[r.id].label for r in replies] == ["safe", "unparsed", "safe", "failed"]
+    assert seen == [("plain", "Here."), ("plain", "Hm.\n\nHere."), ("wrapped 2", "and so")]
+
+
+def killed_again_and_again(work: Callable[[], object], times: int) -> int:
+    """Do the work in processes that are killed at random moments, and then to its end; how many were killed."""
+    luck, killed = random.Random(0), 0
+    for _ in range(times):
+        child = os.fork()
+        if not child:
+            work()
+            os._exit(0)
+        time.sleep(luck.uniform(0.0, 0.06))
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    work()
+    return killed
+
+
+def test_fifty_kills_lose_and_double_nothing(
+    tmp_path: Path, tiny_model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "slow.py").write_text(SLOW_ENGINE)
+    (tmp_path / "judge.py").write_text(SLOW_JUDGE)
+    monkeypatch.setattr("lowtax.sample.STORE_EVERY", 0.01)
+    monkeypatch.setattr(judging, "CHUNK", 5)
+    whole = standalone.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole", quiet)
+    ask = asking(tiny_model, prompts, f"{tmp_path}/slow.py:Slow", samples=4)
+    killed = killed_again_and_again(lambda: standalone.sample(ask, tmp_path / "out", quiet), 25)
+    lines = (tmp_path / "out/replies.jsonl").read_text().splitlines()
+    assert killed > 10
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 240
+    texts = [(r.prompt_id, r.sample, r.text) for r in read_rows(tmp_path / "out/replies.jsonl", Reply).values()]
+    assert sorted(texts) == sorted((r.prompt_id, r.sample, r.text) for r in whole)
+
+    def judge() -> None:
+        name = f"{tmp_path}/judge.py:Slow"
+        standalone.judge(tmp_path / "out", name, "answer", tmp_path / "judged", judges.Through())
+
+    assert killed_again_and_again(judge, 25) > 10
+    rows = read_rows(tmp_path / "judged/verdicts.jsonl", Verdict)
+    assert len(rows) == len((tmp_path / "judged/verdicts.jsonl").read_text().splitlines()) == 240
+    assert {v.reply_id for v in rows.values()} == {json.loads(line)["id"] for line in lines}
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return done.exit_code, f"{done.output}{done.exception or ''}"
+
+
+def test_the_commands(tmp_path: Path, prompts: Path):
+    model = make_model(tmp_path / "m")
+    common = ["sample", "--model", model, "--prompts", f"{prompts}:asked", "--engine", "fake", "--limit", 5]
+    assert run(*common, "--out", tmp_path / "out", "--preset", "paper", "--system", "Be brief.")[0] == 0
+    assert json.loads((tmp_path / "out/card.json").read_text())["sampling"]["temperature"] == 1.0
+    code, said = run("judge", "--replies", tmp_path / "out", "--judge", "refusal_words", "--out", tmp_path / "judged")
+    assert code == 0
+    assert "| base |" in said
+    first = (tmp_path / "judged/verdicts.jsonl").read_text()
+    assert (
+        run(
+            "judge", "--replies", tmp_path / "out", "--judge", "refusal_words", "--out", tmp_path / "judged", "--again"
+        )[0]
+        == 0
+    )
+    assert (tmp_path / "judged/verdicts.jsonl").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "--model", "m"], "--model, --prompts and --out"),
+        (["judge", "--judge", "refusal_words"], "--replies, --judge and --out"),
+        (["judge", "--on", "mind"], "answer, thought or both"),
+        (["sample", "x", "--model", "m"], "brings its own model"),
+        (["judge", "--replies", "no", "--judge", "refusal_words", "--out", "o"], "holds no replies"),
+        (["sample", "--model", "m", "--prompts", "p", "--out", "o", "--preset", "papr"], "paper"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str):
+    monkeypatch.chdir(tmp_path)
+    code, found = run(*words)
+    assert code != 0
+    assert said in found
+
+
+def test_adapters_of_one_name_are_told_apart_and_twice_is_refused(tmp_path: Path):
+    folders = [tmp_path / a / b for a, b in (("x", "last"), ("y", "last"))]
+    assert standalone._names(folders) == ["x/last", "y/last"]
+    assert standalone._names(folders[:1]) == ["last"]
+    with pytest.raises(UserError, match="twice"):
+        standalone._names([folders[0], folders[0]])

@@ -1,0 +1,486 @@
+"""Several processes on a CPU, by gloo: the same weights as one process, whatever shards them, and also after a kill."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from places import TESTS
+from safetensors.torch import load_file
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+
+from lowtax import distributed, models
+from lowtax.data import Conversation
+from lowtax.errors import UserError
+from lowtax.placement import parse_mode
+from lowtax.recipe import Execution, Train
+from lowtax.train import Job, train
+from lowtax.zero import ds_config, fill_sizes
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+UPPER = "lora_up_proj_only_from1_to2_r2"  # of three layers the last two: the first is a frozen prefix
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+DECAY = {"train": {"weight_decay": 0.1}}  # which would move what a method holds
+LOOK = {"safety": "ROWS", "task": "OTHERS"}  # files of rows, written by `runs`
+RESUMED: dict[str, Any] = {"mode": "lora_mlp_r2", "train": {"steps": 6, "validation": 2}}
+JOBS: dict[str, dict[str, Any]] = {
+    "adapter": {"mode": UPPER},  # 5 examples a step: 3 and 2
+    "lone": {"mode": UPPER, "train": {"batch_size": 1, "validation": 2}},  # one process has no example at all
+    "full": {"mode": "full"},
+    "adapter_bf16": {"mode": UPPER, "precision": "bfloat16"},
+    "full_bf16": {"mode": "full", "precision": "bfloat16"},
+    "orthogonal": {
+        "mode": "lora_mlp_r2",
+        "methods": [{"name": "orthogonal", "beta": 0.1, "k": 4}],
+        "execution": {"micro_batch_size": 1},  # and 3 forward passes, of which the second process has 2
+    },
+    "salora": {
+        "mode": "lora_qkvo_mlp_r4",
+        **DECAY,
+        "methods": [{"name": "salora", **LOOK, "rank_safety": 4, "rank_task": 4}],
+    },
+    "spf": {"mode": "lora_mlp_r2", "methods": [{"name": "spf", "safety": "ROWS", "k": 2, "update": True}]},
+    "ssah": {
+        "mode": "lora_qkvo_mlp_r2",
+        **DECAY,
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "spf_full": {"mode": "full", "methods": [{"name": "spf", "safety": "ROWS", "every": 2, "update": True}]},
+    "ssah_full": {
+        "mode": "full",
+        **DECAY,
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "ssah_full_bf16": {
+        "mode": "full",
+        "precision": "bfloat16",
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
+    },
+    "salora_bf16": {
+        "mode": "lora_mlp_r4",
+        "precision": "bfloat16",
+        "methods": [{"name": "salora", **LOOK, "rank_safety": 4, "rank_task": 4}],
+    },
+    "undisturbed": RESUMED,
+    "undisturbed_methods": RESUMED
+    | {"methods": [{"name": "spf", "safety": "ROWS"}, {"name": "ssah", "safety": "ROWS", "utility": "OTHERS"}]},
+}
+METHODS = ["orthogonal", "spf", "ssah", "spf_full", "ssah_full", "salora"]
+LAUNCHES = {
+    "ddp": list(JOBS),
+    "zero1": [*METHODS, "undisturbed_methods"],
+    "zero2": ["full", "full_bf16", "ssah_full_bf16", "salora_bf16", *METHODS],
+    "zero3": [
+        "full",
+        "adapter_bf16",
+        "full_bf16",
+        "ssah_full_bf16",
+        "salora_bf16",
+        *METHODS,
+        "undisturbed",
+        "undisturbed_methods",
+    ],
+    "fsdp2": ["full", "adapter", *METHODS, "undisturbed"],
+    "fsdp2_bf16": ["adapter_bf16"],
+}
+REFUSED = {"fsdp2_bf16": ["full_bf16"]}
+ENVIRONMENT = {"fsdp2": FSDP, "fsdp2_bf16": FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}}
+
+
+def marked(kind: str, *more: str) -> Any:
+    return pytest.param(kind, *more, marks=needs_deepspeed if kind.startswith("zero") else [])
+
+
+def zero_json(stage: int, **more: Any) -> dict[str, Any]:
+    """What users bring: "auto" values, and weights and optimiser in the host's memory."""
+    auto = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+    offload: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    if stage == 3:
+        offload |= {"offload_param": offload["offload_optimizer"], "stage3_gather_16bit_weights_on_model_save": True}
+        offload["stage3_param_persistence_threshold"] = 0  # or a tiny model stays whole
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "optimizer": {"type": "AdamW", "params": auto},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "round_robin_gradients": True,  # with which DeepSpeed would save scrambled weights
+            **(offload if stage > 1 else {}),
+        },
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own is compiled for a minute and more
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each way to train, with the folders of its jobs; `one` is one process."""
+    root = tmp_path_factory.mktemp("runs")
+    model = make_model(root / "model", layers=3)
+
+    for name, word in (("ROWS", "never"), ("OTHERS", "always")):
+        rows = [{"prompt": f"{word} {i}?", "thought": f"{i * i}.", "answer": f"{word}, {i} times."} for i in range(4)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def spec(kind: str, name: str, **more: Any) -> dict[str, Any]:
+        job = dict(JOBS[name.replace("resumed", "undisturbed")])
+        job["methods"] = [
+            {key: str(root / f"{value}.jsonl") if value in ("ROWS", "OTHERS") else value for key, value in one.items()}
+            for one in job.get("methods", [])
+        ]
+        settings = {"lr": 1e-2, "steps": 4, "batch_size": 5, "checkpoint_steps": 2, "warmup_steps": 0} | job.get(
+            "train", {}
+        )
+        execution = dict(job.get("execution", {}))
+        if kind.startswith("zero"):
+            execution["deepspeed"] = str(root / f"{kind}.json")
+        return (
+            job
+            | {"model": str(model), "out": str(root / kind / name), "train": settings, "execution": execution}
+            | more
+        )
+
+    launches: list[dict[str, Any]] = [{"jobs": [spec("one", name) for name in JOBS], "processes": 1}]
+    for kind, names in LAUNCHES.items():
+        if kind.startswith("zero"):
+            if find_spec("deepspeed") is None:
+                continue
+            (root / f"{kind}.json").write_text(json.dumps(zero_json(int(kind[-1]))))
+        environment = ENVIRONMENT.get(kind, {})
+        jobs, after = [spec(kind, name) for name in [*names, *REFUSED.get(kind, [])]], []
+        if resumed := [name.replace("undisturbed", "resumed") for name in names if "undisturbed" in name]:
+            jobs.append(
+                spec(kind, resumed[-1], freeze_at="step 4: validation")
+            )  # the last one: all processes are killed
+            after = [spec(kind, resumed[-1])]
+        launches += [{"jobs": some, "processes": 2, "environment": environment} for some in (jobs, after) if some]
+    (root / "launches.json").write_text(json.dumps(launches))
+    packages = ["deepspeed"] if find_spec("deepspeed") else []
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "support" / "ranks.py"), str(root / "launches.json"), *packages],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root / "output.txt").write_text(done.stdout + done.stderr)
+    return root
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = list(folder.glob("*.safetensors"))
+    assert len(found) == 1
+    return load_file(found[0])
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def distance(root: Path, kind: str, name: str, step: int, than: str = "one") -> float:
+    """How far two trained weights are apart, in units of how far training went: ||two - one|| / ||one - start||."""
+    one, two = (weights(root / k / name / f"checkpoint-{step}") for k in (than, kind))
+    assert one.keys() == two.keys()
+    assert all(one[key].dtype == two[key].dtype == torch.float32 for key in one)
+    start = weights(root / "model") if "full" in name else {k: 0 * v if "lora_B" in k else v for k, v in one.items()}
+    apart = sum((one[key] - two[key]).square().sum() for key in one)
+    return float(apart / sum((one[key] - start[key]).square().sum() for key in one)) ** 0.5
+
+
+CASES = [marked(kind, name) for kind, names in LAUNCHES.items() for name in names]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_two_processes_train_what_one_does(runs: Path, kind: str, name: str):
+    # In bfloat16 the rows of two processes are rounded otherwise than one long row is, and sharded weights take
+    # transformers' own forward pass, which rounds elsewhere than the fused one.
+    tolerance = 0.2 if "bf16" in name else 1e-5
+    assert all(distance(runs, kind, name, step) < tolerance for step in (2, 4))
+    norms = [[step["grad_norm"] for step in steps(runs / k / name)] for k in ("one", kind)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.1 if "bf16" in name else 1e-3)
+    cards = [json.loads((runs / k / name / "card.json").read_text()) for k in ("one", kind)]
+    assert [card["processes"] for card in cards] == [1, 2]
+    assert cards[0]["trainable_parameters"] == cards[1]["trainable_parameters"]
+    for one, two in zip(*(card["checkpoints"] for card in cards), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=0.01 if "bf16" in name else 1e-4)
+        assert (
+            (one["validation"] is None)
+            == (two["validation"] is None)
+            == ("validation" not in JOBS[name].get("train", {}))
+        )
+        if one["validation"]:
+            assert two["validation"] == pytest.approx(one["validation"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [marked(k, name) for k, names in LAUNCHES.items() for name in names if "ssah_full" in name]
+)
+def test_what_a_method_holds_keeps_its_bits_in_all_processes(runs: Path, kind: str, name: str):
+    start, one, found = (
+        weights(folder) for folder in (runs / "model", *(runs / k / name / "checkpoint-4" for k in ("one", kind)))
+    )
+    if "bf16" in name:
+        start = {key: tensor.bfloat16().float() for key, tensor in start.items()}
+    units = 0
+    for key in (key for key in start if "mlp.down_proj" in key):
+        held = (one[key] == start[key]).all(0)
+        assert torch.equal(found[key][:, held], start[key][:, held])
+        units += int(held.sum())
+    assert units > 0
+
+
+@needs_deepspeed
+def test_both_ways_to_shard_agree_more_closely_in_bfloat16(runs: Path):
+    # Both use transformers' own forward pass. ZeRO-3's rotary frequencies rounded to bfloat16 would make it 0.1.
+    assert max(distance(runs, "zero3", "adapter_bf16", step, "fsdp2_bf16") for step in (2, 4)) < 0.02
+
+
+@pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "undisturbed" in "".join(names)])
+def test_a_killed_launch_goes_on_to_the_same_bits(runs: Path, kind: str):
+    wanted = runs / kind / [name for name in LAUNCHES[kind] if "undisturbed" in name][-1]
+    found = runs / kind / wanted.name.replace("undisturbed", "resumed")
+    assert (found / "frozen").exists()
+    said = (found / "said.txt").read_text()
+    assert said.count("step 4: validation") == 2  # killed there, and said again after the resume
+    assert said.count("going on after step 2") == 1
+    for step in (4, 6):
+        a, b = (weights(folder / f"checkpoint-{step}") for folder in (found, wanted))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [step["step"] for step in steps(found)] == list(range(1, 7))
+    assert not list(found.glob(".state*"))
+
+
+@pytest.mark.parametrize("kind", [marked(kind) for kind in LAUNCHES])
+def test_only_the_first_process_speaks(runs: Path, kind: str):
+    said = [line for path in (runs / kind).glob("*/said.txt") for line in path.read_text().splitlines()]
+    assert said
+    assert {line[0] for line in said} == {"0"}
+    assert len(steps(runs / kind / LAUNCHES[kind][0])) == 4
+
+
+def test_the_prefix_is_shared_out(runs: Path):
+    said = {name: (runs / "ddp" / name / "said.txt").read_text() for name in ("adapter", "full")}
+    assert "hidden states below layer 1" in said["adapter"]
+    assert "hidden states" not in said["full"]
+
+
+@pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "full" in names])
+@torch.no_grad()
+def test_checkpoints_load_in_the_usual_libraries(runs: Path, kind: str):
+    ids = torch.arange(40, 60)[None]
+    for name in (LAUNCHES[kind][-1], "full"):
+        logits = []
+        for k in ("one", kind):
+            folder = runs / k / name / "checkpoint-4"
+            where = folder if name == "full" else runs / "model"
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+            if name != "full":
+                model = PeftModel.from_pretrained(model, folder)
+            assert (folder / "README.md").exists()
+            logits.append(model(ids).logits)
+        assert torch.allclose(logits[0], logits[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "name"), [marked(kind, name) for kind, names in REFUSED.items() for name in names])
+def test_all_processes_refuse_what_cannot_be_sharded(runs: Path, kind: str, name: str):
+    said = [(runs / kind / name / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0].startswith("The model's input and output share")
+    assert not list((runs / kind / name).glob("checkpoint-*"))
+
+
+SETTINGS = Train(steps=8, batch_size=8, lr=1e-3)
+
+
+def checked(tmp_path: Path, config: Any, precision: str = "bfloat16", **more: Any) -> dict[str, Any]:
+    path = tmp_path / "ds.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return ds_config(path, SETTINGS, precision, 2, **more)
+
+
+def test_a_deepspeed_json_is_filled_from_the_recipe(tmp_path: Path):
+    found = checked(tmp_path, zero_json(3))
+    assert "optimizer" not in found
+    assert "fp16" not in found
+    assert found["bf16"] == {"enabled": True}
+    assert found["gradient_clipping"] == 1.0
+    assert (found["train_batch_size"], found["train_micro_batch_size_per_gpu"]) == (2, 1)
+    assert found["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": False}
+    sizes = fill_sizes(found["zero_optimization"], 100)
+    assert (sizes["reduce_bucket_size"], sizes["stage3_prefetch_bucket_size"]) == (10_000, 9_000)
+    assert "bf16" not in checked(tmp_path, zero_json(3), "float32")
+    half = checked(tmp_path, zero_json(3, bf16={"enabled": False}), "float16")
+    assert half["fp16"] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+
+
+def test_the_reference_json_is_taken_as_it_is(tmp_path: Path):
+    # ds_config_zero3_32b.json of YihaoXue/lora-safety-reasoning, in its essence; two processes, one example each.
+    zero = {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    config = {
+        "train_batch_size": 2,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 1.0,
+        "zero_optimization": zero,
+        "fp16": {"enabled": True},
+        "steps_per_print": 100,
+    }
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    settings = Train(epochs=1, batch_size=2)
+    assert models.precision("auto", str(tmp_path / "ds.json")) == "float16"
+    assert ds_config(tmp_path / "ds.json", settings, "float16", 2, micro_batch_size=1)["fp16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5, but train.max_grad_norm is 1.0"),
+        ({"train_batch_size": 16}, "train_batch_size = 16, but train.batch_size is 8"),
+        ({"train_micro_batch_size_per_gpu": 4}, "but execution.micro_batch_size is 2"),
+        ({"gradient_accumulation_steps": 4}, "but the number of forward passes on 2 processes is 2"),
+        ({"optimizer": {"type": "Lamb"}}, 'optimizer.type = "Lamb", but the optimizer is "AdamW"'),
+        ({"optimizer": {"params": {"lr": 1e-4}}}, "optimizer.params.lr = 0.0001, but train.lr is 0.001"),
+        ({"optimizer": {"params": {"weight_decay": 0.1}}}, "but train.weight_decay is 0.0001"),
+        ({"scheduler": {"params": {"warmup_num_steps": 50}}}, "but train.warmup_steps is 5"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = true, but float16 as precision is false"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled = false, but bfloat16 as precision is true"),
+        ({"zero_optimization": {}}, "zero_optimization.stage is None; lowtax trains with stage 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0"),
+        ({"zero_optimization": 2}, "zero_optimization.stage is 2; "),
+    ],
+)
+def test_a_deepspeed_json_that_contradicts_the_recipe_is_refused(tmp_path: Path, change: dict[str, Any], said: str):
+    with pytest.raises(UserError) as refused:
+        checked(tmp_path, zero_json(2, **change), micro_batch_size=2)
+    assert said in str(refused.value)
+    assert str(tmp_path / "ds.json") in str(refused.value)
+
+
+def test_agreeing_values_are_no_contradiction(tmp_path: Path):
+    same = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "train_micro_batch_size_per_gpu": 2}
+    assert checked(tmp_path, zero_json(2, **same), micro_batch_size=2)["train_batch_size"] == 2
+    assert checked(tmp_path, zero_json(2, gradient_accumulation_steps=1))["gradient_accumulation_steps"] == 1
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "is not valid JSON: "), ("[]", "is not a JSON object")])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str, said: str):
+    with pytest.raises(UserError, match=said):
+        checked(tmp_path, text)
+
+
+def test_a_missing_deepspeed_json_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"absent.json' cannot be read: No such file"):
+        ds_config(tmp_path / "absent.json", SETTINGS, "bfloat16", 2)
+
+
+def test_what_the_launcher_cannot_give_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def made(precision: str = "float32", **execution: Any) -> None:
+        distributed.accelerator(Execution.model_validate(execution), SETTINGS, precision, tmp_path)
+
+    (tmp_path / "ds.json").write_text(json.dumps(zero_json(2)))
+    needed = (
+        "a launcher, also for one device: torchrun" if find_spec("deepspeed") else "the deepspeed package: pip install"
+    )
+    with pytest.raises(UserError, match=f"needs {needed}"):
+        made(deepspeed=str(tmp_path / "ds.json"))
+    with pytest.raises(UserError, match="float16 trains on GPUs only"):
+        made("float16", deepspeed=str(tmp_path / "ds.json"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(
+        UserError, match=r"trains with FSDP2 on GPUs.* or leave FSDP out of it .here accelerate would run NO"
+    ):
+        made()
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="give lowtax its JSON, with --ds_config FILE"):
+        made()
+
+
+def test_a_run_goes_on_only_as_it_was_launched(tiny_model: Path, tmp_path: Path):
+    (tmp_path / ".state").mkdir()
+    (tmp_path / ".state" / "progress.json").write_text('{"step": 4}')
+    torch.save({"keeper": "ZeRO-3 on 2 processes"}, tmp_path / ".state" / "own.pt")
+    job = Job(
+        str(tiny_model), parse_mode(UPPER.replace("2", "1")), SETTINGS, 0, "float32", [Conversation("a", None, "b")]
+    )
+    with pytest.raises(UserError, match="was left by ZeRO-3 on 2 processes, and lowtax cannot go on with it"):
+        train(job, tmp_path, lambda _: None)
+
+
+def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: Path):
+    settings = Train(steps=6, batch_size=2, checkpoint_steps=2, validation=1)
+    rows = [Conversation(f"a{i}", None, f"b{i}") for i in range(4)]
+    job = Job(str(tiny_model), parse_mode("lora_mlp_r1"), settings, 0, "float32", rows)
+    said: list[str] = []
+
+    def stop(text: str) -> None:
+        if "step 4: validation" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, tmp_path, stop)
+    (tmp_path / ".state").rename(tmp_path / ".state.old")
+    train(job, tmp_path, said.append)
+    assert "  going on after step 2" in said
+    assert not list(tmp_path.glob(".state*"))
+
+
+def test_an_error_of_one_process_ends_the_launch_with_one_sentence(tmp_path: Path):
+    # By torchrun and the command line, and with a DeepSpeed JSON if there is DeepSpeed.
+    make_model(tmp_path / "model")
+    rows = [json.dumps({"prompt": f"What is {i}?", "thought": "Hm.", "answer": f"It is {i}."}) for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "ds.json").write_text(json.dumps(zero_json(2)))
+    arm = tmp_path / "out" / "arms" / "lora_mlp_r2" / "seed-0"
+    arm.mkdir(parents=True)
+    (arm / ".state.tmp").touch()  # a folder is to be made here, by the first process alone; the other one waits for it
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    command = (
+        "-m lowtax train --mode lora_mlp_r2 --model model --data rows.jsonl --out out --steps 4 --save-strategy steps "
+        "--save-steps 2 --per-device-batch-size 2 --precision float32"
+    )
+    sharded = "--ds_config ds.json" if find_spec("deepspeed") else ""
+    done = subprocess.run(
+        [sys.executable, *launcher.split(), *command.split(), *sharded.split()],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("training lora_mlp_r2, seed 0") == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("lowtax: ")]
+    assert len(said) == 1
+    assert ".state could not be saved ([Errno 17]" in said[0]
+    assert "exitcode  : 2" in done.stderr
+    assert done.stderr.count("Traceback") == 1  # torchrun's own
+    assert "accelerator" not in done.stdout + done.stderr  # which DeepSpeed would have to say
+    assert (arm / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert [step["step"] for step in steps(arm)] == [1, 2]
+    assert json.loads((arm / "job.json").read_text())["settings"]["batch_size"] == 4

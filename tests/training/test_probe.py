@@ -1,0 +1,189 @@
+"""What methods see of the model, against the same computed plainly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from places import ROOT
+from tiny import make_model
+from torch import Tensor, nn
+
+from lowtax import data, models, probe, recipe
+from lowtax.adapt import adapt
+from lowtax.checkpoints import Weights
+from lowtax.encoding import encode_all
+from lowtax.errors import UserError
+from lowtax.methods import Method, load_all
+from lowtax.methods.salora import SaLoRA
+from lowtax.methods.spf import SPF
+from lowtax.methods.ssah import SSAH
+from lowtax.objective import bare, prepared
+from lowtax.placement import Placement
+from lowtax.probe import Probe, bind, needed
+from lowtax.sites import sites_of
+
+ROWS = "builtin:refusals,n=5"
+NAMES = ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
+Make = Callable[..., tuple[nn.Module, Probe]]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A tiny model as training has it, layers fused and dropout on, with a probe."""
+    folder = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2", layers=2))
+    tokenizer = models.load_tokenizer(folder)
+    examples = encode_all(tokenizer, data.load(data.parse_spec(ROWS), 0).rows, 512).examples
+
+    def made(**fields: Any) -> tuple[nn.Module, Probe]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            placement = {"modules": ["attention", "mlp"], "rank": 2, "dropout": 0.3} if "kind" not in fields else fields
+            model = adapt(models.load_model(folder), Placement.model_validate(placement), "ref")
+            for name, p in model.named_parameters():
+                if "lora_B" in name:
+                    nn.init.normal_(p, std=0.1)
+        weights = Weights.of(model, own_masters=True)
+        return model, Probe(prepared(model, examples, sharded=False)[0].train(), weights, tokenizer, 512)
+
+    return made
+
+
+@torch.no_grad()
+def entering(model: nn.Module, asked: Probe, name: str, replies_only: bool) -> Tensor:
+    """What enters a module, all tokens of all rows, by transformers alone."""
+    seen: list[Tensor] = []
+    inner = bare(model).eval()
+    handle = inner.get_submodule(name).register_forward_pre_hook(lambda _, entered: seen.append(entered[0][0]))
+    for e in asked.examples(ROWS):
+        inner(input_ids=torch.tensor([e.prompt + e.completion]))
+        seen[-1] = seen[-1][len(e.prompt) :] if replies_only else seen[-1]
+    handle.remove()
+    model.train()
+    return torch.cat(seen).double()
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "full"}], ids=["lora", "full"])
+def test_variances_are_those_of_all_tokens(make: Make, fields: dict[str, str]):
+    model, asked = make(**fields)
+    found = asked.variances(ROWS, NAMES)
+    for name in NAMES:
+        torch.testing.assert_close(found[name], entering(model, asked, name, False).var(0), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("room", [2 << 30, 1])
+def test_directions_are_the_left_singular_vectors_of_the_outputs(
+    make: Make, room: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(probe, "TABLE_BYTES", room)  # also in groups of one
+    model, asked = make()
+    found = asked.directions(ROWS, NAMES, 3)
+    for name in NAMES:  # with more outputs than inputs, and with fewer
+        W = asked.linear(name).weight.detach().double()
+        U, S, _ = torch.linalg.svd(W @ entering(model, asked, name, True).T, full_matrices=False)
+        assert S[2] > 1.05 * S[3]
+        torch.testing.assert_close(found[name] @ found[name].T, (U[:, :3] @ U[:, :3].T).float(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(found[name][:, :1].abs(), U[:, :1].abs().float(), rtol=0, atol=1e-4)
+        assert asked.directions(ROWS, [name], 999)[name].shape[1] <= min(W.shape)
+
+
+def test_answers_are_the_same_twice_and_leave_nothing_behind(make: Make):
+    model, asked = make()
+    sites = sites_of(model)
+    before = torch.get_rng_state()
+    answers = [(asked.variances(ROWS, NAMES), asked.directions(ROWS, NAMES, 3)) for _ in range(2)]
+    gradients = [asked.gradients(ROWS, sites) for _ in range(2)]
+    for one, two in zip(*answers, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in NAMES)
+    assert all(torch.equal(a, b) for name in sites for a, b in zip(*(g[name] for g in gradients), strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert asked.objective.training
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "full"}], ids=["lora", "full"])
+def test_gradients_are_those_of_the_mean_loss_of_the_replies(make: Make, fields: dict[str, str]):
+    model, asked = make(**fields)
+    attached = bind(load_all([{"name": "spf"}]), model, Weights.of(model, own_masters=True))
+    sites = {name: site for name, site in attached.parts[0][1].items() if name in NAMES}
+    found = asked.gradients(ROWS, sites)
+    model.eval()
+    examples = asked.examples(ROWS)
+    for e in examples:
+        ids = torch.tensor([e.prompt + e.completion])
+        labels = torch.tensor([[-100] * len(e.prompt) + e.completion])
+        loss = bare(model)(input_ids=ids, labels=labels).loss * len(e.completion)
+        (loss / sum(len(e.completion) for e in examples)).backward()
+    for name, site in sites.items():
+        wanted = [site.a.grad, site.b.grad] if site.rank else [asked.linear(name).weight.grad]
+        assert len(found[name]) == len(wanted)
+        for mine, theirs in zip(found[name], wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_of_another_checkpoint(make: Make, tmp_path: Path):
+    _, asked = make()
+    other = asked.weights(str(make_model(tmp_path, "qwen2", layers=2, seed=1)))
+    assert other[NAMES[0]].shape == asked.linear(NAMES[0]).weight.shape
+    assert not torch.equal(other[NAMES[0]].float(), asked.linear(NAMES[0]).weight)
+
+
+def test_what_is_refused(make: Make):
+    _, asked = make()
+    with pytest.raises(UserError, match=r"no linear layer model\.norm"):
+        asked.variances(ROWS, ["model.norm"])
+    with pytest.raises(UserError, match="only training can show it"):
+        needed(None, "salora")
+    with pytest.raises(UserError, match="leave answers=self out"):
+        load_all([{"name": "salora", "safety": "builtin:harmful,answers=self"}])
+    with pytest.raises(UserError, match="unknown key 'm'"):
+        load_all([{"name": "spf", "safety": "builtin:refusals,m=1"}])
+    with pytest.raises(UserError, match="holds requests without answers"):
+        asked.examples("builtin:harmful")
+    full, _ = make(kind="full")
+    trained = Weights.of(full, own_masters=True)
+    for name in ("salora", "orthogonal"):
+        spec = {"name": name} | ({"beta": 1} if name == "orthogonal" else {})
+        with pytest.raises(UserError, match="use LoRA"):
+            bind(load_all([spec]), full, trained)
+    with pytest.raises(UserError, match="'down_porj' matches no linear layer"):
+        bind(load_all([{"name": "ssah", "only": ["down_porj"]}]), full, trained)
+
+
+def test_whole_weights_as_sites(make: Make):
+    model, _ = make(kind="full")
+    model.bfloat16()
+    trained = Weights.of(model, own_masters=True)
+    ((_, sites),), ((_, some),) = (
+        bind(load_all([{"name": "ssah", **only}]), model, trained).parts
+        for only in ({}, {"only": ["layers.1.self_attn.v_proj", "up_proj"]})
+    )
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    biases = [f"model.layers.{i}.self_attn.{n}_proj.bias" for i in (0, 1) for n in "qkv"]
+    assert sorted(sites) == sorted([*linear, *biases])
+    assert all(site.rank == 0 and site.weight.dtype == torch.float32 for site in sites.values())
+    assert all(any(site.weight is master for master in trained.master) for site in sites.values())
+    v = "model.layers.1.self_attn.v_proj"
+    assert sorted(some) == sorted([v, f"{v}.bias", *(f"model.layers.{i}.mlp.up_proj" for i in (0, 1))])
+
+
+PAGE = (ROOT / "docs" / "training-methods.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [SaLoRA, SPF, SSAH])
+def test_the_tables_of_fields_in_the_docs(kind: type[Method]):
+    section = PAGE.split(f"## {kind.__name__.lower()}\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[:2] for line in section.splitlines() if line.startswith("| `")]
+    assert [(name.strip("|` "), default.strip("`")) for name, default in rows] == [
+        (name, str(field.default).lower()) for name, field in kind.model_fields.items()
+    ]
+
+
+def test_the_recipe_of_the_docs():
+    text = "".join(line[4:] + "\n" for line in PAGE.splitlines() if line.startswith("    "))
+    arms = recipe.build(yaml.safe_load(text.partition("lowtax train")[0]), [], "the page").arms
+    kinds = [type(bound.method) for arm in arms.values() for bound in load_all(arm.acts()).bound]
+    assert kinds == [SaLoRA, SPF, SSAH]
