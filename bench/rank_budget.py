@@ -1,6 +1,6 @@
 """The formula of `lowtax.rank_budget` beside its simulation: base loss by rank, and what a rank too many costs.
 
-    python bench/rank_budget.py            # writes bench/results/rank_budget.json and docs/theory.png
+    python bench/rank_budget.py            # writes bench/results/rank_budget.json and docs/explanation/theory.png
     python bench/rank_budget.py --quick    # fewer runs; writes nothing
 
 An interval is 1.96 standard errors of the mean over runs, each with subspaces, inputs and noise of its own.
@@ -27,7 +27,7 @@ from lowtax.rank_budget import (
 from lowtax.records import provenance, write_json
 
 ROOT = Path(__file__).parents[1]
-RESULT, PICTURE = ROOT / "bench" / "results" / "rank_budget.json", ROOT / "docs" / "theory.png"
+RESULT, PICTURE = ROOT / "bench" / "results" / "rank_budget.json", ROOT / "docs/explanation/theory.png"
 START = Setting(base=64)
 BASES = (32, 64, 128, 256, 512)
 EXCESS = 8

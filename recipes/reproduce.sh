@@ -25,7 +25,7 @@ case $size in
   32b) cards=2 offload=cpu lora=(--gradient-checkpointing) ;;
   *) fail "there is no size $size: $usage" ;;
 esac
-[ "$gpus" -ge "$cards" ] || fail "full fine-tuning of $size takes $cards cards of 80 GB, and there are $gpus (docs/scaling.md)."
+[ "$gpus" -ge "$cards" ] || fail "full fine-tuning of $size takes $cards cards of 80 GB, and there are $gpus (docs/guides/scaling.md)."
 command -v lowtax >/dev/null || fail "lowtax is not installed: pip install 'lowtax[vllm,deepspeed,eval]'."
 
 recipe=$(dirname "$0")/paper_$size.yaml

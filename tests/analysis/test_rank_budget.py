@@ -252,7 +252,7 @@ def test_ranks_and_variances_that_cannot_be_are_refused():
 def test_the_guide_has_the_figures_of_the_bench():
     result, guide = (
         json.loads((ROOT / "bench/results/rank_budget.json").read_text()),
-        (ROOT / "docs/theory.md").read_text(),
+        (ROOT / "docs/explanation/theory.md").read_text(),
     )
     for row in result["regimes"]:
         found = row["exponent_in_base"]

@@ -245,7 +245,7 @@ def test_every_exam_of_the_table_has_questions():
 
 
 def test_the_guide_has_a_line_for_every_exam():
-    lines = (DOCS / "benchmarks.md").read_text().splitlines()
+    lines = (DOCS / "reference/benchmarks.md").read_text().splitlines()
     table = {cells[1].strip(" `"): line for line in lines if len(cells := line.split("|")) > 5}
     for name, named in NAMED.items():
         line = table[name]
@@ -257,7 +257,7 @@ def test_the_guide_has_a_line_for_every_exam():
 
 
 def blocks(language: str) -> list[str]:
-    text = (DOCS / "benchmarks.md").read_text()
+    text = (DOCS / "reference/benchmarks.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -375,7 +375,7 @@ def test_published_templates_are_understood(name: str, like: str, prompt_ends: s
 
 # --- what the documentation shows
 
-DOCS = (ROOT / "docs" / "training-data.md").read_text()
+DOCS = (ROOT / "docs/guides/training-data.md").read_text()
 
 
 @pytest.mark.parametrize("name", rendering.RENDERINGS)

@@ -470,7 +470,7 @@ def test_loading_text_rows_imports_nothing_heavy():
 
 @pytest.mark.parametrize("name", sources.NAMED)
 def test_the_documentation_has_every_named_source(name: str):
-    docs = (ROOT / "docs" / "training-data.md").read_text()
+    docs = (ROOT / "docs/guides/training-data.md").read_text()
     named = sources.NAMED[name]
     (line,) = (line for line in docs.splitlines() if line.startswith(f"| `{name}` | `{named.hub}`: "))
     assert line.endswith(f"| {named.licence} | {named.citation} |")

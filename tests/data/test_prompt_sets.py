@@ -268,7 +268,7 @@ def test_any_data_set_of_the_hub_by_its_id(tmp_path: Path):
 
 
 def test_the_guide_has_a_line_for_every_set():
-    lines = (DOCS / "prompt-sets.md").read_text().splitlines()
+    lines = (DOCS / "reference/prompt-sets.md").read_text().splitlines()
     table = {cells[1].strip(" `"): line for line in lines if len(cells := line.split("|")) > 5}
     for name, named in NAMED.items():
         line = table[name]

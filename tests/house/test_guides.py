@@ -14,14 +14,14 @@ from lowtax.recipe import load
 
 GUIDES = (
     "from-the-reference.md",
-    "merging.md",
-    "scaling.md",
-    "benchmarks.md",
-    "evaluating.md",
-    "editing.md",
-    "analyze.md",
-    "landscape.md",
-    "dry-run.md",
+    "guides/merging.md",
+    "guides/scaling.md",
+    "reference/benchmarks.md",
+    "guides/evaluating.md",
+    "guides/editing.md",
+    "guides/analyze.md",
+    "guides/landscape.md",
+    "guides/dry-run.md",
 )
 
 

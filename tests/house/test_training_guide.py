@@ -1,4 +1,4 @@
-"""docs/training.md: its tables are those of the recipe, and its program runs."""
+"""docs/guides/training.md: its tables are those of the recipe, and its program runs."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from tiny import make_model
 
 from lowtax.recipe import Execution, Train
 
-PAGE = ROOT / "docs" / "training.md"
+PAGE = ROOT / "docs/guides/training.md"
 
 
 def table(section: type[BaseModel]) -> str:

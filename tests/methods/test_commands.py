@@ -58,7 +58,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PAGE = ROOT / "docs" / "methods.md"
+PAGE = ROOT / "docs/reference/methods.md"
 
 
 def test_every_method_of_the_table_is_listed_with_its_source_departures_and_failures():
@@ -84,7 +84,7 @@ def test_every_method_of_the_table_is_listed_with_its_source_departures_and_fail
 
 def test_the_page_is_the_list():
     assert PAGE.read_text() == words("methods", "--markdown"), (
-        "out of date: lowtax methods --markdown > docs/methods.md"
+        "out of date: lowtax methods --markdown > docs/reference/methods.md"
     )
     assert "`side` left (right, both, block), `strength` 1.0, `ridge` none, `keep_norm` false." in PAGE.read_text()
     assert "`normalised` none (rows, columns)" in PAGE.read_text()

@@ -230,7 +230,7 @@ def test_where_the_two_agree(adapted):
 
 
 def test_the_table_of_fields_in_the_docs():
-    page = (ROOT / "docs" / "placements.md").read_text().split("## Regularisers\n")[1]
+    page = (ROOT / "docs/reference/placements.md").read_text().split("## Regularisers\n")[1]
     rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| `")]
     expected = [
         [f"| `{name}`", "required" if field.is_required() else str(field.default).lower()]

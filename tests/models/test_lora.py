@@ -34,7 +34,7 @@ from lowtax.placement import ALIASES, Placement, parse_mode
 LAYERS = 5
 IDS = torch.arange(2, 14)[None]
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-DOCS = ROOT / "docs" / "placements.md"
+DOCS = ROOT / "docs/reference/placements.md"
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ def test_most_of_a_small_rank_1_update_vanishes_in_bfloat16(relative: float, unm
 
 
 def test_the_table_of_the_documentation_is_measured():
-    text = (ROOT / "docs" / "merging.md").read_text()
+    text = (ROOT / "docs/guides/merging.md").read_text()
     rows = [[float(x) for x in row.split("|")[1:-1]] for row in re.findall(r"^\| 0\.\d.*$", text, flags=re.MULTILINE)]
     assert len(rows) == 6
     for relative, *figures in rows:

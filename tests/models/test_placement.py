@@ -18,7 +18,7 @@ NAMES = [f"model.layers.{i}.self_attn.{m}" for i in range(LAYERS) for m in ATTEN
 NAMES += [f"model.layers.{i}.mlp.{m}" for i in range(LAYERS) for m in MLP]
 NAMES += ["lm_head"]
 EXPERTS = [f"model.layers.{i}.mlp.experts.{m}" for i in range(LAYERS) for m in ("gate_up_proj", "down_proj")]
-DOCS = (ROOT / "docs" / "placements.md").read_text()
+DOCS = (ROOT / "docs/reference/placements.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_the_edits_and_methods_of_the_shipped_recipe_are_known():
 
 
 def test_the_guide_has_every_field():
-    guide = (ROOT / "docs/editing.md").read_text()
+    guide = (ROOT / "docs/guides/editing.md").read_text()
     for name, field in recipe.EditedArm.model_fields.items():
         default = "required" if field.is_required() else field.default or "none"
         assert f"| `{name}` | {default} | {field.description}" in guide

@@ -44,7 +44,7 @@ from lowtax.shapes import MLP, SHAPES, Lora, Shape
 from lowtax.zero import ds_config
 
 RECIPES = ROOT / "recipes"
-GUIDE = (RECIPES.parent / "docs" / "dry-run.md").read_text()
+GUIDE = (RECIPES.parent / "docs/guides/dry-run.md").read_text()
 TOKENS = 400  # more than any reply of the fake engine has, which counts words
 TINY = Shape(layers=2, hidden=4, mlp=8, heads=2, kv_heads=1, vocabulary=10)
 
@@ -376,7 +376,7 @@ def test_decoding_by_hand():
     ],
 )
 def test_the_first_setting_that_fits_is_that_of_the_tables(name: str, lora: Lora | None, says: str):
-    """docs/scaling.md has the same for rows of 2,048 tokens a card."""
+    """docs/guides/scaling.md has the same for rows of 2,048 tokens a card."""
     found = first_that_fits(SHAPES[name], lora, "bfloat16", 16, 1024, Execution(row_tokens=2048))
     assert found is not None
     assert found.describe() == says

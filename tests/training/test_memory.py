@@ -1,4 +1,4 @@
-"""The arithmetic of memory, against what torch holds; and the tables of docs/scaling.md against the arithmetic."""
+"""The arithmetic of memory against what torch holds, and the tables of docs/guides/scaling.md against it."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ from lowtax.placement import parse_mode
 from lowtax.recipe import Train
 from lowtax.shapes import ATTENTION, MLP, SHAPES, Lora, Shape
 
-SCALING = ROOT / "docs" / "scaling.md"
+SCALING = ROOT / "docs/guides/scaling.md"
 TINY = Shape(layers=3, hidden=48, mlp=112, heads=6, kv_heads=2, vocabulary=40)
 
 
@@ -190,7 +190,7 @@ def test_the_tables_of_the_documentation_are_the_arithmetic():
     text = SCALING.read_text()
     for name, table in tables().items():
         found = re.search(rf"<!-- {name} -->\n(.*?)\n\n", text, flags=re.DOTALL)
-        assert found, f"docs/scaling.md has no table {name}"
+        assert found, f"docs/guides/scaling.md has no table {name}"
         assert found[1] == table, f"table {name} is out of date: python -m lowtax.memory prints the new one"
 
 
@@ -200,7 +200,7 @@ def test_torch_is_not_needed():
 
 
 def block(name: str) -> str:
-    """A code block of docs/scaling.md."""
+    """A code block of docs/guides/scaling.md."""
     found = re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```", SCALING.read_text(), flags=re.DOTALL)
     assert found, name
     return found[1]

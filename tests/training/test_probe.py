@@ -170,7 +170,7 @@ def test_whole_weights_as_sites(make: Make):
     assert sorted(some) == sorted([v, f"{v}.bias", *(f"model.layers.{i}.mlp.up_proj" for i in (0, 1))])
 
 
-PAGE = (ROOT / "docs" / "training-methods.md").read_text()
+PAGE = (ROOT / "docs/guides/training-methods.md").read_text()
 
 
 @pytest.mark.parametrize("kind", [SaLoRA, SPF, SSAH])

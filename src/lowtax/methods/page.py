@@ -1,4 +1,4 @@
-"""docs/methods.md, made of what the methods say of themselves."""
+"""docs/reference/methods.md, made of what the methods say of themselves."""
 
 import re
 from textwrap import fill
@@ -15,13 +15,13 @@ HEAD = """\
 
 What each published method does, where it is from, where the code here departs from that, and where it fails.
 `lowtax methods --markdown` prints this page, from the docstrings in `src/lowtax/methods`. How methods are used:
-[Placements](placements.md#regularisers) for `orthogonal`, [Methods that act while training](training-methods.md),
-[Editing a trained adapter](editing.md).
+[Placements](placements.md#regularisers) for `orthogonal`,
+[Methods that act while training](../guides/training-methods.md), [Editing a trained adapter](../guides/editing.md).
 
 Moments of a training run: `prepare` once, before the first step; `penalty`, a term of the loss; `after_backward`, which
 changes gradients before they are clipped; `after_step`, which changes weights after the optimiser did. A trained
 adapter has two: `prepare` and `edit`. All of them give the same in one process, data parallel, ZeRO and FSDP2
-([Scaling](scaling.md#methods)).
+([Scaling](../guides/scaling.md#methods)).
 
 Whether a method helps a model is for a study to say. A caution for all that look for directions of safety: Ponkshe et
 al. 2025, arXiv:2505.14185, argue that these are not apart from directions that are useful.
@@ -29,7 +29,7 @@ al. 2025, arXiv:2505.14185, argue that these are not apart from directions that 
 
 
 def markdown() -> str:
-    """docs/methods.md."""
+    """docs/reference/methods.md."""
     found = listed()
     table = ["| method | moments | on | does | from |", "|---|---|---|---|---|", *map(_row, found)]
     return "\n".join(
@@ -61,7 +61,7 @@ def _section(one: dict[str, Any], kind: type[Method]) -> str:
     parts = {"Source": one["source"], "Departures": one["departures"], "Fails": one["fails"], "Fields": _fields(kind)}
     lines = [_wrapped(f"**{label}:** {text}") for label, text in parts.items()]
     file = f"src/{kind.__module__.replace('.', '/')}.py"
-    lines.append(f"- **Equations:** [`{file}`](../{file})")
+    lines.append(f"- **Equations:** [`{file}`](../../{file})")
     return "\n".join([f"## {one['name']}", "", one["does"], "", *lines, ""])
 
 
