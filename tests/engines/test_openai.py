@@ -1,11 +1,14 @@
 """The engine of a server, against a real one on this machine that misbehaves as servers do."""
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from email.message import Message
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +19,8 @@ import pytest
 from lowtax import engines, sample
 from lowtax.chat import split_reply
 from lowtax.engines import Completion, Request
-from lowtax.engines.openai_format import disarmed
-from lowtax.engines.openai_http import _seconds
-from lowtax.engines.openai_wire import Wires, spread
+from lowtax.engines.openai import in_thread
+from lowtax.engines.openai_requests import disarm, retry_after
 from lowtax.errors import UserError
 from lowtax.recipe import Sampling
 from lowtax.records import Prompt, Reply, read_rows
@@ -39,10 +41,10 @@ class Served(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.models: list[dict[str, str]] | None = [{"id": "m"}]
         self.answer: Callable[[str, dict[str, Any], int], Answer] = lambda path, body, before: ok(echo(body))
-        self.asked: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.asked: list[tuple[str, dict[str, Any], Message]] = []  # a Message ignores the case of header names
         self.lock, self.now, self.most = threading.Lock(), 0, 0
 
-    def count(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> int:
+    def count(self, path: str, body: dict[str, Any], headers: Message) -> int:
         with self.lock:
             before = sum(b == body for p, b, _ in self.asked if p == path)
             self.asked.append((path, body, headers))
@@ -60,10 +62,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         models = self.server.models
-        headers = dict(self.headers)
-        self.server.count(self.path, {}, headers)
-        if headers.get("Authorization") not in (None, f"Bearer {KEY}"):
-            self.send(401, {}, {"error": {"message": f"wrong key {headers['Authorization']}"}})
+        self.server.count(self.path, {}, self.headers)
+        if self.headers.get("Authorization") not in (None, f"Bearer {KEY}"):
+            self.send(401, {}, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
         elif models is None:
             self.send(404, {}, b"<html>not here</html>")
         else:
@@ -71,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        before = self.server.count(self.path, body, dict(self.headers))
+        before = self.server.count(self.path, body, self.headers)
         with self.server.lock:
             self.server.now += 1
             self.server.most = max(self.server.most, self.server.now)
@@ -179,6 +180,30 @@ def test_without_a_key_none_is_sent(server: Served) -> None:
     assert all("Authorization" not in headers for _, _, headers in server.asked)
 
 
+def test_nothing_that_the_environment_holds_for_openai_is_sent(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    replies(ask())
+    assert server.asked
+    assert not [headers for _, _, headers in server.asked if KEY in str(headers)]
+
+
+def test_half_a_surrogate_pair_is_sent(server: Served) -> None:
+    assert replies(ask("\ud83d"))["\ud83d"].text == "said \ud83d"
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"needs the openai package: pip install 'lowtax\[openai\]'"):
+        engine()
+
+
+def test_the_package_is_imported_with_the_engine_and_not_before() -> None:
+    program = "import sys; from lowtax.engines.openai import OpenAI; print('openai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_raw_prompt_is_text_and_its_contents_are_disarmed(server: Served) -> None:
     server.answer = lambda *_: (200, {}, {"choices": [{"text": " yes", "finish_reason": "length"}]})
     [reply] = replies(
@@ -205,7 +230,7 @@ def test_what_looks_like_a_special_token_is_broken(server: Served, tag: str) -> 
 
 @pytest.mark.parametrize("text", ["a < b and b > c", "x <- 1; if (x<5) [A] or [B]", "List<String> <p>hi</p> <stdio.h>"])
 def test_other_text_is_left_as_it_is(text: str) -> None:
-    assert disarmed(text) == text
+    assert disarm(text) == text
 
 
 def test_as_many_requests_as_the_batch_size_are_under_way_at_once(server: Served) -> None:
@@ -247,9 +272,9 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Served) -> None:
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
-    assert _seconds("2.5") == 2.5
-    assert 25 < _seconds(formatdate(time.time() + 30, usegmt=True)) <= 30
-    assert [_seconds(text) for text in ("", "soon", "-3", formatdate(0))] == [0, 0, 0, 0]
+    assert retry_after("2.5") == 2.5
+    assert 25 < retry_after(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert [retry_after(text) for text in ("", "soon", "-3", formatdate(0))] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("bad", [
@@ -400,14 +425,14 @@ def test_an_adapter_is_asked_for_by_its_name(server: Served, tmp_path: Path, mon
     own, other, third = (str(tmp_path / name) for name in ("a/last", "b/last", "c/first"))
     assert f"does not serve 'last', but m; serve it with `vllm serve m --generation-config vllm --enable-lora "\
         f"--lora-modules last={own}`" in refused(ask("x", adapter=own))  # fmt: skip
-    assert "both be asked for as 'last'" in refused(ask("x", adapter=own), ask("y", adapter=other))
+    assert "have the same served name 'last'" in refused(ask("x", adapter=own), ask("y", adapter=other))
     server.models = [{"id": name} for name in ("m", "last", "two", "first")]
     monkeypatch.setenv("LOWTAX_ADAPTERS", f"two={other}")
     requests = [ask(str(i), adapter=adapter) for i, adapter in enumerate((own, other, third, None))]
     replies(*requests)
     assert {asked_in(b): b["model"] for b in server.chats()} == {"0": "last", "1": "two", "2": "first", "3": "m"}
     monkeypatch.setenv("LOWTAX_ADAPTERS", f"m={own}")
-    assert "the model itself would both be asked for as 'm'" in refused(*requests)
+    assert "the model itself have the same served name 'm'" in refused(*requests)
 
 
 def test_an_adapter_is_found_by_the_path_that_the_server_tells(server: Served, tmp_path: Path) -> None:
@@ -531,11 +556,66 @@ def test_leaving_early_ends_what_is_under_way(server: Served) -> None:
     assert len(server.chats()) <= 5
 
 
-LEFT = """
-import time
-from lowtax.engines.openai_wire import Wires, spread
+def test_an_interrupt_ends_what_is_under_way(server: Served) -> None:
+    leaving, main = threading.Event(), threading.get_ident()
 
-for number in spread(lambda item: time.sleep(item) or item, [0] + [30] * 9, 3, Wires()):
+    def answer(path: str, body: dict[str, Any], before: int) -> Answer:
+        if path == "/v1/chat/completions":
+            time.sleep(0.2)
+            signal.pthread_kill(main, signal.SIGINT)
+            leaving.wait(20)
+        return ok("x")
+
+    server.answer = answer
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(engine(1).generate([ask("a"), ask("b")]))
+    assert time.monotonic() - began < 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lowtax-request")]
+    leaving.set()
+    assert len(server.chats()) == 1
+
+
+def test_a_caller_with_an_event_loop_is_served(server: Served) -> None:
+    async def notebook_cell() -> dict[str, Completion]:
+        return replies(ask())
+
+    assert asyncio.run(notebook_cell())["Hi"].text == "said Hi"
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_connections_that_the_server_keeps_or_closes(
+    server: Served, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    opened = []
+    setup, send = Handler.setup, Handler.send
+
+    def count(handler: Handler) -> None:
+        opened.append(handler)
+        setup(handler)
+
+    def send_and_close(handler: Handler, status: int, headers: dict[str, str], said: Said) -> None:
+        send(handler, status, headers, said)
+        handler.close_connection = closes  # without a header that tells the client
+
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    monkeypatch.setattr(Handler, "setup", count)
+    monkeypatch.setattr(Handler, "send", send_and_close)
+    found = replies(*(ask(str(i)) for i in range(40)), batch_size=4)
+    assert {completion.finish for completion in found.values()} == {"stop"}
+    assert len(opened) >= 40 if closes else len(opened) <= 5  # one to list the models, and four
+
+
+LEFT = """
+import asyncio
+from lowtax.engines.openai import in_thread
+
+async def numbers():
+    for number in (0, 30):
+        await asyncio.sleep(number)
+        yield number
+
+for number in in_thread(numbers()):
     raise SystemExit("left")
 """
 
@@ -545,10 +625,15 @@ def test_a_program_that_ends_does_not_wait_for_the_slowest() -> None:
     assert done.stderr == "left\n"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_ours_is_no_silence() -> None:
-    with pytest.raises(RuntimeError, match="1 requests were never answered"):
-        list(spread(lambda item: 1 // item, [1, 0, 2], 2, Wires()))
+    async def numbers() -> AsyncIterator[int]:
+        for number in (1, 0):
+            yield 1 // number
+
+    results = in_thread(numbers())
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(
@@ -567,8 +652,15 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(
     assert replies(ask())["Hi"].text == "/v1/chat/completions"
 
 
+def test_a_proxy_that_cannot_be_used_is_one_sentence(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", f"ftp://user:{KEY}@127.0.0.1:1")
+    assert replies(ask())["Hi"].text == "said Hi"
+    monkeypatch.setenv("LOWTAX_BASE_URL", "http://model.invalid/v1")
+    assert "proxy in the environment cannot be used" in refused()
+
+
 @pytest.mark.parametrize(("name", "value", "says"), [
-    ("LOWTAX_BASE_URL", "", "No server is named: set LOWTAX_BASE_URL"),
+    ("LOWTAX_BASE_URL", "", "needs the address of a server: set LOWTAX_BASE_URL"),
     ("LOWTAX_BASE_URL", "localhost:8000", "http://HOST:PORT/v1"),
     ("LOWTAX_BASE_URL", f"http://user:{KEY}@host/v1", "OPENAI_API_KEY"),
     ("LOWTAX_BASE_URL", "http://host:port/v1", "http://HOST:PORT/v1"),

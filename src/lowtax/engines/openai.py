@@ -1,87 +1,142 @@
-"""The engine of a server: any that speaks OpenAI's HTTP interface (vLLM, SGLang, llama.cpp, hosted ones).
+"""Engine for a server that speaks OpenAI's HTTP interface: vLLM, SGLang, llama.cpp, or a hosted one.
 
     export LOWTAX_BASE_URL=http://localhost:8000/v1
 
-Nothing is loaded here, `precision` is the server's own affair, and `batch_size` is how many requests are under way at
-once. A PEFT adapter is asked for by the name that it is served under: the one in LOWTAX_ADAPTERS (name=path,...), else
-that of the served model whose path is its folder, else the name of the folder. docs/engines.md lists the variables and
-what a server cannot give: seeds that mean the same as elsewhere, prompts encoded as plain text, what a prompt opens.
+Nothing is loaded in this process: `precision` is ignored, since the server chooses it, and `batch_size` is the number
+of requests in flight. A PEFT adapter is requested by its served name: the one in LOWTAX_ADAPTERS (name=path,...), else
+that of the served model whose path is the adapter's folder, else the folder's name. The `openai` package makes the
+connections; its retries are off, because they end after 20 s and take an error with status 200 for a reply.
+docs/engines.md lists the environment variables, and what a server cannot give: seeds that mean the same elsewhere,
+prompts encoded as plain text, what a prompt opens.
 """
 
+import asyncio
+import json
+import os
+import random
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from lowtax.chat import Thinking
-from lowtax.engines import Completion, Request
-from lowtax.engines.openai_format import body_of, completion_of, failed, opened_by, prompt_of
-from lowtax.engines.openai_http import Failed, Server
-from lowtax.engines.openai_settings import from_environment
-from lowtax.engines.openai_wire import Wires, spread
+from lowtax.engines import Completion, Request, openai_requests
+from lowtax.engines.openai_requests import NO_REPLY, UNREACHABLE, Failure
 from lowtax.errors import UserError
-from lowtax.rendering import OPEN
 
-SHOWN = 20  # names in an error; hosted servers have hundreds
-OPENS = re.compile(f"{OPEN}(?:\\s|[\u010a\u0120\u2581]|<0x0A>)*$")  # as vocabularies spell white space
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+Item = TypeVar("Item")
+Body = dict[str, Any]
+Names = dict[str | None, str]  # served names, by adapter folder; None is the model itself
+
+RETRIES = 6  # pauses of 1, 2, 4 ... 32 s, together longer than the minute over which servers count requests
+TIMEOUT_RETRIES = 2  # a reply that was too slow is likely to be too slow again
+MAX_PAUSE = 60.0  # seconds
+MAX_NAMES = 20  # in an error message; hosted servers have hundreds
+THREAD_PATIENCE = 2.0  # seconds for the thread to end; one that still resolves a host name is left behind
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The server's settings in the environment.
+
+    url: without a slash at the end. key: "" for none; never printed. timeout: seconds for one try of one request.
+    per_minute: maximum number of requests; 0 for no limit. adapters: the served name of each adapter folder.
+    """
+
+    url: str
+    key: str = field(repr=False)
+    timeout: float
+    per_minute: float
+    adapters: dict[Path, str]
+
+    def clean(self, text: str) -> str:
+        """Return a server's text on one line, shortened, and without the key in case the server repeats it."""
+        line = " ".join(text.split())
+        return (line.replace(self.key, "***") if self.key else line)[:300]
 
 
 class OpenAI:
     """A served model and its served adapters."""
 
     def __init__(self, model: str, precision: str, batch_size: int) -> None:
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise UserError("The engine openai needs the openai package: pip install 'lowtax[openai]'.") from error
         self.model, self.batch_size = model, batch_size
-        self.settings = from_environment()
+        self.settings = settings_from_environment()
         self.server = Server(self.settings)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Completions as they finish. That everything is served is checked before the first.
+        """Yield completions as they finish, after a check that the model and all adapters are served.
 
         Raises:
             UserError: The server cannot be reached, refuses the key, or does not serve the model or an adapter.
         """
         if not requests:
             return iter(())
-        wires = Wires()
-        served = self._served(wires)
-        names = {adapter: self._name(adapter, served) for adapter in dict.fromkeys(r.adapter for r in requests)}
-        self._check(names, served)
-        return self._completions(requests, names, wires)
+        [served] = in_thread(self._served_models())
+        names = {adapter: self._served_name(adapter, served) for adapter in dict.fromkeys(r.adapter for r in requests)}
+        self._check_names(names, served)
+        return in_thread(self._completions(requests, names))
 
-    def _completions(
-        self, requests: Sequence[Request], names: dict[str | None, str], wires: Wires
-    ) -> Iterator[Completion]:
-        opening = self._opening(requests, names, wires)
+    async def _completions(self, requests: Sequence[Request], names: Names) -> AsyncIterator[Completion]:
+        slots = asyncio.Semaphore(self.batch_size)
+        async with self.server.client() as client:
+            template_opens = await self._template_opens(client, requests, names)
 
-        def complete(request: Request) -> Completion:
-            path, body = body_of(request, names[request.adapter])
+            async def complete(request: Request) -> Completion:
+                async with slots:
+                    path, body = openai_requests.request_body(request, names[request.adapter])
+                    try:
+                        reply = await self.server.send(client, path, body)
+                    except Failure as failure:
+                        self.server.raise_if_fatal(failure, path)
+                        return openai_requests.failed(request, failure.reason())
+                opened = openai_requests.prompt_opens_thought(request, template_opens.get(request.thinking))
+                return openai_requests.read_completion(request, reply, opened)
+
+            tasks = [asyncio.create_task(complete(request)) for request in requests]
             try:
-                reply = self.server.post(path, body, wires)
-            except Failed as error:
-                return failed(request, str(error))
-            return completion_of(request, reply, opened_by(request, opening.get(request.thinking)))
+                for task in asyncio.as_completed(tasks):
+                    yield await task
+            finally:
+                for pending in tasks:
+                    pending.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-        yield from spread(complete, requests, min(self.batch_size, len(requests)), wires)
+    async def _served_models(self) -> AsyncIterator[dict[str, str] | None]:
+        """Yield the path of each served name ("" if unknown), once; None if the server does not list its models."""
+        async with self.server.client() as client:
+            try:
+                reply = await self.server.send(client, "/models", retries=3)
+            except Failure as failure:
+                if failure.status not in (400, 404, 405, 501):
+                    self.server.raise_if_fatal(failure, "/models")
+                    where = f"{self.settings.url}/models"
+                    raise UserError(f"{where} fails ({failure.reason()}); correct it, then try again.") from failure
+                reply = None
+        yield openai_requests.read_models(reply)
 
-    def _served(self, wires: Wires) -> dict[str, str] | None:
-        """The served names and the path that each is of ("" if unsaid); None if the server does not list them."""
-        answer = self.server.ask("GET", "/models", None, wires, retries=3)
-        if answer.status in (400, 404, 405, 501):
-            return None
-        if answer.status != 200:
-            self.server.check(answer, "/models")
-            raise UserError(f"{self.server.url}/models fails ({answer.said}); look at the server, then try again.")
-        listed = answer.value.get("data") if isinstance(answer.value, dict) else answer.value
-        cards = [card for card in listed if isinstance(card, dict)] if isinstance(listed, list) else []
-        return {str(card["id"]): str(card.get("root") or "") for card in cards if card.get("id")} or None
-
-    def _name(self, adapter: str | None, served: dict[str, str] | None) -> str:
-        """What the server calls the model (None) or an adapter's folder."""
+    def _served_name(self, adapter: str | None, served: dict[str, str] | None) -> str:
+        """Return the served name of the model (None) or of an adapter folder."""
         if adapter is None:
             return self.model
         folder = Path(adapter).expanduser().resolve()
-        if folder in self.settings.names:
-            return self.settings.names[folder]
+        if folder in self.settings.adapters:
+            return self.settings.adapters[folder]
         roots = {name: Path(root).resolve() for name, root in (served or {}).items() if root and name != self.model}
         if folder in roots.values():
             return next(name for name, root in roots.items() if root == folder)
@@ -93,40 +148,240 @@ class OpenAI:
             )
         return folder.name
 
-    def _check(self, names: dict[str | None, str], served: dict[str, str] | None) -> None:
-        """Refuse two things of one name, and what is not served, with the command that serves it."""
+    def _check_names(self, names: Names, served: dict[str, str] | None) -> None:
+        """Refuse two adapters with one name, and names that are not served, with the command that serves them."""
         for name in dict.fromkeys(names.values()):
-            those = {str(Path(a).resolve()) if a else "the model itself" for a in names if names[a] == name}
-            if len(those) > 1:
+            folders = {str(Path(a).resolve()) if a else "the model itself" for a in names if names[a] == name}
+            if len(folders) > 1:
                 raise UserError(
-                    f"{' and '.join(sorted(those))} would both be asked for as {name!r}: serve them under two names, "
+                    f"{' and '.join(sorted(folders))} have the same served name {name!r}: serve them under two names, "
                     "and set LOWTAX_ADAPTERS=name=path,name=path."
                 )
         missing = [name for name in names.values() if served is not None and name not in served]
         if missing:
-            known = sorted(served or {})
-            more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+            listed = sorted(served or {})
+            more = f" and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
+            modules = [shlex.quote(f"{name}={adapter}") for adapter, name in names.items() if adapter is not None]
+            lora = f" --enable-lora --lora-modules {' '.join(modules)}" if modules else ""
             raise UserError(
-                f"{self.server.url} does not serve {', '.join(map(repr, missing))}, but {', '.join(known[:SHOWN])}"
-                f"{more}; serve it with `{self._command(names)}`."
+                f"{self.settings.url} does not serve {', '.join(map(repr, missing))}, but "
+                f"{', '.join(listed[:MAX_NAMES])}{more}; serve it with "
+                f"`vllm serve {shlex.quote(self.model)} --generation-config vllm{lora}`."
             )
 
-    def _command(self, names: dict[str | None, str]) -> str:
-        """How vLLM serves the model with these adapters."""
-        modules = [shlex.quote(f"{name}={adapter}") for adapter, name in names.items() if adapter is not None]
-        command = f"vllm serve {shlex.quote(self.model)} --generation-config vllm"
-        return f"{command} --enable-lora --lora-modules {' '.join(modules)}" if modules else command
+    async def _template_opens(
+        self, client: "AsyncOpenAI", requests: Sequence[Request], names: Names
+    ) -> dict[Thinking, bool | None]:
+        """Return, for each thinking mode, True if the chat template opens a think block.
 
-    def _opening(self, requests: Sequence[Request], names: dict[str | None, str], wires: Wires) -> dict[Thinking, bool]:
-        """Whether the chat template opens a think block, if the server shows its prompts as vLLM does (/tokenize).
-
-        Without it an unfinished thought looks like an answer. One request stands for all with its `thinking`.
+        vLLM shows its prompts (/tokenize). Without that, an unfinished thought looks like an answer.
         """
-        found: dict[Thinking, bool] = {}
+        opens: dict[Thinking, bool | None] = {}
+        url = f"{self.settings.url.rpartition('/')[0]}/tokenize"
         for request in {r.thinking: r for r in requests if not (r.raw or r.prefix)}.values():
             body = {"model": names[request.adapter], "add_generation_prompt": True, "return_token_strs": True}
-            answer = self.server.ask("POST", "../tokenize", body | prompt_of(request), wires, retries=0)
-            tokens = answer.value.get("token_strs") if isinstance(answer.value, dict) else None
-            if answer.status == 200 and isinstance(tokens, list):
-                found[request.thinking] = bool(OPENS.search("".join(map(str, tokens))))
-        return found
+            with suppress(Failure):
+                reply = await self.server.send(client, url, body | openai_requests.chat_prompt(request), retries=0)
+                opens[request.thinking] = openai_requests.shown_prompt_opens_thought(reply)
+        return opens
+
+
+class Server:
+    """The server at an address, with its key, rate and time limit. Temporary failures are retried."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.first_wait, self.longest_wait = 1.0, max(settings.timeout, MAX_PAUSE)
+        self._interval = 60 / settings.per_minute if settings.per_minute else 0.0
+        self._next_start, self._reached, self._random = 0.0, False, random.Random()
+
+    def client(self) -> "AsyncOpenAI":
+        """Return a new client for one event loop.
+
+        Raises:
+            UserError: The proxy in the environment cannot be used.
+        """
+        import httpx2
+        import openai
+
+        host, seconds = str(urlsplit(self.settings.url).hostname), self.settings.timeout
+        local = host in ("localhost", "::1") or host.startswith("127.")  # never through a proxy
+        tls = ssl.create_default_context()  # reads SSL_CERT_FILE also without trust_env
+        try:
+            http_client = httpx2.AsyncClient(verify=tls, trust_env=not local, limits=httpx2.Limits())
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            raise UserError(
+                f"The proxy in the environment cannot be used ({error}): correct http_proxy, https_proxy or all_proxy, "
+                "or name the server's host in no_proxy."
+            ) from error
+        return openai.AsyncOpenAI(
+            base_url=self.settings.url,
+            api_key=self.settings.key or "none",  # required; `_try` decides what is sent
+            max_retries=0,
+            timeout=httpx2.Timeout(seconds, connect=min(0.9 * seconds, 20.0)),  # unreachable is told before too slow
+            http_client=http_client,
+        )
+
+    async def send(self, client: "AsyncOpenAI", path: str, body: Body | None = None, retries: int = RETRIES) -> Any:
+        """Return the JSON of a reply to a GET (no body) or POST, after as many tries as necessary.
+
+        Raises:
+            Failure: The last try failed.
+            UserError: The server was never reached, and cannot be.
+        """
+        for tries in count(1):
+            start = max(time.monotonic(), self._next_start)
+            self._next_start = start + self._interval
+            await asyncio.sleep(start - time.monotonic())
+            try:
+                return await self._try(client, path, body)
+            except Failure as failure:
+                failure.tries = tries
+                last = tries > (min(retries, TIMEOUT_RETRIES) if failure.slow else retries)
+                if last or not failure.temporary() or failure.wait > self.longest_wait:
+                    raise
+                backoff = min(self.first_wait * 2 ** (tries - 1), MAX_PAUSE) * self._random.uniform(0.5, 1)
+                pause = failure.wait + backoff
+            await asyncio.sleep(pause)
+
+    async def _try(self, client: "AsyncOpenAI", path: str, body: Body | None) -> Any:
+        import httpx2
+        import openai
+
+        # Explicit, or the package sends whatever key and account the environment holds for OpenAI's own server.
+        key = f"Bearer {self.settings.key}" if self.settings.key else openai.Omit()
+        unset = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+        options = openai.RequestOptions(headers={"User-Agent": "lowtax", "Authorization": key} | unset)
+        try:
+            async with asyncio.timeout(self.settings.timeout):  # the client's own limit is on silence alone
+                if body is None:
+                    reply = await client.get(path, cast_to=httpx2.Response, options=options)
+                else:
+                    data = json.dumps(body).encode()  # in ASCII: half of a surrogate pair has no bytes
+                    reply = await client.post(path, cast_to=httpx2.Response, content=data, options=options)
+        except openai.APIStatusError as error:
+            self._reached = True
+            raise self._refusal(error) from error
+        except (TimeoutError, openai.APIConnectionError) as error:
+            raise self._no_reply(error) from error
+        self._reached = True
+        text = reply.content.decode("utf-8", "replace")
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise Failure(NO_REPLY, self.settings.clean(f"the reply is not JSON: {text}")) from error
+        if isinstance(value, dict) and value.get("error"):  # a gateway may answer 200 before its server fails
+            raise Failure(NO_REPLY, self.settings.clean(openai_requests.error_message(value["error"])))
+        return value
+
+    def _refusal(self, error: "APIStatusError") -> Failure:
+        headers, text = error.response.headers, error.response.text
+        detail = headers.get("Location") or openai_requests.error_message(error.body or text)
+        wait = openai_requests.retry_after(headers.get("Retry-After", ""))
+        return openai_requests.refusal(error.status_code, self.settings.clean(detail), wait, text)
+
+    def _no_reply(self, error: Exception) -> Failure:
+        import httpx2
+        import openai
+
+        cause, settings = error.__cause__, self.settings
+        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
+            detail = f"{settings.url} cannot be reached ({settings.clean(str(cause)) or type(cause).__name__})"
+            if not self._reached:
+                raise UserError(f"{detail}; start the server, or correct LOWTAX_BASE_URL (or OPENAI_BASE_URL).")
+            return Failure(UNREACHABLE, detail)
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return Failure(NO_REPLY, f"nothing came within {settings.timeout:g} s (LOWTAX_TIMEOUT)", slow=True)
+        return Failure(NO_REPLY, f"the connection broke off ({type(cause).__name__})")
+
+    def raise_if_fatal(self, failure: Failure, path: str) -> None:
+        """Raise a UserError if every other request would fail like this one."""
+        if message := failure.fatal_message(f"{self.settings.url}{path}", self.longest_wait):
+            raise UserError(message) from failure
+
+
+def in_thread(items: AsyncIterator[Item]) -> Iterator[Item]:
+    """Yield the items of an asynchronous iterator, which runs on an event loop in a thread.
+
+    The caller may have an event loop too, as notebooks do. A caller that stops early (Ctrl-C) cancels the iterator.
+    The thread is a daemon: an interpreter that exits does not wait for the slowest reply.
+    """
+    loop, queue, end = asyncio.new_event_loop(), SimpleQueue[Any](), object()
+
+    async def drain() -> None:
+        async for item in items:
+            queue.put(item)
+
+    def run() -> None:
+        with closing(loop):
+            loop.run_until_complete(asyncio.wait([task]))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+
+    task = loop.create_task(drain())
+    task.add_done_callback(lambda _: queue.put(end))
+    thread = Thread(target=run, name="lowtax-requests", daemon=True)
+    thread.start()
+    try:
+        yield from iter(queue.get, end)
+        task.result()  # raises what ended the iterator
+    finally:
+        with suppress(RuntimeError):  # the loop is closed: the iterator has ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join(THREAD_PATIENCE)
+
+
+def settings_from_environment() -> Settings:
+    """Return the settings.
+
+    Raises:
+        UserError: A variable is missing or wrong.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError("OPENAI_API_KEY has characters that no key has (a line break?): set it again.")
+    return Settings(_url(), key, _number("LOWTAX_TIMEOUT", 600.0), _number("LOWTAX_RPM", 0.0), _adapter_names())
+
+
+def _url() -> str:
+    """Return the base URL; one without a path gets /v1."""
+    text = (os.environ.get("LOWTAX_BASE_URL") or os.environ.get("OPENAI_BASE_URL") or "").strip()
+    if not text:
+        raise UserError(
+            "The engine openai needs the address of a server: set LOWTAX_BASE_URL (or OPENAI_BASE_URL), for example to "
+            "http://localhost:8000/v1 for `vllm serve MODEL`."
+        )
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    # The address is not repeated, because it may contain a password.
+    if not valid or not re.fullmatch(r"[!-~]+", text) or set(text) & set("@?#"):
+        raise UserError(
+            "LOWTAX_BASE_URL (or OPENAI_BASE_URL) is not a plain address: write it as http://HOST:PORT/v1 or with "
+            "https, without a user, password or query; a key goes into OPENAI_API_KEY."
+        )
+    url = text.rstrip("/")
+    return url if urlsplit(url).path else f"{url}/v1"
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1.0
+    if (text and not value > 0) or value == float("inf"):
+        raise UserError(f"{name} is {text!r}, which is not a positive number: set it to one, or unset it.")
+    return value
+
+
+def _adapter_names() -> dict[Path, str]:
+    """Return the served names in `LOWTAX_ADAPTERS` (name=path,name=path), by folder."""
+    names = {}
+    for pair in filter(None, os.environ.get("LOWTAX_ADAPTERS", "").split(",")):
+        name, _, path = pair.strip().partition("=")
+        if not name or not path:
+            raise UserError(f"LOWTAX_ADAPTERS has {pair.strip()!r}: write it as name=path,name=path.")
+        names[Path(path).expanduser().resolve()] = name
+    return names
