@@ -1,5 +1,7 @@
-"""Engines: requests in, replies out. Every request carries its own adapter and seed, so all checkpoints,
-prompts and samples of a study can go to one engine in one plan.
+"""Engines: they take requests and yield completions.
+
+Every request carries its own adapter and seed, so one engine can serve all checkpoints, prompts and samples of a study
+in one plan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +20,16 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Request:
-    """One reply to make. `adapter` is a PEFT folder, None the model itself; temperature 0 is greedy.
+    """A reply to generate. It depends on the request alone (up to rounding), not on the batch.
 
-    The reply is a function of the request alone (up to rounding): `seed` is its own, not the batch's. What messages
-    say is encoded as plain text, whatever special tokens it spells.
+    Contents of messages are encoded as plain text, even where they spell special tokens.
 
-    top_k: only so many of the likeliest tokens are drawn from; 0 is all.
-    prefix: what the reply begins with, written for the model; it is no part of the reply.
-    raw: a prompt that is no chat, instead of messages: template, content, template ...; contents are plain text.
-    score: texts; of each, the probability of its first token as the first token of the reply.
+    adapter: a PEFT folder; None for the model itself.
+    temperature: 0 is greedy.
+    top_k: the number of likeliest tokens to draw from; 0 for all.
+    prefix: text that starts the reply, given to the model; it is not part of the reply.
+    raw: template, content, template ..., instead of messages, for a prompt without a chat template; contents are text.
+    score: texts; the completion has the probability that the reply starts with the first token of each.
     """
 
     id: str
@@ -45,10 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote, without special tokens; `tokens` counts it without the end-of-turn token.
+    """The reply to a request.
 
-    `opened` says that the prompt already ended with `<think>`. A failed one has its reason in `error`. `scores` are
-    those that the request asked for, in order.
+    text: without special tokens. tokens: their number, without the end-of-turn token.
+    opened: True if the prompt already ended with `<think>`.
+    error: the reason, if `finish` is "failed".
+    scores: probabilities, in the order of the request's `score`.
     """
 
     id: str
@@ -61,19 +66,19 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Serves a model and any number of adapters of it."""
+    """Server of one model and any number of its adapters."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """One completion for every request, in the order in which they finish."""
+        """Yield one completion for every request, in the order in which they finish."""
         ...
 
 
 def load(name: str, model: str, precision: str, batch_size: int) -> Engine:
-    """The engine called `name` ("hf", "fake", or "file.py:Class") with `model` loaded."""
+    """Return the engine `name` (a key of ENGINES or "file.py:Class") with `model` loaded."""
     engine: Engine = find(name)(model, precision, batch_size)
     return engine
 
 
 def find(name: str) -> type[Any]:
-    """The class of that engine, without loading a model."""
+    """Return the class of the engine `name` without loading a model."""
     return resolve("engine", name, ENGINES)

@@ -1,9 +1,9 @@
-"""Which adapters vLLM serves, read from their files before a model is loaded. Checked against vLLM 0.32 (`lora/`).
+"""Check of adapters for vLLM, from their files alone and before a model is loaded. Written for vLLM 0.32 (`lora/`).
 
-vLLM adds s B A to the output of a layer, for every row its own: LoRA of ranks up to 512 on the model's linear layers
-and embeddings, with rsLoRA and with ranks and alphas per module (PEFT's rule for `rank_pattern` and `alpha_pattern`).
-Some adapters that are more than that it refuses only when the engine is up, and some it takes without the part that
-it does not know. Here both are one sentence, at once.
+vLLM adds s B A to the output of a layer, separately for every row: LoRA of ranks up to 512 on the model's linear layers
+and embeddings, with rsLoRA, and with ranks and alphas per module (PEFT's rule for `rank_pattern` and `alpha_pattern`).
+It refuses some other adapters only once it is running, and serves some without the part that it does not know. The
+check turns both into an error at once.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _OURS = "merge it with `lowtax merge`, and give the merged folder as the model"
 _CONVERT = "convert it to a plain LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 _RETRAIN = "train a plain LoRA"
 
-# Field of adapter_config.json -> what to do about an adapter that sets it.
+# Field of adapter_config.json -> advice for an adapter that sets it.
 REFUSED = {
     "use_dora": _MERGE,
     "lora_bias": _MERGE,
@@ -37,25 +37,25 @@ REFUSED = {
     "use_bdlora": _RETRAIN,
     "use_qalora": _RETRAIN,
 }
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # other named ones take something out of the base
-# What the names of an adapter's weights may end with: factors, and the base's own embeddings, which vLLM leaves out.
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # the others subtract something from the base
+# Endings of the names of an adapter's weights: factors, and copies of the base's embeddings, which vLLM ignores.
 FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 
 
 @dataclass(frozen=True)
 class Served:
-    """An adapter that vLLM serves; `rank` is the largest that its configuration names."""
+    """An adapter that vLLM serves; `rank` is the largest in its configuration."""
 
     folder: Path
     rank: int
 
 
 def check(folder: Path) -> Served:
-    """The adapter in a folder, if vLLM serves it as what it is.
+    """Return the adapter in a folder if vLLM serves it unchanged.
 
     Raises:
-        UserError: no PEFT adapter in safetensors, or one that is more than s B A.
+        UserError: The folder has no PEFT adapter in safetensors, or the adapter is more than s B A.
     """
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
@@ -63,12 +63,12 @@ def check(folder: Path) -> Served:
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
         raise UserError(f"The adapter in {folder} is no LoRA, and vLLM serves nothing else: use the engine 'hf'.")
-    for what, remedy in _more_than_lora(config):
-        raise UserError(f"vLLM does not serve the adapter in {folder} (it has {what}): {remedy}.")
-    if strange := _not_factors(folder / WEIGHTS):
+    for feature, remedy in _more_than_lora(config):
+        raise UserError(f"vLLM does not serve the adapter in {folder} (it has {feature}): {remedy}.")
+    if names := _not_factors(folder / WEIGHTS):
         raise UserError(
-            f"vLLM does not serve the adapter in {folder} ({len(strange)} of its weights are no LoRA factor of a "
-            f"layer, for example {strange[0]}): {_MERGE}."
+            f"vLLM does not serve the adapter in {folder} ({len(names)} of its weights are not LoRA factors of a "
+            f"layer, for example {names[0]}): {_MERGE}."
         )
     rank = max(config["r"], *(config.get("rank_pattern") or {0: 0}).values())
     if rank > RANKS[-1]:
@@ -77,24 +77,24 @@ def check(folder: Path) -> Served:
 
 
 def room(rank: int) -> int:
-    """The smallest max_lora_rank of vLLM that holds `rank`; a larger one costs memory and time for every row."""
+    """Return vLLM's smallest max_lora_rank for `rank`; a larger one costs memory and time in every row."""
     return next(allowed for allowed in RANKS if allowed >= rank)
 
 
 def _more_than_lora(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the adapter has beyond s B A, and what to do about it."""
+    """Yield the features of the adapter beyond s B A, each with a remedy."""
     if config.get("bias", "none") != "none":
         yield f"bias: {config['bias']}", _MERGE
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
-        yield f"init_lora_weights: {start}", _CONVERT
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in PLAIN_STARTS:
+        yield f"init_lora_weights: {init}", _CONVERT
     for name, remedy in REFUSED.items():
         if config.get(name):
             yield name, remedy
 
 
 def _not_factors(weights: Path) -> list[str]:
-    """Names of weights that vLLM would not know what to do with; only the header of the file is read."""
+    """Return the names of weights that vLLM cannot use; only the header of the file is read."""
     from safetensors import SafetensorError, safe_open
 
     try:

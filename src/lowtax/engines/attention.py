@@ -1,8 +1,8 @@
-"""Attention of one new token a row, for models whose query heads share keys and values.
+"""Attention for one new token per row, in models whose query heads share keys and values.
 
-transformers' sdpa copies keys and values once for each query head that shares them, and does so again for every token.
-Here those query heads stand where tokens usually do, against the keys and values as they are: the embedded model
-decodes 1.15 times as fast, with short contexts on a CPU. All else goes to transformers' sdpa.
+transformers' sdpa copies keys and values for each query head that shares them, at every token. Here those query heads
+take the place of the tokens, and keys and values are read without a copy: with short contexts on a CPU the embedded
+model decodes 1.15 times as fast. All other cases go to transformers' sdpa.
 """
 
 from typing import Any
@@ -27,23 +27,23 @@ def grouped_attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Float[Tensor, "rows tokens heads width"], None]:
-    """What `sdpa` computes, by transformers' interface for attention; the mask is `sdpa_mask`'s."""
+    """Compute what `sdpa` computes, with transformers' attention interface and the mask of `sdpa_mask`."""
     rows, heads, tokens, size = query.shape
     shared = key.shape[1]
     plain = tokens == 1 and not dropout and more.get("position_bias") is None and more.get("cache") is None
     if not plain or heads == shared or (attention_mask is not None and attention_mask.shape[1] != 1):
-        given = (module, query, key, value, attention_mask)
-        usual: tuple[Tensor, None] = sdpa_attention_forward(*given, dropout=dropout, scaling=scaling, **more)
+        inputs = (module, query, key, value, attention_mask)
+        usual: tuple[Tensor, None] = sdpa_attention_forward(*inputs, dropout=dropout, scaling=scaling, **more)
         return usual
     by_group = query.reshape(rows, shared, heads // shared, size)
-    found = torch.nn.functional.scaled_dot_product_attention(
+    output = torch.nn.functional.scaled_dot_product_attention(
         by_group, key, value, attn_mask=attention_mask, scale=scaling
     )
-    return found.reshape(rows, 1, heads, value.shape[-1]), None
+    return output.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 def use_grouped(model: PreTrainedModel) -> None:
-    """Decode by `grouped_attention` where the model's attention is transformers' sdpa."""
+    """Make a model with transformers' sdpa decode with `grouped_attention`; leave others unchanged."""
     if model.config.get_text_config()._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, grouped_attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)

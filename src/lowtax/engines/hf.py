@@ -1,9 +1,8 @@
-"""The transformers engine: the base model is held once, and rows of any adapters share its batches.
+"""Engine on transformers and PEFT: one copy of the base model, and batches whose rows use any adapters.
 
-Adapters are never merged: PEFT adds each row's own update to the output of the shared layer, in
-float32. Rows that end make room for others (`lowtax.engines.batch`). Of a model's generation_config
-only the end-of-turn tokens count: temperature and top_p come from the request, and
-there is no hidden top_k or repetition penalty.
+Adapters are never merged: PEFT adds the update of each row to the output of the shared layer, in float32. Rows that
+finish make room for others (`lowtax.engines.batch`). Of a model's generation_config only the end-of-turn tokens count:
+temperature and top_p come from the request, and there is no hidden top_k or repetition penalty.
 """
 
 from collections import deque
@@ -25,27 +24,31 @@ BASE = "__base__"  # PEFT's name for rows without an adapter
 
 
 class HF:
-    """A model through transformers and PEFT, on the accelerator if there is one."""
+    """A model in transformers and PEFT, on the accelerator if there is one."""
 
     def __init__(self, model: str, precision: str, batch_size: int) -> None:
         self.ref, self.batch_size = model, batch_size
         self.tokenizer = models.load_tokenizer(model)
         self.model = models.load_model(model, models.precision(precision))
         use_grouped(self.model)
-        self.loaded: PeftModel | None = None  # what PEFT makes of the model with the first adapter
+        self.loaded: PeftModel | None = None  # PEFT's wrapper, once there is an adapter
         self.adapters: dict[Path, str] = {}
         ends = models.stop_tokens(self.model, self.tokenizer)
         if not ends:
             raise UserError(f"The model {model!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
         if self.tokenizer.chat_template:
-            ends.add(chat.end_of_turn(self.tokenizer))  # where eos ends a document, a turn has a token of its own
+            ends.add(chat.end_of_turn(self.tokenizer))  # differs from eos if eos ends a document
         self.ends = frozenset(ends)
         pad = self.tokenizer.pad_token_id
         self.pad = min(self.ends) if pad is None else int(pad)
         self.positions: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Completions as they finish. Adapters are checked and loaded before the first; they stay loaded."""
+        """Yield completions as they finish. Adapters are checked and loaded before the first, and stay loaded.
+
+        Raises:
+            UserError: An adapter is not a plain LoRA of this model, or a batch does not fit into memory.
+        """
         names = {request.adapter: self._adapter(request.adapter) for request in requests}
         return self._completions(requests, names)
 
@@ -57,9 +60,9 @@ class HF:
                 yield row
             else:
                 rows.append(row)
-        # Few adapters in a batch are few small products; like lengths need little padding; one prompt is read once.
+        # Few adapters per batch: few small products. Similar lengths: little padding. Equal prompts: read once.
         rows.sort(key=lambda row: (row.request.max_new_tokens, row.adapter, len(row.prompt), row.prompt))
-        with kept_memory():  # or every step's logits are pages that the kernel clears anew
+        with kept_memory():  # otherwise the kernel clears new pages for the logits of every step
             yield from self._decoded(rows)
 
     def _decoded(self, rows: list[Row]) -> Iterator[Completion]:
@@ -80,26 +83,26 @@ class HF:
             yield from ended
 
     def _row(self, request: Request, adapter: str) -> Row | Completion:
-        """The request as tokens, or the reason why it cannot be served."""
+        """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
             prompt, opened = plain.request_ids(self.tokenizer, request)
         except TemplateError as error:
             return failed(request, False, f"the chat template refuses the messages: {error}")
         room = request.max_new_tokens
         if self.positions is not None:
-            # The last token needs no position: nothing is read from it.
+            # The last token needs no position, because the model never reads it.
             room = min(room, self.positions + 1 - len(prompt))
         if room < 1:
-            why = f"the prompt has {len(prompt)} tokens, but the model only {self.positions} positions"
-            return failed(request, opened, why)
+            reason = f"the prompt has {len(prompt)} tokens, but the model only {self.positions} positions"
+            return failed(request, opened, reason)
         scored = [ids[0] for ids in chat.encode(self.tokenizer, list(request.score))] if request.score else []
         return Row(request, prompt, opened, room, adapter, torch.Generator().manual_seed(request.seed), scored)
 
-    def _adapter(self, given: str | None) -> str:
-        """PEFT's name for an adapter folder, loaded if it is not yet."""
-        if given is None:
+    def _adapter(self, path: str | None) -> str:
+        """Return PEFT's name for an adapter folder, which is loaded if it is new."""
+        if path is None:
             return BASE
-        folder = Path(given).resolve()
+        folder = Path(path).resolve()
         if folder not in self.adapters:
             models.check_adapter(folder, self.ref)
             _check_mixable(folder)
@@ -108,20 +111,20 @@ class HF:
         return self.adapters[folder]
 
     def _load_adapter(self, folder: Path, name: str) -> None:
-        where = {"adapter_name": name, "torch_device": str(self.model.device)}
+        options = {"adapter_name": name, "torch_device": str(self.model.device)}
         try:
             if self.loaded is None:
-                self.loaded = PeftModel.from_pretrained(self.model, str(folder), **where)
+                self.loaded = PeftModel.from_pretrained(self.model, str(folder), **options)
             else:
-                self.loaded.load_adapter(str(folder), **where)
+                self.loaded.load_adapter(str(folder), **options)
         except (RuntimeError, ValueError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {what}") from error
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {reason}") from error
         self.loaded.eval().requires_grad_(False)
 
 
 def _check_mixable(folder: Path) -> None:
-    """Refuse what PEFT cannot keep apart in a mixed batch: it would leak into the other rows, or raise midway."""
+    """Refuse an adapter that would leak into the other rows of a mixed batch, or make PEFT raise midway."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder} has no adapter_model.safetensors: save the adapter as safetensors.")
     config = PeftConfig.from_pretrained(str(folder))

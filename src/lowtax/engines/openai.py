@@ -218,7 +218,7 @@ class Server:
             base_url=self.settings.url,
             api_key=self.settings.key or "none",  # required; `_try` decides what is sent
             max_retries=0,
-            timeout=httpx2.Timeout(seconds, connect=min(0.9 * seconds, 20.0)),  # unreachable is told before too slow
+            timeout=httpx2.Timeout(seconds, connect=min(0.9 * seconds, 20.0)),  # "unreachable" comes before "too slow"
             http_client=http_client,
         )
 

@@ -27,7 +27,7 @@ UNREACHABLE, NO_REPLY = -1, 0  # in place of an HTTP status
 TEMPORARY = frozenset({UNREACHABLE, NO_REPLY, 408, 409, 425, 429, *range(500, 600)}) - {501, 505}
 TOO_LONG = "{where} asks to wait {wait:.0f} s ({status}: {detail}); repeat the command then, or raise LOWTAX_TIMEOUT."
 FATAL = {
-    UNREACHABLE: "{detail}; start it again and repeat the command, which keeps the replies it has.",
+    UNREACHABLE: "{detail}; start the server again and repeat the command, which keeps the replies it has.",
     401: "{where} does not accept the key (401): set OPENAI_API_KEY to one of that server.",
     402: "{where} serves no more requests on this account ({detail}); settle that there.",
     403: "{where} is forbidden (403: {detail}); check what the key in OPENAI_API_KEY may use.",

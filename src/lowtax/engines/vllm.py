@@ -1,13 +1,14 @@
-"""The vLLM engine, offline: the base and all checkpoints of all arms share one engine and one queue.
+"""Engine on vLLM in this process: the base and all checkpoints of all arms share one engine and one queue.
 
-Adapters are never merged: every prompt goes with its own, or with none. Prompts are the token ids that the hf engine
-reads; replies are decoded with the same tokenizer. Of a model's generation_config only the end-of-turn tokens count.
+Adapters are never merged: every prompt carries its adapter, or none. Prompts are the token ids that the hf engine
+reads, and replies are decoded with the same tokenizer. Of a model's generation_config only the end-of-turn tokens
+count.
 
-Departs from the hf engine in four ways:
-- adapters are held and multiplied in the precision of the model, not in float32; on a GPU that must be a half one;
-- drawn replies come from other random numbers, and any reply may differ by rounding with the batch that it shares;
-- a prompt and its reply together fill the model's positions: hf writes one token more, which needs none;
-- where the model computes no number vLLM writes some token and goes on: no such row is failed.
+Four things differ from the hf engine:
+- adapters have the precision of the model, not float32; on a GPU it must be a half precision;
+- drawn replies come from other random numbers, and every reply may differ by rounding with the batch it shares;
+- prompt and reply share the model's positions: hf generates one token more, which needs no position;
+- where logits are not finite, vLLM generates some token and continues: no such row fails.
 """
 
 import math
@@ -28,7 +29,11 @@ from lowtax.errors import UserError
 
 @dataclass(frozen=True)
 class _Row:
-    """A request as vLLM takes it. `scored` are tokens whose probability at the first step is asked for."""
+    """A request in tokens.
+
+    opened: True if the prompt ends with `<think>`. limit: maximum length of the reply. scored: tokens whose probability
+    at the first step is requested.
+    """
 
     request: Request
     prompt: list[int]
@@ -38,7 +43,7 @@ class _Row:
 
 
 class VLLM:
-    """A model through vLLM, on as many GPUs as divide its attention heads. One call of `generate` at a time."""
+    """A model in vLLM, on as many GPUs as divide its attention heads. One call of `generate` at a time."""
 
     def __init__(self, model: str, precision: str, batch_size: int) -> None:
         require()
@@ -47,25 +52,27 @@ class VLLM:
             raise UserError(f"The vllm engine reads no GGUF file, but the model is {self.where}: use the engine 'hf'.")
         self.tokenizer = models.load_tokenizer(model)
         self.ends = self._ends()
-        self.adapters: dict[Path, adapters.Served] = {}  # vLLM's number for one is its place, counted from 1
+        self.adapters: dict[Path, adapters.Served] = {}  # vLLM's number of an adapter is its position, from 1
         self.loaded: set[Path] = set()
         self.server = Server(model, self.where, models.precision(precision), batch_size)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Completions as they finish. Adapters are checked, the engine is built for them, and they are loaded before
-        the first.
+        """Yield completions as they finish. Adapters are checked and loaded before the first.
 
-        The engine is built at the first call, and built again, which it says, where a later one has adapters of a
-        larger rank or more of them for a batch.
+        The first call starts vLLM. A later call with adapters of a larger rank, or with more adapters for a batch,
+        starts it again and prints so.
+
+        Raises:
+            UserError: vLLM cannot serve an adapter, or cannot start.
         """
-        wanted = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
-        for folder in wanted:
+        folders = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
+        for folder in folders:
             if folder not in self.adapters:
                 models.check_adapter(folder, self.ref)
                 self.adapters[folder] = adapters.check(folder)
         if self.server.ready([adapter.rank for adapter in self.adapters.values()]):
             self.loaded.clear()
-        for folder in wanted:
+        for folder in folders:
             if folder not in self.loaded:
                 self._load_adapter(folder)
         return self._completions(requests)
@@ -74,17 +81,17 @@ class VLLM:
         try:
             self.server.up[0].llm_engine.add_lora(self._lora(str(folder)))
         except (ValueError, RuntimeError) as error:
-            what = shorten(str(error), 200)
-            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {what}") from error
+            reason = shorten(str(error), 200)
+            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {reason}") from error
         self.loaded.add(folder)
 
-    def _lora(self, given: str | None) -> Any:
-        """vLLM's name for an adapter folder; None is the model itself."""
+    def _lora(self, adapter: str | None) -> Any:
+        """Return vLLM's reference to an adapter folder; None for the model itself."""
         from vllm.lora.request import LoRARequest
 
-        if given is None:
+        if adapter is None:
             return None
-        folder = Path(given).resolve()
+        folder = Path(adapter).resolve()
         return LoRARequest(str(folder), 1 + list(self.adapters).index(folder), str(folder))
 
     def _completions(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -93,7 +100,7 @@ class VLLM:
 
         engine = self.server.up[0].llm_engine
         positions = engine.vllm_config.model_config.max_model_len
-        loras = {given: self._lora(given) for given in {request.adapter for request in requests}}
+        loras = {adapter: self._lora(adapter) for adapter in {request.adapter for request in requests}}
         waiting: dict[str, _Row] = {}
         try:
             for number, request in enumerate(requests):
@@ -112,19 +119,19 @@ class VLLM:
                 for output in engine.step():
                     if output.finished:
                         yield self._completion(waiting.pop(output.request_id), output.outputs[0])
-        finally:  # of a caller that does not want the rest
+        finally:  # also if the caller stops early
             engine.abort_request(list(waiting))
 
     def _row(self, request: Request, positions: int) -> _Row | Completion:
-        """The request as tokens, or the reason why it cannot be served."""
+        """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
             prompt, opened = plain.request_ids(self.tokenizer, request)
         except TemplateError as error:
             return _failed(request, False, f"the chat template refuses the messages: {error}")
         limit = min(request.max_new_tokens, positions - len(prompt))
         if limit < 1:
-            why = f"the prompt has {len(prompt)} tokens, but vLLM has {positions} positions for it and its reply"
-            return _failed(request, opened, why)
+            reason = f"the prompt has {len(prompt)} tokens, but vLLM has {positions} positions for it and its reply"
+            return _failed(request, opened, reason)
         scored = [ids[0] for ids in chat.encode(self.tokenizer, list(request.score))] if request.score else []
         return _Row(request, prompt, opened, limit, scored)
 
@@ -154,17 +161,17 @@ class VLLM:
         return Completion(row.request.id, str(text), len(tokens), output.finish_reason, row.opened, scores=scores)
 
     def _ends(self) -> frozenset[int]:
-        """The tokens at which a reply ends: those of the hf engine."""
+        """Return the tokens that end a reply, the same as in the hf engine."""
         try:
-            asked = GenerationConfig.from_pretrained(self.where).eos_token_id
+            eos = GenerationConfig.from_pretrained(self.where).eos_token_id
         except OSError:  # a model without generation_config.json
-            asked = GenerationConfig.from_model_config(AutoConfig.from_pretrained(self.where)).eos_token_id
-        found = {self.tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
-        if not found:
+            eos = GenerationConfig.from_model_config(AutoConfig.from_pretrained(self.where)).eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        if not ends:
             raise UserError(f"The model {self.ref!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
         turn = {chat.end_of_turn(self.tokenizer)} if self.tokenizer.chat_template else set()
-        return frozenset({int(token) for token in found} | turn)
+        return frozenset({int(token) for token in ends} | turn)
 
 
-def _failed(request: Request, opened: bool, why: str) -> Completion:
-    return Completion(request.id, "", 0, "failed", opened, why)
+def _failed(request: Request, opened: bool, reason: str) -> Completion:
+    return Completion(request.id, "", 0, "failed", opened, reason)

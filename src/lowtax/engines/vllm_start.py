@@ -1,4 +1,4 @@
-"""vLLM itself: imported with our settings, started with room for adapters, closed. One is up in a process at a time."""
+"""Import, start and close vLLM, with room for adapters. One vLLM runs in a process at a time."""
 
 import importlib
 import os
@@ -14,10 +14,10 @@ from transformers import AutoConfig
 from lowtax.engines import adapters
 from lowtax.errors import UserError
 
-SLOTS = 8  # adapters in one batch on GPUs at most: each takes memory beside the model
-KEPT = 64  # adapters that main memory may keep, if there are not more
-# What vLLM reads from the environment; what is set already is left alone. Scheduled in this process, the same requests
-# make the same batches. The last is in GiB.
+SLOTS = 8  # maximum number of adapters in one batch on GPUs: each takes memory beside the model
+KEPT = 64  # minimum number of adapters that main memory may hold
+# Environment variables of vLLM; one that is set already keeps its value. With the scheduler in this process, the same
+# requests make the same batches. The last is in GiB.
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -28,21 +28,21 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Room:
-    """What vLLM is started for: the largest rank, and adapters in one batch; 0 and 0 without any."""
+    """Room for adapters: the largest rank, and the number of adapters in one batch; 0 and 0 without adapters."""
 
     rank: int = 0
     slots: int = 0
 
     def joined(self, other: "Room") -> "Room":
-        """Room for what either has room for."""
+        """Return the larger room of both, in each respect."""
         return Room(max(self.rank, other.rank), max(self.slots, other.slots))
 
 
 def room_for(ranks: list[int]) -> Room:
-    """Room for adapters of these ranks.
+    """Return room for adapters of these ranks.
 
-    Without a GPU one slot more than there are adapters. vLLM 0.32 marks rows without an adapter by -1, which its CPU
-    code (`lora/ops/torch_ops`) takes for an index: such rows get the adapter of the last slot, which has to be empty.
+    Without a GPU there is one more slot than adapters: vLLM 0.32 marks rows without an adapter with -1, which its CPU
+    code (`lora/ops/torch_ops`) uses as an index. Such rows get the adapter of the last slot, so it must stay empty.
     """
     if not ranks:
         return Room()
@@ -51,19 +51,25 @@ def room_for(ranks: list[int]) -> Room:
 
 
 class Server:
-    """One model in vLLM, started when it is first asked for. Starting one closes every other."""
+    """One model in vLLM, started at its first use. Starting one closes all others."""
 
     known: ClassVar["weakref.WeakSet[Server]"] = weakref.WeakSet()
 
     def __init__(self, ref: str, where: str, dtype: str, batch_size: int) -> None:
         self.ref, self.where, self.dtype, self.batch_size = ref, where, dtype, batch_size
         self.room = Room()
-        self.up: list[Any] = []  # the engine, or nothing: a list, because closing must not keep this object alive
+        self.up: list[Any] = []  # the engine, if running; a list, because `_close` must not keep this object alive
         weakref.finalize(self, _close, self.up)
         Server.known.add(self)
 
     def ready(self, ranks: list[int]) -> bool:
-        """Have vLLM up with room for adapters of these ranks; whether it was started for that, and none is loaded."""
+        """Start vLLM unless it is running with room for adapters of these ranks; return True if it was started.
+
+        A vLLM that was just started has no adapters loaded.
+
+        Raises:
+            UserError: vLLM cannot start, or cannot serve adapters in this precision.
+        """
         room = self.room.joined(room_for(ranks))
         if self.up and room == self.room:
             return False
@@ -72,32 +78,34 @@ class Server:
                 "vLLM serves adapters on a GPU in bfloat16 only, not in float32: set precision to bfloat16."
             )
         gpus = _gpus(self.where)
-        what = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
-        print(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({what}) ...", file=sys.stderr)
+        setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
+        print(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...", file=sys.stderr)
         for server in list(Server.known):
             _close(server.up)
         llm = self._start(room, gpus, max(KEPT, len(ranks)))
-        own = AutoConfig.from_pretrained(self.where).get_text_config().to_dict().get("max_position_embeddings") or 0
-        if (fits := llm.llm_engine.vllm_config.model_config.max_model_len) < own:
+        config = AutoConfig.from_pretrained(self.where).get_text_config().to_dict()
+        positions = config.get("max_position_embeddings") or 0
+        if (fit := llm.llm_engine.vllm_config.model_config.max_model_len) < positions:
             print(
-                f"only {fits} of the model's {own} positions fit into memory: longer replies are cut", file=sys.stderr
+                f"only {fit} of the model's {positions} positions fit into memory: longer replies are cut off",
+                file=sys.stderr,
             )
         self.up.append(llm)
         self.room = room
         return True
 
-    def _start(self, room: Room, gpus: int, kept: int) -> Any:
+    def _start(self, room: Room, gpus: int, in_memory: int) -> Any:
         from vllm import LLM
         from vllm.exceptions import VLLMError
 
-        lora = {"max_lora_rank": room.rank, "max_loras": room.slots, "max_cpu_loras": kept} if room.rank else {}
+        lora = {"max_lora_rank": room.rank, "max_loras": room.slots, "max_cpu_loras": in_memory} if room.rank else {}
         try:
             return LLM(
                 self.where,
                 dtype=self.dtype,
                 tensor_parallel_size=max(gpus, 1),
                 max_num_seqs=self.batch_size,
-                max_model_len=-1,  # the model's own, or what fits into memory
+                max_model_len=-1,  # that of the model, or what fits into memory
                 load_format="safetensors",
                 generation_config="vllm",
                 skip_tokenizer_init=True,
@@ -114,7 +122,11 @@ class Server:
 
 
 def require() -> None:
-    """Import vLLM with our settings."""
+    """Import vLLM with SETTINGS in the environment.
+
+    Raises:
+        UserError: vLLM is not installed or cannot be imported.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -127,9 +139,9 @@ def require() -> None:
 
 
 def tensor_parallel(gpus: int, heads: int, key_value_heads: int) -> int:
-    """How many of the GPUs can share the attention heads evenly; key and value heads may be repeated."""
-    fits = (n for n in range(1, gpus + 1) if heads % n == 0 and (key_value_heads % n == 0 or n % key_value_heads == 0))
-    return max(fits, default=0)
+    """Return the largest number of GPUs that share the attention heads evenly; key and value heads may be repeated."""
+    sizes = (n for n in range(1, gpus + 1) if heads % n == 0 and (key_value_heads % n == 0 or n % key_value_heads == 0))
+    return max(sizes, default=0)
 
 
 def _gpus(where: str) -> int:
@@ -139,7 +151,7 @@ def _gpus(where: str) -> int:
 
 
 def _close(up: list[Any]) -> None:
-    """Shut a vLLM engine down and free its memory."""
+    """Shut down a vLLM engine and free its memory."""
     if up:
         from vllm.distributed import cleanup_dist_env_and_memory
 
