@@ -416,7 +416,7 @@ def test_visage_is_of_random_directions_only_and_a_plane_has_no_window():
 
 def test_the_commands_of_the_guide_are_understood():
     group = typer.main.get_command(app)
-    found = commands("landscape.md")
+    found = commands("guides/landscape.md")
     assert len(found) >= 5
     for subcommand, *words in found:
         context = group.commands[subcommand].make_context(subcommand, list(words))  # type: ignore[attr-defined]
