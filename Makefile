@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo test test-vllm lint bench bench-train bench-sample bench-evaluate bench-edit clean
+.PHONY: setup demo test test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
 
 PYTHON = python3
 VENV = .venv
@@ -28,6 +28,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site. A dead link, or a page that the navigation lacks, fails.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# The pages that are made of code, after a change of the recipe, the command line or a method.
+docs-reference: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/lowtax methods --markdown >docs/reference/methods.md
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python bench/help_time.py
@@ -72,6 +81,11 @@ $(VENV)/.installed-dev: $(PINS)
 $(VENV)/.installed-bench: $(PINS)
 	$(PIP) '$(TORCH)'
 	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(PINS)
+	$(PIP) '$(TORCH)'
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # An environment of its own: vLLM wants an older numpy. It asks for the CPU build of torch, which PyPI does not have

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from places import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -40,3 +41,15 @@ def test_pages_named_in_code_exist():
         if not (ROOT / page).exists()
     }
     assert dead == set()
+
+
+def entries(nav: object) -> list[str]:
+    """The pages of a navigation of MkDocs."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in entries(part)]  # type: ignore[attr-defined]
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    nav = entries(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(nav) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
