@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from guides import blocks
 from places import ROOT
 from tiny import make_model
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ def test_the_tables_of_fields_in_the_docs(kind: type[Method]):
 
 
 def test_the_recipe_of_the_docs():
-    text = "".join(line[4:] + "\n" for line in PAGE.splitlines() if line.startswith("    "))
-    arms = recipe.build(yaml.safe_load(text.partition("lowtax train")[0]), [], "the page").arms
+    (text,) = blocks("guides/training-methods.md", "yaml")
+    arms = recipe.build(yaml.safe_load(text), [], "the page").arms
     kinds = [type(bound.method) for arm in arms.values() for bound in load_all(arm.acts()).bound]
     assert kinds == [SaLoRA, SPF, SSAH]
