@@ -19,7 +19,7 @@ from lowtax import cli, taskdata
 from lowtax.benchmarks import TABLE, load
 from lowtax.errors import UserError
 from lowtax.recipe import Task
-from lowtax.tasksets import NAMED, Questions
+from lowtax.tasksets import NAMED
 
 DOCS = ROOT / "docs"
 GENERATED_OR_FILE = {"arithmetic", "reasoning_gym", "multiple_choice", "math"}
@@ -275,13 +275,3 @@ def test_the_commands_of_the_guide_are_understood():
     for line in lines:
         _, command, *words = shlex.split(line)
         group.commands[command].make_context(command, words)  # type: ignore[attr-defined]
-
-
-def test_the_python_of_the_guide_runs(published: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(published)
-    first, second = blocks("python")
-    exec(compile(first, "benchmarks.md", "exec"), {})
-    names: dict[str, object] = {}
-    exec(compile(second, "benchmarks.md", "exec"), names)
-    assert isinstance(names["found"], Questions)
-    assert names["found"].origin == "gsm8k_test.jsonl"
