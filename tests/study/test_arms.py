@@ -300,13 +300,6 @@ def test_the_edits_and_methods_of_the_shipped_recipe_are_known():
     assert sorted({*acting, *editing}) == sorted(methods.TABLE)
 
 
-def test_the_guide_has_every_field():
-    guide = (ROOT / "docs/guides/editing.md").read_text()
-    for name, field in recipe.EditedArm.model_fields.items():
-        default = "required" if field.is_required() else field.default or "none"
-        assert f"| `{name}` | {default} | {field.description}" in guide
-
-
 # --- how far they are from the base
 
 
