@@ -22,6 +22,9 @@ GUIDES = (
     "guides/analyze.md",
     "guides/landscape.md",
     "guides/dry-run.md",
+    "guides/sampling.md",
+    "guides/judging.md",
+    "start/your-model.md",
 )
 
 
