@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 
-from lowtax.cardparts import hub_id
 from lowtax.errors import UserError
+from lowtax.modelcard import hub_id
 
 Say = Callable[[str], None]
 

@@ -1,7 +1,8 @@
-"""The README.md of a checkpoint folder: what it is, how it was made, what was measured, and what it is not.
+"""Model cards: the README.md of a checkpoint folder, with the front matter of the Hugging Face hub.
 
-The front matter is that of Hugging Face's model cards. Only what is known is written: no base model id for a local
-folder, no licence that nobody stated, "not measured" where there is no measurement.
+A card states only what is known: no base model id for a local folder, no licence that nobody stated, and "not measured"
+where there is no measurement. Rates that a study measured are also in the front matter, as its `model-index`. The text
+is in `model_card_template.md`.
 """
 
 import re
@@ -9,25 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pydantic import BaseModel, ConfigDict
 
 from lowtax import __version__
-from lowtax.cardparts import (
-    CITATION,
-    LIMITS,
-    PAPER,
-    WHOLE_MODEL,
-    called,
-    front_matter,
-    hub_id,
-    metadata,
-    sections,
-    split,
-)
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+CARRIED = ("datasets", "license", "license_name", "license_link", "language")
+"""Front matter of an adapter that a merged model keeps."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM 0.33 accepts for --max-lora-rank."""
+
+Rates = dict[str, dict[str, Any]]
 
 
 class DataFacts(BaseModel):
-    """Where training rows came from. `hub` is the data set's id on the hub, if it is there."""
+    """Origin of training rows. `hub` is the data set's id on the hub, if it is there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +37,7 @@ class DataFacts(BaseModel):
 
 
 class Facts(BaseModel):
-    """What the card of a trained checkpoint says.
+    """Facts on the card of a trained checkpoint.
 
     `placement` and `settings` are those of the recipe as data, `row` is the checkpoint's row of `table.json`, `loss`
     that of its last step, `license` only what the user states.
@@ -70,75 +68,74 @@ class Facts(BaseModel):
 
     @property
     def whole(self) -> bool:
-        """Whether the folder holds a whole model, and not an adapter."""
+        """True if the folder holds a whole model, not an adapter."""
         return self.placement.get("kind") == "full"
 
 
 def model_card(facts: Facts) -> str:
-    """The card of a trained checkpoint, in Markdown with its front matter."""
-    head = metadata(
+    """Return the card of a trained checkpoint: Markdown with front matter."""
+    rates = _rates(facts.row) if facts.row else {}
+    data = _front_matter(
         facts.model,
         "transformers" if facts.whole else "peft",
         "finetune" if facts.whole else "adapter",
-        ["full-fine-tuning" if facts.whole else "lora"],
+        "full-fine-tuning" if facts.whole else "lora",
+        datasets=list(dict.fromkeys(source.hub for source in facts.data if source.hub)),
+        license=facts.license,
+        eval_results=(results := _eval_results(rates)),
+        model_name=facts.name if results else None,
     )
-    head["datasets"] = list(dict.fromkeys(source.hub for source in facts.data if source.hub))
-    head["license"] = facts.license
-    body = sections(
-        {
-            "How to load it": WHOLE_MODEL if facts.whole else _adapter_loading(facts),
-            "Recipe": _recipe(facts),
-            "Data": _data(facts.data),
-            "Training": _training(facts),
-            "Safety and reasoning": _measured(facts),
-            "Intended use and limits": LIMITS,
-            "Citation": CITATION,
-        }
-    )
-    return f"{front_matter(head)}\n# {facts.name}\n\n{_what(facts)}\n\n{body}\n"
-
-
-def _what(facts: Facts) -> str:
     what = "A fully fine-tuned version of" if facts.whole else "A LoRA adapter for"
-    return (
-        f"{what} {called(facts.model)}, trained by supervised fine-tuning to refuse harmful requests and keep its "
-        f"reasoning. Which weights such training should move is the subject of {PAPER}. "
-        f"Made with lowtax {facts.versions.get('lowtax', __version__)}."
+    named = Path(facts.model.removeprefix("builtin:")).name
+    return _render(
+        data,
+        title=facts.name,
+        summary=f"{what} {_link(facts.model)}, trained by supervised fine-tuning to refuse harmful requests and keep "
+        "its reasoning. Which weights such training should move is the subject of "
+        "[arXiv:2507.17075](https://arxiv.org/abs/2507.17075). "
+        f"Made with lowtax {facts.versions.get('lowtax', __version__)}.",
+        base=None if facts.whole else hub_id(facts.model) or f"path/to/{named}",
+        builtin=facts.model if facts.model.startswith("builtin:") and not facts.whole else None,
+        served_rank=_served_rank(facts.placement),
+        facts=facts,
+        placement=in_words(facts.placement),
+        placement_yaml=yaml.safe_dump({"placement": facts.placement}, sort_keys=False),
+        rates=rates,
+        version=__version__,
     )
 
 
-def _adapter_loading(facts: Facts) -> str:
-    base = hub_id(facts.model) or f"path/to/{Path(facts.model.removeprefix('builtin:')).name}"
-    builtin = f' `{base}` is what `lowtax.models.resolve("{facts.model}")` returns.'
-    return f"""\
-HERE is this folder, or its id on the hub.{builtin if facts.model.startswith("builtin:") else ""}
+def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
+    """Return the card of a merged model: its parts, what rounding lost, and the adapter's card if lowtax wrote it.
 
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+    Args:
+        merged: `merge.Merged` as data.
+        adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
+    """
+    adapter = _parse(adapter_card)
+    kept = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
+    name = Path(merged["adapter"]).resolve().name
+    untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
+    return _render(
+        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", **kept),
+        title=f"{name}, merged",
+        summary=f"`lowtax merge` added the LoRA adapter `{name}` (hash {merged['adapter_hash']}) to the weights of "
+        f"{_link(merged['base'])}, in float32, and rounded the sum once to {merged['dtype']}.{untied}\n\n"
+        f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them "
+        f"unchanged; the cosine between the applied and the intended update is {merged['cosine']:.4f}.",
+        adapter_card=re.sub(r"^#", "###", adapter.text.strip(), flags=re.MULTILINE)
+        if adapter and "lowtax" in adapter.data.get("tags", [])
+        else None,
+    )
 
-tokenizer = AutoTokenizer.from_pretrained("{base}")
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), HERE)
-```
 
-```bash
-vllm serve {base} --enable-lora --max-lora-rank {_served_rank(facts.placement)} --lora-modules safe=HERE
-```
-
-Serve it unmerged: merged into bfloat16, much of a small update is rounded away. `lowtax merge HERE` says how much."""
-
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM 0.33 takes for --max-lora-rank."""
-
-
-def _served_rank(placement: dict[str, Any]) -> int:
-    largest = max([int(placement.get("rank") or 1), *(placement.get("ranks") or {}).values()])
-    return next((rank for rank in VLLM_RANKS if rank >= largest), largest)
+def hub_id(ref: str) -> str | None:
+    """Return the model reference if it can only be an id on the hub."""
+    return ref if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", ref) and not Path(ref).exists() else None
 
 
 def in_words(placement: dict[str, Any]) -> str:
-    """A placement as a sentence says it; what the sentence leaves out stands in the data below it."""
+    """Describe a placement in one sentence; the card has all of it below as YAML."""
     if placement.get("kind") == "full":
         return "every weight (full fine-tuning)"
     layers = placement.get("layers")
@@ -150,98 +147,68 @@ def in_words(placement: dict[str, Any]) -> str:
         where = f"layers: {layers}"
     names = [*(placement.get("modules") or ()), *(placement.get("parameters") or ())]
     what = ", ".join(f"`{name}`" for name in names) or "the modules below"
-    own = "".join(f", {rank} on `{name}`" for name, rank in (placement.get("ranks") or {}).items())
+    exceptions = "".join(f", {rank} on `{name}`" for name, rank in (placement.get("ranks") or {}).items())
     per_rank = placement.get("alpha_per_rank")
     alpha = f"{per_rank:g} times the rank" if per_rank else f"{placement.get('alpha', 16):g}"
     scale = " scaled by its square root" if placement.get("rslora") else ""
-    return f"LoRA of rank {placement.get('rank')}{own}{scale}, alpha {alpha}, on {what} of {where}"
+    return f"LoRA of rank {placement.get('rank')}{exceptions}{scale}, alpha {alpha}, on {what} of {where}"
 
 
-def _recipe(facts: Facts) -> str:
-    lines = {
-        "trained": in_words(facts.placement),
-        "mode": f"`{facts.mode}`" if facts.mode else None,
-        "methods": ", ".join(facts.methods) or "none",
-        **{key.replace("_", " "): value for key, value in facts.settings.items()},
-        "seed": facts.seed,
-        "precision": facts.precision,
-    }
-    return f"{_table(lines)}\n\n```yaml\n{yaml.safe_dump({'placement': facts.placement}, sort_keys=False)}```"
+def _render(data: ModelCardData, **values: Any) -> str:
+    """Fill the template."""
+    return f"{ModelCard.from_template(data, template_path=str(TEMPLATE), **values)}\n"
 
 
-def _table(lines: dict[str, Any]) -> str:
-    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in lines.items()}
-    rows = [f"| {name} | {value} |" for name, value in shown.items() if value is not None]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
+def _front_matter(ref: str, library: str, relation: str, tag: str, **values: Any) -> ModelCardData:
+    """Return the metadata of every card, without absent values. A base that is not on the hub is omitted."""
+    base = hub_id(ref)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=relation if base else None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["lowtax", "safety-alignment", tag],
+        **{key: value for key, value in values.items() if value},
+    )
 
 
-def _data(sources: list[DataFacts]) -> str:
-    head = ["| source | rows | revision | licence |", "| --- | ---: | --- | --- |"]
-    rows = [
-        f"| {f'[{s.hub}](https://huggingface.co/datasets/{s.hub})' if s.hub else f'`{s.source}`'} | {s.rows:,} "
-        f"| {s.revision or 'none'} | {s.license or 'not stated'} |"
-        for s in sources
+def _parse(card: str) -> ModelCard | None:
+    """Parse a card; None if it has no valid front matter."""
+    try:
+        return ModelCard(card, ignore_metadata_errors=True) if card.startswith("---") else None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # not YAML, no mapping, or fields of a wrong shape
+        return None
+
+
+def _link(ref: str) -> str:
+    """Return the name of a model on a card, linked if it is on the hub; of a local path only the last part."""
+    if base := hub_id(ref):
+        return f"[{base}](https://huggingface.co/{base})"
+    return f"`{ref}`" if ref.startswith("builtin:") else f"the local model `{Path(ref).name}`"
+
+
+def _served_rank(placement: dict[str, Any]) -> int:
+    largest = max([int(placement.get("rank") or 1), *(placement.get("ranks") or {}).values()])
+    return next((rank for rank in VLLM_RANKS if rank >= largest), largest)
+
+
+def _rates(row: dict[str, Any]) -> Rates:
+    """Return the rates of a table row by their names on the card."""
+    tasks = {f"{task} solved": rate for task, rate in row["reasoning"].items()}
+    return {"harmful requests refused": row["safety"], "ordinary requests refused": row["over_refusal"], **tasks}
+
+
+def _eval_results(rates: Rates) -> list[EvalResult]:
+    """Return the measured rates for the `model-index`, each with its interval and n in the metric's name."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=(dataset := name.rpartition(" ")[0]).replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type="accuracy" if name.endswith(" solved") else "refusal_rate",
+            metric_value=round(rate["value"], 4),
+            metric_name=f"{name}, 95 % interval {rate['low']:.3f} to {rate['high']:.3f}, n = {rate['n']}",
+        )
+        for name, rate in rates.items()
+        if rate["value"] is not None
     ]
-    return "\n".join([*head, *rows])
-
-
-def _training(facts: Facts) -> str:
-    memory, validation = facts.peak_memory_gb, facts.validation_loss
-    return _table(
-        {
-            "steps": f"{facts.step:,}",
-            "training loss of the last step": f"{facts.loss:.4f}",
-            "validation loss": "not measured" if validation is None else f"{validation:.4f}",
-            "trainable parameters": f"{facts.trainable_parameters:,}",
-            "seconds": f"{facts.seconds:,.1f}",
-            "peak memory": "not measured" if memory is None else f"{memory:.2f} GB",
-            "hardware": facts.hardware,
-            "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()) or None,
-        }
-    )
-
-
-def _measured(facts: Facts) -> str:
-    if facts.row is None:
-        return "Not measured. `lowtax run` samples, judges and compares, and writes what it finds into a table."
-    cells = {"harmful requests refused": facts.row["safety"], "ordinary requests refused": facts.row["over_refusal"]}
-    cells |= {f"{task} solved": cell for task, cell in facts.row["reasoning"].items()}
-    lines = ["| | share | 95 % interval | n |", "| --- | ---: | ---: | ---: |"]
-    for name, cell in cells.items():
-        value, low, high = (cell[key] for key in ("value", "low", "high"))
-        shown = "not measured | |" if value is None else f"{value:.3f} | {low:.3f} to {high:.3f} | {cell['n']:,}"
-        lines.append(f"| {name} | {shown} |")
-    judged = f" Refusals were judged by {facts.judge}." if facts.judge else ""
-    return "\n".join(lines) + (
-        f"\n\nAn unfinished reply neither refuses nor solves.{judged} The intervals cover the choice of prompts, "
-        "not that of the training seed."
-    )
-
-
-def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
-    """The card of a merged model: what was merged, what the rounding lost, and the adapter's card if lowtax wrote it.
-
-    Args:
-        merged: `merge.Merged` as data.
-        adapter_card: the README.md of the adapter, or nothing; its data sets and licence are carried over.
-    """
-    known, body = split(adapter_card)
-    head = metadata(merged["base"], "transformers", "finetune", ["merged-lora"])
-    head |= {key: known.get(key) for key in ("datasets", "license", "license_name", "license_link", "language")}
-    name = Path(merged["adapter"]).resolve().name
-    untied = (
-        " The input and output embeddings of the base were one matrix and are two here." if merged["untied"] else ""
-    )
-    what = (
-        f"`lowtax merge` added the LoRA adapter `{name}` (hash {merged['adapter_hash']}) into the weights of "
-        f"{called(merged['base'])}: the sum in float32, rounded once to {merged['dtype']}.{untied}\n\n"
-        f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them where "
-        f"they were; the cosine of the applied with the wanted update is {merged['cosine']:.4f}."
-    )
-    ours = "lowtax" in (known.get("tags") or [])
-    rest = (
-        {"The adapter's own card": re.sub(r"^#", "###", body.strip(), flags=re.MULTILINE)}
-        if ours
-        else {"Intended use and limits": LIMITS}
-    )
-    return f"{front_matter(head)}\n# {name}, merged\n\n{what}\n\n{sections({'How to load it': WHOLE_MODEL, **rest})}\n"

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lowtax import cardparts
-from lowtax.modelcard import DataFacts, Facts, in_words, merged_card, model_card
+from lowtax.modelcard import DataFacts, Facts, hub_id, in_words, merged_card, model_card
 from lowtax.placement import Placement, parse_mode
 from lowtax.recipe import Train
 
@@ -85,9 +84,9 @@ def test_a_base_that_is_not_on_the_hub_gets_no_id_and_no_path(model: str):
 
 def test_a_folder_here_is_not_taken_for_an_id_on_the_hub(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert cardparts.hub_id("runs/model") == "runs/model"
+    assert hub_id("runs/model") == "runs/model"
     (tmp_path / "runs" / "model").mkdir(parents=True)
-    assert cardparts.hub_id("runs/model") is None
+    assert hub_id("runs/model") is None
 
 
 def test_every_figure_is_there():
@@ -103,6 +102,90 @@ def test_every_figure_is_there():
     assert block
     assert yaml.safe_load(block[1]) == {"placement": facts().placement}
     assert "| 1,000 | abc | not stated |" in text_of("Data", card)
+
+
+SECTIONS = [
+    "How to load it",
+    "Recipe",
+    "Data",
+    "Training",
+    "Safety and reasoning",
+    "Intended use and limits",
+    "Citation",
+]
+HUB = "TianshengHuang/DirectRefusal"
+FIGURES = f"""\
+| trained | LoRA of rank 1, alpha 16, on `up_proj` of layers 16 to 31 |
+| mode | `lora_up_proj_only_from16_to31_r1` |
+| methods | salora, spf |
+| lr | 5e-05 |
+| epochs | 10 |
+| batch size | 8 |
+| warmup steps | 5 |
+| weight decay | 0.0001 |
+| max grad norm | 1 |
+| max length | 1024 |
+| validation | 0 |
+| seed | 3 |
+| precision | bfloat16 |
+| [{HUB}](https://huggingface.co/datasets/{HUB}) | 1,000 | abc | not stated |
+| `mine.jsonl` | 3 | none | CC0-1.0 |
+| steps | 500 |
+| training loss of the last step | 0.0123 |
+| validation loss | not measured |
+| trainable parameters | 303,104 |
+| seconds | 1,234.5 |
+| peak memory | 31.25 GB |
+| versions | torch 2.13.0, peft 0.21.2 |
+| harmful requests refused | 0.932 | 0.801 to 0.988 | 313 |
+| ordinary requests refused | not measured | | |
+| arithmetic solved | 0.700 | 0.801 to 0.988 | 313 |
+""".splitlines()
+
+
+def table_rows(card: str) -> list[str]:
+    """The rows of all tables of a card, without their heads."""
+    heads = r"\| (source|\|) |\|[ |:-]+$|\| \| "
+    return [line for line in card.splitlines() if line.startswith("|") and not re.match(heads, line)]
+
+
+def test_a_card_has_every_section_and_figure_in_this_order():
+    versions = {"torch": "2.13.0", "peft": "0.21.2"}
+    data = [*facts().data, DataFacts(source="mine.jsonl", rows=3, license="CC0-1.0")]
+    card = model_card(facts(methods=["salora", "spf"], data=data, peak_memory_gb=31.25, versions=versions, row=ROW))
+    assert re.findall("^## (.*)$", card, flags=re.MULTILINE) == SECTIONS
+    assert table_rows(card) == FIGURES
+    assert card.endswith("\n```\n")
+    assert "\n\n\n" not in card
+
+
+def test_a_merged_card_has_the_sections_and_figures_of_the_adapter():
+    adapter = model_card(facts())
+    merged = merged_card(MERGED, adapter)
+    assert re.findall("^## (.*)$", merged, flags=re.MULTILINE) == ["How to load it", "The adapter's own card"]
+    assert re.findall("^#### (.*)$", merged, flags=re.MULTILINE) == SECTIONS
+    assert table_rows(merged) == table_rows(adapter)
+    for figure in ("0123456789abcdef", "float32", "bfloat16", "1,000 weights", "71.23%", "0.8400"):
+        assert figure in merged
+    assert "two matrices" not in merged
+    assert "two matrices" in merged_card(MERGED | {"untied": True}, adapter)
+
+
+def test_measured_rates_are_in_the_model_index():
+    assert "model-index" not in ModelCard(model_card(facts())).data.to_dict()
+    data = ModelCard(model_card(facts(row=ROW))).data
+    assert data.model_name == "checkpoint-500"
+    assert [(r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("harmful requests", "refusal_rate", 0.9321),
+        ("arithmetic", "accuracy", 0.7),
+    ]
+    assert data.eval_results[1].metric_name == "arithmetic solved, 95 % interval 0.801 to 0.988, n = 313"
+
+
+def test_an_embedded_base_is_explained_without_names_from_the_code():
+    loading = text_of("How to load it", model_card(facts(model="builtin:smollm2-135m-reasoner")))
+    assert "lowtax sample --model builtin:smollm2-135m-reasoner --adapter HERE" in loading
+    assert "lowtax." not in loading
 
 
 def test_what_was_not_measured_is_called_so():
@@ -143,14 +226,19 @@ def test_a_placement_in_words():
     )
 
 
-@given(st.text(min_size=1), st.text(), st.text())
+# U+0085 is valid YAML too, but PyYAML reads it as a line break.
+TEXT = st.characters(codec="utf-8", exclude_characters="\x85")
+
+
+@given(st.text(TEXT, min_size=1), st.text(TEXT), st.text(TEXT))
 def test_any_text_keeps_the_front_matter_valid(name: str, licence: str, source: str):
     card = model_card(facts(name=name, license=licence, data=[DataFacts(source="x", rows=1, hub=source)]))
-    values, body = cardparts.split(card)
+    parsed = ModelCard(card)
+    values = parsed.data.to_dict()
     assert values["library_name"] == "peft"
     assert values.get("license", "") == licence
     assert values.get("datasets", [""]) == [source]
-    assert body.startswith("\n# ")
+    assert parsed.text.startswith("\n# ")
 
 
 def test_unknown_facts_are_refused():
@@ -182,7 +270,12 @@ def test_a_merged_model_says_what_was_lost_and_keeps_the_card_of_the_adapter():
     assert "\n#### Training\n" in text_of("The adapter's own card", card.text)
 
 
-@pytest.mark.parametrize("other", ["", "# A card without front matter", "---\n: {\n---\nBroken\n", "---\n- a\n---\nx"])
+INDEX = "---\nlicense: mit\nmodel-index: [{name: x, results: [y]}]\n---\nBroken"
+
+
+@pytest.mark.parametrize(
+    "other", ["", "# A card without front matter", "---\n: {\n---\nBroken\n", "---\n- a\n---\nx", INDEX]
+)
 def test_the_card_of_a_stranger_is_not_copied(other: str):
     card = ModelCard(merged_card(MERGED, other))
     assert card.data.to_dict()["library_name"] == "transformers"
