@@ -33,9 +33,10 @@ from torch import Tensor
 
 from lowtax.adapterfile import Adapter, write_adapter
 from lowtax.analyze import analyze, of_adapter
+from lowtax.files import write_json
 from lowtax.linalg import Factors, overlap, stable_rank, top_singular
 from lowtax.methods.safe_lora import SafeLoRA
-from lowtax.records import provenance, write_json
+from lowtax.provenance import provenance
 from lowtax.sites import Site
 from lowtax.weights import open_weights
 

@@ -27,10 +27,11 @@ import torch
 from peft import PeftModel
 
 from lowtax import benchmarks, chat, models, rendering, standalone
+from lowtax.files import write_json
 from lowtax.placement import parse_mode
+from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
 from lowtax.recipe import Sampling, Task
-from lowtax.records import provenance, write_json
 from lowtax.sample import EngineChoice
 from lowtax.train import adapt
 

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from lowtax.records import provenance, write_json
+from lowtax.files import write_json
+from lowtax.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

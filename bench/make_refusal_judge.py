@@ -30,10 +30,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, dropout
 
 from lowtax import judges
+from lowtax.files import read_json, write_json
 from lowtax.judges.refusal import Refusal
 from lowtax.judges.refusal_reader import ADAPTER, LABELS, LAYERS, MODEL, Reader, Row, features, words
+from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
-from lowtax.records import provenance, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 FROZEN = 12  # layers below the adapter

@@ -19,10 +19,11 @@ from peft import PeftModel
 from lowtax import data, models
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
+from lowtax.files import write_json
 from lowtax.placement import parse_mode
+from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
 from lowtax.recipe import PromptSet
-from lowtax.records import provenance, write_json
 from lowtax.train import adapt
 
 MODEL = "builtin:smollm2-135m-reasoner"

@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     asked = parser.parse_args()
     quiet_libraries()
-    from lowtax.records import provenance, write_json
+    from lowtax.files import write_json
+    from lowtax.provenance import provenance
     from lowtax.study import Study
 
     study = Study.open(asked.run, print)

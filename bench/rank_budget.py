@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lowtax.files import write_json
+from lowtax.provenance import provenance
 from lowtax.rank_budget import (
     Setting,
     draw,
@@ -24,7 +26,6 @@ from lowtax.rank_budget import (
     simulate,
     top_energy,
 )
-from lowtax.records import provenance, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULT, PICTURE = ROOT / "bench" / "results" / "rank_budget.json", ROOT / "docs/explanation/theory.png"

@@ -19,8 +19,9 @@ import torch
 from lowtax import chat, judges, models, prompts
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
+from lowtax.files import write_json
+from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
-from lowtax.records import provenance, write_json
 
 MODEL = "builtin:smollm2-135m-reasoner"
 RESULT = Path(__file__).parent / "results" / "sample_cpu.json"

@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lowtax.records import provenance, write_json
+from lowtax.files import write_json
+from lowtax.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "builtin:smollm2-135m-reasoner"

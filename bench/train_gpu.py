@@ -22,7 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lowtax.records import provenance, write_json
+from lowtax.files import write_json
+from lowtax.provenance import provenance
 
 SHAPES = ("R1-Distill-Qwen-1.5B", "R1-Distill-Qwen-7B", "R1-Distill-Qwen-14B", "R1-Distill-Qwen-32B")
 SIDES = ("lowtax", "lowtax_compiled", "trl", "trl_no_checkpointing")

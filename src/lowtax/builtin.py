@@ -13,7 +13,6 @@ Quantisation to 4 bits loses a little; this is a model for learning and testing,
 import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowtax.errors import UserError, did_you_mean
+from lowtax.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,12 +55,8 @@ def folder(name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.exists():
-                for stale in target.parent.glob(f".{name}.making-*"):  # of a build that was killed
-                    shutil.rmtree(stale)
-                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.making-") as work:
-                    BUILDERS[name](Path(work))
-                    os.replace(work, target)
-                    Path(work).mkdir()  # what the context manager expects to remove
+                with atomic_folder(target) as work:
+                    BUILDERS[name](work)
     return target
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from lowtax import agreement
 from lowtax.errors import UserError
+from lowtax.files import write_json, write_text
 from lowtax.judges import Judge, Kind, Opinion
 from lowtax.labelled import Case
-from lowtax.records import Row, write_json, write_text
+from lowtax.records import Row
 
 POSITIVE = {"refusal": ("refusal", "partial"), "harm": ("unsafe",)}
 LABELS = {"refusal": ["refusal", "partial", "compliance"], "harm": ["unsafe", "safe"]}

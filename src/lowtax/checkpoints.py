@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax import distributed, sharding
 from lowtax.errors import UserError
-from lowtax.records import read_json, write_json, write_text
+from lowtax.files import atomic_folder, read_json, write_json, write_text
 from lowtax.sites import Sites
 
 STATES = (".state", ".state.tmp", ".state.old")  # the last whole one, one being written, the one before until then
@@ -112,20 +112,18 @@ class Store:
         self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
     ) -> None:
         """Write checkpoint `name` with its model card."""
-        target, work = self.out / name, self.out / f".{name}.tmp"
+        target = self.out / name
         state = self._state(model)
         if not self.acc.is_main_process:
             return
         try:
-            shutil.rmtree(work, ignore_errors=True)
-            if isinstance(model, PeftModel):
-                model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
-            else:
-                tokenizer.save_pretrained(work)
-                model.save_pretrained(work, state_dict=state)
-            write_text(work / "README.md", card)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(work, target)
+            with atomic_folder(target, replace=True) as work:
+                if isinstance(model, PeftModel):
+                    model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
+                else:
+                    tokenizer.save_pretrained(work)
+                    model.save_pretrained(work, state_dict=state)
+                write_text(work / "README.md", card)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how libraries report a full disk
             raise _unsaved(target, error) from error
 

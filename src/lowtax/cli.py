@@ -70,8 +70,8 @@ def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: s
 @contextmanager
 def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     """The study in a folder, which no other process may touch meanwhile."""
+    from lowtax.files import locked
     from lowtax.quiet import quiet_libraries
-    from lowtax.records import locked
 
     quiet_libraries()
     from lowtax.study import Study

@@ -89,7 +89,7 @@ def _own_base(adapters: list[Path]) -> str:
 
 def _write(out: Path, found: dict[str, Any]) -> None:
     from lowtax import anatomy_picture
-    from lowtax.records import write_json
+    from lowtax.files import write_json
 
     write_json(out / REPORT, found)
     anatomy_picture.draw(found, out)

@@ -14,8 +14,8 @@ def say(text: str) -> None:
 
 def own_folder(out: Path) -> Any:
     """Quiet libraries, and a folder that no other process may touch meanwhile."""
+    from lowtax.files import locked
     from lowtax.quiet import quiet_libraries
-    from lowtax.records import locked
 
     quiet_libraries()
     return locked(out)

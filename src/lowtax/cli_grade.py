@@ -60,7 +60,7 @@ def grade(
         grades = list(checking.checked(by_id, opinions).values())
     found = {"task": task, "file": answers.name, "preset": preset, **regrade.summary(grades)}
     if out is not None:
-        from lowtax.records import write_json, write_text
+        from lowtax.files import write_json, write_text
 
         write_text(out / "grades.jsonl", "".join(each.model_dump_json() + "\n" for each in grades))
         write_json(out / "grades.json", found)

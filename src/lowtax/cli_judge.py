@@ -52,8 +52,8 @@ def calibrate(
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
     from lowtax import calibrate as calibrating
     from lowtax import judges, labelled
+    from lowtax.files import write_text
     from lowtax.quiet import quiet_libraries
-    from lowtax.records import write_text
 
     part = cast(Literal["text", "answer", "thought", "both"], on)
     cases = labelled.read(file, labelled.Columns(prompt, reply, label, tuple(positive), source, part))[:limit]

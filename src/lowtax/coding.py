@@ -27,7 +27,8 @@ from lowtax import sandbox
 from lowtax.benchmarks import Score
 from lowtax.builtin import cache
 from lowtax.errors import UserError
-from lowtax.records import row_id, write_text
+from lowtax.files import write_text
+from lowtax.records import row_id
 from lowtax.sandbox import Limits
 
 LIMITS = Limits(wall_s=10, cpu_s=10, memory_mb=1024, file_mb=16, processes=4)

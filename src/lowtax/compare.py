@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lowtax import reasoning, stats
+from lowtax.files import write_json, write_text
 from lowtax.picture import frontier, solved
-from lowtax.records import write_json, write_text
 from lowtax.safety import shown, table_lines
 
 Table = dict[str, Any]

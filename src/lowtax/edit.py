@@ -9,8 +9,6 @@ zero but for float32, unless a `rank` was asked for, which keeps the nearest upd
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,9 +20,9 @@ import torch
 from lowtax import __version__, methods
 from lowtax.adapterfile import Adapter, read_adapter, write_adapter
 from lowtax.errors import UserError
+from lowtax.files import atomic_folder, write_json
 from lowtax.linalg import Factors, inner
 from lowtax.methods import Bound, Edit
-from lowtax.records import write_json
 from lowtax.sites import Site, Sites, in_scope
 from lowtax.weights import Weights, open_weights
 
@@ -148,19 +146,14 @@ def _with(given: Adapter, updates: Updates, ref: str) -> Adapter:
 
 
 def _write(out: Path, adapter: Adapter, card: Callable[[Updates], dict[str, Any]]) -> dict[str, Any]:
-    """The folder, written beside its place and renamed into it, with the card of what is in it when read back."""
-    work = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    """Write the folder of the edited adapter; its card describes the adapter as read back from there."""
+    with atomic_folder(out) as work:
         write_adapter(work, adapter)
-        found = card(read_adapter(work).factors)
-        if found["lost"] > EXACT and found["asked_rank"] is None:
-            raise RuntimeError(f"{found['method']} lost {found['lost']:.2g} of the update, which only a rank may do")
-        write_json(work / CARD, found)
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return found
+        figures = card(read_adapter(work).factors)
+        if figures["lost"] > EXACT and figures["asked_rank"] is None:
+            raise RuntimeError(f"{figures['method']} lost {figures['lost']:.2g} of the update without a given rank")
+        write_json(work / CARD, figures)
+    return figures
 
 
 # --- what the edit did

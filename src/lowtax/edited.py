@@ -23,9 +23,11 @@ from lowtax import methods, models, trained
 from lowtax.adapterfile import WEIGHTS, plain_config
 from lowtax.edit import CARD, edit
 from lowtax.errors import UserError
+from lowtax.files import read_json, write_json
 from lowtax.methods import Edit
+from lowtax.provenance import provenance
 from lowtax.recipe import TO_ARM, EditedArm
-from lowtax.records import provenance, read_json, row_id, write_json
+from lowtax.records import row_id
 from lowtax.sample import Subject
 
 Say = Callable[[str], None]

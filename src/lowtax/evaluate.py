@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lowtax import checker, engines, grading, judges
 from lowtax.benchmarks import Benchmark, Score
-from lowtax.records import Grade, Prompt, Reply, read_rows, row_id, write_text
+from lowtax.files import read_rows, write_text
+from lowtax.records import Grade, Prompt, Reply, row_id
 
 UNFINISHED = Score(False, None, "unfinished")
 CHUNK = 512  # answers that a checker gets at once; its opinions are then on disk

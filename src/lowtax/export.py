@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lowtax.errors import UserError
-from lowtax.records import Reply, Verdict, read_json, row_id, write_text
+from lowtax.files import read_json, write_text
+from lowtax.records import Reply, Verdict, row_id
 from lowtax.rendering import CLOSE, split_reply
 from lowtax.stored import HARM, Stored
 

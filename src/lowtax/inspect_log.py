@@ -20,7 +20,8 @@ from typing import Any
 
 from lowtax import recipe
 from lowtax.errors import UserError
-from lowtax.records import Grade, Reply, read_json, read_rows, row_id, write_text
+from lowtax.files import read_json, read_rows, write_text
+from lowtax.records import Grade, Reply, row_id
 
 Json = dict[str, Any]
 VALUES = {"C": 1.0, "I": 0.0, "N": 0.0}

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lowtax import judges
+from lowtax.files import append_rows, read_rows
 from lowtax.recipe import Text as Judged
-from lowtax.records import Reply, Verdict, append_rows, read_rows, row_id
+from lowtax.records import Reply, Verdict, row_id
 
 DETAIL = 300  # characters of what a judge wrote that are kept
 CHUNK = 512  # texts that a judge gets at once; their verdicts are then on disk

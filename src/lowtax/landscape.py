@@ -26,12 +26,14 @@ from lowtax import builtin, judges, likelihood, models, plain, registry, tables
 from lowtax import judge as judging
 from lowtax.adapterfile import CONFIG, WEIGHTS, plain_config
 from lowtax.engines.hf import HF
+from lowtax.files import append_rows, read_rows, write_json
 from lowtax.landscape_plan import Place, Slice, check_ends, is_adapter
 from lowtax.landscape_report import Point, perplexity, report
 from lowtax.landscape_walk import Walk
 from lowtax.promptsets import PromptList
+from lowtax.provenance import provenance
 from lowtax.recipe import Sampling, Text
-from lowtax.records import Reply, Row, Verdict, append_rows, provenance, read_rows, row_id, write_json
+from lowtax.records import Reply, Row, Verdict, row_id
 from lowtax.sample import Ask as ReplyAsk
 from lowtax.sample import EngineChoice, Sheet, Subject, asks, reply_of
 

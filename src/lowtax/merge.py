@@ -8,8 +8,6 @@ Memory: the base in its own precision and a float32 matrix; the whole model in f
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +25,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lowtax import __version__, models
 from lowtax.adapterfile import lora_config, more_than_lora
 from lowtax.errors import UserError, did_you_mean
+from lowtax.files import atomic_folder, read_json, write_json, write_text
 from lowtax.modelcard import merged_card
-from lowtax.records import read_json, write_json, write_text
 from lowtax.rounding import Rounding
 
 Say = Callable[[str], None]
@@ -192,24 +190,19 @@ def _hash(adapter: Path) -> str:
 
 
 def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
-    """The folder, written beside its place and renamed into it; the marker lists what is in it."""
+    """Write the folder of the merged model, with a marker that lists its files."""
     out, card = merged.folder, Path(merged.adapter) / "README.md"
-    work = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir(parents=True)
-        model.save_pretrained(work, max_shard_size=SHARD)
-        models.load_tokenizer(ref).save_pretrained(work)
-        write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
-        names = sorted([*(path.name for path in work.iterdir()), MARKER])
-        write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
-        os.replace(work, out)
+        with atomic_folder(out) as work:
+            model.save_pretrained(work, max_shard_size=SHARD)
+            models.load_tokenizer(ref).save_pretrained(work)
+            write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
+            names = sorted([*(path.name for path in work.iterdir()), MARKER])
+            write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how the libraries report a full disk
         raise UserError(
             f"{out} could not be written ({shorten(str(error), 200)}); free some disk space and repeat the command."
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def delete_merged(folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from lowtax import examine, reasoning, safety, stats
 from lowtax.errors import UserError, did_you_mean
-from lowtax.records import Verdict, write_json
+from lowtax.files import write_json
+from lowtax.records import Verdict
 from lowtax.sample import Ask, Subject
 from lowtax.study import Study
 

@@ -5,7 +5,6 @@ answered. Up and to the right is better in both. One colour, mark and line an ar
 checkpoints, the last one filled; the base model is a star; pale bars are 95 % intervals.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lowtax import stats
+from lowtax.files import atomic_file
 
 Interval = tuple[float, float, float]
 Rows = Sequence[Mapping[str, Any]]
@@ -243,10 +243,5 @@ def _short(number: int | None) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the picture as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(beside, format="png", dpi=DPI)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path) as work:
+        figure.savefig(work, format="png", dpi=DPI)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lowtax.errors import UserError
-from lowtax.records import write_text
+from lowtax.files import write_text
 
 Say = Callable[[str], None]
 WINDOW = 10

@@ -13,8 +13,9 @@ from pathlib import Path
 from lowtax import chat, decoding, engines, models, rendering
 from lowtax.chat import Thinking, split_reply
 from lowtax.errors import UserError
+from lowtax.files import append_rows, read_rows
 from lowtax.recipe import Sampling
-from lowtax.records import Prompt, Reply, append_rows, read_rows, row_id
+from lowtax.records import Prompt, Reply, row_id
 
 Say = Callable[[str], None]
 STORE_EVERY = 1.0  # seconds

@@ -14,8 +14,10 @@ from typing import Any
 from lowtax import examine, judges, models, prompts, reasoning, safety
 from lowtax import judge as judging
 from lowtax.errors import UserError, did_you_mean
+from lowtax.files import read_rows, write_json, write_text
+from lowtax.provenance import provenance
 from lowtax.recipe import Sampling, Task, Text
-from lowtax.records import Reply, Verdict, provenance, read_rows, row_id, write_json, write_text
+from lowtax.records import Reply, Verdict, row_id
 from lowtax.sample import EngineChoice, Sheet, Subject, collect
 
 Say = Callable[[str], None]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError, did_you_mean
-from lowtax.records import Reply, Verdict, read_json, read_rows
+from lowtax.files import read_json, read_rows
+from lowtax.records import Reply, Verdict
 
 HARM = ("safe", "unsafe")
 

@@ -38,8 +38,10 @@ from lowtax import (
 )
 from lowtax.compare import compare
 from lowtax.errors import UserError, did_you_mean
+from lowtax.files import read_json, write_json, write_text
+from lowtax.provenance import provenance
 from lowtax.recipe import Recipe
-from lowtax.records import Verdict, provenance, read_json, row_id, write_json, write_text
+from lowtax.records import Verdict, row_id
 from lowtax.sample import Ask, EngineChoice, Sheet, Subject, collect, replies_of
 from lowtax.train import Job
 

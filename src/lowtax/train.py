@@ -21,6 +21,7 @@ from lowtax.adapt import adapt, first_trained_layer
 from lowtax.checkpoints import Checkpoint, Store, Weights
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
+from lowtax.files import read_json, write_json
 from lowtax.gathered import Copies
 from lowtax.job import Job as Job
 from lowtax.modelcard import model_card
@@ -29,7 +30,6 @@ from lowtax.packing import MAX_ROW, Batches, Row, kept_memory, length, pack, row
 from lowtax.probe import Probe, bind
 from lowtax.progress import Log, Step, diverged, schedule
 from lowtax.recipe import Train
-from lowtax.records import read_json, write_json
 
 Say = Callable[[str], None]
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError
-from lowtax.records import read_json, row_id
+from lowtax.files import read_json
+from lowtax.records import row_id
 from lowtax.sample import Subject
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from lowtax.adapterfile import read_adapter
 from lowtax.analyze import of_tuned
 from lowtax.errors import UserError
+from lowtax.files import read_json, write_json
 from lowtax.linalg import Dense
-from lowtax.records import read_json, write_json
 from lowtax.sample import Subject
 from lowtax.weights import Weights, open_weights
 

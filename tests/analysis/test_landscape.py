@@ -23,6 +23,7 @@ from lowtax.cli import app
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
 from lowtax.errors import UserError
+from lowtax.files import read_rows
 from lowtax.landscape import Ask, landscape
 from lowtax.landscape_plan import Place, check_ends, sliced
 from lowtax.landscape_report import Point, report
@@ -30,7 +31,7 @@ from lowtax.landscape_walk import Walk
 from lowtax.landscape_weights import Ground, Mixtures, along, counterpart, direction, perturbed, towards
 from lowtax.prompts import load
 from lowtax.recipe import Sampling
-from lowtax.records import Reply, Verdict, read_rows
+from lowtax.records import Reply, Verdict
 from lowtax.sample import EngineChoice
 
 FULL = 100.0

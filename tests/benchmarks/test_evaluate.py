@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from lowtax import benchmarks, evaluate, examine, judges, standalone, tasklist
 from lowtax.cli import app
 from lowtax.errors import UserError
+from lowtax.files import read_rows
 from lowtax.recipe import Sampling, Task
-from lowtax.records import Grade, Prompt, Reply, read_rows
+from lowtax.records import Grade, Prompt, Reply
 from lowtax.sample import EngineChoice, asks
 
 OWN = """

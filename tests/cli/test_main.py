@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, tiny_model, monkeypatch, capsys):
-    from lowtax.records import locked
+    from lowtax.files import locked
 
     path, out = write_recipe(tmp_path, tiny_model), tmp_path / "out"
     with locked(out):

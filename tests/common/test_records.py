@@ -1,4 +1,4 @@
-"""Records: what is written is read back, and what a kill or a full disk leaves behind does no harm."""
+"""Records and files: what is written is read back, and what a kill or a full disk leaves behind does no harm."""
 
 import errno
 import json
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowtax import records
+from lowtax import files, provenance
 from lowtax.errors import UserError
-from lowtax.records import Grade, Prompt, append_rows, read_json, read_rows, row_id, write_json, write_text
+from lowtax.files import append_rows, read_json, read_rows, write_json, write_text
+from lowtax.records import Grade, Prompt, row_id
 
 ROWS = [Prompt(id=str(i), source="s", text=f"line one\nline two \u2028 {i} 日本 \x00", gold="4") for i in range(5)]
 
@@ -97,6 +98,83 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
     assert path.read_text() == "new"
 
 
+def test_a_file_or_folder_is_replaced_at_the_end_of_the_block_and_not_before(tmp_path: Path):
+    path = tmp_path / "new" / "x.png"
+    for content in (b"one", b"two"):
+        with files.atomic_file(path) as work:
+            work.write_bytes(content)
+            assert not path.exists() or path.read_bytes() == b"one"
+        assert path.read_bytes() == content
+    folder = tmp_path / "deep" / "checkpoint"
+    for name in ("one", "two"):
+        with files.atomic_folder(folder, replace=True) as work:
+            (work / name).write_text(name)
+            assert [p.name for p in folder.parent.iterdir() if p != work] == ([] if name == "one" else ["checkpoint"])
+        assert [p.name for p in folder.iterdir()] == [name]
+    assert os.listdir(tmp_path / "new") == ["x.png"]
+    assert os.listdir(tmp_path / "deep") == ["checkpoint"]
+
+
+@pytest.mark.parametrize("interrupt", [OSError("full"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_file_and_folder_and_nothing_else(tmp_path: Path, interrupt: BaseException):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder" / "x", tmp_path / "x"):
+        path.write_text("old")
+
+    def write_half() -> None:
+        with (
+            files.atomic_file(tmp_path / "x") as file,
+            files.atomic_folder(tmp_path / "folder", replace=True) as folder,
+        ):
+            file.write_text("new")
+            (folder / "x").write_text("new")
+            raise interrupt
+
+    with pytest.raises(type(interrupt)):
+        write_half()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "x"]
+    assert (tmp_path / "folder" / "x").read_text() == (tmp_path / "x").read_text() == "old"
+
+
+def test_a_folder_in_use_is_not_replaced_unless_it_may_be(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "theirs").write_text("x")
+    with pytest.raises(OSError, match="not empty"), files.atomic_folder(tmp_path / "folder") as work:
+        (work / "ours").write_text("y")
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(tmp_path / "folder") == ["theirs"]
+
+
+WRITE_FOREVER = """
+import sys, time
+from pathlib import Path
+from lowtax.files import atomic_file, atomic_folder
+with atomic_file(Path(sys.argv[1]) / "x") as file, atomic_folder(Path(sys.argv[1]) / "folder", replace=True) as folder:
+    file.write_text("half")
+    (folder / "half").write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_writer_left_is_replaced_by_the_next(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x").write_text("old")
+    command = [sys.executable, "-c", WRITE_FOREVER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == "writing\n"
+        writer.kill()
+    assert (tmp_path / "x").read_text() == "old"
+    assert os.listdir(tmp_path / "folder") == []
+    with files.atomic_file(tmp_path / "x") as file, files.atomic_folder(tmp_path / "folder", replace=True) as folder:
+        file.write_text("new")
+        (folder / "whole").write_text("new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert os.listdir(tmp_path / "folder") == ["whole"]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "x"]
+
+
 def test_a_disk_that_is_really_full():
     with pytest.raises(OSError, match="No space left"):
         append_rows(Path("/dev/full"), ROWS)
@@ -116,7 +194,7 @@ def test_json_round_trip_and_errors(tmp_path: Path):
 HOLD = """
 import sys
 from pathlib import Path
-from lowtax.records import locked
+from lowtax.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -130,13 +208,17 @@ def test_a_second_process_is_told_and_a_killed_one_frees_the_folder(tmp_path: Pa
     with other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="Another lowtax process"), records.locked(tmp_path):
+        with pytest.raises(UserError, match="Another lowtax process"), files.locked(tmp_path):
             pass
         other.kill()
-    with records.locked(tmp_path), pytest.raises(UserError, match="Another"), records.locked(tmp_path):
+    with files.locked(tmp_path), pytest.raises(UserError, match="Another"), files.locked(tmp_path):
         pass
-    with records.locked(tmp_path):
+    with files.locked(tmp_path):
         pass
+
+
+def test_ids_are_those_of_stored_studies():
+    assert row_id("arm", 1, None, {"b": [0.5], "a": "\u00e9"}) == "1eebacc36637f0bc"
 
 
 VALUES = st.recursive(
@@ -157,7 +239,7 @@ def test_ids_are_stable_and_tell_values_apart(one: object, two: object):
 
 
 def test_versions_and_provenance_are_plain_json():
-    found = records.provenance()
+    found = provenance.provenance()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["torch"]
     assert found["versions"]["python"].startswith("3.")

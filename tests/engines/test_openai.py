@@ -22,8 +22,9 @@ from lowtax.engines import Completion, Request
 from lowtax.engines.openai import in_thread
 from lowtax.engines.openai_requests import disarm, retry_after
 from lowtax.errors import UserError
+from lowtax.files import read_rows
 from lowtax.recipe import Sampling
-from lowtax.records import Prompt, Reply, read_rows
+from lowtax.records import Prompt, Reply
 
 KEY = "key-that-nobody-may-see"
 VARIABLES = ("LOWTAX_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY", "LOWTAX_TIMEOUT", "LOWTAX_RPM", "LOWTAX_ADAPTERS")

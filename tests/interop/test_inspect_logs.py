@@ -9,8 +9,9 @@ import yaml
 
 from lowtax import benchmarks, evaluate, inspect_log
 from lowtax.errors import UserError
+from lowtax.files import append_rows, write_json
 from lowtax.recipe import Task
-from lowtax.records import Reply, append_rows, row_id, write_json
+from lowtax.records import Reply, row_id
 from lowtax.rendering import split_reply
 
 TASK = Task(n=4)

@@ -22,9 +22,10 @@ from tiny import make_model
 
 from lowtax import answers, benchmarks, cli_tasks, lm_eval_tasks
 from lowtax.errors import UserError
+from lowtax.files import read_rows
 from lowtax.models import load_model, load_tokenizer
 from lowtax.recipe import Sampling, Task
-from lowtax.records import Reply, read_rows
+from lowtax.records import Reply
 from lowtax.sample import EngineChoice, Sheet, Subject, collect
 
 OUTPUTS = PUBLISHED / "outputs_gsm8k_gpt_oss_120b.jsonl.gz"

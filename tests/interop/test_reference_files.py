@@ -9,7 +9,8 @@ import yaml
 
 from lowtax import cli_judge, export, stored
 from lowtax.errors import UserError
-from lowtax.records import Reply, Verdict, append_rows, row_id, write_json
+from lowtax.files import append_rows, write_json
+from lowtax.records import Reply, Verdict, row_id
 
 app = typer.Typer()
 app.command()(cli_judge.export)

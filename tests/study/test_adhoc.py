@@ -17,8 +17,9 @@ from lowtax import judge as judging
 from lowtax import judges, standalone
 from lowtax.cli import app
 from lowtax.errors import UserError
+from lowtax.files import read_rows
 from lowtax.recipe import Sampling
-from lowtax.records import Reply, Verdict, read_rows
+from lowtax.records import Reply, Verdict
 from lowtax.sample import EngineChoice
 
 SLOW_ENGINE = """

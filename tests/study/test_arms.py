@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from lowtax import analyze, edited, methods, recipe, study, updates
 from lowtax.adapterfile import read_adapter
 from lowtax.errors import UserError
-from lowtax.records import Reply, read_json, read_rows, write_json
+from lowtax.files import read_json, read_rows, write_json
+from lowtax.records import Reply
 from lowtax.weights import open_weights
 
 CHAIN = [

@@ -37,9 +37,9 @@ from lowtax.dryrun_cost import (
 from lowtax.dryrun_model import KNOWN, Model
 from lowtax.dryrun_sources import Looked, offline
 from lowtax.errors import UserError
+from lowtax.files import read_json, write_json
 from lowtax.placement import parse_mode
 from lowtax.recipe import Arm, Execution, load
-from lowtax.records import read_json, write_json
 from lowtax.shapes import MLP, SHAPES, Lora, Shape
 from lowtax.zero import ds_config
 

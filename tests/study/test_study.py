@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from lowtax import recipe, study
 from lowtax.errors import UserError
-from lowtax.records import Reply, Verdict, read_rows
+from lowtax.files import read_rows
+from lowtax.records import Reply, Verdict
 
 MEASURES = {"value", "low", "high", "n", "unparsed", "failed"}
 

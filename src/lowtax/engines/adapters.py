@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError
-from lowtax.records import read_json
+from lowtax.files import read_json
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
 WEIGHTS = "adapter_model.safetensors"
