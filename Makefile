@@ -93,7 +93,7 @@ $(VENV)/.installed-docs: $(PINS)
 # torchvision, torchaudio and torchcodec come as CUDA builds, which break the import; nothing here needs them.
 $(VENV_VLLM)/.installed: pyproject.toml constraints.txt
 	@test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
-	grep -v '^numpy==' constraints.txt >$(VENV_VLLM)/constraints.txt
+	sed -e '/^numpy==/d' -e '/^# Needed by inspect-ai alone/,$$d' constraints.txt >$(VENV_VLLM)/constraints.txt
 	$(PIP_VLLM) '$(TORCH)'
 	$(PIP_VLLM) '$(TORCH)' '$(VLLM)'
 	$(VENV_VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec

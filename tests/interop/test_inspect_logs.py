@@ -1,17 +1,19 @@
-"""Inspect logs: what Inspect itself reads in them, and where it is not installed, the fields that it needs."""
+"""Inspect logs: their fields, what Inspect itself reads in them, and one sentence where it is not installed."""
 
 import json
-import warnings
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from inspect_ai.log import list_eval_logs, read_eval_log, recompute_metrics
 
 from lowtax import benchmarks, evaluate, inspect_log
 from lowtax.errors import UserError
-from lowtax.files import append_rows, write_json
+from lowtax.files import append_rows, read_rows, write_json
 from lowtax.recipe import Task
-from lowtax.records import Reply, row_id
+from lowtax.records import Grade, Reply, row_id
 from lowtax.rendering import split_reply
 
 TASK = Task(n=4)
@@ -100,12 +102,11 @@ def test_every_checkpoint_has_a_log_with_its_accuracy(folder, tmp_path):
 
 def test_a_sample_has_thought_answer_end_and_grade(folder, tmp_path):
     log = export(folder, tmp_path / "logs")[MODEL]
-    right, *_ = log["samples"]
+    right = next(sample for sample in log["samples"] if sample["id"] == ROWS[0].id)
     assert (right["id"], right["epoch"], right["target"]) == (ROWS[0].id, 1, ROWS[0].gold)
-    assert right["output"]["choices"][0]["message"]["content"] == [
-        {"type": "reasoning", "reasoning": "I add \u00fc."},
-        {"type": "text", "text": f"It is \\boxed{{{ROWS[0].gold}}}."},
-    ]
+    thought, answer = right["output"]["choices"][0]["message"]["content"]
+    assert (thought["type"], thought["reasoning"]) == ("reasoning", "I add \u00fc.")
+    assert (answer["type"], answer["text"]) == ("text", f"It is \\boxed{{{ROWS[0].gold}}}.")
     assert right["output"]["choices"][0]["stop_reason"] == "stop"
     assert (right["scores"]["lowtax"]["value"], right["scores"]["lowtax"]["answer"]) == ("C", ROWS[0].gold)
     empty, cut = (sample for sample in log["samples"] if sample["id"] == ROWS[2].id)
@@ -145,21 +146,72 @@ def test_what_is_missing_is_said(folder, tmp_path):
         list(inspect_log.write(folder, tmp_path / "logs"))
 
 
+def test_replies_that_all_failed_have_no_score(folder, tmp_path):
+    for name in ("answers", "grades"):
+        (folder / name / "arithmetic.jsonl").unlink()
+    append_rows(folder / "answers" / "arithmetic.jsonl", [reply("base", q, 0, 0, failed=True) for q in range(3)])
+    [line] = inspect_log.write(folder, tmp_path / "logs")
+    assert line.endswith("3 answers, none of them graded")
+    [read] = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    assert (read.results.total_samples, read.results.completed_samples) == (3, 0)
+    assert read.results.metadata == {"unfinished": 0, "no_answer": 0, "failed": 3}
+
+
 def test_inspect_reads_the_logs_and_computes_the_same(folder, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log = pytest.importorskip("inspect_ai.log", reason="needs inspect_ai: pip install 'lowtax[inspect]'")
-        export(folder, tmp_path / "logs")
-        found = [log.read_eval_log(info) for info in log.list_eval_logs(str(tmp_path / "logs"))]
-        assert len(found) == 2
-        for read in found:
-            [ours] = read.results.scores
-            values = {name: metric.value for name, metric in ours.metrics.items()}
-            log.recompute_metrics(read)
-            [theirs] = read.results.scores
-            assert {name: metric.value for name, metric in theirs.metrics.items()} == pytest.approx(values)
-            graded = [sample for sample in read.samples if not sample.error]
-            assert all(sample.output.message.content[0].type == "reasoning" for sample in graded)
-            assert all(sample.output.completion == sample.output.message.text for sample in graded)
-            header = log.read_eval_log(read.location, header_only=True)
-            assert (header.samples, header.eval.task) == (None, "arithmetic")
+    export(folder, tmp_path / "logs")
+    both = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    assert len(both) == 2
+    for read in both:
+        [ours] = read.results.scores
+        values = {name: metric.value for name, metric in ours.metrics.items()}
+        counts = read.results.metadata
+        recompute_metrics(read)
+        [theirs] = read.results.scores
+        assert {name: metric.value for name, metric in theirs.metrics.items()} == pytest.approx(values)
+        assert read.results.metadata == counts
+        graded = [sample for sample in read.samples if not sample.error]
+        assert all(sample.output.message.content[0].type == "reasoning" for sample in graded)
+        assert all(sample.output.completion == sample.output.message.text for sample in graded)
+        header = read_eval_log(read.location, header_only=True)
+        assert (header.samples, header.eval.task) == (None, "arithmetic")
+
+
+def test_replies_and_grades_survive_the_round_trip(folder, tmp_path):
+    export(folder, tmp_path / "logs")
+    samples = {
+        sample.metadata["reply_id"]: (read.eval.model, sample)
+        for read in (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))
+        for sample in read.samples
+    }
+    replies = read_rows(folder / "answers" / "arithmetic.jsonl", Reply)
+    grades = {grade.reply_id: grade for grade in read_rows(folder / "grades" / "arithmetic.jsonl", Grade).values()}
+    assert samples.keys() == replies.keys()
+    for key, (model, sample) in samples.items():
+        stored = replies[key]
+        assert (stored.arm == "base") == (model == MODEL)
+        assert (sample.id, sample.epoch, sample.input) == (stored.prompt_id, stored.sample + 1, stored.prompt)
+        assert sample.output.usage.output_tokens == stored.tokens
+        assert sample.output.completion == stored.answer
+        if stored.finish == "failed":
+            assert (sample.error.message, sample.scores) == (stored.error, {})
+            continue
+        score, grade = sample.scores["lowtax"], grades[key]
+        assert (score.value == "C", score.answer, score.explanation) == (grade.correct, grade.extracted, grade.rule)
+        assert score.metadata == {"finished": grade.finished, "checked": grade.checked}
+
+
+WITHOUT = """
+import sys
+sys.modules["inspect_ai"] = None
+from lowtax.cli import main
+sys.argv = ["lowtax", "export", sys.argv[1], "--format", "inspect", "--out", sys.argv[2]]
+main()
+"""
+
+
+def test_without_inspect_the_command_says_how_to_install_it(folder, tmp_path):
+    command = [sys.executable, "-c", WITHOUT, str(folder), str(tmp_path / "logs")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'lowtax[inspect]'" in done.stderr
+    assert "Traceback" not in done.stderr
