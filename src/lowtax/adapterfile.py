@@ -1,43 +1,66 @@
-"""LoRA adapters on disk in PEFT's standard layout, read and written as factors without a model.
+"""LoRA adapters on disk in PEFT's standard layout: checked, identified, and read or written as factors.
 
-    read_adapter(folder).factors["model.layers.3.mlp.up_proj"]    # Factors: dW = b @ a, alpha / r inside of b
-    write_adapter(folder, adapter)                                # scale 1, ranks module by module
+    check_adapter(folder, "owner/model")                          # a plain LoRA of that base, or a UserError
+    read_adapter(folder).factors["model.layers.3.mlp.up_proj"]    # Factors: dW = b @ a, with alpha / r in b
+    write_adapter(folder, adapter)                                # scale 1, one rank for each module
 
-dW has the shape of the weight. PEFT keeps a LoRA on an embedding the other way round (its product is the transpose);
-`Adapter.embeddings` names those, so that they are written as they were read.
+dW has the shape of the weight. PEFT stores a LoRA on an embedding transposed; `Adapter.embeddings` names those modules,
+so that they are written as they were read. The checks need neither torch nor PEFT.
 """
 
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from peft import LoraConfig, PeftConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lowtax.errors import UserError
-from lowtax.linalg import Factors
+from lowtax.files import read_json
 from lowtax.names import matches
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import Tensor
+
+    from lowtax.linalg import Factors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PARTS = {  # how the names of factors end -> which factor, and whether of an embedding
+PARTS = {  # suffix of a factor's name -> which factor, and True for an embedding
     ".lora_A.weight": ("a", False),
     ".lora_B.weight": ("b", False),
     ".lora_embedding_A": ("a", True),
     ".lora_embedding_B": ("b", True),
 }
 COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight", ".embed_tokens.weight", ".lm_head.weight")
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these take something out of W when they begin
+
+EXTRAS = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Fields of adapter_config.json that, when set, make an adapter more than W + s B A on linear layers and embeddings."""
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base as it is; every other named one subtracts something from W."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA: what its configuration says, the scale of each module in it, and dW as factors by module name."""
+    """A LoRA adapter: its configuration, the scale of each module in it, and dW as factors by module name."""
 
-    config: LoraConfig
+    config: "LoraConfig"
     scales: dict[str, float]
-    factors: dict[str, Factors]
+    factors: dict[str, "Factors"]
     embeddings: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -46,33 +69,148 @@ class Adapter:
         return str(self.config.base_model_name_or_path)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a PEFT folder, its factors in float32 with the scale in b.
+def is_adapter(ref: str | Path) -> bool:
+    """Return True if a path is a folder with a PEFT configuration."""
+    return (Path(ref).expanduser() / CONFIG).is_file()
+
+
+def fingerprint(folder: Path, *, weights_only: bool = False, prefix: bytes = b"") -> str:
+    """Return the SHA-256 of an adapter's configuration and weights, 64 hex digits.
+
+    Args:
+        folder: a PEFT folder.
+        weights_only: leave the configuration out, as the ids of stored replies do.
+        prefix: bytes to hash before the files.
 
     Raises:
-        UserError: No PEFT folder, or an adapter that is more than W + s B A on linear layers and embeddings.
+        UserError: the folder has no such files.
     """
+    digest = hashlib.sha256(prefix)
+    for name in (WEIGHTS,) if weights_only else (CONFIG, WEIGHTS):
+        _require(folder, name)
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter_config.json in the PEFT folder of a LoRA adapter.
+
+    Raises:
+        UserError: the folder is not a PEFT folder with safetensors weights, or its adapter is not LoRA.
+    """
+    for name in (CONFIG, WEIGHTS):
+        _require(folder, name)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type", "unknown") if isinstance(config, dict) else "unknown"
+        raise UserError(f"{folder} holds an adapter of type {kind}, and lowtax handles LoRA only.")
+    return config
+
+
+def extras(config: Mapping[str, Any], supported: Collection[str] = ()) -> dict[str, str]:
+    """Return what makes an adapter more than W + s B A on linear layers and embeddings: field -> field or setting.
+
+    Args:
+        config: the content of adapter_config.json.
+        supported: fields that the caller handles too; they are left out.
+    """
+    settings = {name: name for name in EXTRAS if config.get(name)}
+    if config.get("bias", "none") != "none":
+        settings["bias"] = f"bias: {config['bias']}"
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        settings["init_lora_weights"] = f"init_lora_weights: {start}"
+    return {name: setting for name, setting in settings.items() if name not in supported}
+
+
+def check_adapter(
+    folder: Path,
+    base: str | None = None,
+    *,
+    supported: Collection[str] = (),
+    remedy: str = "its update does not follow from its factors; train a plain LoRA",
+) -> dict[str, Any]:
+    """Check that a folder holds a plain LoRA adapter, W + s B A, and return the content of its adapter_config.json.
+
+    Args:
+        folder: a PEFT folder.
+        base: the model reference that the adapter must have been trained on; None is any.
+        supported: fields of `EXTRAS` that the caller handles too.
+        remedy: end of the error message, what to do with an adapter that is more.
+
+    Raises:
+        UserError: the folder is not a PEFT folder of a LoRA, or the adapter is more than that, or of another base.
+    """
+    config = read_config(folder)
+    if base is not None:
+        check_base(folder, base)
+    if settings := extras(config, supported):
+        raise UserError(
+            f"The adapter in {folder} is more than W + s B A (it has {', '.join(settings.values())}): {remedy}."
+        )
+    return config
+
+
+def check_base(folder: Path, ref: str) -> None:
+    """Check that an adapter was trained on the model `ref`.
+
+    Raises:
+        UserError: the folder is not a PEFT folder of a LoRA, or its base is another model.
+    """
+    from lowtax import models
+
+    base = read_config(folder).get("base_model_name_or_path")
+    if base not in (ref, models.resolve(ref)):
+        raise UserError(
+            f"The adapter in {folder} was trained on {base!r}, not on {ref!r}: an adapter fits only its own base."
+        )
+
+
+def plain_config(folder: Path, *, supported: Collection[str] = (), remedy: str = "train a plain LoRA") -> "LoraConfig":
+    """Return PEFT's configuration of a plain LoRA adapter; see `check_adapter`.
+
+    Raises:
+        UserError: it is not a plain LoRA adapter, or PEFT cannot read its configuration.
+    """
+    from peft import PeftConfig
+
+    check_adapter(folder, supported=supported, remedy=remedy)
+    try:
+        config: LoraConfig = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / CONFIG} cannot be read by PEFT: {error}.") from error
+    return config
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read the adapter of a PEFT folder; its factors are in float32 with the scale in b.
+
+    Raises:
+        UserError: it is not a PEFT folder, or the adapter is more than W + s B A on linear layers and embeddings.
+    """
+    from lowtax.linalg import Factors
+
     config = plain_config(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
     for name, tensor in _tensors(folder / WEIGHTS).items():
-        end = next((end for end in PARTS if name.endswith(end)), None)
-        if end is None or tensor.ndim != 2:
-            raise UserError(f"The adapter in {folder} has {name} {tuple(tensor.shape)}, which is no LoRA factor.")
-        which, embedding = PARTS[end]
-        module = name.removeprefix(PREFIX).removesuffix(end)
+        suffix = next((suffix for suffix in PARTS if name.endswith(suffix)), None)
+        if suffix is None or tensor.ndim != 2:
+            raise UserError(f"The adapter in {folder} has {name} {tuple(tensor.shape)}, which is not a LoRA factor.")
+        which, embedding = PARTS[suffix]
+        module = name.removeprefix(PREFIX).removesuffix(suffix)
         parts.setdefault(module, {})[which] = tensor.float()
         embeddings |= {module} if embedding else set()
-    if half := sorted(module for module, found in parts.items() if len(found) < 2):
+    if half := sorted(module for module, pair in parts.items() if len(pair) < 2):
         raise UserError(f"The adapter in {folder} has only one factor of {half[0]}: save it again.")
     if not parts:
-        raise UserError(f"The adapter in {folder} has no LoRA factors.")
-    scales = {module: _scale(config, module, found["a"].shape[0]) for module, found in parts.items()}
+        raise UserError(f"The adapter in {folder} has no LoRA factors: save it again.")
+    scales = {module: _scale(config, module, pair["a"].shape[0]) for module, pair in parts.items()}
     factors = {
-        module: Factors(found["a"].T * scales[module], found["b"].T)
+        module: Factors(pair["a"].T * scales[module], pair["b"].T)
         if module in embeddings
-        else Factors(found["b"] * scales[module], found["a"])
-        for module, found in parts.items()
+        else Factors(pair["b"] * scales[module], pair["a"])
+        for module, pair in parts.items()
     }
     return Adapter(config, scales, factors, frozenset(embeddings))
 
@@ -80,10 +218,18 @@ def read_adapter(folder: Path) -> Adapter:
 def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write the factors as an adapter that PEFT loads: alpha = r everywhere, so that the scale is 1.
 
-    What the configuration says of ranks, scales and modules is replaced by what the factors are; the rest is kept. An
-    update of rank 0 is written as zeros of rank 1, for PEFT knows no rank 0. The files appear one after the other: for
-    a folder as a whole or not at all, write beside its place and rename.
+    Ranks, scales and modules of the configuration follow from the factors; its other fields stay. An update of rank 0
+    is written as zeros of rank 1, since PEFT has no rank 0. The files appear one after the other: use `atomic_folder`
+    to write the folder as a whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from lowtax.linalg import Factors
+
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.factors.items():
         x = (
@@ -106,56 +252,15 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     _config(adapter).save_pretrained(str(folder))
 
 
-def lora_config(folder: Path) -> LoraConfig:
-    """The configuration in a PEFT folder.
-
-    Raises:
-        UserError: It is no PEFT folder, or no LoRA.
-    """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a PEFT adapter folder: it has no {name}.")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read by PEFT: {error}.") from error
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder} holds a {config.peft_type} adapter, and this works on LoRA only.")
-    return config
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise UserError(f"{folder} is not a PEFT adapter folder: it has no {name}.")
 
 
-def more_than_lora(config: LoraConfig) -> list[str]:
-    """What makes an adapter more than W + s B A."""
-    found = {
-        "modules_to_save": config.modules_to_save,
-        "trainable_token_indices": config.trainable_token_indices,
-        "layer_replication": config.layer_replication,
-        "use_dora": config.use_dora,
-        "lora_bias": config.lora_bias,
-        f"bias: {config.bias}": config.bias != "none",
-        f"init_lora_weights: {config.init_lora_weights}": str(config.init_lora_weights).startswith(CHANGES_BASE),
-    }
-    return [what for what, there in found.items() if there]
+def _tensors(file: Path) -> "dict[str, Tensor]":
+    """Read the tensors of an adapter, without the copies of the base's embeddings that PEFT may add."""
+    from safetensors import SafetensorError, safe_open
 
-
-def plain_config(folder: Path) -> LoraConfig:
-    """The configuration in a PEFT folder, if the adapter is W + s B A on whole linear layers and embeddings.
-
-    Raises:
-        UserError: It is no PEFT folder, no LoRA, or more than that.
-    """
-    config = lora_config(folder)
-    elsewhere = {"target_parameters": config.target_parameters, "fan_in_fan_out": config.fan_in_fan_out}
-    if found := [*more_than_lora(config), *(what for what, there in elsewhere.items() if there)]:
-        raise UserError(
-            f"The adapter in {folder} is more than W + s B A on linear layers (it has {', '.join(found)}): its update "
-            "is not known from its factors."
-        )
-    return config
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter, without the copies of the base's embeddings that PEFT may add."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys() if not name.endswith(COPIES)}  # noqa: SIM118
@@ -163,27 +268,29 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is not a safetensors file ({error}): copy or save the adapter again.") from error
 
 
-def _scale(config: LoraConfig, module: str, rank: int) -> float:
-    """alpha / r of a module, alpha / sqrt(r) for rsLoRA; of several patterns that match PEFT takes the first."""
-    own = (alpha for pattern, alpha in (config.alpha_pattern or {}).items() if matches(pattern, module))
-    return float(next(own, config.lora_alpha)) / (rank**0.5 if config.use_rslora else rank)
+def _scale(config: "LoraConfig", module: str, rank: int) -> float:
+    """Return alpha / r of a module, alpha / sqrt(r) for rsLoRA; of several matching patterns PEFT takes the first."""
+    alphas = (alpha for pattern, alpha in (config.alpha_pattern or {}).items() if matches(pattern, module))
+    return float(next(alphas, config.lora_alpha)) / (rank**0.5 if config.use_rslora else rank)
 
 
-def _config(adapter: Adapter) -> LoraConfig:
-    """PEFT's words for the factors as they are: ranks by full name where they differ from the commonest."""
+def _config(adapter: Adapter) -> "LoraConfig":
+    """Return PEFT's configuration of the factors: the commonest rank, and the other ranks by full module name."""
+    from peft import LoraConfig
+
     ranks = {name: max(1, update.rank) for name, update in adapter.factors.items()}
     common = max(ranks.values(), key=lambda rank: (list(ranks.values()).count(rank), rank))
-    own = {name: rank for name, rank in ranks.items() if rank != common}
-    kept = adapter.config
+    exceptions = {name: rank for name, rank in ranks.items() if rank != common}
+    config = adapter.config
     return LoraConfig(
         r=common,
         lora_alpha=common,
-        rank_pattern=own,
-        alpha_pattern=dict(own),
+        rank_pattern=exceptions,
+        alpha_pattern=dict(exceptions),
         target_modules=sorted(ranks),
-        lora_dropout=kept.lora_dropout,
-        base_model_name_or_path=kept.base_model_name_or_path,
-        revision=kept.revision,
-        task_type=kept.task_type,
+        lora_dropout=config.lora_dropout,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        task_type=config.task_type,
         inference_mode=True,
     )

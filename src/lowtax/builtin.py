@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowtax.adapterfile import CONFIG, WEIGHTS, fingerprint
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import atomic_folder
 
@@ -61,11 +62,10 @@ def folder(name: str) -> Path:
 
 
 def _version(name: str) -> str:
-    """Changes when what the folder is made from changes."""
-    sources = [WHEEL_SHA256.encode(), CHAT_TEMPLATE.encode()]
-    if name == "smollm2-135m-reasoner":
-        sources += [path.read_bytes() for path in sorted(REASONER.glob("adapter_*"))]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:8]
+    """Return 8 hex digits of the hash of everything that the folder is made from."""
+    sources = WHEEL_SHA256.encode() + CHAT_TEMPLATE.encode()
+    reasoner = name == "smollm2-135m-reasoner"
+    return (fingerprint(REASONER, prefix=sources) if reasoner else hashlib.sha256(sources).hexdigest())[:8]
 
 
 @contextmanager
@@ -147,9 +147,9 @@ def ship_reasoner(adapter: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     REASONER.mkdir(exist_ok=True)
-    weights = {name: w.to(torch.float16) for name, w in load_file(adapter / "adapter_model.safetensors").items()}
-    save_file(weights, REASONER / "adapter_model.safetensors", metadata={"format": "pt"})
-    (REASONER / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    weights = {name: w.to(torch.float16) for name, w in load_file(adapter / WEIGHTS).items()}
+    save_file(weights, REASONER / WEIGHTS, metadata={"format": "pt"})
+    (REASONER / CONFIG).write_bytes((adapter / CONFIG).read_bytes())
 
 
 if __name__ == "__main__":

@@ -75,9 +75,9 @@ def _of_files(adapters: list[Path], tuned: list[str], base: str | None, settings
 
 
 def _own_base(adapters: list[Path]) -> str:
-    from lowtax.adapterfile import plain_config
+    from lowtax.adapterfile import check_adapter
 
-    bases = {str(plain_config(folder).base_model_name_or_path) for folder in adapters}
+    bases = {str(check_adapter(folder).get("base_model_name_or_path")) for folder in adapters}
     if len(bases) != 1:
         raise UserError(
             "--tuned needs --base M, the model it was tuned from."

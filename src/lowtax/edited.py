@@ -10,7 +10,6 @@ They are asked, judged and compared as trained arms are. A checkpoint appears as
 there is never made again.
 """
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from lowtax import methods, models, trained
-from lowtax.adapterfile import WEIGHTS, plain_config
+from lowtax.adapterfile import check_adapter, fingerprint
 from lowtax.edit import CARD, edit
 from lowtax.errors import UserError
 from lowtax.files import read_json, write_json
@@ -57,7 +56,7 @@ def check(name: str, arm: EditedArm) -> None:
                 if isinstance(ref := spec.get(field), str):
                     models.resolve(ref)
             if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
-                plain_config(Path(spec["to"]).expanduser())
+                check_adapter(Path(spec["to"]).expanduser())
         except UserError as error:
             raise UserError(f"edited.{name}: {error}") from error
         if not isinstance(bound.method, Edit):
@@ -191,7 +190,7 @@ class Making:
             "step": checkpoint["step"],
             "seconds": round(checkpoint["seconds"] + others + seconds, 2),
             "edit_seconds": round(seconds, 2),
-            "weights": hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()[:16],
+            "weights": fingerprint(out, weights_only=True)[:16],
             "edits": [{key: card[key] for key in FIGURES} for card in done],
         }
 

@@ -3,12 +3,13 @@
 Private unless asked otherwise, and never into a repository that is public already when private was asked for.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 
+from lowtax.adapterfile import CONFIG, is_adapter
 from lowtax.errors import UserError
+from lowtax.files import read_json
 from lowtax.modelcard import hub_id
 
 Say = Callable[[str], None]
@@ -77,13 +78,12 @@ def push(
 
 def _check(folder: Path, say: Say) -> None:
     """Refuse what is no checkpoint, and say if nobody else could load it."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file() and not (folder / "config.json").is_file():
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no checkpoint (neither adapter_config.json nor config.json): nothing was pushed."
         )
-    if not adapter.is_file():
+    if not is_adapter(folder):
         return
-    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not hub_id(str(base)):
         say(f"  the adapter's base is {base!r}, which is not on the hub: who loads the adapter must have that model")

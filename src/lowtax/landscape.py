@@ -15,7 +15,6 @@ from the origin; shared weights move once; any judge of ours instead of 29 strin
 is, a random direction has the norms of W, not of W + dW.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +23,10 @@ from typing import Any
 
 from lowtax import builtin, judges, likelihood, models, plain, registry, tables
 from lowtax import judge as judging
-from lowtax.adapterfile import CONFIG, WEIGHTS, plain_config
+from lowtax.adapterfile import check_adapter, fingerprint, is_adapter
 from lowtax.engines.hf import HF
 from lowtax.files import append_rows, read_rows, write_json
-from lowtax.landscape_plan import Place, Slice, check_ends, is_adapter
+from lowtax.landscape_plan import Place, Slice, check_ends
 from lowtax.landscape_report import Point, perplexity, report
 from lowtax.landscape_walk import Walk
 from lowtax.promptsets import PromptList
@@ -89,8 +88,7 @@ def landscape(ask: Ask, out: Path, say: Say) -> dict[str, Any]:
     registry.resolve("judge", judge if judge in judges.BUILTIN else ask.judge, judges.BUILTIN)
     adapters = [ask.adapter, Path(ask.to).expanduser() if ask.to and is_adapter(ask.to) else None]
     for folder in filter(None, adapters):
-        plain_config(folder)
-        models.check_adapter(folder, ask.model)
+        check_adapter(folder, ask.model)
     stops = _stops(ask, out)
     replies, measured = _walked(ask, out, stops, say)
     verdicts = _judged(ask, out, [replies[id_] for stop in stops for id_ in stop.plan])
@@ -146,9 +144,7 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
 def _identity(end: str) -> str:
     """What tells one version of an adapter or a model from another."""
     if is_adapter(end):
-        folder = Path(end).expanduser()
-        text = (folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()
-        return hashlib.sha256(text).hexdigest()
+        return fingerprint(Path(end).expanduser())
     return row_id(end, models.identity(end))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from lowtax.adapterfile import is_adapter
 from lowtax.errors import UserError, did_you_mean
 
 KINDS = ("random", "adapter", "between")
@@ -114,8 +115,3 @@ def check_ends(along: str, adapter: Path | None, to: str | None) -> None:
         raise UserError(
             f"--adapter is a LoRA and --to {to} a whole model: give two of a kind, or `lowtax merge` the adapter first."
         )
-
-
-def is_adapter(ref: str) -> bool:
-    """Whether a reference is a PEFT folder."""
-    return (Path(ref).expanduser() / "adapter_config.json").is_file()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lowtax import models
-from lowtax.adapterfile import read_adapter
+from lowtax.adapterfile import is_adapter, read_adapter
 from lowtax.engines.hf import HF
-from lowtax.landscape_plan import Place, Slice, is_adapter
+from lowtax.landscape_plan import Place, Slice
 from lowtax.landscape_weights import Ground, Mixtures, Move, along, counterpart, direction, perturbed, towards
 
 

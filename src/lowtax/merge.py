@@ -7,7 +7,6 @@ of a small update vanishes (see `rounding`), which is why lowtax evaluates adapt
 Memory: the base in its own precision and a float32 matrix; the whole model in float32 only where that is asked for.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lowtax import __version__, models
-from lowtax.adapterfile import lora_config, more_than_lora
+from lowtax.adapterfile import fingerprint, plain_config
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import atomic_folder, read_json, write_json, write_text
 from lowtax.modelcard import merged_card
@@ -34,6 +33,7 @@ DTYPES = models.DTYPES
 MARKER = "merge.json"
 MADE_BY = "lowtax merge"
 SHARD = "5GB"
+REMEDY = "`lowtax merge` does not merge that; serve it unmerged, or merge it with PEFT's merge_and_unload"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
         raise UserError(f"--dtype {dtype!r} is no precision to merge in; {did_you_mean(dtype, (*DTYPES, 'auto'))}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty: choose another --out, or `lowtax merge {out} --delete` a merged model.")
-    config = _config(adapter)
+    config = plain_config(adapter, supported=("target_parameters", "fan_in_fan_out"), remedy=REMEDY)
     ref = base or str(config.base_model_name_or_path)
     adapted = _load(adapter, config, ref)
     model = adapted.get_base_model()
@@ -95,7 +95,7 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     merged = Merged(
         folder=out,
         adapter=str(adapter),
-        adapter_hash=_hash(adapter),
+        adapter_hash=fingerprint(adapter)[:16],
         base=ref,
         dtype=chosen,
         untied=any(untied),
@@ -105,17 +105,6 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     _write(plain, merged, ref)
     say(f"  {merged.warning or f'merged in {chosen}: {rounding.sentence()}'}")
     return merged
-
-
-def _config(adapter: Path) -> LoraConfig:
-    """The adapter's configuration, if it is one that W + s B A describes."""
-    config = lora_config(adapter)
-    if found := more_than_lora(config):
-        raise UserError(
-            f"The adapter in {adapter} is more than W + s B A (it has {', '.join(found)}), which `lowtax merge` "
-            "does not merge; serve it unmerged, or merge it with PEFT's merge_and_unload."
-        )
-    return config
 
 
 def _load(adapter: Path, config: LoraConfig, ref: str) -> PeftModel:
@@ -180,13 +169,6 @@ def _round_the_rest(model: PreTrainedModel, to: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.dtype == main:
             parameter.data = parameter.data.to(to)
-
-
-def _hash(adapter: Path) -> str:
-    """16 hex digits of the adapter's configuration and weights."""
-    digest = hashlib.sha256((adapter / "adapter_config.json").read_bytes())
-    digest.update((adapter / "adapter_model.safetensors").read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:

@@ -5,7 +5,6 @@ Precision is stated once for a whole study and used for training and evaluating 
 bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning) beside them.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -121,18 +120,6 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     asked = model.generation_config.eos_token_id
     found = {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
     return {int(token) for token in found}
-
-
-def check_adapter(folder: Path, ref: str) -> None:
-    """Refuse an adapter that was trained on another base than `ref`."""
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} is not a PEFT adapter folder: {error}.") from error
-    if base not in (ref, resolve(ref)):
-        raise UserError(
-            f"The adapter in {folder} was trained on {base!r}, not on {ref!r}: an adapter fits only its own base."
-        )
 
 
 def _unloadable(ref: str, error: Exception) -> UserError:

@@ -5,7 +5,6 @@
 they stopped.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from lowtax import examine, judges, models, prompts, reasoning, safety
 from lowtax import judge as judging
+from lowtax.adapterfile import fingerprint
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import read_rows, write_json, write_text
 from lowtax.provenance import provenance
@@ -99,10 +99,7 @@ def _subjects(model: str, adapters: Sequence[Path]) -> list[Subject]:
     found = [Subject("base", None, None, 0, model, None, base)]
     names = _names(adapters)
     for folder, name in zip(adapters, names, strict=True):
-        weights = folder / "adapter_model.safetensors"
-        if not weights.is_file():
-            raise UserError(f"{folder} holds no adapter (no adapter_model.safetensors): give a PEFT folder.")
-        made_by = row_id(base, hashlib.sha256(weights.read_bytes()).hexdigest())
+        made_by = row_id(base, fingerprint(folder, weights_only=True))
         found.append(Subject(name, None, None, 0, model, str(folder), made_by))
     return found
 

@@ -1,5 +1,6 @@
 """Engines: what a batch of mixed adapters says is what each row says alone through plain transformers and PEFT."""
 
+import json
 import random
 from pathlib import Path
 
@@ -216,6 +217,11 @@ def test_wrong_adapters_are_refused_before_the_first_reply(tiny_model: Path, tmp
     config = dora / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     assert "DoRA" in refused(engine, str(dora))
+    for field, value in (("init_lora_weights", "pissa"), ("kasa_config", {}), ("layer_replication", [[0, 1]])):
+        changed = json.loads(config.read_text()) | {"use_dora": False, field: value or {"beta": 0.1}}
+        (dora / "adapter_config.json").write_text(json.dumps(changed))
+        assert field in refused(engine, str(dora)), "loading it would change the base of the other rows"
+        (dora / "adapter_config.json").write_text(json.dumps(changed | {field: None}))
     wide = Path(save_adapter(tmp_path / "wide", tiny_model, 1, ["up_proj"], 0))
     weights = load_file(wide / "adapter_model.safetensors")
     save_file({key: value.repeat(2, 2) for key, value in weights.items()}, wide / "adapter_model.safetensors")

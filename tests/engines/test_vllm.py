@@ -91,6 +91,8 @@ def test_plain_adapters_are_served_with_their_largest_rank(plain: Path, fields: 
         ({"init_lora_weights": "olora"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "loftq"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
+        ({"kasa_config": {"beta": 0.1}}, "merge_and_unload"),
         ({"alora_invocation_tokens": [1]}, "train a plain LoRA"),
         ({"layer_replication": [[0, 1]]}, "train a plain LoRA"),
         ({"use_qalora": True}, "train a plain LoRA"),
@@ -117,7 +119,7 @@ def test_weights_that_are_no_factors_are_found_in_the_file_itself(plain: Path) -
 def test_folders_that_hold_no_lora(plain: Path, tmp_path: Path) -> None:
     assert "it has no adapter_config.json" in refused(tmp_path / "nothing")
     change(plain, peft_type="IA3")
-    assert "no LoRA" in refused(plain)
+    assert "LoRA only" in refused(plain)
     change(plain, peft_type="LORA")
     (plain / adapters.WEIGHTS).rename(plain / "adapter_model.bin")
     assert "it has no adapter_model.safetensors" in refused(plain)

@@ -1,5 +1,9 @@
 """Adapters read as factors are what PEFT adds; written ones are what plain PEFT loads."""
 
+import hashlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,17 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax.adapterfile import Adapter, plain_config, read_adapter, write_adapter
+from lowtax.adapterfile import (
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    check_adapter,
+    extras,
+    fingerprint,
+    plain_config,
+    read_adapter,
+    write_adapter,
+)
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
 
@@ -132,12 +146,47 @@ def test_float16_factors_are_read_as_float32(tmp_path: Path, qwen: Path):
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias: all"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
+        ({"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}, "target_parameters"),
     ],
 )
 def test_what_is_more_than_a_lora_is_refused(tmp_path: Path, qwen: Path, config: dict[str, Any], named: str):
     make(tmp_path, qwen, **config)
     with pytest.raises(UserError, match=rf"more than W \+ s B A .*it has {named}"):
         read_adapter(tmp_path)
+
+
+def test_what_a_caller_supports_is_not_refused(tmp_path: Path, qwen: Path):
+    make(tmp_path, qwen)
+    config = json.loads((tmp_path / CONFIG).read_text()) | {"fan_in_fan_out": True, "use_dora": True}
+    assert extras(config) == {"use_dora": "use_dora", "fan_in_fan_out": "fan_in_fan_out"}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"\(it has use_dora\): merge it\.$"):
+        check_adapter(tmp_path, supported=["fan_in_fan_out"], remedy="merge it")
+    assert check_adapter(tmp_path, supported=["fan_in_fan_out", "use_dora"]) == config
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, qwen: Path):
+    make(tmp_path, qwen)
+    assert check_adapter(tmp_path, str(qwen))["r"] > 0
+    with pytest.raises(UserError, match="not on 'owner/other': an adapter fits only its own base"):
+        check_adapter(tmp_path, "owner/other")
+
+
+def test_a_fingerprint_is_the_hash_of_the_files(tmp_path: Path):
+    (tmp_path / CONFIG).write_bytes(b"config")
+    with pytest.raises(UserError, match=f"it has no {WEIGHTS}"):
+        fingerprint(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    assert fingerprint(tmp_path) == hashlib.sha256(b"configweights").hexdigest()
+    assert fingerprint(tmp_path, weights_only=True) == hashlib.sha256(b"weights").hexdigest()
+    assert fingerprint(tmp_path, prefix=b"x") == hashlib.sha256(b"xconfigweights").hexdigest()
+
+
+def test_adapters_are_checked_without_torch_or_peft():
+    code = "import sys, lowtax.adapterfile; print({'torch', 'peft', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path, qwen: Path):
@@ -151,7 +200,7 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path, qwen: Path):
     with pytest.raises(UserError, match=r"only one factor of model.layers"):
         read_adapter(tmp_path)
     save_file(tensors | {"base_model.model.model.norm.weight": torch.ones(3)}, file)
-    with pytest.raises(UserError, match=r"norm.weight \(3,\), which is no LoRA factor"):
+    with pytest.raises(UserError, match=r"norm.weight \(3,\), which is not a LoRA factor"):
         read_adapter(tmp_path)
     file.write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"is not a safetensors file"):
@@ -159,5 +208,5 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path, qwen: Path):
     model = AutoModelForCausalLM.from_pretrained(qwen)
     other = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     get_peft_model(model, other).save_pretrained(tmp_path / "ia3")
-    with pytest.raises(UserError, match=r"holds a .*IA3 adapter, and this works on LoRA only"):
+    with pytest.raises(UserError, match=r"holds an adapter of type IA3, and lowtax handles LoRA only"):
         read_adapter(tmp_path / "ia3")

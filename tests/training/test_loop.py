@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowtax import models
 from lowtax import train as training
+from lowtax.adapterfile import check_base
 from lowtax.chat import Example
 from lowtax.data import Conversation
 from lowtax.encoding import encode_all
@@ -188,9 +189,9 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
     loaded = PeftModel.from_pretrained(base, tmp_path / "checkpoint-20").eval()
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
     assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-3)
-    models.check_adapter(tmp_path / "checkpoint-20", str(tiny_model))
+    check_base(tmp_path / "checkpoint-20", str(tiny_model))
     with pytest.raises(UserError, match="only its own base"):
-        models.check_adapter(tmp_path / "checkpoint-20", "someone/else")
+        check_base(tmp_path / "checkpoint-20", "someone/else")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])  # with and without tied embeddings

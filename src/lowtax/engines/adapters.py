@@ -6,29 +6,22 @@ It refuses some other adapters only once it is running, and serves some without 
 check turns both into an error at once.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lowtax.adapterfile import WEIGHTS, extras, read_config
 from lowtax.errors import UserError
-from lowtax.files import read_json
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
-WEIGHTS = "adapter_model.safetensors"
 
 _MERGE = "merge it with PEFT's merge_and_unload in float32, and give the merged folder as the model"
 _OURS = "merge it with `lowtax merge`, and give the merged folder as the model"
 _CONVERT = "convert it to a plain LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 _RETRAIN = "train a plain LoRA"
 
-# Field of adapter_config.json -> advice for an adapter that sets it.
-REFUSED = {
-    "use_dora": _MERGE,
-    "lora_bias": _MERGE,
-    "modules_to_save": _MERGE,
-    "trainable_token_indices": _MERGE,
-    "kasa_config": _MERGE,
+# Field of adapter_config.json -> advice for an adapter that sets it; the others are merged with PEFT.
+REMEDIES = {
+    "init_lora_weights": _CONVERT,
     "target_parameters": _OURS,
     "layer_replication": _RETRAIN,
     "alora_invocation_tokens": _RETRAIN,
@@ -37,7 +30,6 @@ REFUSED = {
     "use_bdlora": _RETRAIN,
     "use_qalora": _RETRAIN,
 }
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # the others subtract something from the base
 # Endings of the names of an adapter's weights: factors, and copies of the base's embeddings, which vLLM ignores.
 FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
@@ -57,14 +49,12 @@ def check(folder: Path) -> Served:
     Raises:
         UserError: The folder has no PEFT adapter in safetensors, or the adapter is more than s B A.
     """
-    for name in ("adapter_config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a PEFT adapter folder in safetensors: it has no {name}.")
-    config = read_json(folder / "adapter_config.json")
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
-        raise UserError(f"The adapter in {folder} is no LoRA, and vLLM serves nothing else: use the engine 'hf'.")
-    for feature, remedy in _more_than_lora(config):
-        raise UserError(f"vLLM does not serve the adapter in {folder} (it has {feature}): {remedy}.")
+    config = read_config(folder)
+    if not isinstance(config.get("r"), int):
+        raise UserError(f"The adapter in {folder} has no rank r in its configuration: save it again with PEFT.")
+    for name, setting in extras(config, supported=("fan_in_fan_out",)).items():
+        remedy = REMEDIES.get(name, _MERGE)
+        raise UserError(f"vLLM does not serve the adapter in {folder} (it has {setting}): {remedy}.")
     if names := _not_factors(folder / WEIGHTS):
         raise UserError(
             f"vLLM does not serve the adapter in {folder} ({len(names)} of its weights are not LoRA factors of a "
@@ -79,18 +69,6 @@ def check(folder: Path) -> Served:
 def room(rank: int) -> int:
     """Return vLLM's smallest max_lora_rank for `rank`; a larger one costs memory and time in every row."""
     return next(allowed for allowed in RANKS if allowed >= rank)
-
-
-def _more_than_lora(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the features of the adapter beyond s B A, each with a remedy."""
-    if config.get("bias", "none") != "none":
-        yield f"bias: {config['bias']}", _MERGE
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in PLAIN_STARTS:
-        yield f"init_lora_weights: {init}", _CONVERT
-    for name, remedy in REFUSED.items():
-        if config.get(name):
-            yield name, remedy
 
 
 def _not_factors(weights: Path) -> list[str]:

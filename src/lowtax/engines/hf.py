@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftModel
 
 from lowtax import chat, models, plain
+from lowtax.adapterfile import check_adapter
 from lowtax.engines import Completion, Request
 from lowtax.engines.attention import use_grouped
 from lowtax.engines.batch import Batch, Row, failed
@@ -21,6 +22,12 @@ from lowtax.errors import UserError
 from lowtax.packing import kept_memory
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
+# What PEFT keeps apart in a mixed batch, besides s B A; anything else would leak into the other rows, or raise midway.
+MIXABLE = ("lora_bias", "modules_to_save", "trainable_token_indices", "fan_in_fan_out")
+REMEDY = (
+    "DoRA, trained biases, changed bases and other kinds cannot share a batch; merge it into its base with PEFT's "
+    "merge_and_unload in float32, and give the merged folder as the model"
+)
 
 
 class HF:
@@ -104,8 +111,7 @@ class HF:
             return BASE
         folder = Path(path).resolve()
         if folder not in self.adapters:
-            models.check_adapter(folder, self.ref)
-            _check_mixable(folder)
+            check_adapter(folder, self.ref, supported=MIXABLE, remedy=REMEDY)
             self._load_adapter(folder, name := f"adapter{len(self.adapters)}")
             self.adapters[folder] = name
         return self.adapters[folder]
@@ -121,15 +127,3 @@ class HF:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {reason}") from error
         self.loaded.eval().requires_grad_(False)
-
-
-def _check_mixable(folder: Path) -> None:
-    """Refuse an adapter that would leak into the other rows of a mixed batch, or make PEFT raise midway."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} has no adapter_model.safetensors: save the adapter as safetensors.")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig) or config.use_dora or config.bias != "none" or config.target_parameters:
-        raise UserError(
-            f"The adapter in {folder} is not a plain LoRA (DoRA, trained biases and other kinds cannot share a batch); "
-            "merge it into its base with peft's merge_and_unload in float32, and give the merged folder as the model."
-        )

@@ -22,6 +22,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, GenerationConfig
 
 from lowtax import chat, models, plain
+from lowtax.adapterfile import check_base
 from lowtax.engines import Completion, Request, adapters
 from lowtax.engines.vllm_start import Server, require
 from lowtax.errors import UserError
@@ -68,7 +69,7 @@ class VLLM:
         folders = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
         for folder in folders:
             if folder not in self.adapters:
-                models.check_adapter(folder, self.ref)
+                check_base(folder, self.ref)
                 self.adapters[folder] = adapters.check(folder)
         if self.server.ready([adapter.rank for adapter in self.adapters.values()]):
             self.loaded.clear()
