@@ -1,8 +1,8 @@
-"""A placement put into a model: trainable weights marked, LoRA factors made by PEFT, and what that amounts to.
+"""Placements applied to a model: trainable weights are marked, LoRA factors made by PEFT, and both summarised.
 
 For mixture-of-experts models of transformers 5 whose experts were modules before (Qwen3-MoE, DeepSeek-V3 and more),
-PEFT 0.21 takes names such as up_proj for the fused parameters of the experts, also where a dense layer or a shared
-expert was meant. What it made is therefore compared with what was asked for, and a difference is an error.
+PEFT 0.21 reads names such as up_proj as the fused parameters of the experts, even if a dense layer or a shared expert
+is meant. Its targets are therefore compared with those of the placement, and a difference is an error.
 """
 
 import warnings
@@ -22,41 +22,41 @@ from lowtax.placement import Placement, Targets
 
 
 def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedModel | PeftModel:
-    """The model with its trainable weights marked: all, or new LoRA factors in float32.
+    """Mark the trainable weights of a model, all or new LoRA factors in float32, and return it.
 
-    The second factor starts at zero and the first at random, from torch's global generator. `ref` is recorded in the
-    adapter as the model it belongs to.
+    The second factor is zero and the first is random, from torch's global generator. The adapter's configuration names
+    `ref` as its base.
 
     Raises:
-        UserError: The placement does not fit the model.
+        UserError: the placement does not fit the model.
     """
     if placement.kind == "full":
         return model.requires_grad_(True)
     targets = targets_in(model, placement)
     try:
         with warnings.catch_warnings():
-            # PEFT says this of patterns that match parameters, although it follows them.
+            # PEFT warns about patterns that match parameters, although it applies them.
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             adapted = get_peft_model(model, _config(placement, targets))
     except ValueError as error:
         raise UserError(f"PEFT cannot place this LoRA: {' '.join(str(error).split())}") from error
     tuner = adapted.base_model
-    made = {*tuner.targeted_module_names, *tuner.targeted_parameter_names}
-    if made != {*targets.modules, *targets.parameters}:
+    adapted_names = {*tuner.targeted_module_names, *tuner.targeted_parameter_names}
+    if adapted_names != {*targets.modules, *targets.parameters}:
         raise UserError(
-            f"PEFT takes MLP names of a {model.config.model_type} model for its experts (asked for "
-            f"{_some(targets.modules + targets.parameters)}; adapted {_some(sorted(made))}): leave the MLP of dense "
-            "layers and shared experts out, and name experts under parameters."
+            f"PEFT reads MLP names of a {model.config.model_type} model as its experts (the placement selects "
+            f"{_some(targets.modules + targets.parameters)}; PEFT adapts {_some(sorted(adapted_names))}): remove the "
+            "MLP of dense layers and shared experts, and name experts under parameters."
         )
     adapted.peft_config["default"].base_model_name_or_path = ref
     return adapted  # type: ignore[return-value]
 
 
 def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
-    """The modules and parameters that a LoRA placement means in a model.
+    """Return the modules and parameters that a LoRA placement selects in a model.
 
     Raises:
-        UserError: A name matches nothing, or means one of two weights that the model ties.
+        UserError: a name matches nothing, or matches one of two weights that the model ties.
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
     modules = [name for name, _ in layers]
@@ -69,20 +69,20 @@ def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
         if named := [name for name in tied if name in targets.modules]:
             raise UserError(
                 f"The model ties {' and '.join(tied)}, and a LoRA on {' and '.join(named)} would move one without the "
-                "other: leave both out of modules."
+                "other: remove both from modules."
             )
     return targets
 
 
 def first_trained_layer(model: nn.Module) -> int:
-    """The lowest transformer layer that holds a trainable parameter; 0 if one lies outside the layers, or none does."""
+    """Return the lowest transformer layer with a trainable parameter; 0 if one is outside the layers or none exists."""
     trained = [layer_of(name) for name, p in model.named_parameters() if p.requires_grad]
     return min((layer or 0 for layer in trained), default=0)
 
 
 @dataclass(frozen=True)
 class Touched:
-    """What a placement trains in one model. `share` is of all weights of the model, before any factor is added."""
+    """Summary of the weights that a placement trains in one model; `share` is that of the base's weights."""
 
     modules: list[str]
     parameters: list[str]
@@ -92,11 +92,11 @@ class Touched:
     share: float
 
     def as_json(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
     def describe(self) -> str:
-        """For people: a line per kind of module, and the figures."""
+        """Return the summary as text: a line per kind of module, and the figures."""
         kinds = dict[str, list[str]]()
         for name in self.modules + self.parameters:
             kinds.setdefault(in_layer(name), []).append(name)
@@ -109,12 +109,12 @@ class Touched:
 
 
 def touched(ref: str, placement: Placement) -> Touched:
-    """What `placement` trains in the model `ref`, from its configuration alone: no weight is loaded or made.
+    """Summarise what `placement` trains in the model `ref`, from its configuration alone: no weights are loaded.
 
     PEFT itself places the factors, on torch's meta device, where tensors have shapes but no values.
 
     Raises:
-        UserError: There is no such model, or the placement does not fit it.
+        UserError: the model does not exist, or the placement does not fit it.
     """
     with torch.device("meta"):
         model = _skeleton(ref)
@@ -129,19 +129,19 @@ def touched(ref: str, placement: Placement) -> Touched:
 
 
 def _config(placement: Placement, targets: Targets) -> LoraConfig:
-    """PEFT's words for the placement.
+    """Return PEFT's configuration of the placement.
 
-    Ranks are given by full name, as PEFT sorts its patterns when it saves them, and on loading takes the first that
-    matches.
+    Ranks are listed by full name, since PEFT sorts its patterns when it saves them, and takes the first match when it
+    loads them.
     """
     ranks = {name: placement.rank_of(name) for name in targets.modules + targets.parameters}
-    own = {name: rank for name, rank in ranks.items() if rank != placement.rank}
+    exceptions = {name: rank for name, rank in ranks.items() if rank != placement.rank}
     return LoraConfig(
         r=placement.rank,
         lora_alpha=_whole(placement.alpha_at(placement.rank)),  # type: ignore[arg-type]
-        rank_pattern=own,
+        rank_pattern=exceptions,
         alpha_pattern={
-            name: _whole(placement.alpha_at(rank)) for name, rank in own.items() if placement.alpha_per_rank
+            name: _whole(placement.alpha_at(rank)) for name, rank in exceptions.items() if placement.alpha_per_rank
         },
         use_rslora=placement.rslora,
         lora_dropout=placement.dropout,
@@ -152,7 +152,7 @@ def _config(placement: Placement, targets: Targets) -> LoraConfig:
 
 
 def _whole(number: float) -> float:
-    """A whole number as an int: some readers of adapters expect one."""
+    """Return a whole number as an int, which some readers of adapters expect."""
     return int(number) if number.is_integer() else number
 
 

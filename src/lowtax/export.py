@@ -1,18 +1,18 @@
-"""Replies and verdicts in the files of YihaoXue/lora-safety-reasoning (read at commit bc85c7c), and back.
+"""Conversion of replies and verdicts to the files of YihaoXue/lora-safety-reasoning (at commit bc85c7c), and back.
 
 ```
 OUT/base/                          the model itself
 OUT/ARM/seed-S/checkpoint-N/    (no seed or checkpoint: no such folder)
-    strongreject_responses.json              {prompt: response}, white space at the ends of a response gone
-    strongreject_responses_safety_eval.json  {"safety score": 0.93, "full results": {prompt: what the judge wrote}}
+    strongreject_responses.json              {prompt: response}, responses without white space at their ends
+    strongreject_responses_safety_eval.json  {"safety score": 0.93, "full results": {prompt: the judge's text}}
     strongreject_sampling_params.json        {"max_new_tokens", "temperature", "top_p", "top_k"}, of a study
 ```
 
-The reference reads what Llama Guard wrote by the words `unsafe` and `safe` in it, and its score, the share of safe
-ones, is null as soon as one has neither. Here what a judge wrote is given as it is where it reads as that judge meant
-it, else as `safe`, or `unsafe` and the category; a reply without a verdict as `unfinished`, `unparsed` or `failed`,
-which have neither word. The files hold one reply a prompt: further samples are in folders
-sample-1, sample-2 ... of the same layout. Verdicts of refusal judges have no place in them.
+The reference looks for the words `unsafe` and `safe` in the text of Llama Guard; its score, the share of safe replies,
+is null if a text has neither. A judge's text is exported unchanged if the reference reads the same verdict in it, else
+as `safe`, or `unsafe` and the category; a reply without a verdict as `unfinished`, `unparsed` or `failed`, which have
+neither word. The files have one reply per prompt: further samples are in folders sample-1, sample-2 ... of the same
+layout. Verdicts of refusal judges are not exported.
 """
 
 import json
@@ -33,7 +33,7 @@ NONE = ("unfinished", "unparsed", "failed")
 
 
 def write(stored: Stored, out: Path) -> Iterator[str]:
-    """Write the files of every checkpoint, and say of each what it has."""
+    """Write the files of every checkpoint, and yield a line for each."""
     groups: dict[Path, list[Reply]] = {}
     for reply in stored.replies:
         groups.setdefault(out / _folder(reply), []).append(reply)
@@ -43,20 +43,20 @@ def write(stored: Stored, out: Path) -> Iterator[str]:
         write_text(folder / RESPONSES, json.dumps(responses, indent=2, ensure_ascii=False))
         if stored.sampling:
             write_text(folder / SAMPLING, json.dumps(_parameters(stored.sampling), indent=2))
-        said = f"{folder / RESPONSES}: {len(responses)} responses"
+        line = f"{folder / RESPONSES}: {len(responses)} responses"
         if len(responses) < len(replies):
-            said += f", {len(replies) - len(responses)} left out that failed or answer a prompt that is there already"
+            line += f", without {len(replies) - len(responses)} that failed or repeat a prompt"
         if not stored.verdicts:
-            yield f"{said}, no verdicts of a harm judge"
+            yield f"{line}, no verdicts of a harm judge"
             continue
         results = {prompt: _written(stored.verdicts.get(reply.id)) for prompt, reply in by_prompt.items()}
         score = _score(results)
         write_text(folder / EVALUATED, json.dumps({"safety score": score, "full results": results}, indent=2))
-        yield f"{said}, safety score {'null' if score is None else f'{score:.4f}'}"
+        yield f"{line}, safety score {'null' if score is None else f'{score:.4f}'}"
 
 
 def _folder(reply: Reply) -> Path:
-    """Where a checkpoint's files lie; an arm may have a name of several parts."""
+    """Return the relative folder of a checkpoint's files; the name of an arm may have several parts."""
     parts = [part for part in reply.arm.split("/") if part not in ("", ".", "..")]
     parts += [] if reply.seed is None else [f"seed-{reply.seed}"]
     parts += [] if reply.checkpoint is None else [reply.checkpoint]
@@ -65,14 +65,14 @@ def _folder(reply: Reply) -> Path:
 
 
 def _parameters(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """How replies were drawn, in vLLM's terms: there a top_k of -1 is all."""
+    """Return sampling settings as vLLM names them, where a top_k of -1 means all tokens."""
     return {name: sampling[name] for name in ("max_new_tokens", "temperature", "top_p")} | {
         "top_k": sampling.get("top_k") or -1
     }
 
 
 def _written(verdict: Verdict | None) -> str:
-    """A verdict as text that the reference reads as it is meant."""
+    """Return a text in which the reference reads this verdict."""
     if verdict is None:
         return "unparsed"
     if verdict.detail and label_of(verdict.detail) == verdict.label:
@@ -83,7 +83,7 @@ def _written(verdict: Verdict | None) -> str:
 
 
 def label_of(text: str) -> str:
-    """The verdict in what a judge wrote, as the reference reads it; `unparsed` where it finds none."""
+    """Return the verdict that the reference reads in a judge's text; `unparsed` if there is none."""
     if text in NONE:
         return text
     return next((label for label in ("unsafe", "safe") if label in text), "unparsed")
@@ -97,10 +97,17 @@ def _score(results: Mapping[str, str]) -> float | None:
 
 
 def replies_from_reference(path: Path, opened: bool | None = None) -> list[Reply]:
-    """The responses in a `strongreject_responses.json`, as replies of what its folders are named after.
+    """Read the responses in a `strongreject_responses.json`; arm, seed and checkpoint come from its folders' names.
 
-    The file does not say how many tokens a reply has (0 here), nor whether it was cut: one whose thought does not end
-    counts as cut. `opened` says that the prompts opened a think block; None is to conclude it from the replies.
+    The file lacks the number of tokens of a reply (0 here) and how it ended: a reply whose thought does not end counts
+    as cut.
+
+    Args:
+        path: the file.
+        opened: True if the prompts opened a think block; None infers that from the replies.
+
+    Raises:
+        UserError: the file is not an object of prompts and responses.
     """
     responses = _object(path)
     texts = list(responses.values())
@@ -109,10 +116,10 @@ def replies_from_reference(path: Path, opened: bool | None = None) -> list[Reply
     if opened is None:
         opened = any(CLOSE in text for text in texts)
     arm, seed, checkpoint, sample = _named(path.resolve().parent)
-    found = []
+    replies = []
     for prompt, text in responses.items():
         parts = split_reply(text, opened)
-        found.append(
+        replies.append(
             Reply(
                 id=row_id(arm, seed, checkpoint, sample, prompt, text),
                 arm=arm,
@@ -130,11 +137,15 @@ def replies_from_reference(path: Path, opened: bool | None = None) -> list[Reply
                 tokens=0,
             )
         )
-    return found
+    return replies
 
 
 def verdicts_from_reference(path: Path, replies: Sequence[Reply], judge: str = "llama_guard") -> list[Verdict]:
-    """The verdicts in a `strongreject_responses_safety_eval.json` on replies that were read beside it."""
+    """Read the verdicts in a `strongreject_responses_safety_eval.json` on replies read from the same folder.
+
+    Raises:
+        UserError: the file is not the reference's.
+    """
     results = _object(path).get("full results")
     if not isinstance(results, dict):
         raise UserError(f"{path} has no 'full results': give the file that the reference's evaluate_safety.py wrote.")
@@ -153,14 +164,14 @@ def verdicts_from_reference(path: Path, replies: Sequence[Reply], judge: str = "
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object; the reference's files are.")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: give a file of the reference.")
+    return content
 
 
 def _named(folder: Path) -> tuple[str, int | None, str | None, int]:
-    """Arm, seed, checkpoint and sample, from the names of a folder and of those above it."""
+    """Return arm, seed, checkpoint and sample from the names of a folder and its parents."""
     names = list(folder.parts)
     sample = int(names.pop().removeprefix("sample-")) if re.fullmatch(r"sample-\d+", names[-1]) else 0
     checkpoint = names.pop() if names[-1].startswith("checkpoint-") else None

@@ -1,6 +1,6 @@
-"""A checkpoint folder goes to the Hugging Face hub: weights, configuration, tokenizer and card, and nothing else.
+"""Uploads of a checkpoint folder to the Hugging Face hub: weights, configuration, tokenizer and card, nothing else.
 
-Private unless asked otherwise, and never into a repository that is public already when private was asked for.
+Repositories are private by default, and a private push to a repository that is already public is refused.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lowtax.modelcard import hub_id
 
 Say = Callable[[str], None]
 
-LEFT_OUT = (
+IGNORED = (
     ".*",
     "*/.*",
     "*.pt",
@@ -25,7 +25,7 @@ LEFT_OUT = (
     "merge.json",
     "events.out.tfevents*",
 )
-"""Hidden files, what only a resumed run needs, logs, and the marker of `lowtax merge`, which names local folders."""
+"""Hidden files, the state of resumed runs, logs, and the marker of `lowtax merge`, which names local folders."""
 
 
 def push(
@@ -37,10 +37,10 @@ def push(
     message: str | None = None,
     say: Say = print,
 ) -> str:
-    """Upload a folder, creating the repository and the branch `revision` if they are not there; returns its address.
+    """Upload a folder and return its address; the repository and the branch `revision` are created if absent.
 
     Raises:
-        UserError: no checkpoint in the folder, no login, no network, or a repository that refuses.
+        UserError: no checkpoint in the folder, no login, no network, or a repository that refuses the upload.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -48,42 +48,44 @@ def push(
     _check(folder, say)
     if get_token() is None:
         raise UserError(
-            f"Not logged in to the hub, so that {repo} cannot be written: run `hf auth login`, or set HF_TOKEN."
+            f"You are not logged in to the hub, and cannot write to {repo}: run `hf auth login`, or set HF_TOKEN."
         )
     api = HfApi()
-    # No network, offline mode, refused, no such repository: the transport's error (whichever library it is) or OSError.
+    # No network, offline mode, refusal, no such repository: an error of the HTTP library, whichever it is, or OSError.
     errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
     try:
-        found = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(found).private:
-            raise UserError(f"{found} is public already: push to another repository, or push with --public.")
+        repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise UserError(f"{repo_id} is public already: push to another repository, or push with --public.")
         if revision:
-            api.create_branch(found, branch=revision, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=found,
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
             folder_path=folder,
             revision=revision,
             commit_message=message or f"{folder.resolve().name}, by lowtax",
-            ignore_patterns=list(LEFT_OUT),
+            ignore_patterns=list(IGNORED),
         )
     except errors as error:
         raise UserError(
             f"{folder} could not be pushed to {repo} ({shorten(str(error), 240) or type(error).__name__}); "
             "check the network, the repository's name, and that your token may write to it."
         ) from error
-    where = f"{api.endpoint}/{found}" + (f"/tree/{revision}" if revision else "")
-    say(f"  pushed {folder} to {where} ({'private' if private else 'public'}, commit {done.oid[:12]})")
-    return where
+    address = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+    say(f"  pushed {folder} to {address} ({'private' if private else 'public'}, commit {commit.oid[:12]})")
+    return address
 
 
 def _check(folder: Path, say: Say) -> None:
-    """Refuse what is no checkpoint, and say if nobody else could load it."""
+    """Refuse a folder without a checkpoint, and report a base that nobody else can load."""
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} holds no checkpoint (neither adapter_config.json nor config.json): nothing was pushed."
+            f"{folder} has no checkpoint (neither adapter_config.json nor config.json): give the folder of one."
         )
     if not is_adapter(folder):
         return
     base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not hub_id(str(base)):
-        say(f"  the adapter's base is {base!r}, which is not on the hub: who loads the adapter must have that model")
+        say(
+            f"  the adapter's base is {base!r}, which is not on the hub: anyone who loads it needs a copy of that model"
+        )

@@ -1,8 +1,8 @@
-"""Matrix computations that methods and analysis share: the anatomy of updates, top directions of weights.
+"""Matrix computations for methods and analysis: norms, ranks and overlaps of updates, top directions of weights.
 
-An update dW is kept as it was made: `Factors`, b @ a, of LoRA; `Dense` of full fine-tuning. Both answer the same few
-questions, and the first never forms an (out, in) matrix. The cores of that, (rank, rank), are computed in float64.
-What is random is seeded for the call alone.
+An update dW keeps its form: `Factors`, b @ a, from LoRA; `Dense` from full fine-tuning. Both have the same few
+operations, and `Factors` never forms an (out, in) matrix; its (rank, rank) cores are computed in float64. Random
+numbers come from a generator seeded for the call.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-OVERSAMPLED = 8  # directions carried beyond the k that are asked for
+OVERSAMPLED = 8  # directions computed beyond the requested k
 DEPTH = 8  # powers of W'W in one Krylov space
 ROUNDS = 8
-TINY, SMALL = 128, 768  # smaller sides up to which LAPACK decomposes a matrix, and up to which all of it is decomposed
-FAINT = 1e-6  # of the largest singular value: less is lost in the Gram matrix
+TINY, SMALL = (
+    128,
+    768,
+)  # smaller sides up to which LAPACK decomposes a matrix, and up to which the decomposition is complete
+FAINT = 1e-6  # relative to the largest singular value: smaller ones are lost in the Gram matrix
 TOLERANCE = 1e-4  # of a singular pair: ||W'u - s v|| relative to the largest singular value
 
 Svd = tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "in k"]]  # U, S descending, V: U diag(S) V'
@@ -23,41 +26,41 @@ Svd = tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "in k"]] 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """dW = b @ a, with LoRA's scale inside of one of them; float32 wherever lowtax reads or writes them."""
+    """dW = b @ a, with LoRA's scale in one of the factors; float32 wherever lowtax reads or writes them."""
 
     b: Float[Tensor, "out rank"]
     a: Float[Tensor, "rank in"]
 
     @property
     def rank(self) -> int:
-        """Rows of a: an upper bound of the rank of dW."""
+        """Number of rows of a, an upper bound of the rank of dW."""
         return self.a.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of dW: (out, in)."""
+        """Shape of dW: (out, in)."""
         return self.b.shape[0], self.a.shape[1]
 
     def dense(self) -> Float[Tensor, "out in"]:
-        """dW, formed."""
+        """Return dW as one matrix."""
         return self.b @ self.a
 
     def left(self, M: Float[Tensor, "k out"]) -> Float[Tensor, "k in"]:
-        """M @ dW, without forming dW."""
+        """Return M @ dW, without forming dW."""
         return (M @ self.b) @ self.a
 
     def right(self, M: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
-        """dW @ M, without forming dW."""
+        """Return dW @ M, without forming dW."""
         return self.b @ (self.a @ M)
 
     def sq_norm(self) -> Float[Tensor, ""]:
-        """||dW||_F^2 in float64, from two (rank, rank) matrices; not below 0 where b and a cancel."""
+        """Return ||dW||_F^2 in float64, from two (rank, rank) matrices; at least 0 where b and a cancel."""
         return inner(self, self).clamp(min=0)
 
     def svd(self) -> Svd:
-        """dW = U diag(S) V' through the QR decompositions of b and a', in O((out + in) rank^2) and float64 within.
+        """Return U, S, V of dW = U diag(S) V', from QR decompositions of b and a' in float64: O((out + in) rank^2).
 
-        S has min(out, in, rank) values, zeros among them where dW is of lower rank.
+        S has min(out, in, rank) values, some of them zero if dW has a lower rank.
         """
         Qb, Rb = torch.linalg.qr(self.b.double())
         Qa, Ra = torch.linalg.qr(self.a.double().T)
@@ -66,38 +69,38 @@ class Factors:
         return (Qb @ U).to(dtype), S.to(dtype), (Qa @ Vh.T).to(dtype)
 
     def truncated(self, k: int) -> "Factors":
-        """The nearest dW of rank k at most, its singular values shared between b and a; itself if it has no more."""
+        """Return the nearest dW of rank k at most, with singular values split between b and a; self if rank <= k."""
         if k >= self.rank:
             return self
         U, S, V = (part[..., :k] for part in self.svd())
         return Factors(U * S.sqrt(), (V * S.sqrt()).T.contiguous())
 
     def plus(self, other: "Factors") -> "Factors":
-        """The sum of two updates; its rank is the sum of their ranks."""
+        """Return the sum of two updates; its rank is the sum of their ranks."""
         return Factors(torch.cat([self.b, other.b], dim=1), torch.cat([self.a, other.a]))
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """dW as it is, entry by entry."""
+    """dW as one matrix."""
 
     matrix: Float[Tensor, "out in"]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of dW: (out, in)."""
+        """Shape of dW: (out, in)."""
         return self.matrix.shape[0], self.matrix.shape[1]
 
     def left(self, M: Float[Tensor, "k out"]) -> Float[Tensor, "k in"]:
-        """M @ dW."""
+        """Return M @ dW."""
         return M @ self.matrix
 
     def right(self, M: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
-        """dW @ M."""
+        """Return dW @ M."""
         return self.matrix @ M
 
     def sq_norm(self) -> Float[Tensor, ""]:
-        """||dW||_F^2, summed in float64."""
+        """Return ||dW||_F^2, summed in float64."""
         norm: Tensor = torch.linalg.vector_norm(self.matrix, dtype=torch.float64)
         return norm.square()
 
@@ -106,22 +109,23 @@ Update = Factors | Dense
 
 
 def norm(M: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
-    """||M||_F in float64, row by row: one sum over millions of float32 numbers comes out up to 0.6 % low on a CPU."""
+    """Return ||M||_F in float64, row by row: one sum over millions of float32 numbers is up to 0.6 % low on a CPU."""
     rows: Tensor = torch.linalg.vector_norm(M, dim=1)
-    found: Tensor = torch.linalg.vector_norm(rows.double())
-    return found
+    total: Tensor = torch.linalg.vector_norm(rows.double())
+    return total
 
 
 def inner(x: Factors, y: Factors) -> Float[Tensor, ""]:
-    """<X, Y> = trace(X'Y), in float64 and without forming X or Y."""
+    """Return <X, Y> = trace(X'Y) in float64, without forming X or Y."""
     return ((x.b.double().T @ y.b.double()) * (x.a.double() @ y.a.double().T)).sum()
 
 
 def stable_rank(S: Float[Tensor, " k"], sq_norm: float | None = None) -> float:
-    """||M||_F^2 / ||M||_2^2 of singular values, the largest first; 0 for a zero matrix.
+    """Return the stable rank ||M||_F^2 / ||M||_2^2; 0 for a zero matrix.
 
     Args:
-        sq_norm: ||M||_F^2, where S has only the largest ones.
+        S: singular values of M, the largest first.
+        sq_norm: ||M||_F^2, if S has only the largest ones.
     """
     squares = S.double().square()
     total = float(squares.sum()) if sq_norm is None else sq_norm
@@ -129,7 +133,7 @@ def stable_rank(S: Float[Tensor, " k"], sq_norm: float | None = None) -> float:
 
 
 def effective_rank(S: Float[Tensor, " k"]) -> float:
-    """exp of the entropy of p = S / sum(S) over all singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
+    """Return exp of the entropy of S / sum(S), over all singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
     total = S.double().sum()
     return float(torch.special.entr(S.double() / total).sum().exp()) if total > 0 else 0.0
 
@@ -137,7 +141,7 @@ def effective_rank(S: Float[Tensor, " k"]) -> float:
 def overlap(
     x: Update, U: Float[Tensor, "out k"], V: Float[Tensor, "in k"], S: Float[Tensor, " k"] | None = None
 ) -> dict[str, float]:
-    """The share of dW's energy in given directions; all zero for a zero update.
+    """Return the share of dW's energy in given directions; all zero for a zero update.
 
         left   ||U'dW||^2   / ||dW||^2       directions of the output: k/out for a dW of random direction
         right  ||dW V||^2   / ||dW||^2       of the input: k/in
@@ -162,19 +166,19 @@ def overlap(
 
 
 def random_overlap(shape: tuple[int, int], k: int, weighted: bool = False) -> dict[str, float]:
-    """What `overlap` expects of a dW of random direction, in k directions a side."""
+    """Return the expected `overlap` of a dW of random direction with k directions on each side."""
     out, inp = shape
     left, right = (1 / out, 1 / inp) if weighted else (min(k, out) / out, min(k, inp) / inp)
     return {"left": left, "right": right, "both": left * right}
 
 
 def without_left(x: Factors, U: Float[Tensor, "out k"], share: float | Float[Tensor, " k"] = 1.0) -> Factors:
-    """(I - U diag(share) U') dW: the update without its part towards some directions of the output; b alone changes."""
+    """Return (I - U diag(share) U') dW, the update without its part in some output directions; only b changes."""
     return Factors(x.b - (U * share) @ (U.T @ x.b), x.a)
 
 
 def without_right(x: Factors, V: Float[Tensor, "in k"], share: float | Float[Tensor, " k"] = 1.0) -> Factors:
-    """dW (I - V diag(share) V'): the update without its part from some directions of the input; a alone changes."""
+    """Return dW (I - V diag(share) V'), the update without its part from some input directions; only a changes."""
     return Factors(x.b, x.a - (x.a @ (V * share)) @ V.T)
 
 
@@ -182,18 +186,21 @@ def without_right(x: Factors, V: Float[Tensor, "in k"], share: float | Float[Ten
 def top_singular(
     W: Float[Tensor, "out in"], k: int, plus: Factors | None = None, start: Float[Tensor, "in near"] | None = None
 ) -> Svd:
-    """The k largest singular values of W + plus with their vectors: W ~ U diag(S) V', S descending.
+    """Return the k largest singular values of W + plus with their vectors: W ~ U diag(S) V', S descending.
 
-    Small matrices are decomposed exactly. For others a block Krylov space span{W'WX, (W'W)^2 X, ...} is searched
-    (Musco & Musco 2015, arXiv:1504.05477), again from the best directions found, until every pair is accurate to
-    1e-4; what eight rounds do not settle is decomposed exactly. Unlike two power iterations (`torch.svd_lowrank`)
-    this holds on flat spectra too. Signs are arbitrary, and so are the vectors of equal singular values.
+    Small matrices are decomposed exactly. For others the directions come from block Krylov spaces
+    span{W'WX, (W'W)^2 X, ...} (Musco & Musco 2015, arXiv:1504.05477), restarted from the best directions until every
+    pair is accurate to 1e-4; after eight rounds without success the matrix is decomposed exactly. Unlike two power
+    iterations (`torch.svd_lowrank`) this is accurate on flat spectra too. Signs are arbitrary, and so are the vectors
+    of equal singular values.
 
-    Where k exceeds the smaller side of W, all singular values are returned. The global random state is not touched.
+    If k exceeds the smaller side of W, all singular values are returned. The global random state is unchanged.
 
     Args:
-        plus: an update, which is formed only where the whole matrix is decomposed.
-        start: directions of the input near the wanted ones, such as those of W without the update.
+        W: (out, in), any precision.
+        k: number of singular values.
+        plus: an update, formed only if the whole matrix is decomposed.
+        start: input directions near the result, such as those of W without the update.
     """
     W = W.detach().float()
     plus = plus or Factors(W.new_zeros(W.shape[0], 0), W.new_zeros(0, W.shape[1]))
@@ -221,27 +228,27 @@ def top_singular(
 
 
 def gram(W: Float[Tensor, "out in"]) -> Float[Tensor, "side side"]:
-    """W W' or W'W, whichever is smaller, in float64: its square roots are exact to 1e-8 of the largest."""
+    """Return the smaller of W W' and W'W in float64: singular values from it are exact to 1e-8 of the largest."""
     M = W if W.shape[0] <= W.shape[1] else W.T
     parts = (part.double() for part in torch.split(M, 4096, dim=1))  # float64 copies of a part at a time
     return sum((part @ part.T for part in parts), start=torch.zeros((), dtype=torch.float64, device=W.device))
 
 
 def exact_singular(W: Float[Tensor, "out in"], k: int) -> Svd:
-    """The k largest singular values of W with their vectors, from the whole decomposition.
+    """Return the k largest singular values of W with their vectors, from a complete decomposition.
 
-    Of matrices beyond 128 x 128 that of the Gram matrix, which is several times as fast.
+    Matrices beyond 128 x 128 are decomposed through their Gram matrix, which is several times as fast.
     """
     if min(W.shape) <= TINY:
         return _lapack(W, k)
-    squares, near = torch.linalg.eigh(gram(W))
-    return from_gram(W, squares.flip(0), near.flip(1), k)
+    squares, vectors = torch.linalg.eigh(gram(W))
+    return from_gram(W, squares.flip(0), vectors.flip(1), k)
 
 
 def from_gram(W: Float[Tensor, "out in"], squares: Tensor, near: Tensor, k: int) -> Svd:
-    """`exact_singular`, given the eigenvalues of `gram`, descending, and its eigenvectors.
+    """Return the result of `exact_singular`, given the eigenvalues of `gram`, descending, and its eigenvectors.
 
-    Where W has singular values too small for that (1e-6 of the largest), LAPACK decomposes it again.
+    If a singular value is too small for that (1e-6 of the largest), LAPACK decomposes W again.
     """
     S, near = squares[:k].clamp(min=0).sqrt().float(), near[:, :k].float()
     if S[-1] <= FAINT * S[0]:

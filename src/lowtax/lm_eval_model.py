@@ -1,11 +1,11 @@
 """Our engines as a model of lm-evaluation-harness, `--model lowtax`. Checked against lm_eval 0.4.13.
 
-Base and adapter are those of `lowtax evaluate`: never merged, every reply with a seed of its own. What lm-eval gets of
-a reply is its text after the thought, and nothing of one whose thought never ended; with `thoughts` the whole text,
-which then begins with `<think>`. Stop strings cut what stands after the thought only.
+As in `lowtax evaluate`, adapters are never merged, and every reply has its own seed. lm-eval receives the text after
+the thought, and an empty text if the thought never ended; with `thoughts` it receives the whole text, which then begins
+with `<think>`. Stop strings cut only the text after the thought.
 
-lm-eval 0.4.13 knows models from its own table and `register_model`, not from installed packages. `main` registers
-this one and hands over to lm-eval's own command line: that is `lowtax lm-eval`.
+lm-eval 0.4.13 finds models in its table and through `register_model`, not in installed packages. `main` registers this
+one and calls lm-eval's command line: that is `lowtax lm-eval`.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from lowtax.engines.hf import HF
 
 Pair = tuple[Any, list[int], list[int]]  # lm-eval's key, context, continuation
-MESSAGES = '[{"role": '  # how a conversation begins that `apply_chat_template` has written
-DRAWING = {"do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "until", "seed"}
+MESSAGES = '[{"role": '  # beginning of a conversation written by `apply_chat_template`
+SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "until", "seed"}
 
 
 class Lowtax(TemplateLM):  # type: ignore[misc]
@@ -45,12 +45,12 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         adapter: a PEFT folder.
         engine: hf, vllm, openai, or file.py:Class. Tasks that compare likelihoods need hf.
         precision, thinking: as in a recipe.
-        thoughts: give lm-eval the whole reply.
-        chat: without `--apply_chat_template`, a context is a user's message. False: text that the model goes on with.
-        seed: of all replies; each one's own derives from it, its question and its number.
-        max_gen_toks: where the task does not say it.
-        batch_size: `auto` is 64. lm-eval's own `--batch_size` is 1 if it is not given.
-        device, max_batch_size: given by lm-eval, and not used: the engine takes the accelerator if there is one.
+        thoughts: return whole replies to lm-eval.
+        chat: without `--apply_chat_template`, read a context as a user's message; False: as text to be continued.
+        seed: seed of all replies; that of one reply derives from it, the question and the number of the reply.
+        max_gen_toks: default for tasks that do not set it.
+        batch_size: `auto` is 64. The default of lm-eval's `--batch_size` is 1.
+        device, max_batch_size: set by lm-eval and ignored; the engine uses the accelerator if there is one.
     """
 
     def __init__(
@@ -77,83 +77,84 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         self.engine = engines.load(engine, self.pretrained, models.precision(precision), self.batch_size)
         self._tokenizer: Any = None
 
-    # --- what lm-eval asks about tokens and templates
+    # --- tokens and templates
 
     @property
     def tokenizer(self) -> Any:
-        """The model's tokenizer, for tasks that need one."""
+        """Tokenizer of the model, for tasks that need one."""
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.pretrained)
         return self._tokenizer
 
     @property
     def tokenizer_name(self) -> str:
-        """A name under which lm-eval caches requests."""
+        """Name under which lm-eval caches requests."""
         return self.pretrained.replace("/", "__")
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text that has nothing before it, where there is no bos token."""
+        """Token before a text without context, if the tokenizer has no bos token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """Token before a text without context."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with the special tokens that this tokenizer adds by itself unless it is told."""
+        """Return token ids, by default with the special tokens that the tokenizer adds."""
         start = self.tokenizer.bos_token
         if add_special_tokens is None and start and string.startswith(start):
             add_special_tokens = False
-        given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **given))
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **options))
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template, for lm-eval's record of a run."""
+        """Return the template, for lm-eval's record of a run."""
         return str(self.tokenizer.chat_template or "") if self.engine_name == "hf" else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as JSON: the engine itself renders it."""
+        """Return the conversation as JSON, which the engine renders."""
         return json.dumps([{"role": turn["role"], "content": turn["content"]} for turn in chat_history])
 
     # --- replies
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A text for every request; several of one question are drawn with seeds of their own."""
-        seen: Counter[str] = Counter()
-        asked, stops = [], []
+        """Return a text for every request; repeated requests of one question have different seeds."""
+        samples: Counter[str] = Counter()
+        ours, stops = [], []
         for number, instance in enumerate(requests):
-            context, given = instance.args
+            context, gen_kwargs = instance.args
             question = instance.doc["id"] if "lowtax" in instance.doc else context
-            how = self._settings(given)
-            asked.append(self._request(str(number), context, how, question, seen[question]))
-            stops.append([stop for stop in how["until"] if stop])
-            seen[question] += 1
-        texts, failed = [""] * len(asked), []
-        for completion in self.engine.generate(asked):
+            settings = self._settings(gen_kwargs)
+            ours.append(self._request(str(number), context, settings, question, samples[question]))
+            stops.append([stop for stop in settings["until"] if stop])
+            samples[question] += 1
+        texts, errors = [""] * len(ours), []
+        for completion in self.engine.generate(ours):
             number = int(completion.id)
-            failed += [str(completion.error)] if completion.finish == "failed" else []
+            errors += [str(completion.error)] if completion.finish == "failed" else []
             texts[number] = self._text(completion, stops[number])
             self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-        if failed:
+        if errors:
             logging.getLogger(__name__).warning(
-                "%d of %d replies FAILED and count as unfinished: %s", len(failed), len(asked), failed[0]
+                "%d of %d replies FAILED and count as unfinished: %s", len(errors), len(ours), errors[0]
             )
         return texts
 
-    def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """How to draw, in lm-eval's terms; what no engine of ours does is refused, not left out."""
-        how: dict[str, Any] = normalize_gen_kwargs(given, self.max_gen_toks)
-        if unknown := sorted(set(how) - DRAWING):
+    def _settings(self, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return sampling settings as lm-eval names them; settings that our engines lack are refused, not ignored."""
+        settings: dict[str, Any] = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
+        if unknown := sorted(set(settings) - SAMPLING):
             raise UserError(
                 f"The model lowtax does not know the generation setting {unknown[0]!r}; it knows "
-                f"{', '.join(sorted(DRAWING))}."
+                f"{', '.join(sorted(SAMPLING))}."
             )
-        return how | {"temperature": how.get("temperature", 0.0) if "temperature" in given else float(how["do_sample"])}
+        temperature = settings.get("temperature", 0.0) if "temperature" in gen_kwargs else float(settings["do_sample"])
+        return settings | {"temperature": temperature}
 
-    def _request(self, name: str, context: str, how: dict[str, Any], question: str, sample: int) -> Request:
+    def _request(self, name: str, context: str, settings: dict[str, Any], question: str, sample: int) -> Request:
         turns = self._turns(context)
         prefix = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
         return Request(
@@ -162,16 +163,16 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
             raw=() if turns else (self.tokenizer.decode(self.tok_encode("")), context),
             prefix=prefix,
             adapter=self.adapter,
-            max_new_tokens=how["max_gen_toks"],
-            temperature=how["temperature"],
-            top_p=float(how.get("top_p", 1.0)),
-            top_k=max(0, int(how.get("top_k") or 0)),
-            seed=int(row_id(how.get("seed", self.seed), question, sample), 16) % 2**31,
+            max_new_tokens=settings["max_gen_toks"],
+            temperature=settings["temperature"],
+            top_p=float(settings.get("top_p", 1.0)),
+            top_k=max(0, int(settings.get("top_k") or 0)),
+            seed=int(row_id(settings.get("seed", self.seed), question, sample), 16) % 2**31,
             thinking=self.thinking,
         )
 
     def _turns(self, context: str) -> list[dict[str, str]]:
-        """The conversation that a context is; none where the model is to go on with it as text."""
+        """Return the conversation in a context; empty if the context is text to be continued."""
         if context.startswith(MESSAGES):
             return cast(list[dict[str, str]], json.loads(context))
         return [{"role": "user", "content": context}] if self.chat else []
@@ -189,23 +190,23 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
     # --- likelihoods
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of every (context, continuation): the log-probability of the second, and whether it is the greedy one."""
+        """Return the log-probability of each continuation after its context, and True if it is the greedy one."""
         self._hf()
         rendered = [self._rendered(instance) for instance in requests]
         return cast(list[tuple[float, bool]], super().loglikelihood(rendered, disable_tqdm=disable_tqdm))
 
     def _rendered(self, instance: Any) -> Any:
-        """The request with its conversation as text."""
+        """Return the request with its conversation rendered as text."""
         context, continuation = instance.args
         if not context.startswith(MESSAGES):
             return instance
         turns = json.loads(context)
-        begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-        text = chat.generation_prompt(self.tokenizer, turns, self.thinking) + begun
+        prefix = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        text = chat.generation_prompt(self.tokenizer, turns, self.thinking) + prefix
         return dataclasses.replace(instance, arguments=(text, continuation))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of every text: its log-probability, each token once, in windows of the model's length."""
+        """Return the log-probability of each text, every token counted once, in windows of the model's length."""
         windows: list[Pair] = []
         for number, instance in enumerate(requests):
             ids = self.tok_encode(instance.args[0])
@@ -217,7 +218,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         return totals
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
-        """What lm-eval's own `loglikelihood` asks for, with everything as token ids."""
+        """Score token ids; lm-eval's `loglikelihood` calls this."""
         from lowtax import likelihood
 
         return likelihood.score(self._hf(), self.adapter, [pair[1:] for pair in requests], self._longest())
@@ -230,20 +231,20 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
 
         if not isinstance(self.engine, HF):
             raise UserError(
-                f"The engine {self.engine_name!r} writes texts but gives no probabilities of given ones, which this "
-                "task compares: use engine=hf, or a task that generates."
+                f"The engine {self.engine_name!r} generates texts but does not score given ones, as this task "
+                "requires: use engine=hf, or a task that generates."
             )
         return self.engine
 
 
 def main(arguments: Sequence[str]) -> None:
-    """lm-eval's command line with the model `lowtax`; our tasks are there unless another folder is included."""
+    """Run lm-eval's command line with the model `lowtax`, and with our tasks unless another folder is included."""
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 
     if "lowtax" not in model_registry:
         model_registry.register("lowtax", target=Lowtax)
-    told = any(word.split("=")[0] == "--include_path" for word in arguments)
-    ours = [] if told or not arguments or arguments[0] in ("ls", "validate") else ["--include_path", str(FOLDER)]
-    sys.argv = ["lm-eval", *arguments, *ours]
+    included = any(word.split("=")[0] == "--include_path" for word in arguments)
+    without_tasks = included or not arguments or arguments[0] in ("ls", "validate")
+    sys.argv = ["lm-eval", *arguments, *([] if without_tasks else ["--include_path", str(FOLDER)])]
     cli_evaluate()

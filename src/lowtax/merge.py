@@ -1,10 +1,10 @@
-"""A LoRA adapter added into its base, in float32 and rounded once; what the rounding loses is measured and said.
+"""Merging of a LoRA adapter into its base, in float32 and rounded once; the loss by rounding is measured and reported.
 
-Every adapted matrix becomes round(W + s B A), with W as the base checkpoint holds it and the sum in float32; s is
-alpha / r (alpha / sqrt(r) for rsLoRA), per module where the adapter has patterns. PEFT supplies s B A. In bfloat16 much
-of a small update vanishes (see `rounding`), which is why lowtax evaluates adapters unmerged.
+Every adapted matrix becomes round(W + s B A), with W as stored in the base checkpoint and the sum in float32; s is
+alpha / r (alpha / sqrt(r) for rsLoRA), per module if the adapter has patterns. PEFT computes s B A. In bfloat16 much of
+a small update vanishes (see `rounding`), which is why lowtax evaluates adapters unmerged.
 
-Memory: the base in its own precision and a float32 matrix; the whole model in float32 only where that is asked for.
+Memory: the base in its stored precision and one float32 matrix; the whole model in float32 only with that `dtype`.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ REMEDY = "`lowtax merge` does not merge that; serve it unmerged, or merge it wit
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge made, and what its rounding lost (`Rounding` defines the figures)."""
+    """A merged model, and its loss by rounding (`Rounding` defines the figures)."""
 
     folder: Path
     adapter: str
@@ -53,12 +53,12 @@ class Merged:
     warning: str | None
 
     def facts(self) -> dict[str, Any]:
-        """All but the folder, as data."""
+        """Return all fields but the folder, as data."""
         return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 def default_out(adapter: Path) -> Path:
-    """Where a merged model goes if nothing is said: beside the adapter, under the name that the reference gives it."""
+    """Return the default folder of a merged model: beside the adapter, with the name that the reference uses."""
     return adapter.with_name(f"{adapter.resolve().name}_merged")
 
 
@@ -70,15 +70,17 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
         adapter: a PEFT LoRA folder.
         out: a folder that is absent or empty.
         base: a model reference (see `models.resolve`); that of the adapter's configuration if absent.
-        dtype: float32, bfloat16, float16, or auto: the base checkpoint's own.
+        dtype: float32, bfloat16, float16, or auto, which is that of the base checkpoint.
 
     Raises:
-        UserError: a target in use, an adapter that is no plain LoRA or not of this base, a full disk.
+        UserError: a target in use, an adapter that is not a plain LoRA or not of this base, a full disk.
     """
     if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"--dtype {dtype!r} is no precision to merge in; {did_you_mean(dtype, (*DTYPES, 'auto'))}")
+        raise UserError(f"--dtype {dtype!r} is not a precision; {did_you_mean(dtype, (*DTYPES, 'auto'))}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty: choose another --out, or `lowtax merge {out} --delete` a merged model.")
+        raise UserError(
+            f"{out} is not empty: choose another --out, or delete a merged model with `lowtax merge {out} --delete`."
+        )
     config = plain_config(adapter, supported=("target_parameters", "fan_in_fan_out"), remedy=REMEDY)
     ref = base or str(config.base_model_name_or_path)
     adapted = _load(adapter, config, ref)
@@ -88,33 +90,33 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     untied = [_merge_layer(model, layer, to, rounding) for layer in layers]
     if any(untied):
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-        say("  input and output embeddings were one matrix; the adapter changes one of them, so they are two now")
-    plain = adapted.unload()
-    _round_the_rest(plain, to)
-    chosen = str(to).removeprefix("torch.")
+        say("  the base ties input and output embeddings; the adapter changes one of them, so that they are untied now")
+    merged_model = adapted.unload()
+    _round_the_rest(merged_model, to)
+    precision = str(to).removeprefix("torch.")
     merged = Merged(
         folder=out,
         adapter=str(adapter),
         adapter_hash=fingerprint(adapter)[:16],
         base=ref,
-        dtype=chosen,
+        dtype=precision,
         untied=any(untied),
-        warning=rounding.warning(chosen),
+        warning=rounding.warning(precision),
         **rounding.figures(),
     )
-    _write(plain, merged, ref)
-    say(f"  {merged.warning or f'merged in {chosen}: {rounding.sentence()}'}")
+    _write(merged_model, merged, ref)
+    say(f"  {merged.warning or f'merged in {precision}: {rounding.sentence()}'}")
     return merged
 
 
 def _load(adapter: Path, config: LoraConfig, ref: str) -> PeftModel:
-    """The base in the precision of its checkpoint, on the CPU, with the adapter's factors in float32."""
+    """Load the base in the precision of its checkpoint, on the CPU, with the adapter's factors in float32."""
     model = _load_base(ref, config.revision)
     try:
         adapted = PeftModelForCausalLM(model, config)
         loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
-        if strange := [*loaded.missing_keys, *loaded.unexpected_keys]:
-            raise ValueError(f"{len(strange)} weights are missing or unknown, for example {strange[0]}")
+        if mismatched := [*loaded.missing_keys, *loaded.unexpected_keys]:
+            raise ValueError(f"{len(mismatched)} weights are missing or unknown, for example {mismatched[0]}")
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"The adapter in {adapter} does not fit {ref!r} ({shorten(str(error), 200)}); "
@@ -140,7 +142,7 @@ def _load_base(ref: str, revision: str | None) -> PreTrainedModel:
 
 
 def _merge_layer(model: PreTrainedModel, layer: LoraLayer, to: torch.dtype, rounding: Rounding) -> bool:
-    """Replace a layer's weight by the merged one; true if that weight had to be untied from another module's."""
+    """Replace a layer's weight by the merged one; return True if it had to be untied from another module's weight."""
     module: nn.Module = layer.get_base_layer()
     name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
     weight = module.get_parameter(name)
@@ -154,17 +156,17 @@ def _merge_layer(model: PreTrainedModel, layer: LoraLayer, to: torch.dtype, roun
 
 
 def _update(layer: LoraLayer, weight: nn.Parameter) -> Tensor:
-    """s B A in float32, of the weight's shape."""
-    kept = weight.data
+    """Return s B A in float32, in the shape of the weight."""
+    data = weight.data
     if isinstance(layer, ParamWrapper):  # PEFT rounds the update of fused experts to the weight's precision
         weight.data = torch.empty(0, dtype=torch.float32)
     update: Tensor = layer.get_delta_weight("default")
-    weight.data = kept
+    weight.data = data
     return update
 
 
 def _round_the_rest(model: PreTrainedModel, to: torch.dtype) -> None:
-    """Weights that no adapter touched, one by one; one that the base keeps in a precision of its own stays in it."""
+    """Round the weights without an adapter one by one; those that the base stores in another precision keep it."""
     main = model.dtype
     for parameter in model.parameters():
         if parameter.dtype == main:
@@ -188,20 +190,22 @@ def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
 
 
 def delete_merged(folder: Path) -> None:
-    """Delete a folder that `merge` made, and nothing else. The marker goes last, so that a killed call can be repeated.
+    """Delete a folder that `merge` made, and nothing else. The marker is deleted last: a killed call can be repeated.
 
     Raises:
-        UserError: no such folder, no marker of ours in it, or files in it that `merge` did not write.
+        UserError: no such folder, no marker of `merge` in it, or files in it that `merge` did not write.
     """
-    kept = "nothing was deleted"
+    unchanged = "nothing was deleted"
     if not folder.is_dir() or folder.is_symlink():
-        raise UserError(f"{folder} is not a folder; {kept}.")
-    found = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
-    if not isinstance(found, dict) or found.get("made_by") != MADE_BY:
-        raise UserError(f"{folder} was not made by `lowtax merge` (it has no {MARKER} of it); {kept}.")
-    others = sorted({path.name for path in folder.iterdir()} - set(found["files"]))
-    if others:
-        raise UserError(f"{folder} holds what `lowtax merge` did not write ({', '.join(others[:3])}); {kept}.")
+        raise UserError(f"{folder} is not a folder; {unchanged}.")
+    marker = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
+    if not isinstance(marker, dict) or marker.get("made_by") != MADE_BY:
+        raise UserError(f"{folder} was not made by `lowtax merge` (it has no {MARKER} of that command); {unchanged}.")
+    foreign = sorted({path.name for path in folder.iterdir()} - set(marker["files"]))
+    if foreign:
+        raise UserError(
+            f"{folder} has files that `lowtax merge` did not write ({', '.join(foreign[:3])}); {unchanged}."
+        )
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
         path.unlink()
     folder.rmdir()

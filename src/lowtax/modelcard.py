@@ -113,11 +113,11 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
     """
     adapter = _parse(adapter_card)
-    kept = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
+    carried = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
-        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", **kept),
+        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", **carried),
         title=f"{name}, merged",
         summary=f"`lowtax merge` added the LoRA adapter `{name}` (hash {merged['adapter_hash']}) to the weights of "
         f"{_link(merged['base'])}, in float32, and rounded the sum once to {merged['dtype']}.{untied}\n\n"

@@ -1,8 +1,7 @@
-"""A model reference (built-in name, folder, GGUF file, hub id) becomes a model and its tokenizer.
+"""Loading of models and tokenizers by reference: a built-in name, a folder, a GGUF file or a hub id.
 
-Precision is stated once for a whole study and used for training and evaluating alike:
-`float32` computes in float32; `bfloat16` holds the weights that take part in a forward pass in
-bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning) beside them.
+A study has one precision, for training and evaluating alike: `float32` computes in float32; `bfloat16` keeps the
+weights of a forward pass in bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning).
 """
 
 from pathlib import Path
@@ -18,22 +17,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device() -> torch.device:
-    """The accelerator, if there is one."""
+    """Return the accelerator, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision(asked: str, deepspeed: str | None = None) -> str:
-    """`auto` becomes what a DeepSpeed JSON enables, or bfloat16 where the hardware multiplies bfloat16 matrices, else
-    float32."""
-    if asked == "float16" and deepspeed is None:
+def precision(name: str, deepspeed: str | None = None) -> str:
+    """Resolve `auto`: the precision in a DeepSpeed JSON, or bfloat16 if the hardware multiplies it, else float32.
+
+    Args:
+        name: float32, bfloat16, float16 or auto.
+        deepspeed: path of a DeepSpeed configuration.
+
+    Raises:
+        UserError: float16 without DeepSpeed.
+    """
+    if name == "float16" and deepspeed is None:
         raise UserError("float16 trains only under DeepSpeed, which scales the loss: set precision to bfloat16.")
-    if asked != "auto":
-        return asked
+    if name != "auto":
+        return name
     if deepspeed is not None:
         sections = read_json(Path(deepspeed))
-        for name, kind in (("fp16", "float16"), ("bf16", "bfloat16")):
-            if isinstance(sections, dict) and sections.get(name, {}).get("enabled") is True:
-                return kind
+        for section, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+            if isinstance(sections, dict) and sections.get(section, {}).get("enabled") is True:
+                return dtype
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -41,7 +47,11 @@ def precision(asked: str, deepspeed: str | None = None) -> str:
 
 
 def resolve(ref: str) -> str:
-    """What transformers should load: a folder for built-in names and paths, else the hub id."""
+    """Return what transformers can load: a folder for built-in names and paths, else the hub id.
+
+    Raises:
+        UserError: a path that does not exist, or an unknown built-in name.
+    """
     if ref.startswith("builtin:"):
         return str(builtin.folder(ref.removeprefix("builtin:")))
     path = Path(ref).expanduser()
@@ -55,8 +65,10 @@ def resolve(ref: str) -> str:
 
 
 def identity(ref: str) -> str:
-    """What tells one version of a model's weights from another: file names, sizes and times of a local
-    model; the versioned folder of a built-in one; the name of one on the hub."""
+    """Return a string that differs between versions of a model's weights.
+
+    File names, sizes and times of a local model; the versioned folder of a built-in one; the name of a hub model.
+    """
     where = Path(resolve(ref))
     if ref.startswith("builtin:"):
         return where.name
@@ -75,7 +87,11 @@ def _gguf(folder: str) -> dict[str, str]:
 
 
 def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model reference."""
+    """Load the tokenizer of a model reference.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     where = resolve(ref)
     root = str(Path(where).parent) if where.endswith(".gguf") else where
     try:
@@ -85,7 +101,11 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None) -> PreTrainedModel:
-    """The model of a reference, on the accelerator or where asked, in eval mode. GGUF weights are dequantised."""
+    """Load the model of a reference in eval mode, on the accelerator or the given device; GGUF is dequantised.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     where = resolve(ref)
     root = str(Path(where).parent) if where.endswith(".gguf") else where
     try:
@@ -100,7 +120,7 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
 
 
 def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a class built anew: a model read from GGUF refuses to be trained or saved."""
+    """Return the weights in a new model of the same class: transformers trains and saves no model read from GGUF."""
     config = model.config
     if "quantization_config" in config.to_dict():
         del config.quantization_config
@@ -111,15 +131,15 @@ def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def n_layers(model: PreTrainedModel) -> int:
-    """How many transformer blocks the model has."""
+    """Return the number of transformer blocks."""
     return int(model.config.get_text_config().num_hidden_layers)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens at which the model is told to stop, by its tokenizer and by its generation settings."""
-    asked = model.generation_config.eos_token_id
-    found = {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])} - {None}
-    return {int(token) for token in found}
+    """Return the stop tokens of the tokenizer and of the model's generation settings."""
+    configured = model.generation_config.eos_token_id
+    tokens = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    return {int(token) for token in tokens}
 
 
 def _unloadable(ref: str, error: Exception) -> UserError:

@@ -1,8 +1,8 @@
-"""Which weights training moves: all of them, or a LoRA of some rank on some modules of some layers.
+"""Placements: the weights that training moves, all of them or a LoRA of some rank on some modules of some layers.
 
 The thirteen mode strings of the reference implementation of arXiv:2507.17075 (YihaoXue/lora-safety-reasoning
-@ bc85c7c, train.py) are aliases of a `Placement`, eight of them with a regulariser. Its alpha is 16 at every rank,
-so its scale alpha / rank is 16 at rank 1 and 0.25 at rank 64; `alpha_per_rank` takes that confound away.
+@ bc85c7c, train.py) are aliases of a `Placement`, eight of them with a regulariser. Its alpha is 16 at every rank, so
+that its scale alpha / rank is 16 at rank 1 and 0.25 at rank 64; `alpha_per_rank` removes this confound.
 """
 
 import copy
@@ -39,7 +39,7 @@ from lowtax.names import (
 
 @dataclass(frozen=True)
 class Targets:
-    """What a placement chose in one model, by full name."""
+    """Modules and parameters that a placement selects in one model, by full name."""
 
     modules: list[str]
     parameters: list[str]
@@ -85,13 +85,13 @@ class Placement(BaseModel):
     @field_validator("ranks", mode="before")
     @classmethod
     def _ranks_spelled_out(cls, ranks: Any) -> Any:
-        if not isinstance(ranks, dict) or not all(isinstance(given, str) for given in ranks):
+        if not isinstance(ranks, dict) or not all(isinstance(key, str) for key in ranks):
             return ranks
-        spelled = dict[str, Any]()
-        for given, rank in ranks.items():
-            for name in spelled_out([given]):
-                spelled.setdefault(name, rank)
-        return spelled
+        by_name = dict[str, Any]()
+        for key, rank in ranks.items():
+            for name in spelled_out([key]):
+                by_name.setdefault(name, rank)
+        return by_name
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -99,7 +99,7 @@ class Placement(BaseModel):
         if isinstance(layers, str):
             read_layers(layers)
         elif isinstance(layers, list | tuple) and len(layers) != 2:
-            raise UserError(f"layers {layers!r} is not a first and a last layer; the forms are {LAYERS_FORMS}.")
+            raise UserError(f"layers {layers!r} is not a pair of first and last layer; the forms are {LAYERS_FORMS}.")
         return layers
 
     @model_validator(mode="after")
@@ -108,36 +108,41 @@ class Placement(BaseModel):
             raise UserError(
                 f"layer range {self.layers[0]}..{self.layers[1]} is empty: the first layer comes after the last."
             )
-        given = [name for name in ("layers", "parameters", "ranks", "alpha_per_rank", "rslora") if getattr(self, name)]
-        if self.kind == "full" and given:
-            raise UserError(f"kind: full trains every weight, so {' and '.join(given)} cannot be set; use kind: lora.")
+        fields = ("layers", "parameters", "ranks", "alpha_per_rank", "rslora")
+        set_fields = [name for name in fields if getattr(self, name)]
+        if self.kind == "full" and set_fields:
+            raise UserError(
+                f"kind: full trains every weight, so that {' and '.join(set_fields)} cannot be set; use kind: lora."
+            )
         if self.kind == "lora" and not (self.modules or self.parameters):
             raise UserError("A LoRA needs a name in modules or parameters, for example modules: [up_proj].")
         if self.parameters and self.dropout:
             raise UserError(f"LoRA on parameters cannot have dropout ({self.dropout:g}): set dropout: 0.")
         if self.alpha_per_rank and self.alpha != 16:
-            raise UserError(f"alpha {self.alpha:g} and alpha_per_rank {self.alpha_per_rank:g} exclude each other.")
+            raise UserError(
+                f"alpha {self.alpha:g} and alpha_per_rank {self.alpha_per_rank:g} exclude each other: remove one."
+            )
         return self
 
     def rank_of(self, name: str) -> int:
-        """The rank on the module or parameter of this full name."""
+        """Return the rank on the module or parameter with this full name."""
         return next((rank for pattern, rank in self.ranks.items() if matches(pattern, name)), self.rank)
 
     def alpha_at(self, rank: int) -> float:
-        """Alpha where the rank is `rank`."""
+        """Return alpha for a module of this rank."""
         return self.alpha_per_rank * rank if self.alpha_per_rank else self.alpha
 
     def layers_of(self, n_layers: int) -> list[int]:
-        """The layers chosen in a model of `n_layers`, ascending."""
+        """Return the selected layers of a model of `n_layers`, ascending."""
         return layers_in(self.layers, n_layers)
 
     def targets(self, modules: Sequence[str], parameters: Sequence[str], n_layers: int) -> Targets:
-        """What is adapted among the linear `modules` and the other `parameters` of a model, in their order.
+        """Select from the linear `modules` and the other `parameters` of a model, in their order.
 
-        `layers` limits what lies in a layer; what lies outside, such as lm_head, is chosen by its name alone.
+        `layers` restricts names inside the layers; others, such as lm_head, are selected by name alone.
 
         Raises:
-            UserError: A name matches nothing, or one of `ranks` nothing that was chosen.
+            UserError: a name matches nothing, or a key of `ranks` nothing that is selected.
         """
         layers = self.layers_of(n_layers)
         fused = sorted({in_layer(name) for name in parameters if ".experts." in name})
@@ -155,9 +160,10 @@ class Placement(BaseModel):
 
 @dataclass(frozen=True)
 class Alias:
-    """A form of mode string, a line about it, the regulariser if any, and the modules.
+    """A form of mode string, its description, the regulariser if any, and the modules.
 
-    Capital letters stand for a name or a number: M a module, I and J layers, R the rank, B beta, K the subspace.
+    Capital letters stand for names and numbers: M a module, I and J layers, R the rank, B beta, K the size of the
+    subspace.
     """
 
     form: str
@@ -194,21 +200,21 @@ PARTS = {"M": ".+?", "I": r"\d+", "J": r"\d+", "R": r"\d+", "B": r"[\d.]+(?:e-?\
 def _read(mode: str) -> tuple[Alias, dict[str, str]]:
     for alias in ALIASES:
         pattern = re.sub("[A-Z]", lambda letter: f"(?P<{letter[0]}>{PARTS[letter[0]]})", alias.form)
-        if found := re.fullmatch(pattern, mode):
-            return alias, found.groupdict()
+        if match := re.fullmatch(pattern, mode):
+            return alias, match.groupdict()
     forms = [alias.form for alias in ALIASES]
-    like = difflib.get_close_matches(mode, forms, n=3, cutoff=0.5) or forms[:5]
+    nearest = difflib.get_close_matches(mode, forms, n=3, cutoff=0.5) or forms[:5]
     raise UserError(
-        f"Unknown mode {mode!r}; the nearest forms are {', '.join(like)}, with R a rank, M a module such as up_proj, "
-        "I and J layers, B a weight such as 0.1 and K how many singular directions."
+        f"Unknown mode {mode!r}; the nearest forms are {', '.join(nearest)}, with R a rank, M a module such as "
+        "up_proj, I and J layers, B a weight such as 0.1 and K a number of singular directions."
     )
 
 
 def parse_mode(mode: str) -> Placement:
-    """The `Placement` that a mode string of the reference means.
+    """Return the `Placement` of a mode string of the reference.
 
     Raises:
-        UserError: No form fits; the nearest are named.
+        UserError: the string has no known form; the nearest forms are named.
     """
     alias, part = _read(mode)
     if not alias.modules:
@@ -220,7 +226,7 @@ def parse_mode(mode: str) -> Placement:
 
 
 def mode_methods(mode: str) -> list[dict[str, Any]]:
-    """The regulariser of a mode string, as specifications for `methods.load_all`; none for most."""
+    """Return the regulariser of a mode string as specifications for `methods.load_all`; empty for most."""
     alias, part = _read(mode)
     if alias.regulariser is None:
         return []

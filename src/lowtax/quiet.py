@@ -1,11 +1,11 @@
-"""What other libraries print while we work is not for our users: progress bars and advice, not errors."""
+"""Silencing of other libraries: their progress bars and advice are not for our users; their errors stay."""
 
 import os
 import warnings
 
 
 def quiet_libraries() -> None:
-    """Call before transformers is imported. A user's own settings of these variables win."""
+    """Silence the libraries; call it before transformers is imported. Variables that the user has set stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -14,7 +14,7 @@ def quiet_libraries() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, would complain
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no accelerator
     from transformers.utils import logging
 
     logging.disable_progress_bar()

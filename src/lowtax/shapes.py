@@ -1,7 +1,7 @@
-"""The sizes of published models: weights, weights of LoRA's factors, and what backward keeps of a block.
+"""Sizes of published models: weights, LoRA factors, and the activations that a block keeps for the backward pass.
 
-The activations are what autograd keeps of transformers' Qwen2 block with `sdpa`, to the byte on a CPU (the test counts
-them). Torch is not needed.
+The activations are those that autograd keeps for transformers' Qwen2 block with `sdpa`, to the byte on a CPU (the test
+counts them). Torch is not needed.
 """
 
 from dataclasses import dataclass
@@ -27,32 +27,36 @@ class Shape:
         return self.hidden // self.heads * self.kv_heads
 
     def linear(self, module: str) -> tuple[int, int]:
-        """(in, out) of a linear module of a block."""
+        """Return (in, out) of a linear module of a block."""
         h, m, kv = self.hidden, self.mlp, self.kv
         sizes = {"q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h)}
         return (sizes | {"gate_proj": (h, m), "up_proj": (h, m), "down_proj": (m, h)})[module]
 
     @property
     def block(self) -> int:
-        """Weights of one block: linear modules, biases of q, k and v, two norms."""
+        """Number of weights of one block: linear modules, biases of q, k and v, two norms."""
         linear = sum(i * o for i, o in map(self.linear, MLP + ATTENTION))
         return linear + self.hidden + 2 * self.kv + 2 * self.hidden
 
     @property
     def embedding(self) -> int:
-        """Weights of one embedding matrix."""
+        """Number of weights of one embedding matrix."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.layers * self.block + (1 if self.tied else 2) * self.embedding + self.hidden
 
     def activation(self, c: int, lora: tuple[str, ...] | None = None) -> int:
-        """Bytes a token that one block keeps for backward: all its weights trained, or LoRA on some modules.
+        """Return the bytes per token that one block keeps for the backward pass.
 
-        Full: c (6h + 2kv + 4m) + 8h of the norms' float32 input + 4 heads + 8. LoRA: no inputs of frozen weights, but
+        Full: c (6h + 2kv + 4m) + 8h for the norms' float32 input + 4 heads + 8. LoRA: no inputs of frozen weights, but
         8 bytes an input and 4 a module where a factor is trained (the input in float32, dropout and its mask; rank 1).
+
+        Args:
+            c: bytes of a number in the precision of computation.
+            lora: modules with LoRA factors; None trains all weights.
         """
         h, m, kv = self.hidden, self.mlp, self.kv
         common = 8 * h + 4 * self.heads + 8
@@ -67,12 +71,12 @@ SHAPES = {
     "R1-Distill-Qwen-14B": Shape(48, 5120, 13824, 40, 8, 152064),
     "R1-Distill-Qwen-32B": Shape(64, 5120, 27648, 40, 8, 152064),
 }
-"""Qwen2.5's dimensions, from the config.json of deepseek-ai's distilled models; their two embeddings are not tied."""
+"""Dimensions of Qwen2.5, from the config.json of deepseek-ai's distilled models; their two embeddings are not tied."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Factors of `rank` on some modules of the layers `first` to `last`, both included."""
+    """LoRA factors of `rank` on some modules of the layers `first` to `last`, both included."""
 
     rank: int
     modules: tuple[str, ...]
@@ -80,6 +84,6 @@ class Lora:
     last: int
 
     def parameters(self, shape: Shape) -> int:
-        """Weights of the factors."""
+        """Return the number of weights of the factors."""
         one_layer = sum(self.rank * sum(shape.linear(name)) for name in self.modules)
         return one_layer * (self.last - self.first + 1)

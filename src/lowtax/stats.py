@@ -1,8 +1,8 @@
-"""Intervals for rates and their differences, pass@k, and the frontier of two goods.
+"""Intervals for rates and their differences, pass@k, and the frontier of two objectives.
 
-A rate of 1.0 on 30 prompts is not known to be 1.0. Wilson's interval says so and never leaves [0, 1];
-where one prompt was answered several times (seeds, samples), its answers are drawn together, because
-they resemble each other and count for less than as many prompts.
+An observed rate of 1.0 on 30 prompts is uncertain. Wilson's interval shows that, and never leaves [0, 1]. Several
+answers to one prompt (seeds, samples) are resampled together: they resemble each other, and are worth less than answers
+to as many prompts.
 """
 
 import math
@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for k successes in n independent trials; nan, nan if n is 0."""
+    """Return Wilson's score interval for k successes in n independent trials; nan, nan if n is 0."""
     if not 0 <= k <= n:
         raise ValueError(f"{k} successes in {n} trials")
     if n == 0:
@@ -33,9 +33,10 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def newcombe_paired(pairs: Sequence[tuple[float, float]], level: float = 0.95) -> tuple[float, float]:
-    """Newcombe's interval (1998, paired data, method 10) for the difference of two rates on the same items.
+    """Return Newcombe's interval (1998, paired data, method 10) for the difference of two rates on the same items.
 
-    A pair is what two subjects did on an item, 0 or 1 each. Where they never differed it still has a width.
+    A pair has the outcomes of two subjects on an item, 0 or 1 each. If they never differ, the interval still has a
+    width.
     """
     n = len(pairs)
     if n == 0:
@@ -55,7 +56,11 @@ def _apart(a: float, b: float, correlation: float) -> float:
 
 
 def mcnemar(first: int, second: int) -> float:
-    """Exact two-sided p value of items where only the first, or only the second succeeded, if both were as likely."""
+    """Return the exact two-sided p value of McNemar's test.
+
+    Args:
+        first, second: numbers of items on which only the first, or only the second subject succeeded.
+    """
     n, least = first + second, min(first, second)
     return min(1.0, float(2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n))
 
@@ -63,10 +68,11 @@ def mcnemar(first: int, second: int) -> float:
 def cluster_interval(
     clusters: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean and interval of outcomes from 0 to 1, given as prompt -> its outcomes over seeds and samples.
+    """Return mean and interval of outcomes from 0 to 1, given as prompt -> its outcomes over seeds and samples.
 
-    One outcome of 0 or 1 a prompt: Wilson. Else a bootstrap that draws prompts with all their outcomes. Where all
-    outcomes are 0 or all are 1 a bootstrap would claim certainty, so there it is Wilson with as many trials as prompts.
+    With one outcome of 0 or 1 per prompt the interval is Wilson's. Otherwise it is a bootstrap that draws prompts with
+    all their outcomes. If all outcomes are 0 or all are 1, a bootstrap would claim certainty, and the interval is
+    Wilson's with as many trials as prompts.
     """
     sums = np.array([sum(values) for values in clusters.values() if values], dtype=float)
     sizes = np.array([len(values) for values in clusters.values() if values], dtype=float)
@@ -80,14 +86,14 @@ def cluster_interval(
 
 
 def mean_interval(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of several independent (value, low, high), with an interval: the distances to the ends add in squares."""
+    """Return the mean of independent (value, low, high) with its interval: distances to the ends add in squares."""
     return _summed(rates, 0.0) if rates else (NAN, NAN, NAN)
 
 
-def _summed(found: Sequence[tuple[float, float, float]], least: float) -> tuple[float, float, float]:
-    mean = sum(value for value, _, _ in found) / len(found)
-    below = math.hypot(*(value - low for value, low, _ in found)) / len(found)
-    above = math.hypot(*(high - value for value, _, high in found)) / len(found)
+def _summed(rates: Sequence[tuple[float, float, float]], least: float) -> tuple[float, float, float]:
+    mean = sum(value for value, _, _ in rates) / len(rates)
+    below = math.hypot(*(value - low for value, low, _ in rates)) / len(rates)
+    above = math.hypot(*(high - value for value, _, high in rates)) / len(rates)
     return mean, max(least, mean - below), min(1.0, mean + above)
 
 
@@ -101,9 +107,10 @@ def tax(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """What an arm lost: mean over tasks of base minus arm on the same questions, with an interval (`difference`).
+    """Return the loss of an arm: the mean over tasks of base minus arm on the same questions, with its interval.
 
-    A task is (base, arm by training seed), both as question -> outcomes over samples.
+    See `difference` for the interval. A task is (base, arm by training seed); both are question -> outcomes over
+    samples.
     """
     pairs = [(dict.fromkeys(arm, base), arm) for base, arm in tasks]
     return difference(pairs, seed=seed, resamples=resamples, level=level)
@@ -112,21 +119,21 @@ def tax(
 def difference(
     tasks: Sequence[Task], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean over tasks of one subject minus another on the same questions, with an interval.
+    """Return the mean over tasks of one subject minus another on the same questions, with its interval.
 
     The estimate: the outcomes of a question are averaged, those of the second are subtracted from those of the first,
     seed by seed, and these differences are averaged over seeds and questions, then over tasks. Seeds that lack a task
-    are left out, as are questions that one side or one of the seeds did not answer; where nothing is left, all three
+    are omitted, as are questions that one side or one of the seeds did not answer; if none remain, all three values
     are nan.
 
-    Of one seed and one sample a question, the interval is Newcombe's (`newcombe_paired`), and over tasks the distances
-    to its ends add in squares. Else it is a bootstrap. A resample draws the training seeds with replacement, for all
-    tasks together, and inside them, for each task, the questions with all their samples; the same questions for both
-    sides and for all drawn seeds, because a question is hard for all of them. Draws of n things are widened by
-    sqrt(n / (n - 1)), so that their variance is not short of the true one (Rao and Wu 1988); the interval is the
-    percentiles'. A task on which nothing ever differed, of which a bootstrap would claim certainty, adds what Wilson's
-    interval says of no change in as many questions. With one seed only questions are drawn: how much another training
-    seed would change is then not covered.
+    With one seed and one sample per question, the interval is Newcombe's (`newcombe_paired`), and over tasks the
+    distances to its ends add in squares. Otherwise it is a bootstrap. A resample draws the training seeds with
+    replacement, for all tasks together, and within them, for each task, the questions with all their samples; the same
+    questions for both sides and for all drawn seeds, because a question is hard for all of them. Draws of n things are
+    widened by sqrt(n / (n - 1)), which corrects their variance (Rao and Wu 1988); the interval consists of
+    percentiles. A task without any difference, for which a bootstrap would claim certainty, adds Wilson's interval of
+    no change in as many questions. With one seed only questions are drawn: the interval then does not cover the choice
+    of the training seed.
     """
     rng = np.random.default_rng(seed)
     common = [sorted(s for s in one.keys() & two.keys() if one[s] and two[s]) for one, two in tasks]
@@ -138,7 +145,7 @@ def difference(
         questions = sorted(set.intersection(*map(set, lost))) if lost else []
         if not questions:
             return NAN, NAN, NAN
-        table = np.array([[found[q] for q in questions] for found in lost])
+        table = np.array([[losses[q] for q in questions] for losses in lost])
         values.append(float(table.mean()))
         draws += np.einsum("rq,rq->r", drawn @ table, _weights(len(questions), rng, resamples)) / table.size
         if len(seeds) == 1 and (pairs := _single(one[seeds[0]], two[seeds[0]], questions)):
@@ -156,33 +163,33 @@ def difference(
 
 
 def _single(one: Outcomes, two: Outcomes, questions: Sequence[str]) -> list[tuple[float, float]]:
-    """What both did on each question, where each answered it once, rightly or not; else nothing."""
-    found = [(*one[q], *two[q]) for q in questions]
-    return found if all(len(pair) == 2 and {*pair} <= {0, 1} for pair in found) else []  # type: ignore[return-value]
+    """Return the outcomes of both on each question, if each has one outcome of 0 or 1; else an empty list."""
+    pairs = [(*one[q], *two[q]) for q in questions]
+    return pairs if all(len(pair) == 2 and {*pair} <= {0, 1} for pair in pairs) else []  # type: ignore[return-value]
 
 
 def _lost(one: Outcomes, two: Outcomes) -> dict[str, float]:
-    """One minus two for every question that both answered."""
+    """Return one minus two for every question that both answered."""
     both = [q for q in one if one[q] and two.get(q)]
     return {q: sum(one[q]) / len(one[q]) - sum(two[q]) / len(two[q]) for q in both}
 
 
 def _weights(n: int, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """What each of n things weighs in each resample, (resamples, n): how often it is drawn, widened about 1."""
+    """Return the weight of each of n things in each resample, (resamples, n): its number of draws, widened about 1."""
     if n < 2:
         return np.ones((resamples, n))
     return 1 + math.sqrt(n / (n - 1)) * (rng.multinomial(n, [1 / n] * n, size=resamples) - 1)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate that one of k samples is right, from n samples of which c are (Chen et al. 2021)."""
+    """Return the unbiased estimate that one of k samples is correct, given c of n correct (Chen et al. 2021)."""
     if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} needs at least {k} samples; there are {n}, of which {c} right")
+        raise ValueError(f"pass@{k} needs at least {k} samples; there are {n}, of which {c} are correct")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def nondominated(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other beats: at least as good in both, better in one. More is better."""
+    """Return the indices of points that no other dominates: at least as large in both, larger in one."""
     return [
         i
         for i, (x, y) in enumerate(points)
@@ -191,7 +198,7 @@ def nondominated(points: Sequence[Point]) -> list[int]:
 
 
 def hypervolume(points: Sequence[Point]) -> float:
-    """Area between (0, 0) and the frontier of points in the positive quadrant: 1 is perfect in both."""
+    """Return the area between (0, 0) and the frontier of points in the positive quadrant; 1 is perfect in both."""
     area, height = 0.0, 0.0
     for x, y in sorted(points, reverse=True):
         area += max(0.0, x) * max(0.0, y - height)
@@ -199,9 +206,9 @@ def hypervolume(points: Sequence[Point]) -> float:
     return area
 
 
-@lru_cache(maxsize=4)  # a table draws from the same few numbers of questions again and again
+@lru_cache(maxsize=4)  # the cells of a table have the same few numbers of questions
 def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
-    """How often each of n items is drawn, (resamples, n)."""
+    """Return how often each of n items is drawn in each resample, (resamples, n)."""
     drawn = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples)
     drawn.setflags(write=False)
     return drawn

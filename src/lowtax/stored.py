@@ -1,4 +1,4 @@
-"""Replies and one judge's verdicts on them, read from a study or from the folder of `lowtax sample` and `judge`."""
+"""Stored replies with one judge's verdicts, read from a study or from a folder of `lowtax sample` and `judge`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ HARM = ("safe", "unsafe")
 
 @dataclass(frozen=True)
 class Stored:
-    """Replies; the verdicts of a harm judge by reply id, if one has judged them; how they were drawn, if known."""
+    """Replies; the verdicts of a harm judge by reply id, if there are any; the sampling settings, if stored."""
 
     replies: list[Reply]
     verdicts: dict[str, Verdict]
@@ -21,17 +21,22 @@ class Stored:
 
 
 def read(where: Path, judge: str | None = None, on: str | None = None, prompts: str = "harmful") -> Stored:
-    """What a study (`prompts`: its harmful or ordinary ones), a folder with replies.jsonl or such a file holds.
+    """Read the replies and verdicts of a study, of a folder with replies.jsonl, or of such a file.
+
+    Args:
+        where: the study, folder or file.
+        judge, on: the judge and the judged text, if there are several.
+        prompts: of a study, its harmful or ordinary prompts.
 
     Raises:
-        UserError: There are no replies, or verdicts of several judges or texts and none is chosen.
+        UserError: there are no replies, or verdicts of several judges or texts without a choice.
     """
     file, where = (where, where.parent) if where.is_file() else (where / "replies.jsonl", where)
     study = (where / "recipe.yaml").exists()
     path = where / "replies" / f"{prompts}.jsonl" if study else file
     replies = list(read_rows(path, Reply).values())
     if not replies:
-        raise UserError(f"{path} has no replies: give a study that was sampled, or a folder with replies.jsonl.")
+        raise UserError(f"{path} has no replies: give a sampled study, or a folder with replies.jsonl.")
     files = sorted((where / "verdicts").glob(f"{prompts}.*.jsonl")) if study else [where / "verdicts.jsonl"]
     verdicts = [verdict for file in files for verdict in read_rows(file, Verdict).values()]
     sampling, headline = _of_study(where) if study else (_of_card(where), None)
@@ -41,8 +46,8 @@ def read(where: Path, judge: str | None = None, on: str | None = None, prompts: 
 def _of_study(where: Path) -> tuple[dict[str, Any], str]:
     from lowtax.recipe import load
 
-    found = load(where / "recipe.yaml")
-    return found.sampling.model_dump(), found.judged_text
+    recipe = load(where / "recipe.yaml")
+    return recipe.sampling.model_dump(), recipe.judged_text
 
 
 def _of_card(where: Path) -> dict[str, Any] | None:
@@ -50,18 +55,18 @@ def _of_card(where: Path) -> dict[str, Any] | None:
 
 
 def _chosen(verdicts: list[Verdict], judge: str | None, on: str | None, headline: str | None) -> dict[str, Verdict]:
-    """The verdicts of one harm judge on one text; the study's headline text, where several were judged."""
+    """Return the verdicts of one harm judge on one text; by default on the study's headline text."""
     judges = {verdict.judge for verdict in verdicts if verdict.label in HARM}
     if judge is not None and judge not in judges:
-        raise UserError(f"There are no verdicts safe or unsafe of a judge {judge!r}; {did_you_mean(judge, judges)}")
+        raise UserError(f"Judge {judge!r} has no verdicts safe or unsafe here; {did_you_mean(judge, judges)}")
     if judge is None and len(judges) > 1:
         raise UserError(f"The replies have verdicts of {' and '.join(sorted(judges))}: choose one with --judge.")
-    mine = [verdict for verdict in verdicts if verdict.judge == (judge or next(iter(judges), None))]
-    texts = {str(verdict.on) for verdict in mine}
+    selected = [verdict for verdict in verdicts if verdict.judge == (judge or next(iter(judges), None))]
+    texts = {str(verdict.on) for verdict in selected}
     if on is not None and on not in texts:
         raise UserError(f"There are no verdicts on the text {on!r}; {did_you_mean(on, texts)}")
     if on is None and len(texts) > 1:
         if headline not in texts:
             raise UserError(f"There are verdicts on {' and '.join(sorted(texts))}: choose one with --on.")
         on = headline
-    return {verdict.reply_id: verdict for verdict in mine if on in (None, verdict.on)}
+    return {verdict.reply_id: verdict for verdict in selected if on in (None, verdict.on)}

@@ -1,7 +1,7 @@
-"""The matrices of a model, one at a time, from its files: memory for one matrix, whatever the size of the model.
+"""Matrices of a model, read from its files one at a time: memory for one matrix, whatever the size of the model.
 
-A matrix has the name of its module, model.layers.3.mlp.up_proj, as adapters name it. There are those that the
-checkpoint stores under NAME.weight with two dimensions: linear layers and embeddings; not norms, not fused experts.
+A matrix has the name of its module, model.layers.3.mlp.up_proj, as in adapters. Included are tensors that the
+checkpoint stores as NAME.weight with two dimensions: linear layers and embeddings, not norms or fused experts.
 A GGUF file is dequantised as a whole, by transformers.
 """
 
@@ -19,15 +19,15 @@ from lowtax import models
 from lowtax.errors import UserError, did_you_mean
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-WHOLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors names them
+UNQUANTISED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 TIED = {"lm_head": "model.embed_tokens"}  # the first is not stored where a model ties the two
 
 
 class Weights(Mapping[str, Tensor]):
-    """Module name -> W, (out, in), in float32 on the CPU, read when it is asked for and kept by nobody.
+    """Module name -> W, (out, in), in float32 on the CPU; every access reads the file.
 
-    An output head that a model ties to its embeddings is found under both names, and listed under the one stored.
+    An output head that a model ties to its embeddings has both names, and is listed under the stored one.
     """
 
     def __init__(self, ref: str, files: dict[str, Path], loaded: dict[str, Tensor]) -> None:
@@ -41,7 +41,7 @@ class Weights(Mapping[str, Tensor]):
             return self._loaded[name].float()
         with safe_open(self._files[name], framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(f"{name}.weight")
-        if tensor.dtype not in WHOLE:
+        if tensor.dtype not in UNQUANTISED:
             raise UserError(
                 f"{self.ref!r} is quantised ({name} is {str(tensor.dtype).removeprefix('torch.')}): give the same "
                 "model without quantisation."
@@ -58,21 +58,21 @@ class Weights(Mapping[str, Tensor]):
         return name in self._shapes or TIED.get(str(name)) in self._shapes
 
     def names(self) -> list[str]:
-        """The stored matrices, in the order of the files."""
+        """Return the names of the stored matrices, in the order of the files."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """(out, in), without reading the matrix."""
+        """Return (out, in), without reading the matrix."""
         return self._shapes[self._stored(name)]
 
     def dtype(self, name: str) -> str:
-        """How the checkpoint stores a matrix: float32, bfloat16 ..."""
+        """Return the stored precision of a matrix: float32, bfloat16 ..."""
         name = self._stored(name)
         if name in self._loaded:
             return str(self._loaded[name].dtype).removeprefix("torch.")
         with safe_open(self._files[name], framework="pt") as opened:
-            kind = str(opened.get_slice(f"{name}.weight").get_dtype())
-        return KINDS.get(kind, kind)
+            dtype = str(opened.get_slice(f"{name}.weight").get_dtype())
+        return DTYPES.get(dtype, dtype)
 
     def _stored(self, name: str) -> str:
         if name in self._shapes:
@@ -83,18 +83,18 @@ class Weights(Mapping[str, Tensor]):
 
 
 def open_weights(ref: str) -> Weights:
-    """The matrices of a model reference (see `models.resolve`), none of them read yet.
+    """Open the matrices of a model reference (see `models.resolve`) without reading them.
 
     Raises:
-        UserError: There is no such model, or it is not in safetensors.
+        UserError: the model does not exist, or is not in safetensors.
     """
     where = models.resolve(ref)
     if where.endswith(".gguf"):
         state = models.load_model(ref, "float32", torch.device("cpu")).state_dict()
-        found = {name.removesuffix(".weight"): t for name, t in state.items() if _is_matrix(name, t.shape)}
+        matrices = {name.removesuffix(".weight"): t for name, t in state.items() if _is_matrix(name, t.shape)}
         if state.get("lm_head.weight") is not None and _same(state, "lm_head", TIED["lm_head"]):
-            del found["lm_head"]
-        return Weights(ref, {}, found)
+            del matrices["lm_head"]
+        return Weights(ref, {}, matrices)
     folder = Path(where) if Path(where).is_dir() else _snapshot(ref)
     return Weights(ref, _files(ref, folder), {})
 
@@ -104,7 +104,7 @@ def _same(state: dict[str, Tensor], one: str, other: str) -> bool:
 
 
 def _snapshot(ref: str) -> Path:
-    """The folder of a model of the hub, in the hub's own cache."""
+    """Return the folder of a hub model in the hub's cache; it is downloaded if absent."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -117,24 +117,24 @@ def _snapshot(ref: str) -> Path:
 
 
 def _files(ref: str, folder: Path) -> dict[str, Path]:
-    """Module name -> the file that has its matrix."""
+    """Return module name -> the file that contains its matrix."""
     if (folder / INDEX).is_file():
         try:
-            listed: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+            weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
         except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{folder / INDEX} is no index of safetensors files; copy the model again.") from error
-        files = {name: folder / file for name, file in listed.items()}
+            raise UserError(f"{folder / INDEX} is not an index of safetensors files; copy the model again.") from error
+        files = {name: folder / file for name, file in weight_map.items()}
     elif (folder / SINGLE).is_file():
         files = {name: folder / SINGLE for name in _header(folder / SINGLE)}
     else:
         raise UserError(f"{ref!r} has neither {SINGLE} nor {INDEX}: give a model in safetensors, or a .gguf file.")
     if missing := sorted({file.name for file in files.values() if not file.is_file()}):
-        raise UserError(f"Of {ref!r}, {', '.join(missing)} is missing: repeat its download.")
+        raise UserError(f"{ref!r} lacks {', '.join(missing)}: download it again.")
     return {name.removesuffix(".weight"): file for name, file in files.items() if name.endswith(".weight")}
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all tensors of a file."""
+    """Return name -> shape for all tensors of a file."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -143,7 +143,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(files: dict[str, Path]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The matrices among the tensors of the files, with their shapes."""
+    """Yield the names and shapes of the matrices in the files."""
     for file in dict.fromkeys(files.values()):
         for name, shape in _header(file).items():
             if _is_matrix(name, shape):

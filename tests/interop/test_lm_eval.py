@@ -362,7 +362,7 @@ def test_what_cannot_be_done_is_a_sentence(harness):
     model = lowtax_model(pretrained="x", engine="fake")
     with pytest.raises(UserError, match="does not know the generation setting 'repetition_penalty'"):
         model.generate_until(instances(harness, "generate_until", [("Hi", {"repetition_penalty": 2, "until": []})]))
-    with pytest.raises(UserError, match="'fake' writes texts but gives no probabilities"):
+    with pytest.raises(UserError, match="'fake' generates texts but does not score given ones"):
         model.loglikelihood(instances(harness, "loglikelihood", [("Hi", " there")]))
 
 

@@ -147,7 +147,7 @@ def test_samples_seeds_and_repeated_prompts(tmp_path):
     where = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob(RESPONSES)}
     one = "r1/seed-0/checkpoint-4"
     assert where == {one, f"{one}/sample-1", "r1/seed-1/checkpoint-4", "x/checkpoint-9"}
-    assert "1 responses, 2 left out that failed or answer a prompt that is there already" in said[0]
+    assert "1 responses, without 2 that failed or repeat a prompt" in said[0]
     assert all("no verdicts of a harm judge" in line for line in said)
     assert not list(tmp_path.rglob(EVALUATED))
     [again] = export.replies_from_reference(tmp_path / "out" / one / "sample-1" / RESPONSES)
@@ -171,7 +171,7 @@ def test_whose_verdicts_and_on_what(folder, tmp_path):
     with pytest.raises(UserError, match="verdicts of harmbench and llama_guard: choose one with --judge"):
         stored.read(folder)
     assert stored.read(folder, "harmbench").verdicts[first.id].label == "unsafe"
-    with pytest.raises(UserError, match="of a judge 'llama_gard'; did you mean 'llama_guard'"):
+    with pytest.raises(UserError, match="'llama_gard' has no verdicts safe or unsafe here; did you mean 'llama_guard'"):
         stored.read(folder, "llama_gard")
 
 

@@ -171,7 +171,7 @@ def test_who_is_not_logged_in_is_told_how(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_only_a_checkpoint_is_pushed(tmp_path: Path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         push(tmp_path, "you/safe")
 
 

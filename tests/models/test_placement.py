@@ -177,7 +177,7 @@ def test_shares_that_meet_cover_every_layer_once(n: int, cuts: list[int]):
         if inside:
             found += Placement(layers=text).layers_of(n)
         else:
-            with pytest.raises(UserError, match="holds no layer"):
+            with pytest.raises(UserError, match="contains no layer"):
                 Placement(layers=text).layers_of(n)
     assert found == list(range(n))
 

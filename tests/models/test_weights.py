@@ -73,7 +73,7 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path):
     found = open_weights(str(folder))
     (folder / listed[f"{other}.weight"]).unlink()
     assert found[one].shape == (32, 32)
-    with pytest.raises(UserError, match=r"is missing: repeat its download"):
+    with pytest.raises(UserError, match=r"lacks .*: download it again"):
         open_weights(str(folder))
 
 
