@@ -113,8 +113,8 @@ def _dry_run(recipe: "Recipe", as_json: bool) -> None:
     from lowtax.quiet import quiet_libraries
 
     quiet_libraries()
-    from lowtax.dryrun import plan
-    from lowtax.dryrun_show import show
+    from lowtax.dryrun.plan import plan
+    from lowtax.dryrun.show import show
 
     found = plan(recipe)
     print(json.dumps(found.as_json())) if as_json else show(found)

@@ -19,10 +19,10 @@ from places import ROOT
 from rich.console import Console
 from small_study import write_recipe
 
-from lowtax import builtin, checkpoints, cli, dryrun_show, models, study
+from lowtax import builtin, checkpoints, cli, models, study
 from lowtax.adapt import touched
-from lowtax.dryrun import Plan, plan
-from lowtax.dryrun_cost import (
+from lowtax.dryrun import show as dryrun_show
+from lowtax.dryrun.cost import (
     ASSUMED,
     CARDS,
     checkpoint_bytes,
@@ -34,8 +34,9 @@ from lowtax.dryrun_cost import (
     training_flops,
     training_hours,
 )
-from lowtax.dryrun_model import KNOWN, Model
-from lowtax.dryrun_sources import Looked, offline
+from lowtax.dryrun.offline import Looked, offline
+from lowtax.dryrun.plan import Plan, plan
+from lowtax.dryrun.skeleton import KNOWN, Model
 from lowtax.errors import UserError
 from lowtax.files import read_json, write_json
 from lowtax.placement import parse_mode

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from lowtax import benchmarks, data, promptsets
-from lowtax.dryrun_cost import ASSUMED
-from lowtax.dryrun_sources import Looked, step_for_prompts, step_for_task
-from lowtax.dryrun_train import Counter, Known, least, size_of
+from lowtax.dryrun.cost import ASSUMED
+from lowtax.dryrun.counts import Counter, Known, least, size_of
+from lowtax.dryrun.offline import Looked, step_for_prompts, step_for_task
 from lowtax.recipe import PromptSet, Recipe, Sampling, Task
 from lowtax.records import Prompt
 from lowtax.sample import EngineChoice, Sheet, Subject, asks

@@ -2,7 +2,7 @@
 
 What is counted is counted by the code that a run uses: placements are tried on a model without values, rows and tokens
 read by the training data's own reader and encoder, requests planned as for sampling. The rest is arithmetic
-(`dryrun_cost`).
+(`cost`).
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lowtax import dryrun_cost as cost
 from lowtax import engines, judges, models, zero
-from lowtax.dryrun_cost import ASSUMED, CARDS, Hours, Setting
-from lowtax.dryrun_model import Model, Trained
-from lowtax.dryrun_sample import Asked, requests
-from lowtax.dryrun_sources import Looked, offline
-from lowtax.dryrun_train import Certainty, Counter, Known, Training, least
+from lowtax.dryrun import cost
+from lowtax.dryrun.cost import ASSUMED, CARDS, Hours, Setting
+from lowtax.dryrun.counts import Certainty, Counter, Known, Training, least
+from lowtax.dryrun.offline import Looked, offline
+from lowtax.dryrun.requests import Asked, requests
+from lowtax.dryrun.skeleton import Model, Trained
 from lowtax.recipe import EditedArm, Recipe
 
 

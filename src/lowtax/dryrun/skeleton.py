@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from lowtax import adapt, builtin, data, edited, methods, models
 from lowtax.checkpoints import Weights
-from lowtax.dryrun_sources import Looked, here
+from lowtax.dryrun.offline import Looked, here
 from lowtax.errors import UserError
 from lowtax.methods import Methods
 from lowtax.names import ATTENTION, MLP, in_layer, layer_of

@@ -6,9 +6,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lowtax.dryrun import Plan
-from lowtax.dryrun_cost import ASSUMED, CARDS, Hours, training_hours
-from lowtax.dryrun_train import Known, least
+from lowtax.dryrun.cost import ASSUMED, CARDS, Hours, training_hours
+from lowtax.dryrun.counts import Known, least
+from lowtax.dryrun.plan import Plan
 
 WIDTH = 120
 MARKS: dict[Known, str] = {"counted": "", "at most": "<= ", "stated": "~", "assumed": "?"}

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lowtax import data
-from lowtax.dryrun_cost import ASSUMED
-from lowtax.dryrun_sources import Looked, step_for_data
+from lowtax.dryrun.cost import ASSUMED
+from lowtax.dryrun.offline import Looked, step_for_data
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.packing import Batches, length

@@ -1,0 +1,1 @@
+"""`lowtax run RECIPE --dry-run`: resolve, check and count a recipe offline."""
