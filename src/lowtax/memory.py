@@ -8,9 +8,9 @@ GB are 10^9 bytes.
 Not counted: the CUDA context, fragmentation, and what exists for a moment only (`MARGIN` stands for them).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from lowtax.names import MLP
 from lowtax.shapes import SHAPES, Lora, Shape
@@ -106,6 +106,76 @@ def training_memory(
     if offload == "all":
         host, weights = host + gpus * weights, 0.0
     return Memory(weights, gradients, optimizer, working, activations, logits, host)
+
+
+SHARDED: tuple[Stage, ...] = ("zero2", "zero3", "fsdp2")
+OFFLOADED: tuple[Offload, ...] = ("optimizer", "all")
+LAYOUTS: list[tuple[int, Stage, bool, Offload]] = [
+    (1, "none", False, "none"),
+    (1, "none", True, "none"),
+    *((gpus, stage, True, "none") for gpus in (2, 4, 8) for stage in SHARDED),
+    *((gpus, "zero3", True, offload) for gpus in (2, 4, 8) for offload in OFFLOADED),
+]
+"""GPUs, sharding, gradient checkpointing and what is offloaded to the host; the simplest layout first."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to place training on GPUs, and the memory that it takes."""
+
+    gpus: int
+    stage: Stage
+    checkpointing: bool
+    offload: Offload
+    memory: Memory
+
+    def __str__(self) -> str:
+        words = (
+            f"{self.gpus} GPU{'s' * (self.gpus > 1)}",
+            self.stage * (self.stage != "none"),
+            "checkpointing" * self.checkpointing,
+            {"none": "", "optimizer": "optimizer on the host", "all": "all on the host"}[self.offload],
+        )
+        return ", ".join(filter(None, words))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, the parts of the memory, their sum on a GPU, and the layout in words (`setting`)."""
+        fields = asdict(self)
+        return {"setting": str(self), "gpu": self.memory.gpu, **fields.pop("memory"), **fields}
+
+
+def first_layout(
+    shape: Shape,
+    row: Callable[[int], int],
+    lora: Lora | None,
+    precision: str = "bfloat16",
+    *,
+    checkpointing: bool = False,
+    methods: bool = False,
+) -> Layout | None:
+    """Return the first of the `LAYOUTS` that fits GPUs of 80 GB; None if none does.
+
+    Args:
+        row: the tokens of one forward pass of one GPU, by the number of GPUs.
+        checkpointing: leave out the layouts without it.
+        lora, precision, methods: as for `training_memory`.
+    """
+    for gpus, stage, checkpointed, offload in LAYOUTS:
+        if checkpointed or not checkpointing:
+            memory = training_memory(
+                shape,
+                lora=lora,
+                precision=precision,
+                gpus=gpus,
+                stage=stage,
+                offload=offload,
+                tokens=row(gpus),
+                checkpointing=checkpointed,
+                methods=methods,
+            )
+            if memory.fits:
+                return Layout(gpus, stage, checkpointed, offload, memory)
+    return None
 
 
 def _activations(shape: Shape, lora: Lora | None, c: int, tokens: int, checkpointing: bool) -> int:

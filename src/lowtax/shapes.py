@@ -4,7 +4,8 @@ The activations are those that autograd keeps for transformers' Qwen2 block with
 counts them). Torch is not needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lowtax.names import ATTENTION, MLP
 
@@ -72,6 +73,31 @@ SHAPES = {
     "R1-Distill-Qwen-32B": Shape(64, 5120, 27648, 40, 8, 152064),
 }
 """Dimensions of Qwen2.5, from the config.json of deepseek-ai's distilled models; their two embeddings are not tied."""
+
+
+def shape_of(config: Any, parameters: int) -> Shape:
+    """Return the shape of a transformers configuration, with as many weights as the model to one in a thousand.
+
+    Keys have their true width. What a `Shape` has no field for, such as heads wider than hidden / heads or several
+    experts, is counted as width of the MLP.
+    """
+    text = config.get_text_config()
+    fields = text.to_dict()
+    head = fields.get("head_dim") or text.hidden_size // text.num_attention_heads
+    heads = max(text.hidden_size // head, 1)
+    shape = Shape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        mlp=fields.get("intermediate_size") or 4 * text.hidden_size,
+        heads=heads,
+        kv_heads=fields.get("num_key_value_heads") or heads,
+        vocabulary=text.vocab_size,
+        tied=bool(config.tie_word_embeddings),
+    )
+    more = parameters - shape.parameters
+    if 1000 * abs(more) < parameters:  # biases and norms
+        return shape
+    return replace(shape, mlp=shape.mlp + round(more / (3 * shape.layers * shape.hidden)))
 
 
 @dataclass(frozen=True)

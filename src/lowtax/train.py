@@ -72,7 +72,7 @@ class _Run:
         self.say = say if self.acc.is_main_process else lambda _: None
         self._encode()
         self._build(load or sharding.loader(self.acc))
-        self.total = _total_steps(job.settings, len(self.examples))
+        self.total = total_steps(job.settings, len(self.examples))
         self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
         self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
@@ -86,13 +86,7 @@ class _Run:
         encoded = encode_all(self.tokenizer, self.job.rows, self.settings.max_length, self.job.thinking)  # type: ignore[arg-type]
         for sentence in encoded.notes():
             self.say(f"  {sentence}")
-        held = self.settings.validation
-        if held >= len(encoded.examples):
-            raise UserError(
-                f"validation holds out {held} of {len(encoded.examples)} rows, which leaves none to train on."
-            )
-        order = torch.randperm(len(encoded.examples), generator=torch.Generator().manual_seed(self.job.seed)).tolist()
-        apart = set(order[:held])
+        apart = held_out(len(encoded.examples), self.settings.validation, self.job.seed)
         self.examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
         self.held_out = [e for i, e in enumerate(encoded.examples) if i in apart]
 
@@ -172,7 +166,7 @@ class _Run:
 
     def to_the_end(self) -> list[Checkpoint]:
         """Every step that is left."""
-        save_at = _checkpoint_steps(self.settings, len(self.examples), self.total)
+        save_at = checkpoint_steps(self.settings, len(self.examples), self.total)
         log = Log(self.out, self.total, self.acc, self.say, self.step)
         try:
             while self.step < self.total and not self._patience_is_over():
@@ -347,13 +341,26 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _total_steps(settings: Train, n: int) -> int:
+def held_out(n: int, validation: int, seed: int) -> set[int]:
+    """Return the indices of the validation examples among n, drawn by the seed.
+
+    Raises:
+        UserError: No example is left to train on.
+    """
+    if validation >= n:
+        raise UserError(f"validation holds out {validation} of {n} rows, which leaves none to train on.")
+    return set(torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()[:validation])
+
+
+def total_steps(settings: Train, n: int) -> int:
+    """Return the number of optimiser steps on n training examples."""
     if settings.steps:
         return settings.steps
     return max(1, math.ceil((settings.epochs or 1) * n / settings.batch_size))
 
 
-def _checkpoint_steps(settings: Train, n: int, total: int) -> set[int]:
+def checkpoint_steps(settings: Train, n: int, total: int) -> set[int]:
+    """Return the steps, of `total` on n training examples, after which a checkpoint is saved; the last is one."""
     every = settings.checkpoint_steps
     if settings.checkpoint_epochs:
         every = max(1, math.ceil(settings.checkpoint_epochs * n / settings.batch_size))

@@ -26,7 +26,7 @@ def ds_config(
     Raises:
         UserError: The file is no such JSON, or says otherwise than the recipe.
     """
-    config = _read(path)
+    config = read(path)
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         found = zero.get("stage") if isinstance(zero, dict) else zero
@@ -80,7 +80,12 @@ def _refuse_other(
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Return a DeepSpeed JSON as it is in the file.
+
+    Raises:
+        UserError: The file cannot be read or holds no JSON object.
+    """
     try:
         found = json.loads(path.read_text())
     except OSError as error:

@@ -291,7 +291,11 @@ def test_a_thought_longer_than_csv_s_own_limit(tmp_path: Path):
     ("name", "content", "says"),
     [
         ("x.jsonl.gz", b"not gzip", "cannot be read: Not a gzipped file"),
-        ("x.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-20], "cannot be read: Compressed file ended"),
+        (
+            "x.jsonl.gz",
+            gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-20],
+            "cannot be read: Compressed file ended",
+        ),
         ("x.json", b'[{"prompt": "x"', "not valid JSON"),
         ("x.json", b"[1]", "item 1 is not a JSON object"),
         ("x.json", b"{}{}", "line 1 is not valid JSON"),

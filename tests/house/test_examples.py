@@ -44,7 +44,7 @@ def study(tmp_path: Path, tiny_model: Path) -> lt.Study:
 def test_a_users_own_method_judge_engine_and_benchmark(study: lt.Study):
     table = study.run()
     base, small = table["rows"]
-    assert base["safety"]["value"] == 0 and base["safety"]["n"] == 3, "the parrot never apologises"
+    assert (base["safety"]["value"], base["safety"]["n"]) == (0, 3), "the parrot never apologises"
     assert small["reasoning"]["backwards"]["n"] == 5
     steps = [json.loads(line) for line in (study.out / "arms/small/seed-0/steps.jsonl").read_text().splitlines()]
     assert steps[0]["penalty"] == 0, "B is zero before the first step"

@@ -44,9 +44,10 @@ def private_imports(path: Path) -> Iterator[str]:
                 if foreign:
                     modules[alias.asname or alias.name] = node.module
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            if node.attr.startswith("_") and not node.attr.startswith("__"):
-                yield f"{modules[node.value.id]}.{node.value.id}.{node.attr}"
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules):
+            continue
+        if node.attr.startswith("_") and not node.attr.startswith("__"):
+            yield f"{modules[node.value.id]}.{node.value.id}.{node.attr}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -232,12 +232,12 @@ def test_no_rows(tiny_model: Path, tmp_path: Path):
 
 
 def test_steps_and_checkpoints():
-    assert training._total_steps(Train(epochs=2, batch_size=8), 20) == 5
-    assert training._total_steps(Train(batch_size=8), 20) == 3
-    assert training._total_steps(Train(steps=7), 20) == 7
-    assert training._checkpoint_steps(Train(steps=7, checkpoint_steps=3), 20, 7) == {3, 6, 7}
-    assert training._checkpoint_steps(Train(epochs=2, checkpoint_epochs=1, batch_size=8), 16, 4) == {2, 4}
-    assert training._checkpoint_steps(Train(steps=7), 20, 7) == {7}
+    assert training.total_steps(Train(epochs=2, batch_size=8), 20) == 5
+    assert training.total_steps(Train(batch_size=8), 20) == 3
+    assert training.total_steps(Train(steps=7), 20) == 7
+    assert training.checkpoint_steps(Train(steps=7, checkpoint_steps=3), 20, 7) == {3, 6, 7}
+    assert training.checkpoint_steps(Train(epochs=2, checkpoint_epochs=1, batch_size=8), 16, 4) == {2, 4}
+    assert training.checkpoint_steps(Train(steps=7), 20, 7) == {7}
 
 
 def test_learning_rate_rises_then_falls_to_nearly_nothing():

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from places import ROOT
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from lowtax.memory import BUCKET, CARD, GROUP, MARGIN, Stage, tables, training_memory
+from lowtax.memory import BUCKET, CARD, GROUP, MARGIN, Stage, first_layout, tables, training_memory
 from lowtax.placement import parse_mode
 from lowtax.recipe import Train
-from lowtax.shapes import ATTENTION, MLP, SHAPES, Lora, Shape
+from lowtax.shapes import ATTENTION, MLP, SHAPES, Lora, Shape, shape_of
 
 SCALING = ROOT / "docs/guides/scaling.md"
 TINY = Shape(layers=3, hidden=48, mlp=112, heads=6, kv_heads=2, vocabulary=40)
@@ -48,6 +48,20 @@ def test_a_model_has_as_many_weights_as_transformers_gives_it(name: str):
     shape = SHAPES[name]
     assert count(two) - count(one) == shape.block
     assert count(one) + (shape.layers - 1) * shape.block == shape.parameters
+
+
+def test_the_shape_of_a_configuration():
+    with torch.device("meta"):
+        for shape in (TINY, *SHAPES.values(), Shape(**{**vars(TINY), "tied": True})):
+            model = model_of(shape, 1)
+            model.config.num_hidden_layers = shape.layers
+            assert shape_of(model.config, shape.parameters) == shape
+        wide = Qwen3ForCausalLM(
+            Qwen3Config(hidden_size=512, num_attention_heads=8, num_key_value_heads=4, head_dim=128)
+        )
+    shape = shape_of(wide.config, count(wide))
+    assert shape.kv == 4 * 128
+    assert shape.parameters == pytest.approx(count(wide), rel=1e-3)
 
 
 def test_tied_embeddings_are_counted_once():
@@ -224,3 +238,26 @@ def test_the_fsdp_file_of_the_documentation_is_one_of_accelerate(tmp_path: Path)
     found = load_config_from_file(str(tmp_path / "fsdp2.yaml"))
     assert found.fsdp_config["fsdp_version"] == 2
     assert found.distributed_type == "FSDP"
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "words"),
+    [
+        ("R1-Distill-Qwen-1.5B", None, "1 GPU"),
+        ("R1-Distill-Qwen-7B", None, "2 GPUs, zero3, checkpointing"),
+        ("R1-Distill-Qwen-14B", None, "4 GPUs, zero3, checkpointing"),
+        ("R1-Distill-Qwen-32B", None, "2 GPUs, zero3, checkpointing, optimizer on the host"),
+        ("R1-Distill-Qwen-14B", Lora(16, MLP, 0, 47), "1 GPU"),
+        ("R1-Distill-Qwen-32B", Lora(1, ("up_proj",), 21, 42), "1 GPU, checkpointing"),
+    ],
+)
+def test_the_first_layout_that_fits_is_that_of_the_tables(name: str, lora: Lora | None, words: str):
+    """docs/scaling.md has the same for rows of 2,048 tokens a GPU."""
+    layout = first_layout(SHAPES[name], lambda gpus: 2048, lora)
+    assert str(layout) == words
+    assert layout is not None
+    assert layout.as_json()["gpu"] == layout.memory.gpu
+    assert "1 GPU" not in str(first_layout(SHAPES[name], lambda gpus: 10**6 // gpus, lora))
+    checkpointed = first_layout(SHAPES[name], lambda gpus: 2048, lora, checkpointing=True)
+    assert checkpointed is not None
+    assert checkpointed.checkpointing

@@ -1,164 +1,163 @@
-"""How many rows, steps and tokens an arm trains on, as far as that can be known without training or a network.
+"""Counts of training rows, steps and checkpoints, and of requests, by the code that a run uses.
 
-A number is `counted` where what it counts was read as the run will read it; `at most` where the model's own answers
-are still to be drawn, or patience may end it; `stated` where the set is not here and its size is published or asked
-for; `assumed` where it is not even that.
+A count is exact where all that decides it was read. Otherwise it is an estimate, at most as large as the sizes below:
+a set that is not available has its published or requested size, an example whose text is not known fills `max_length`,
+the model finishes all of its own answers, and patience ends no run early.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from lowtax import data
-from lowtax.dryrun.cost import ASSUMED
-from lowtax.dryrun.offline import Looked, step_for_data
+from lowtax import benchmarks, data, promptsets, tasksets
+from lowtax.dryrun.offline import OfflineSource
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.packing import Batches, length
-from lowtax.recipe import Data, Recipe
+from lowtax.recipe import Data, Recipe, Sampling, Task
+from lowtax.records import Prompt
+from lowtax.sample import EngineChoice, Sheet, Subject, asks
 from lowtax.sources import Conversation
-from lowtax.train import _checkpoint_steps, _total_steps
+from lowtax.train import checkpoint_steps, held_out, total_steps
 
-Known = Literal["counted", "at most", "stated", "assumed"]
-CERTAINTY: tuple[Known, ...] = ("counted", "at most", "stated", "assumed")
 PUBLISHED = {"direct-refusal": 1000, "safechain": 40_000, "star1": 1000}  # rows, as docs/training-data.md has them
-
-
-def least(known: Iterable[Known]) -> Known:
-    """How well the sum of such numbers is known."""
-    return max(known, key=CERTAINTY.index, default="counted")
-
-
-class Certainty(NamedTuple):
-    """How well these numbers of an arm are known."""
-
-    rows: Known
-    steps: Known
-    checkpoints: Known
-    tokens: Known
-
-
-def size_of(*stated: int | None, assumed: int) -> tuple[int, Known]:
-    """How large a set is that is not here: what is published, or asked for, if anything is."""
-    sizes = [size for size in stated if size]
-    return (min(sizes), "stated") if sizes else (assumed, "assumed")
+TRAINING_ROWS, PROMPTS = 1000, 100  # of a set that is not available and has neither a published nor a requested size
+ANY_ENGINE = EngineChoice("any", "any", 1)
+ANY_SUBJECT = Subject("base", None, None, 0, "any", None, "any")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A training row: its text, if it is here, and how many tokens more it may have. An own answer has its prompt."""
-
-    text: Conversation | None
-    more: int = 0
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run. `tokens` are all that pass through the model, as its log counts them; `longest`, of one example."""
+class TrainingCount:
+    """One training run. `tokens`: all that pass through the model; `longest`: of one example; `exact`: which fields."""
 
     rows: int
     steps: int
     checkpoints: int
     tokens: int
     longest: int
-    known: Certainty
+    exact: list[str]
+
+
+@dataclass(frozen=True)
+class RequestCount:
+    """The requests of one prompt set or task.
+
+    samples: replies to each prompt by each subject. requests: replies of all subjects; a repeated prompt counts once.
+    repeated: those of them that an earlier set or task makes too, and that are drawn once.
+    """
+
+    kind: str
+    name: str
+    prompts: int
+    samples: int
+    subjects: int
+    max_new_tokens: int
+    requests: int
+    repeated: int
+    exact: bool
 
 
 class Counter:
-    """Counts the training of a recipe's arms; the same rows are encoded once for all of them.
+    """Counts of a recipe. Rows that several arms train on are encoded once."""
 
-    `own` has, for each sheet of own answers, the prompts that the base answers, and how well each is known.
-    """
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, source: OfflineSource) -> None:
+        self.recipe, self.tokenizer, self.source = recipe, tokenizer, source
+        self._own: dict[str, dict[str, bool]] = {}  # file of own answers -> prompt -> whether it was read
+        self._sizes: dict[tuple[str, int, int], tuple[list[int], bool]] = {}
 
-    def __init__(self, settings: Recipe, tokenizer: PreTrainedTokenizerBase | None, looked: Looked) -> None:
-        self.recipe, self.tokenizer, self.looked = settings, tokenizer, looked
-        self.own: dict[str, dict[str, Known]] = {}
-        self._sizes: dict[tuple[str, int, int], tuple[list[int], bool, Known]] = {}
-
-    def training(self, arm: str, seed: int) -> Training:
-        """What one arm trains for one seed.
+    def training(self, arm: str, seed: int) -> TrainingCount:
+        """Count one training run.
 
         Raises:
-            UserError: It has no data, or data that cannot be trained on.
+            UserError: The arm has no data, or data that cannot be trained on.
         """
         settings = self.recipe.train_of(arm)
-        sizes, exact, known = self._lengths(arm, seed, settings.max_length)
-        kept = _kept(sizes, settings.validation, seed)
-        steps = _total_steps(settings, len(kept))
-        once = not (settings.checkpoint_steps or settings.checkpoint_epochs)  # at the end, whenever that is
-        patient: Known = "at most" if settings.patience and not once else "counted"
-        of_steps = least([patient, "counted" if settings.steps else known])
-        of_checkpoints = "counted" if once else least([of_steps, known if settings.checkpoint_epochs else "counted"])
-        bound: Known = "assumed" if of_steps == "assumed" else "at most"
-        of_tokens = "counted" if exact and patient == "counted" else bound
-        drawn = Batches(len(kept), settings.batch_size, seed)
-        return Training(
-            rows=len(kept),
-            steps=steps,
-            checkpoints=len(_checkpoint_steps(settings, len(kept), steps)),
-            tokens=sum(kept[i] for step in range(steps) for i in drawn[step]),
-            longest=max(sizes),
-            known=Certainty(known, of_steps, of_checkpoints, of_tokens),
-        )
+        sizes, known = self._lengths(arm, seed, settings.max_length)
+        apart = held_out(len(sizes), settings.validation, seed)
+        rows = [size for i, size in enumerate(sizes) if i not in apart]
+        steps = total_steps(settings, len(rows))
+        checkpoints = len(checkpoint_steps(settings, len(rows), steps))
+        batches = Batches(len(rows), settings.batch_size, seed)
+        tokens = sum(rows[i] for step in range(steps) for i in batches[step])
+        only_last = not (settings.checkpoint_steps or settings.checkpoint_epochs)
+        to_the_end, by_steps = only_last or not settings.patience, bool(settings.steps)
+        exact = {
+            **dict.fromkeys(("rows", "longest"), known),
+            "steps": to_the_end and (known or by_steps),
+            "checkpoints": only_last or (to_the_end and (known or (by_steps and not settings.checkpoint_epochs))),
+            "tokens": to_the_end and known,
+        }
+        return TrainingCount(len(rows), steps, checkpoints, tokens, max(sizes), [n for n in exact if exact[n]])
 
-    def _lengths(self, arm: str, seed: int, max_length: int) -> tuple[list[int], bool, Known]:
-        """Tokens of every example, whether they are exact, and how well their number is known."""
+    def _lengths(self, arm: str, seed: int, max_length: int) -> tuple[list[int], bool]:
+        """Return the tokens of every example, and whether all of their texts are known."""
         specs = self.recipe.data_of(arm)
         if not specs:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
-        key = (" ".join(spec.model_dump_json() for spec in specs), seed, max_length)
-        if key not in self._sizes:
-            read = [self._own(spec, seed) if spec.answers == "self" else self._given(spec, seed) for spec in specs]
-            parts = [(spec, rows) for spec, (rows, _) in zip(specs, read, strict=True)]
-            mixed = data.shares(parts, seed)  # type: ignore[arg-type]  # it looks into no row
-            rows: list[Row] = [row for part in mixed for row in part]  # type: ignore[misc]
-            self._sizes[key] = *self._tokens(rows, max_length), least(known for _, known in read)
+        if (key := (str(specs), seed, max_length)) not in self._sizes:
+            parts = [(spec, self._rows(spec, seed)) for spec in specs]
+            mix = data.shares(parts, seed)  # type: ignore[arg-type]  # it does not look into rows
+            self._sizes[key] = self._tokens([row for part in mix for row in part], max_length)
         return self._sizes[key]
 
-    def _tokens(self, rows: Sequence[Row], max_length: int) -> tuple[list[int], bool]:
-        """Tokens of every example that is run (all but its last), at most those of `max_length`; whether exact."""
-        most = max_length - 1
-        texts = [row.text for row in rows if row.text is not None]
+    def _tokens(self, rows: list[Conversation | None], max_length: int) -> tuple[list[int], bool]:
+        """Return the tokens of every example that are run, which are all but its last."""
+        texts = [row for row in rows if row is not None]
         if self.tokenizer is None or not texts:
-            return [most] * len(rows), False
-        encoded = encode_all(self.tokenizer, texts, max_length, self.recipe.thinking)
-        read = [i for i, row in enumerate(rows) if row.text is not None]
-        sizes = dict.fromkeys(set(range(len(rows))) - set(read), most)
-        for number, example in zip(encoded.rows, encoded.examples, strict=True):
-            i = read[number]
-            sizes[i] = min(most, length(example) + rows[i].more)
-        return [sizes[i] for i in sorted(sizes)], all(row.text is not None and not row.more for row in rows)
+            return [max_length - 1] * len(rows), False
+        sizes = list(map(length, encode_all(self.tokenizer, texts, max_length, self.recipe.thinking).examples))
+        return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
 
-    def _given(self, spec: Data, seed: int) -> tuple[list[Row], Known]:
-        found = self.looked.rows(spec, seed)
-        return _unread(spec) if found is None else ([Row(text) for text in found], "counted")
+    def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
+        """Return the rows of a source, None for each whose text is not known."""
+        size = _size(PUBLISHED.get(spec.source), spec.first, spec.n, otherwise=TRAINING_ROWS)
+        if spec.answers != "self":
+            loaded = self.source.read(spec.source, data.load, spec, seed)
+            return [None] * size if loaded is None else [*loaded.rows]
+        prompts = self.source.read(spec.source, data.self_prompts, spec, seed)
+        of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
+        ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
+        self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
+        return [None] * len(ids)
 
-    def _own(self, spec: Data, seed: int) -> tuple[list[Row], Known]:
-        """Rows that the base answers itself; those it does not finish will be left out."""
-        own = self.own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {})
-        prompts = self.looked.read(lambda: data.self_prompts(spec, seed), spec.source, step_for_data(spec))
-        if prompts is None:
-            rows, known = _unread(spec)
-            drawn = f"seed {seed}" if spec.n else "all"  # each seed chooses its own n
-            own |= {f"{drawn}, {i}": known for i in range(len(rows))}
-            return rows, known
-        own |= {p.id: "counted" for p in prompts}
-        style, more = data.rendering_of(spec), self.recipe.sampling.max_new_tokens + ASSUMED.own_extra
-        return [Row(Conversation(p.text, None, "I", rendering=style), more) for p in prompts], "at most"
+    def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
+        """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
+        counts, seen, most = list[RequestCount](), set[str](), self.recipe.sampling.max_new_tokens
+        for name, own in sorted(self._own.items()):
+            counts.append(RequestCount("own answers", name, len(own), 1, 1, most, len(own), 0, all(own.values())))
+        for kind, name, prompts, unread, how in self._sheets():
+            ids = {ask.id for ask in asks(Sheet(Path(name), prompts, how), [ANY_SUBJECT], ANY_ENGINE)}
+            size, settings = len({p.id for p in prompts}) + unread, (how.samples, subjects, how.max_new_tokens)
+            number, repeated = subjects * (len(ids) + unread * how.samples), subjects * len(ids & seen)
+            counts.append(RequestCount(kind, name, size, *settings, number, repeated, subjects_exact and not unread))
+            seen |= ids
+        return counts
+
+    def _sheets(self) -> Iterator[tuple[str, str, list[Prompt], int, Sampling]]:
+        """Yield kind, name, the prompts that were read, how many are not available, and how to sample."""
+        for kind, specs in (("harmful", self.recipe.harmful), ("ordinary", self.recipe.ordinary)):
+            prompts, unread = list[Prompt](), 0
+            for spec in specs:
+                named = promptsets.NAMED.get(spec.source.partition(":")[0])
+                rows = self.source.read(spec.source, data.prompt_set, spec)
+                prompts += rows or []
+                unread += _size(named.rows if named else None, spec.n, otherwise=PROMPTS) if rows is None else 0
+            if specs:
+                yield kind, ", ".join(spec.source for spec in specs), prompts, unread, self.recipe.sampling
+        for name, task in self.recipe.tasks.items():
+            exam = tasksets.NAMED.get(task.benchmark or name)
+            published = exam.rows if exam and task.split in (None, exam.split) else None
+            rows = self.source.read(name, _questions, name, task)
+            unread = _size(published, task.n, otherwise=PROMPTS) if rows is None else 0
+            yield "task", name, rows or [], unread, task.sampling
 
 
-def _kept(sizes: list[int], held: int, seed: int) -> list[int]:
-    """The examples that are trained on, in order: `train` holds out the first of this permutation."""
-    if held >= len(sizes):
-        raise UserError(f"validation holds out {held} of {len(sizes)} rows, which leaves none to train on.")
-    apart = set(torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()[:held])
-    return [size for i, size in enumerate(sizes) if i not in apart]
+def _questions(name: str, task: Task) -> list[Prompt]:
+    return benchmarks.load(name, task).rows()
 
 
-def _unread(spec: Data) -> tuple[list[Row], Known]:
-    """As many rows as a source that is not here has, or is asked for."""
-    size, known = size_of(PUBLISHED.get(spec.source), spec.first, spec.n, assumed=ASSUMED.training_rows)
-    return [Row(None)] * size, known
+def _size(*sizes: int | None, otherwise: int) -> int:
+    """Return the least of the published and the requested sizes of a set that is not available."""
+    return min((size for size in sizes if size), default=otherwise)
