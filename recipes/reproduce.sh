@@ -2,8 +2,8 @@
 # The paper's main comparison (arXiv:2507.17075) at one size, from nothing to the table:
 #   bash recipes/reproduce.sh SIZE GPUS [--dry]      SIZE is 7b, 14b or 32b; GPUS how many cards of 80 GB there are
 # It plans, trains full fine-tuning on several cards and LoRA on one, samples, judges, solves and compares, in runs/paper_SIZE
-# (another folder: OUT=DIR). The same command again goes on where it stopped. --dry prints the plan and the commands, and does no more.
-# What has to be at hand (weights, gated prompts, questions, a judge) stands at the end of the plan.
+# (another folder: OUT=DIR). The same command resumes a run. --dry prints the plan and the commands, and does no more.
+# The end of the plan lists what this machine lacks: weights, gated prompts, questions, a judge.
 set -euo pipefail
 
 fail() {
