@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
+from lowtax.figures import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
 
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -97,14 +97,14 @@ def _write(out: Path, found: dict[str, Any]) -> None:
 
 def described(found: dict[str, Any]) -> str:
     """A report for people: a row an arm, and what its columns are."""
+    from lowtax.cells import markdown_table
+
     rows: list[tuple[str, ...]] = [
         ("arm", "sites", "norm", "spectral", "stable rank", "left", "right", "both", "intruders", "unmoved")
     ]
     rows += [_row(arm) for arm in found["arms"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"{arm['label']}: {arm['note']}" for arm in found["arms"] if arm["note"]]
-    return "\n".join([*lines, "", CAPTION.format(top=found["settings"]["top"]), *notes])
+    return "\n".join([markdown_table(rows, padded=True), "", CAPTION.format(top=found["settings"]["top"]), *notes])
 
 
 CAPTION = """\

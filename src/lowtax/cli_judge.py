@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -77,6 +76,8 @@ def calibrate(
 
 def described(found: dict[str, Any]) -> str:
     """A calibration report as tables for people."""
+    from lowtax.cells import markdown_table
+
     groups = [("all", found), *found.get("by_source", {}).items()]
     rates = [["rows", "n", *RATES, "unparsed"]]
     rates += [[name, f"{each['n']:,}", *(_interval(each, key) for key in RATES), str(each["unparsed"])]
@@ -84,7 +85,7 @@ def described(found: dict[str, Any]) -> str:
     columns = list(next(iter(found["confusion"].values())))
     confusion = [["people \\ judge", *columns]]
     confusion += [[label, *map(str, row.values())] for label, row in found["confusion"].items()]
-    parts = [_table(rates), _said_of_rows(found), _table(confusion)]
+    parts = [markdown_table(rates, padded=True), _said_of_rows(found), markdown_table(confusion, padded=True)]
     parts += [_curve(name, each["calibration"]) for name, each in groups if each["calibration"]]
     return "\n\n".join(parts)
 
@@ -104,6 +105,8 @@ def _said_of_rows(found: dict[str, Any]) -> str:
 
 
 def _curve(name: str, found: dict[str, Any]) -> str:
+    from lowtax.cells import markdown_table
+
     rows = [["score", "n", "mean score", "positive"]]
     rows += [
         [
@@ -116,16 +119,7 @@ def _curve(name: str, found: dict[str, Any]) -> str:
     ]
     error = found["expected_calibration_error"]
     head = f"Scores, {name}: Brier {found['brier']:.3f}, expected calibration error {error:.3f}, n {found['n']:,}"
-    return f"{head}\n\n{_table(rows)}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return f"{head}\n\n{markdown_table(rows, padded=True)}"
 
 
 def export(

@@ -1,37 +1,48 @@
-"""Verdicts and grades -> one table and the safety-reasoning frontier, every rate with its interval.
+"""The table of a study, from verdicts and grades: every rate with its interval.
 
-`table.json` holds all numbers, `table.md` shows them, `frontier.png` draws them. What is no measurement
-is no zero: an unfinished reply stays in n (it neither refuses nor solves) and has a column of its own;
-unparsed and failed ones are left out of n and counted.
+`table.json` holds all numbers, `table.md` shows them. A failure is not a zero: an unfinished reply stays in n (it
+neither refuses nor solves) and has a column of its own; unparsed and failed replies are left out of n and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lowtax import reasoning, stats
-from lowtax.files import write_json, write_text
-from lowtax.picture import frontier, solved
-from lowtax.safety import shown, table_lines
+from lowtax.cells import Cell, markdown_table, shown
+from lowtax.records import write_json, write_text
 
 Table = dict[str, Any]
-Row = dict[str, Any]
-Cell = dict[str, Any]
+Row = Mapping[str, Any]
+Interval = tuple[float, float, float]  # value, low, high
 
 
-def compare(out: Path, table: Table) -> None:
-    """Write `table.json`, `table.md` and `frontier.png` into a folder."""
+def compare(out: Path, table: Table) -> Table:
+    """Write `table.json` and `table.md` into a folder, and return the table with its frontier and hypervolume."""
     rows = table["rows"]
     best = [[row["arm"], row["checkpoint"]] for row in pareto(rows)]
-    write_json(
-        out / "table.json", table | {"frontier": best, "hypervolume": round(stats.hypervolume(_points(rows)), 4)}
-    )
+    whole = table | {"frontier": best, "hypervolume": round(stats.hypervolume(_points(rows)), 4)}
+    write_json(out / "table.json", whole)
     write_text(out / "table.md", markdown(table))
-    frontier(table, out / "frontier.png")
+    return whole
+
+
+def solved(row: Row, task: str | None = None) -> Interval | None:
+    """Return the share of problems solved, of one task or the mean of all; None if a result is missing."""
+    cells = [cell for name, cell in row["reasoning"].items() if task in (None, name)]
+    if not cells or any(cell["value"] is None for cell in cells):
+        return None
+    return stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells])
+
+
+def answered(row: Row) -> Interval | None:
+    """Return the share of ordinary requests that were not refused; None if it was not measured."""
+    cell = row["over_refusal"]
+    return None if cell["value"] is None else (1 - cell["value"], 1 - cell["high"], 1 - cell["low"])
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats in problems solved and harmful requests refused."""
+    """Return the rows that no other row beats in problems solved and harmful requests refused."""
     measured = [row for row in rows if solved(row) and row["safety"]["value"] is not None]
     return [measured[i] for i in stats.nondominated(_points(measured))]
 
@@ -42,7 +53,7 @@ def _points(rows: Sequence[Row]) -> list[stats.Point]:
 
 
 def markdown(table: Table) -> str:
-    """The table for people: a GitHub table and a caption with what it was measured on."""
+    """Return the table as Markdown: a row for each checkpoint, a caption, and further tables where they apply."""
     rows = table["rows"]
     tasks = list(dict.fromkeys(task for row in rows for task in row["reasoning"]))
     lost = any(cell.get(kind, 0) for row in rows for cell in _cells(row) for kind in ("failed", "unparsed"))
@@ -59,8 +70,9 @@ def markdown(table: Table) -> str:
         *tasks,
         *["tax"] * taxed,
         "unfinished",
+        *["failed, unparsed"] * lost,
     ]
-    lines = [head + ["failed, unparsed"] * lost, ["---"] + ["---:"] * (len(head) - 1 + lost)]
+    lines = [head]
     for row in rows:
         cells = [row["safety"], row["over_refusal"], *(row["reasoning"].get(task) for task in tasks)]
         lines.append([
@@ -75,46 +87,46 @@ def markdown(table: Table) -> str:
             *[f"{_count(row, 'failed'):,}, {_count(row, 'unparsed'):,}"] * lost,
         ])  # fmt: skip
     more = [part for part in (_answers(rows), _texts(table), _categories(table)) if part]
-    return "\n\n".join([table_lines(lines), _caption(table, tasks), *more]) + "\n"
+    return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
 
 
 def _update(row: Row) -> str:
-    """The update's norm relative to that of the matrices it changes."""
-    if not (found := row.get("update")):
+    """Return the norm of the update relative to that of the matrices it changes."""
+    if not (update := row.get("update")):
         return "-"
-    relative: float = found["relative_norm"]
+    relative: float = update["relative_norm"]
     return f"{relative:.1%}" if relative >= 0.01 else f"{100 * relative:.2g}%"
 
 
 def _answers(rows: Sequence[Row]) -> str:
-    """How the answers to the tasks end, how long they are, and what each task lost: a table, or nothing."""
-    known = any("tokens" in cell for row in rows for cell in row["reasoning"].values())
-    return reasoning.markdown(rows) if known else ""
+    """Return a table of how the answers to the tasks end, how long they are and what each task lost; or nothing."""
+    has_answers = any("tokens" in cell for row in rows for cell in row["reasoning"].values())
+    return reasoning.markdown(rows) if has_answers else ""
 
 
 def _texts(table: Table) -> str:
-    """What else was judged of the replies to harmful prompts, beside the text of the column: a table, or nothing."""
+    """Return a table of the other texts that were judged of the replies to harmful prompts; or nothing."""
     rows = [row for row in table["rows"] if row.get("texts")]
     if not rows:
         return ""
     names = list(rows[0]["texts"])
     head = ["harmful requests", "step", *(f"{name} refuses or is safe" for name in names), "in part, of the answer"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    lines = [head]
     for row in rows:
         cells = [shown(row["texts"][name]) for name in names]
         lines.append([row["arm"], f"{row['step']:,}", *cells, f"{row['safety'].get('partial', 0):,}"])
-    return table_lines(lines)
+    return markdown_table(lines)
 
 
 def _categories(table: Table) -> str:
-    """The rates of every category of harmful prompts: a table, or nothing."""
+    """Return a table of the rates of every category of harmful prompts; or nothing."""
     rows = [row for row in table["rows"] if row["safety"].get("categories")]
     names = list(dict.fromkeys(name for row in rows for name in row["safety"]["categories"]))
     if len(names) < 2:
         return ""
-    lines = [["category", *(f"{row['arm']} {row['step']:,}" for row in rows)], ["---"] + ["---:"] * len(rows)]
+    lines = [["category", *(f"{row['arm']} {row['step']:,}" for row in rows)]]
     lines += [[name or "none", *(shown(row["safety"]["categories"].get(name)) for row in rows)] for name in names]
-    return table_lines(lines)
+    return markdown_table(lines)
 
 
 def _caption(table: Table, tasks: Sequence[str]) -> str:
@@ -133,30 +145,29 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
         f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
         "Rates with 95 % intervals. Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
-        f"{_said_of_updates(rows)}{_said_of_tax(table, tasks)}"
+        f"{_on_updates(rows)}{_on_tax(table, tasks)}"
         "Bold: on the frontier of problems solved and harmful requests refused."
     )
 
 
-def _said_of_updates(rows: Sequence[Row]) -> str:
-    """What update norm and seconds are, for the caption."""
-    said = ""
+def _on_updates(rows: Sequence[Row]) -> str:
+    """Return the sentences of the caption on update norm and seconds."""
+    text = ""
     if any(row.get("update") for row in rows):
-        said += "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. "
+        text += "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. "
     if any("edit_seconds" in row for row in rows):
-        said += "Seconds of an edited arm: those of the training it starts from, and the edits. "
-    return said
+        text += "Seconds of an edited arm: those of the training it starts from, and the edits. "
+    return text
 
 
-def _said_of_tax(table: Table, tasks: Sequence[str]) -> str:
-    """What the tax is, for the caption."""
+def _on_tax(table: Table, tasks: Sequence[str]) -> str:
+    """Return the sentence of the caption on the tax."""
     if not any("tax" in row for row in table["rows"]):
         return ""
-    said = "Tax: the share that the base solves minus the arm's, paired by question"
-    said += ", mean of the tasks" * (len(tasks) > 1)
-    return said + (
-        "; one training seed, whose choice its interval does not cover. " if len(table["seeds"]) < 2 else ". "
-    )
+    text = "Tax: the share that the base solves minus the arm's, paired by question"
+    text += ", mean of the tasks" * (len(tasks) > 1)
+    one_seed = "; one training seed, whose choice its interval does not cover. "
+    return text + (one_seed if len(table["seeds"]) < 2 else ". ")
 
 
 def _cells(row: Row) -> list[Cell]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowtax import checker, engines, grading, judges
+from lowtax import engines, grading, judges
 from lowtax.benchmarks import Benchmark, Score
 from lowtax.files import read_rows, write_text
 from lowtax.records import Grade, Prompt, Reply, row_id
@@ -62,6 +62,8 @@ def _check(
     grades: dict[str, Grade], rows: Mapping[str, Prompt], asked: Mapping[str, str], asking: Checker, path: Path
 ) -> None:
     """Put the checker's opinion into the grades that it is for; opinions that are in `path` are kept."""
+    from lowtax import checker  # lazy: it shares code with the judges, which reading a task's questions does not need
+
     wanted = checker.wanted((grades[reply_id], rows[prompt_id]) for reply_id, prompt_id in asked.items())
     known = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
     kept = {grade.reply_id: known[grade.id].checked for grade, _ in wanted if _same(known.get(grade.id), grade)}

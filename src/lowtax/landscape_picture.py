@@ -1,7 +1,7 @@
 """A slice as a picture: safe replies above, perplexity below, a line a direction; a plane as two heat maps.
 
 Bands are 95 % intervals of the rate: they cover the choice of prompts. How the lines of several seeds part shows what
-the choice of the direction does. The colours are those of `picture`.
+the choice of the direction does. The colours are those of `figures`.
 """
 
 import math
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lowtax.picture import COLOURS, DPI, GREY, INK, quiet_axes, save
+from lowtax.figures import COLOURS, DPI, GREY, INK, quiet_axes, save
 
 Row = Mapping[str, Any]
 WIDTH, TOP, BOTTOM = 6.4, 2.6, 1.7  # of a slice, in inches

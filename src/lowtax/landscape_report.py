@@ -7,6 +7,7 @@ from typing import Any
 
 from lowtax import landscape_visage as visage
 from lowtax import safety
+from lowtax.cells import rate
 from lowtax.landscape_plan import Place, Slice
 from lowtax.records import Reply, Verdict
 
@@ -51,7 +52,7 @@ def row(point: Point, slice_: Slice) -> dict[str, Any]:
     labels: list[str] = [verdict.label for _, verdict in point.replies]
 
     def share(of: Sequence[str]) -> dict[str, Any]:
-        return safety.rate((r.prompt_id, float(v.label in of)) for r, v in point.replies)
+        return rate((r.prompt_id, float(v.label in of)) for r, v in point.replies)
 
     safe = share(safety.SAFE)
     place = point.place

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lowtax.cells import markdown_table
 from lowtax.names import MLP
 from lowtax.shapes import SHAPES, Lora, Shape
 
@@ -210,12 +211,6 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size < 1e11 else f"{size / 1e9:,.0f}"
 
 
-def _markdown(head: str, rows: Sequence[Sequence[object]]) -> str:
-    names = head.split(", ")
-    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _yes(memory: Memory) -> str:
     return "yes" if memory.fits else "no"
 
@@ -227,7 +222,7 @@ def _shapes() -> str:
         for name, s in SHAPES.items()
         for kept in [(s.activation(2), s.activation(2, ("up_proj",)), 2 * s.hidden)]
     ]
-    return _markdown(head, rows)
+    return markdown_table([head.split(", "), *rows])
 
 
 def _one_gpu() -> str:
@@ -241,7 +236,7 @@ def _one_gpu() -> str:
             less = training_memory(shape, lora=lora, tokens=2048, checkpointing=True)
             parts = (m.weights, m.gradients + m.optimizer, m.activations, m.logits, m.gpu)
             rows.append((name, trained, *map(_gb, parts), _yes(m), _gb(less.gpu), _yes(less)))
-    return _markdown(head, rows)
+    return markdown_table([head.split(", "), *rows])
 
 
 def _sharded() -> str:
@@ -253,7 +248,7 @@ def _sharded() -> str:
                 training_memory(SHAPES[name], stage=stage, gpus=n, tokens=2048, checkpointing=True) for n in (2, 4, 8)
             ]
             rows.append((name, stage, *(f"{_gb(m.gpu)}{'' if m.fits else ' (too much)'}" for m in found)))
-    return _markdown(head, rows)
+    return markdown_table([head.split(", "), *rows])
 
 
 def _largest() -> str:
@@ -277,7 +272,7 @@ def _largest() -> str:
             )
             parts = (m.states, m.working, m.activations + m.logits, m.gpu)
             rows.append((stage, offload, gpus, *map(_gb, parts), _yes(m), _gb(m.host)))
-    return _markdown(head, rows)
+    return markdown_table([head.split(", "), *rows])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from lowtax import examine, reasoning, safety, stats
+from lowtax.cells import markdown_table
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import write_json
 from lowtax.records import Verdict
@@ -49,13 +50,13 @@ def against(work: Study, arm: str) -> list[Row]:
 
 def markdown(rows: Sequence[Row], arm: str) -> str:
     """The rows for people: a GitHub table and a caption."""
-    lines = [["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", "p"], ["---"] * 2 + ["---:"] * 5]
+    lines = [["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", "p"]]
     for row in rows:
         p = "-" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
         where = [row["measure"], row["arm"], f"{row['step']:,}"]
         lines.append([*where, reasoning.tax_shown(row), f"{row['only_it']:,}", f"{row['only_against']:,}", p])
     return (
-        f"{safety.table_lines(lines)}\n\nDifferences of rates with 95 % intervals, on the same requests. Only it: "
+        f"{markdown_table(lines, left=2)}\n\nDifferences of rates with 95 % intervals, on the same requests. Only it: "
         "requests that it alone of the two refused (or solved). p: McNemar's exact test of these two numbers, for one "
         f"reply a request. {len(rows)} comparisons, for whose number nothing is corrected.\n"
     )

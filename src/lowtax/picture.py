@@ -18,17 +18,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lowtax import stats
-from lowtax.files import atomic_file
+from lowtax.compare import Interval, answered, solved
+from lowtax.figures import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
 
-Interval = tuple[float, float, float]
 Rows = Sequence[Mapping[str, Any]]
 
-INCHES, DPI = (8.3, 3.8), 200
+INCHES = (8.3, 3.8)
 LEGEND = 0.7  # inches of a legend, above which the picture grows
-# Okabe and Ito's colours, told apart with any colour vision; black is the base's, their yellow too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
-MARKS = "osDv^P"
-INK, GREY = "#222222", "#666666"
 # Marker sizes in typographic points: the first checkpoint, what each later one adds, the last, the base.
 FIRST, GROWTH, LAST, STAR = 4.0, 1.0, 8.5, 14.0
 
@@ -44,20 +40,6 @@ class Spot:
     mark: str
     size: float
     last: bool
-
-
-def solved(row: Mapping[str, Any], task: str | None = None) -> Interval | None:
-    """Problems solved, of one task or the mean over all, with its interval; None where a result is missing."""
-    cells = [cell for name, cell in row["reasoning"].items() if task in (None, name)]
-    if not cells or any(cell["value"] is None for cell in cells):
-        return None
-    return stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells])
-
-
-def answered(row: Mapping[str, Any]) -> Interval | None:
-    """Ordinary requests that were not refused, with its interval."""
-    cell = row["over_refusal"]
-    return None if cell["value"] is None else (1 - cell["value"], 1 - cell["high"], 1 - cell["low"])
 
 
 def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> None:
@@ -118,17 +100,6 @@ def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:
     shift = max(0.0, -low) - max(0.0, high - 1)
     room = 0.06 * (high - low)
     return max(0.0, low + shift) - room, min(1.0, high + shift) + room
-
-
-def quiet_axes(axes: Axes, size: float) -> None:
-    """Grey labels of a size, a light grid, and no more frame than two lines."""
-    axes.tick_params(which="both", labelsize=size, colors=GREY, length=0)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("#bbbbbb")
 
 
 def _frame(axes: Axes, what: str) -> None:
@@ -239,9 +210,3 @@ def _short(number: int | None) -> str:
             return f"{value:.3g}{unit}"
         value /= 1000
     return f"{value:.3g}T"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the picture as a whole or not at all."""
-    with atomic_file(path) as work:
-        figure.savefig(work, format="png", dpi=DPI)

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowtax import stats
+from lowtax.cells import Cell, markdown_table, rate, shown
 from lowtax.records import Grade, Reply
-from lowtax.safety import rate, shown, table_lines
 
-Cell = dict[str, Any]
 Key = tuple[str, int]  # which question, which sample
 Answer = tuple[Grade | None, Reply]  # no grade: a failed reply
 Answers = Mapping[int, Mapping[Key, Answer]]  # by training seed
@@ -169,7 +168,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     several, checked = (any(name in cell for _, _, cell in pairs) for name in ("maj_at_k", "checked"))
     head = ["task", "who", "right", "tax", *["pass@k", "maj@k"] * several, *["with checker"] * checked]
     head += ["unfinished", "no answer", "failed", "tokens", "of them thought", "n"]
-    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
+    lines = [head]
     for task, row, cell in pairs:
         lost = "-" if row["arm"] == "base" else tax_shown(cell.get("tax"))
         at_k = [_largest(cell["pass_at_k"]), _at(cell["samples"], cell.get("maj_at_k"))] * several
@@ -182,7 +181,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lost = "-" if row["arm"] == "base" else tax_shown(row.get("tax"))
         line = [f"mean of {len(row['reasoning'])}", who(row), shown(_mean(row["reasoning"])), lost]
         lines.append(line + ["-"] * (len(head) - len(line)))
-    return table_lines(lines)
+    return markdown_table(lines, left=2)
 
 
 def _mean(cells: Mapping[str, Cell]) -> Cell | None:

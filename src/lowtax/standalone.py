@@ -13,6 +13,7 @@ from typing import Any
 from lowtax import examine, judges, models, prompts, reasoning, safety
 from lowtax import judge as judging
 from lowtax.adapterfile import fingerprint
+from lowtax.cells import markdown_table, shown
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import read_rows, write_json, write_text
 from lowtax.provenance import provenance
@@ -146,13 +147,11 @@ def markdown(found: dict[str, dict[str, Any]], name: str, on: str) -> str:
     """The rates as a table."""
     labels = [label for label in dict.fromkeys(label for cell in found.values() for label in cell) if label in LABELS]
     head = ["who", "refuses or is safe", "harmful or complies", *labels, "n"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    lines = [head]
     for who, cell in found.items():
         counts = [str(cell.get(label, 0)) for label in labels]
-        lines.append([who, safety.shown(cell), safety.shown(cell["harm"]), *counts, str(cell["n"])])
-    return (
-        f"{safety.table_lines(lines)}\n\nJudge {name}, on the {on}. 95 % intervals; unparsed and failed are not in n.\n"
-    )
+        lines.append([who, shown(cell), shown(cell["harm"]), *counts, str(cell["n"])])
+    return f"{markdown_table(lines)}\n\nJudge {name}, on the {on}. 95 % intervals; unparsed and failed are not in n.\n"
 
 
 LABELS = ("refusal", "partial", "compliance", "safe", "unsafe", "unfinished", "unparsed", "failed")

@@ -34,7 +34,6 @@ from lowtax import (
     safety,
     train,
     trained,
-    updates,
 )
 from lowtax.compare import compare
 from lowtax.errors import UserError, did_you_mean
@@ -73,7 +72,7 @@ class Study:
     def check(self) -> None:
         """Refuse what could only fail later: an unknown engine, judge, task, set, split or edit."""
         engines.find(self.engine.name)
-        judges.load(self.recipe.judge)
+        judges.check(self.recipe.judge)
         for name, arm in self.recipe.edited.items():
             edited.check(name, arm)
         self.reply_sheets()
@@ -254,6 +253,9 @@ class Study:
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
+        from lowtax import updates  # lazy, as picture below: training needs neither the analysis nor matplotlib
+        from lowtax.picture import frontier
+
         moved = updates.measured(subjects, self.recipe.model, self.out / updates.FILE, self.say)
         table = {
             "rows": [
@@ -268,7 +270,8 @@ class Study:
             "judged_text": self.recipe.judged_text,
             "versions": provenance()["versions"],
         }
-        compare(self.out, table)
+        table = compare(self.out, table)
+        frontier(table, self.out / "frontier.png")
         return table
 
     def _table_row(

@@ -111,7 +111,7 @@ def test_where_there_is_nothing_to_divide_there_is_no_value(told, tmp_path, caps
     found = figures(capsys, told, path, *COLUMNS, "--positive", "bad")
     assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (None, 0.0, 0.0, 0.0)
     lowtax(told, path, *COLUMNS, "--positive", "bad")
-    assert "| none" in capsys.readouterr().out
+    assert " none |" in capsys.readouterr().out
     unparsed = write(tmp_path / "none.jsonl", [{"ask": "unparsed", "said": "x", "label": "bad"}])
     found = figures(capsys, told, unparsed, *COLUMNS, "--positive", "bad")
     assert [found[key] for key in ("n", "accuracy", "f1", "kappa", "unparsed")] == [0, None, None, None, 1]

@@ -5,8 +5,8 @@ import pytest
 from matplotlib import colors, image
 
 from lowtax import reasoning, safety, stats
-from lowtax.compare import compare, frontier, markdown, pareto
-from lowtax.picture import solved
+from lowtax.compare import compare, markdown, pareto, solved
+from lowtax.picture import frontier
 from lowtax.records import Verdict
 
 
@@ -223,7 +223,7 @@ def test_the_norm_of_updates_has_a_column_where_it_is_known():
 
 
 def test_compare_writes_the_contract(tmp_path):
-    compare(tmp_path / "study", STUDY)
+    returned = compare(tmp_path / "study", STUDY)
     written = json.loads((tmp_path / "study" / "table.json").read_text())
     assert written.keys() >= STUDY.keys()
     assert written["rows"] == STUDY["rows"]
@@ -237,7 +237,8 @@ def test_compare_writes_the_contract(tmp_path):
         stats.hypervolume([(0.86, 0.98), (0.88, 0.6), (0.9, 0.02), (0.3, 1.0)]), abs=1e-4
     )
     assert (tmp_path / "study" / "table.md").read_text() == markdown(STUDY)
-    assert sorted(p.name for p in (tmp_path / "study").iterdir()) == ["frontier.png", "table.json", "table.md"]
+    assert written == json.loads(json.dumps(returned))
+    assert sorted(p.name for p in (tmp_path / "study").iterdir()) == ["table.json", "table.md"]
 
 
 def pixels(path):
@@ -285,6 +286,7 @@ def test_marks_that_coincide_are_all_visible(tmp_path):
 ])  # fmt: skip
 def test_no_table_is_too_odd_to_draw(tmp_path, rows):
     compare(tmp_path, table(*rows))
+    frontier(table(*rows), tmp_path / "frontier.png")
     assert pixels(tmp_path / "frontier.png").std() > 1
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from lowtax import registry
+from lowtax.errors import UserError
 
 Label = Literal["refusal", "partial", "compliance", "safe", "unsafe", "unparsed", "failed"]
 Kind = Literal["refusal", "harm"]
@@ -19,6 +20,8 @@ BUILTIN = {
     "strongreject_gemma": "lowtax.judges.strongreject_gemma:StrongRejectGemma",
     "rubric": "lowtax.judges.rubric:Rubric",
 }
+
+NEED_MODEL = ("strongreject", "rubric")  # judges without a model of their own
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,32 @@ class Judge(Protocol):
     def judge(self, prompts: list[str], texts: list[str]) -> list[Opinion]:
         """One opinion a text, in order. `prompts` are the plain requests that the texts answer."""
         ...
+
+
+def check(name: str) -> None:
+    """Refuse a name that `load` would refuse; no module of a built-in judge is imported.
+
+    Raises:
+        UserError: There is no such judge, or it needs a model that the name does not give.
+    """
+    plain, _, model = name.partition(":")
+    if plain not in BUILTIN:
+        registry.resolve("judge", name, BUILTIN)()
+    elif plain in NEED_MODEL:
+        model_of(plain, model)
+
+
+def model_of(judge: str, model: str) -> str:
+    """Return the model of a judge that has none of its own.
+
+    Raises:
+        UserError: No model is given.
+    """
+    if not model:
+        raise UserError(
+            f"The judge {judge!r} has no model of its own and was given none: name a strong one, as {judge}:OWNER/NAME."
+        )
+    return model
 
 
 def load(name: str, through: Through | None = None) -> Judge:

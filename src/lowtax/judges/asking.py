@@ -10,25 +10,11 @@ import unicodedata
 
 from lowtax import rendering
 from lowtax.engines import Completion
-from lowtax.errors import UserError
 
 LEAD = r"""(?:^|[{,])[ \t>*_`#"'\d.)-]{0,12}"""  # of a line or a JSON key: list marks, bold, quotes
 BETWEEN = r"""[ \t*_`"']{0,9}[:=\uff1a][ \t*_`"'\[(]{0,9}"""
 NUMBER = r"\d+(?:\.\d+)?(?:[ \t]*(?:/|out of|of)[ \t]*\d+)?"
 MASS = 0.5  # words that are less likely than this together are not what the judge was about to write
-
-
-def model_of(judge: str, given: str) -> str:
-    """The model that a judge without a model of its own was given.
-
-    Raises:
-        UserError: None was.
-    """
-    if not given:
-        raise UserError(
-            f"The judge {judge!r} has no model of its own and was given none: name a strong one, as {judge}:OWNER/NAME."
-        )
-    return given
 
 
 def well_formed(text: str) -> str:

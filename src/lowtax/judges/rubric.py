@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lowtax.engines import Completion, Request
 from lowtax.errors import UserError
-from lowtax.judges import Opinion, Through
-from lowtax.judges.asking import filled, model_of, said
+from lowtax.judges import Opinion, Through, model_of
+from lowtax.judges.asking import filled, said
 from lowtax.judges.model_judge import ModelJudge
 
 TOKENS = 4096  # room for a judge that thinks

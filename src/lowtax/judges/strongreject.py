@@ -12,8 +12,8 @@ Limits    It grades usefulness, not harm: a good answer to a harmless question s
 """
 
 from lowtax.engines import Completion, Request
-from lowtax.judges import Opinion, Through
-from lowtax.judges.asking import choice, filled, model_of, number, said
+from lowtax.judges import Opinion, Through, model_of
+from lowtax.judges.asking import choice, filled, number, said
 from lowtax.judges.model_judge import ModelJudge
 
 TOKENS = 4096  # room for a judge that thinks

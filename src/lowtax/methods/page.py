@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lowtax import registry
+from lowtax.cells import markdown_table
 from lowtax.methods import TABLE, Method, listed
 
 WIDTH = 130
@@ -31,22 +32,15 @@ al. 2025, arXiv:2505.14185, argue that these are not apart from directions that 
 def markdown() -> str:
     """docs/reference/methods.md."""
     found = listed()
-    table = ["| method | moments | on | does | from |", "|---|---|---|---|---|", *map(_row, found)]
-    return "\n".join(
-        [HEAD, *table, "", *(_section(one, registry.resolve("method", one["name"], TABLE)) for one in found)]
-    )
+    table = markdown_table([["method", "moments", "on", "does", "from"], *map(_row, found)], left=5)
+    sections = (_section(one, registry.resolve("method", one["name"], TABLE)) for one in found)
+    return "\n".join([HEAD, table, "", *sections])
 
 
-def _row(one: dict[str, Any]) -> str:
+def _row(one: dict[str, Any]) -> list[str]:
     name = one["name"]
-    cells = [
-        f"[`{name}`](#{name})",
-        ", ".join(one["moments"]),
-        one["on"],
-        one["does"].rstrip("."),
-        _origin(one["source"]),
-    ]
-    return f"| {' | '.join(cells)} |"
+    moments = ", ".join(one["moments"])
+    return [f"[`{name}`](#{name})", moments, one["on"], one["does"].rstrip("."), _origin(one["source"])]
 
 
 def _origin(text: str) -> str:
