@@ -1,10 +1,11 @@
-"""Where weight updates lie: adapters, or fully fine-tuned checkpoints, against their base, matrix by matrix.
+"""The geometry of weight updates: adapters, or fully fine-tuned checkpoints, against their base, matrix by matrix.
 
     source = of_adapter(Path("runs/14b/arms/MODE/seed-0/checkpoint-5000"))
     report = analyze(open_weights(base), [source])
 
-Each W is read and decomposed once for all sources; no more than one is held (small ones: one a core), beside the
-adapters. Of a tuned checkpoint its counterpart and their difference are held too. `analyze_site` says what is measured.
+Every W is read and decomposed once for all sources. Besides the adapters, memory holds one W at a time (one for each
+core if they are small), and for a tuned checkpoint also its counterpart and their difference. `analyze_site` describes
+the measures.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
-SIDE_BY_SIDE = 2**22  # entries of a matrix up to which several are worked on at a time
+SIDE_BY_SIDE = 2**22  # entries; smaller matrices are analysed several at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Updates of one checkpoint. `update` gives that of a module, from its name and W."""
+    """The updates of one checkpoint. `update` returns that of a module, from its name and W."""
 
     arm: str
     where: str
@@ -47,10 +48,10 @@ class Source:
 
 
 def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None) -> Source:
-    """The updates of a PEFT adapter.
+    """Return the updates of a PEFT adapter.
 
     Raises:
-        UserError: It is none, or more than a plain LoRA.
+        UserError: The folder holds no adapter, or one that is more than a plain LoRA.
     """
     factors = read_adapter(folder).factors
     name = folder.resolve().name
@@ -58,10 +59,10 @@ def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None) ->
 
 
 def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None = None) -> Source:
-    """The updates of a fully fine-tuned checkpoint: its matrices minus those of the base, in float32.
+    """Return the updates of a fully fine-tuned checkpoint: its matrices minus those of the base, in float32.
 
     Raises:
-        UserError: There is no such model, or it is not of the base's shape.
+        UserError: There is no such model, or its shape is not that of the base.
     """
     tuned = open_weights(ref)
     names = [name for name in base if name in tuned]
@@ -84,7 +85,7 @@ def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None =
 
 
 def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
-    """The last checkpoint of every arm and seed of a study, in its order."""
+    """Return the updates of the last checkpoint of every arm and seed of a study, in the study's order."""
     last = {(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}
     return [
         of_adapter(Path(s.adapter), s.arm, s.seed) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
@@ -93,23 +94,23 @@ def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
 
 
 def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None = None, say: Say = print) -> Row:
-    """The anatomy of every source's updates, as data: settings, definitions, and an entry a source.
+    """Return the anatomy of every source's updates: settings, definitions, and an entry for each source.
 
     Raises:
-        UserError: A source has a module that the base has not, or in another shape.
+        UserError: A source has a module that the base does not have, or in another shape.
     """
     settings = settings or Settings()
     names = sorted({name for source in sources for name in source.names}, key=_order)
     for source in sources:
-        if strange := [name for name in source.names if name not in base]:
-            raise UserError(f"{source.where} changes {strange[0]}, which {base.ref!r} has not: give its own base.")
+        if unknown := [name for name in source.names if name not in base]:
+            raise UserError(f"{source.where} changes {unknown[0]}, which is not in {base.ref!r}: give its own base.")
 
     def sites(name: str) -> list[Row | None]:
         weight = Weight.of(base[name], settings.known, settings.exact)
         return [_site(name, weight, source, settings) if name in source.names else None for source in sources]
 
-    found = dict(_each(sites, names, base, say))
-    columns = [[row for name in names if (row := found[name][i])] for i in range(len(sources))]
+    by_name = dict(_each(sites, names, base, say))
+    columns = [[row for name in names if (row := by_name[name][i])] for i in range(len(sources))]
     return {
         "base": base.ref,
         "settings": asdict(settings),
@@ -121,7 +122,7 @@ def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None 
 def _each(
     sites: Callable[[str], list[Row | None]], names: Sequence[str], base: Weights, say: Say
 ) -> Iterator[tuple[str, list[Row | None]]]:
-    """The sites of every name: small matrices side by side, one a core, for one of them cannot use several."""
+    """Yield the sites of every name. Small matrices run in parallel, one on each core: one alone cannot use several."""
     cores = torch.get_num_threads()
     small = [name for name in names if base.shape(name)[0] * base.shape(name)[1] <= SIDE_BY_SIDE]
     large = [name for name in names if name not in small]
@@ -148,7 +149,7 @@ def _site(name: str, weight: Weight, source: Source, settings: Settings) -> Row:
 
 
 def _order(name: str) -> list[tuple[int, str]]:
-    """Layers by number, not by letter."""
+    """Return a key that sorts layers by number."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
@@ -160,13 +161,13 @@ def _entry(source: Source, sites: list[Row], sources: Sequence[Source]) -> Row:
 
 
 def summary(sites: Sequence[Row]) -> Row:
-    """Figures over all sites: norms as of one vector, medians of ranks, mean overlaps, sums of counts."""
+    """Return figures over all sites: norms as of one vector, medians of ranks, mean overlaps, sums of counts."""
     moved = [site for site in sites if site["norm"]]
     weights = sum((site["norm"] / site["relative_norm"]) ** 2 for site in moved)
     effective = [site["effective_rank"] for site in moved if site["effective_rank"] is not None]
-    wanted = sum(site["bfloat16"]["wanted"] for site in moved)
-    left = sum(site["bfloat16"]["share_unmoved"] * site["bfloat16"]["wanted"] for site in moved)
-    found: Row = {
+    changed = sum(site["bfloat16"]["wanted"] for site in moved)
+    unmoved = sum(site["bfloat16"]["share_unmoved"] * site["bfloat16"]["wanted"] for site in moved)
+    figures: Row = {
         "sites": len(sites),
         "moved": len(moved),
         "norm": sum(site["norm"] ** 2 for site in moved) ** 0.5,
@@ -174,13 +175,13 @@ def summary(sites: Sequence[Row]) -> Row:
         "relative_spectral_norm": median(site["relative_spectral_norm"] for site in moved) if moved else 0.0,
         "stable_rank": median(site["stable_rank"] for site in moved) if moved else 0.0,
         "effective_rank": median(effective) if effective else None,
-        "unmoved": left / wanted if wanted else 0.0,
+        "unmoved": unmoved / changed if changed else 0.0,
     }
     for kind in ("overlap", "weighted_overlap"):
         for of in (kind, f"random_{kind}"):
-            found[of] = {side: mean(site[of][side] for site in moved) if moved else 0.0 for side in SIDES}
+            figures[of] = {side: mean(site[of][side] for site in moved) if moved else 0.0 for side in SIDES}
     counts = ("tested", "found", "rotated", "undecided")
-    return found | {"intruders": {what: sum(site["intruders"][what] for site in moved) for what in counts}}
+    return figures | {"intruders": {what: sum(site["intruders"][what] for site in moved) for what in counts}}
 
 
 DEFINITIONS = {

@@ -1,17 +1,17 @@
-"""The anatomy of one update dW beside its weight W: sizes, ranks, overlap, intruder dimensions, what rounding leaves.
+"""The anatomy of one update dW of a weight W: sizes, ranks, overlap, intruder dimensions, and what rounding leaves.
 
 Overlap: shares of dW's energy in the top singular directions of W, as Xue & Mirzasoleiman (arXiv:2507.17075) regularise
-it; `linalg.overlap` has the formulas and what a dW of random direction would have.
+it. `linalg.overlap` has the formulas, and the shares of a dW of random direction.
 
 Intruder dimensions (Shuttleworth et al. 2024, arXiv:2410.21228, Algorithm 1; code: reeceshuttle/intruder-dimensions
 @ d4445a2): of the first `tested` left singular vectors of W + dW, those whose absolute cosine with every left
-singular vector of W is below `epsilon`. Where W's singular values lie close together, a small dW turns their vectors
-within their common space, which this definition counts although nothing new came in; `rotated` counts the intruders
-that have more than half of their energy in directions of W whose singular values are within 10 % of theirs (or within
-||dW||_2, if that is less).
+singular vector of W is below `epsilon`. If singular values of W are close together, a small dW rotates their vectors
+within their common space, and this definition counts them although nothing new was added. `rotated` counts the
+intruders with more than half of their energy in directions of W whose singular values are within 10 % of theirs (or
+within ||dW||_2, if that is less).
 
 For matrices with both sides above 768, only the top of W is known unless `exact`. A vector is then no intruder if it
-meets one of those directions, an intruder if too little of it is left outside of them, and undecided otherwise.
+meets one of those directions, an intruder if too little of it is outside of them, and undecided otherwise.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ from lowtax.linalg import Dense, Factors, Update
 from lowtax.names import in_layer, layer_of
 from lowtax.rounding import ROWS, Rounding
 
-CLUSTER = 0.1  # of a singular value: how far the values lie with whose vectors its own may have mixed
+CLUSTER = 0.1  # of a singular value: the distance of values whose vectors may have mixed with its own
 SIDES = ("left", "right", "both")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """The settings of an analysis.
 
-    top: singular directions of W a side, for overlaps. tested: singular vectors of W + dW, for intruders. exact: whole
-    decompositions of large matrices too, which takes minutes a matrix.
+    top: singular directions of W on each side, for overlaps. tested: singular vectors of W + dW, for intruders. exact:
+    decompose large matrices completely, which takes minutes for each.
     """
 
     top: int = 16
@@ -46,12 +46,12 @@ class Settings:
 
     @property
     def known(self) -> int:
-        """Directions of W that are found where it is too large for all."""
+        """The number of directions of W that are computed if it is too large for all."""
         return max(self.top, 2 * self.tested)
 
 
 def describe(name: str, weight: Weight, update: Update, settings: Settings) -> dict[str, Any]:
-    """Everything about one update, as data; all its figures are 0 if it is zero."""
+    """Return the anatomy of one update as data; all figures of a zero update are 0."""
     W, k = weight.matrix, min(settings.top, *weight.matrix.shape)
     S = _spectrum(update, settings)
     norm, spectral = float(update.sq_norm()) ** 0.5, float(S[0]) if S.numel() else 0.0
@@ -80,7 +80,7 @@ def describe(name: str, weight: Weight, update: Update, settings: Settings) -> d
 
 
 def _spectrum(update: Update, settings: Settings) -> Float[Tensor, " k"]:
-    """All singular values that are not zero for certain; of a large matrix the first alone, unless exact."""
+    """Return the singular values of an update that may be above zero; of a large matrix only the first unless exact."""
     if isinstance(update, Factors):
         return update.svd()[1]
     if settings.exact or min(update.shape) <= linalg.SMALL:
@@ -90,15 +90,15 @@ def _spectrum(update: Update, settings: Settings) -> Float[Tensor, " k"]:
 
 
 def intruders(weight: Weight, update: Update, spectral: float, settings: Settings) -> dict[str, int]:
-    """How many of the first singular vectors of W + dW are intruders.
+    """Count the intruders among the first singular vectors of W + dW.
 
     Args:
         spectral: ||dW||_2.
     """
     tested = min(settings.tested, *weight.matrix.shape)
-    found = {"tested": tested, "found": 0, "rotated": 0, "undecided": 0}
+    counts = {"tested": tested, "found": 0, "rotated": 0, "undecided": 0}
     if not spectral:
-        return found
+        return counts
     U, S = weight.tuned(update, tested)
     energies = weight.energies(U)
     met = energies.max(dim=0).values >= settings.epsilon**2
@@ -106,7 +106,7 @@ def intruders(weight: Weight, update: Update, spectral: float, settings: Setting
     decided = met | (outside < settings.epsilon**2) if weight.whole is None else torch.full_like(met, True)
     window = (CLUSTER * S).clamp(max=spectral)
     rotated = (energies * ((weight.values[:, None] - S).abs() <= window)).sum(dim=0) > 0.5
-    return found | {
+    return counts | {
         "found": int((~met & decided).sum()),
         "rotated": int((~met & decided & rotated).sum()),
         "undecided": int((~decided).sum()),
@@ -114,7 +114,7 @@ def intruders(weight: Weight, update: Update, spectral: float, settings: Setting
 
 
 def unmoved(W: Float[Tensor, "out in"], update: Update) -> Rounding:
-    """What rounding W + dW to bfloat16 leaves of dW; the rows of W are taken in parts."""
+    """Return what rounding W + dW to bfloat16 leaves of dW. The rows of W are processed in blocks."""
     rounding = Rounding()
     for start in range(0, len(W), ROWS):
         rows = slice(start, start + ROWS)

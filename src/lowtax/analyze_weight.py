@@ -1,8 +1,8 @@
-"""What the analysis knows of one weight W, and the top of W + dW beside it.
+"""The singular directions of one weight W, and the top ones of W + dW.
 
-Small matrices, or all if that is asked for, are decomposed as a whole, once for all updates, by the smaller of W W'
-and W'W in float64; that of W + dW follows from it by a correction of low rank, and its top from a subspace near the
-answer. Of the others the top is known (`linalg.top_singular`).
+Small matrices, or all if `exact`, are decomposed completely, once for all updates, by the smaller of W W' and W'W in
+float64. The Gram matrix of W + dW follows from it by a correction of low rank, and its top directions from a subspace
+near them. For other matrices only the top is computed (`linalg.top_singular`).
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from lowtax import linalg
 from lowtax.linalg import Factors, Svd, Update
 
 DEPTHS = (2, 4, 8)  # powers of the Gram matrix in the subspaces that are tried
-CLOSE = 1e-3  # of an eigenvalue of the Gram matrix: how far ||G x - s x|| may be from zero
-DIRECT = 256  # sides up to which it is decomposed as a whole each time
+CLOSE = 1e-3  # of an eigenvalue of the Gram matrix: the largest ||G x - s x||
+DIRECT = 256  # sides up to which it is decomposed completely each time
 
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """G = W W' where W is wide, else W'W; its eigenvalues, descending; its eigenvectors, of W's smaller side."""
+    """G = W W' if W is wide, else W'W; its eigenvalues, descending; its eigenvectors, of W's smaller side."""
 
     gram: Float[Tensor, "side side"]
     squares: Float[Tensor, " side"]
@@ -30,7 +30,7 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """W, its top singular directions, and all of them where `whole` is there."""
+    """W and its top singular directions, or all of them if `whole` is not None."""
 
     matrix: Float[Tensor, "out in"]
     top: Svd
@@ -38,7 +38,7 @@ class Weight:
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "out in"], k: int, exact: bool = False) -> "Weight":
-        """W with k directions at least, with all if it is small or that is asked for."""
+        """Return W with at least k directions, or with all if it is small or `exact`."""
         if not exact and min(matrix.shape) > linalg.SMALL:
             return cls(matrix, linalg.top_singular(matrix, k), None)
         gram = linalg.gram(matrix)
@@ -48,22 +48,22 @@ class Weight:
 
     @property
     def values(self) -> Float[Tensor, " known"]:
-        """The singular values that are known, descending."""
+        """The known singular values, descending."""
         return self.top[1] if self.whole is None else self.whole.squares.sqrt().float()
 
     def energies(self, U: Float[Tensor, "out k"]) -> Float[Tensor, "known k"]:
-        """Squared cosines of unit vectors with every left singular vector of W that is known, in `values`' order."""
+        """Return squared cosines of unit vectors with every known left singular vector of W, in the order of `values`."""
         if self.whole is None:
             return (self.top[0].T @ U).square()
         if self._wide:
             return (self.whole.near.T.float() @ U).square()
         values = self.values
-        there = values > linalg.FAINT * values[0]
-        met = self.whole.near.T.float() @ (self.matrix.T @ U)
-        return torch.where(there[:, None], met / values.clamp(min=1e-30)[:, None], 0.0).square()
+        present = values > linalg.FAINT * values[0]
+        products = self.whole.near.T.float() @ (self.matrix.T @ U)
+        return torch.where(present[:, None], products / values.clamp(min=1e-30)[:, None], 0.0).square()
 
     def tuned(self, update: Update, k: int) -> tuple[Float[Tensor, "out k"], Float[Tensor, " k"]]:
-        """The first k left singular vectors of W + dW, with their values."""
+        """Return the first k left singular vectors of W + dW, with their values."""
         if self.whole is None:
             return self._tuned_top(update, k)
         gram = self._tuned_gram(self.whole.gram, update)
@@ -85,7 +85,7 @@ class Weight:
         return linalg.top_singular(self.matrix + update.matrix, k, start=V)[:2]
 
     def _tuned_gram(self, gram: Float[Tensor, "side side"], update: Update) -> Float[Tensor, "side side"]:
-        """(W + dW)(W + dW)' or its mirror image, by what dW adds to that of W."""
+        """Return (W + dW)(W + dW)' or its mirror image, as the Gram matrix of W and what dW adds to it."""
         if not isinstance(update, Factors):
             return linalg.gram(self.matrix + update.matrix)
         W, (b, a) = self.matrix, (update.b.double(), update.a.double())
@@ -95,7 +95,7 @@ class Weight:
         return gram + cross + cross.T + b @ (a @ a.T) @ b.T
 
     def _start(self, update: Update, k: int) -> Float[Tensor, "side near"]:
-        """Directions of the smaller side near those of W + dW: W's first, and an adapter's own."""
+        """Return directions of the smaller side near those of W + dW: the first ones of W, and those of an adapter."""
         assert self.whole is not None
         first = self.whole.near[:, : 2 * k]
         if not isinstance(update, Factors):
@@ -105,7 +105,7 @@ class Weight:
 
 
 def _top(gram: Float[Tensor, "side side"], k: int, start: Float[Tensor, "side near"]) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues, descending, with their vectors, from Krylov spaces that begin near them."""
+    """Return the k largest eigenvalues, descending, with their vectors, from Krylov spaces that start near them."""
     generator = torch.Generator().manual_seed(0)
     extra = torch.randn(len(gram), linalg.OVERSAMPLED, generator=generator, dtype=gram.dtype)
     X = torch.cat([start, extra], dim=1)

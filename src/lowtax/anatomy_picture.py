@@ -1,7 +1,7 @@
-"""The anatomy of updates as three pictures: stable rank by layer, overlap by module, norms by layer and module.
+"""Three figures of the anatomy of updates: stable rank by layer, overlap by module, norms by layer and module.
 
-They have the colours of `picture`. A panel is a kind of module (or an arm, for norms); what lies outside of the layers,
-such as embeddings, is in geometry.json only.
+A panel is a kind of module (for norms, an arm). Modules outside of the layers, such as embeddings, are in geometry.json
+only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,35 +24,35 @@ WIDTH, HEIGHT = 2.35, 1.9  # of a panel, in inches
 FILES = ("stable_rank.png", "overlap.png", "norms.png")
 
 
-def draw(found: Mapping[str, Any], folder: Path) -> None:
-    """Write the three pictures of a report, if there is an update in a layer."""
-    arms = [(arm["label"], [site for site in arm["sites"] if site["layer"] is not None]) for arm in found["arms"]]
+def draw(report: Mapping[str, Any], folder: Path) -> None:
+    """Write the three figures of a report, if there is an update in a layer."""
+    arms = [(arm["label"], [site for site in arm["sites"] if site["layer"] is not None]) for arm in report["arms"]]
     arms = [(label, sites) for label, sites in arms if any(site["norm"] for site in sites)]
     if not arms:
         return
-    for name, picture in zip(FILES, (stable_rank, overlap, norms), strict=True):
-        save(picture(arms, found), folder / name)
+    for name, figure in zip(FILES, (stable_rank, overlap, norms), strict=True):
+        save(figure(arms, report), folder / name)
 
 
-def stable_rank(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> Figure:
-    """A panel a kind of module: stable rank of dW over the layers, a line an arm."""
+def stable_rank(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> Figure:
+    """Draw the stable rank of dW over the layers: a panel for each kind of module, a line for each arm."""
     modules = _modules(arms)
     figure, panels = _panels(len(modules), arms)
     figure.supylabel("stable rank of dW", fontsize=10, color=INK)
     for axes, module in zip(panels, modules, strict=False):
         for number, (_, sites) in enumerate(arms):
-            here = sorted((s["layer"], s["stable_rank"]) for s in sites if s["module"] == module and s["norm"])
-            if here:
+            points = sorted((s["layer"], s["stable_rank"]) for s in sites if s["module"] == module and s["norm"])
+            if points:
                 style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)]}
-                axes.plot(*zip(*here, strict=True), markersize=3, linewidth=1.1, **style)
+                axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1.1, **style)
         _frame(axes, _short(module), "layer")
         axes.set_ylim(bottom=0)
     return figure
 
 
-def overlap(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> Figure:
-    """Left and right overlap by module, arms side by side; as multiples of that of a random direction."""
-    modules, k = _modules(arms), found["settings"]["top"]
+def overlap(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> Figure:
+    """Draw left and right overlap by module, as multiples of that of a random direction; arms are side by side."""
+    modules, k = _modules(arms), report["settings"]["top"]
     figure, panels = _panels(2, arms, width=max(3.2, 0.14 * len(modules) * (len(arms) + 1)), height=2.5, columns=2)
     width = 0.8 / len(arms)
     for axes, (side, what) in zip(panels, (("left", "outputs"), ("right", "inputs")), strict=False):
@@ -67,8 +67,8 @@ def overlap(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> 
     return figure
 
 
-def norms(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> Figure:
-    """A panel an arm: ||dW|| / ||W|| in colour, on a logarithmic scale; white where there is no update."""
+def norms(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> Figure:
+    """Draw ||dW|| / ||W|| as colour, on a logarithmic scale: a panel for each arm. White means no update."""
     modules = _modules(arms)
     layers = 1 + max(site["layer"] for _, sites in arms for site in sites)
     columns = min(2, len(arms))
@@ -98,9 +98,9 @@ def norms(arms: Sequence[tuple[str, list[Row]]], found: Mapping[str, Any]) -> Fi
 
 
 def _modules(arms: Sequence[tuple[str, list[Row]]]) -> list[str]:
-    """Kinds of modules in a layer: attention first, then the MLP, then others by name."""
-    found = {site["module"] for _, sites in arms for site in sites if site["norm"]}
-    return sorted(found, key=lambda m: (ORDER.index(_short(m)) if _short(m) in ORDER else len(ORDER), m))
+    """Return the kinds of modules: attention first, then the MLP, then others by name."""
+    modules = {site["module"] for _, sites in arms for site in sites if site["norm"]}
+    return sorted(modules, key=lambda m: (ORDER.index(_short(m)) if _short(m) in ORDER else len(ORDER), m))
 
 
 def _short(module: str) -> str:
@@ -108,9 +108,9 @@ def _short(module: str) -> str:
 
 
 def _times_random(sites: Sequence[Row], module: str, side: str) -> float:
-    """The mean overlap of a kind of module over that of a random direction; 0 if there is none of the kind."""
-    found = [s for s in sites if s["module"] == module and s["norm"]]
-    return mean(s["overlap"][side] / s["random_overlap"][side] for s in found) if found else 0.0
+    """Return the mean overlap of a kind of module as a multiple of a random direction's; 0 without such modules."""
+    chosen = [s for s in sites if s["module"] == module and s["norm"]]
+    return mean(s["overlap"][side] / s["random_overlap"][side] for s in chosen) if chosen else 0.0
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -126,7 +126,7 @@ def _panels(
     height: float = HEIGHT,
     columns: int = 4,
 ) -> tuple[Figure, list[Axes]]:
-    """So many panels in rows, under one legend of the arms."""
+    """Return a figure with panels in rows above one legend of the arms, and the panels."""
     columns = min(columns, number)
     rows = -(-number // columns)
     figure = _figure(width * columns + 0.3, height * rows + 0.25 + 0.2 * len(arms))

@@ -1,13 +1,13 @@
-"""Arms that are not trained but made of trained ones: `edited` of a recipe, beside the trained arms of its study.
+"""Edited arms: made of trained arms by weight-space edits, in the folder of the same study.
 
 ```
 arms/NAME/seed-S/checkpoint-N/    the adapter, and the card of the last edit (`lowtax.edit`)
-arms/NAME/seed-S/card.json        of which arm, by which edits, at what cost
-arms/NAME/seed-S/edits.json       the same while it is under way, with the checkpoints so far
+arms/NAME/seed-S/card.json        the source arm, the edits, and their cost
+arms/NAME/seed-S/edits.json       the same until all checkpoints are made, with those that are
 ```
 
-They are asked, judged and compared as trained arms are. A checkpoint appears as a whole or not at all, and one that is
-there is never made again.
+They are sampled, judged and compared like trained arms. A checkpoint appears as a whole or not at all, and is never
+made twice.
 """
 
 import shutil
@@ -33,21 +33,21 @@ Say = Callable[[str], None]
 Card = dict[str, Any]
 UNDER_WAY = "edits.json"
 JOBS = ("job", "other_jobs")
-FIGURES = ("method", "changed", "rank", "norm_before", "norm_after", "cosine", "lost")  # of each edit, for the card
+FIGURES = ("method", "changed", "rank", "norm_before", "norm_after", "cosine", "lost")  # per edit, in the card
 
 
 @dataclass(frozen=True)
 class EditedSubject(Subject):
-    """A checkpoint of an edited arm; `train_seconds` holds training and edits, `edit_seconds` the edits alone."""
+    """A checkpoint of an edited arm. `train_seconds` includes the edits, `edit_seconds` is the edits alone."""
 
     edit_seconds: float = 0.0
 
 
 def check(name: str, arm: EditedArm) -> None:
-    """Refuse what could only fail after the training: an unknown method or field, a model or adapter that is not there.
+    """Refuse edits that would only fail after the training.
 
     Raises:
-        UserError: One of these, or a method that acts in training.
+        UserError: A method, one of its fields, a model or an adapter does not exist, or a method acts in training.
     """
     for spec in arm.edits:
         try:
@@ -66,14 +66,14 @@ def check(name: str, arm: EditedArm) -> None:
 
 
 def cost(group: Sequence[Subject]) -> dict[str, float]:
-    """`edit_seconds` of one checkpoint of an edited arm, the mean of its seeds; nothing of other arms."""
+    """Return `edit_seconds` of one checkpoint of an edited arm, the mean over its seeds; empty for a trained arm."""
     seconds = [subject.edit_seconds for subject in group if isinstance(subject, EditedSubject)]
     return {"edit_seconds": round(mean(seconds), 1)} if seconds else {}
 
 
 @dataclass(frozen=True)
 class Making:
-    """One edited arm of one seed: how it is made, and where in the folder of all arms."""
+    """The plan of one edited arm for one seed: its edits, and its folder in that of all arms."""
 
     name: str
     arm: EditedArm
@@ -83,40 +83,43 @@ class Making:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of its checkpoints."""
         return self._folder_of(self.name)
 
     def begun(self) -> bool:
-        """Whether anything of it is there."""
+        """Return whether any of it has been made."""
         return any((self.folder / name).exists() for name in (CARD, UNDER_WAY))
 
     def refuse_another(self, jobs: Mapping[str, Card]) -> None:
-        """UserError if the folder holds what other edits made, or the same of other trainings.
+        """Refuse a folder that other edits made, or the same edits of other trainings.
 
         Args:
             jobs: the training jobs of the arms it is made of, by arm.
+
+        Raises:
+            UserError: The folder is such a one.
         """
-        wanted = self._decided(jobs)
+        now = self._decided(jobs)
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            found = read_json(self.folder / file)
-            differs = [key for key in wanted if row_id(wanted[key]) != row_id(found.get(key))]
-            told = [f"{key} was {found.get(key)}, now {wanted[key]}" for key in differs if key not in JOBS]
+            before = read_json(self.folder / file)
+            differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
+            settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
-                what = f"edited with other settings ({'; '.join(told)})" if told else "made of another training"
+                what = f"edited with other settings ({'; '.join(settings)})" if settings else "made of another training"
                 raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
 
     def make(self, say: Say) -> None:
-        """Edit what is not edited yet.
+        """Make the checkpoints that have not been made yet.
 
         Raises:
-            UserError: The arms it is made of are not trained, or the folder holds something else.
+            UserError: The arms it is made of are not trained, or the folder holds another result.
         """
         jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
         self.refuse_another(jobs)
         if (self.folder / CARD).exists():
-            (self.folder / UNDER_WAY).unlink(missing_ok=True)  # where a kill came between the two
+            (self.folder / UNDER_WAY).unlink(missing_ok=True)  # left by a kill between the two writes
             return
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
@@ -141,10 +144,10 @@ class Making:
         under_way.unlink()
 
     def subjects(self, base: Subject) -> list[Subject]:
-        """Its checkpoints, as something to be asked.
+        """Return its checkpoints as subjects for sampling.
 
         Raises:
-            UserError: They are not made yet, or of other edits or trainings.
+            UserError: They have not been made yet, or come from other edits or trainings.
         """
         if not (self.folder / CARD).exists():
             raise UserError(
@@ -170,45 +173,46 @@ class Making:
         ]
 
     def _one(self, checkpoint: Card, say: Say) -> Card:
-        """Edit one checkpoint, through a folder beside it if there are several edits; returns its row of the card."""
+        """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
         out, began = self.folder / checkpoint["name"], time.perf_counter()
         between = self.folder / f".{checkpoint['name']}.edits"
-        at, done = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
-        for left_over in (out, between):  # by a kill: what is whole is in the list of checkpoints
-            shutil.rmtree(left_over, ignore_errors=True)
+        source, cards = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
+        for partial in (out, between):  # left by a kill: finished checkpoints are listed and not made again
+            shutil.rmtree(partial, ignore_errors=True)
         try:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
-                done.append(edit(self._with_paths(spec), at, to, base=self.model, rank=self.arm.rank, say=say).card)
-                at = to
+                result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank, say=say)
+                cards.append(result.card)
+                source = to
         finally:
             shutil.rmtree(between, ignore_errors=True)
         seconds = time.perf_counter() - began
-        others = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
+        seconds_of_ends = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
         return {
             "name": checkpoint["name"],
             "step": checkpoint["step"],
-            "seconds": round(checkpoint["seconds"] + others + seconds, 2),
+            "seconds": round(checkpoint["seconds"] + seconds_of_ends + seconds, 2),
             "edit_seconds": round(seconds, 2),
             "weights": fingerprint(out, weights_only=True)[:16],
-            "edits": [{key: card[key] for key in FIGURES} for card in done],
+            "edits": [{key: card[key] for key in FIGURES} for card in cards],
         }
 
     def _with_paths(self, spec: Card) -> Card:
-        """The specification with the folder of an arm's last checkpoint in place of `arm:NAME`."""
+        """Return the edit with `arm:NAME` replaced by the folder of that arm's last checkpoint."""
         if (end := self.arm.end(spec)) is None:
             return spec
         return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
 
     def _decided(self, jobs: Mapping[str, Card]) -> Card:
-        """All that decides the result."""
-        own = self.arm.model_dump(mode="json")
-        own["asked_checkpoints"] = own.pop("checkpoints")
-        return own | {"job": jobs[self.arm.of], "other_jobs": {name: jobs[name] for name in self.arm.ends()}}
+        """Return everything that decides the result."""
+        settings = self.arm.model_dump(mode="json")
+        settings["asked_checkpoints"] = settings.pop("checkpoints")
+        return settings | {"job": jobs[self.arm.of], "other_jobs": {name: jobs[name] for name in self.arm.ends()}}
 
     def _folder_of(self, arm: str) -> Path:
         return self.arms / arm / f"seed-{self.seed}"
 
     def _trained(self, arm: str) -> Card:
-        """The card of a trained arm."""
+        """Return the card of a trained arm."""
         return trained.card(self._folder_of(arm), arm, self.seed)

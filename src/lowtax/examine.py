@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from transformers import AutoConfig
 
 from lowtax import benchmarks, evaluate, judges, models, reasoning, taskdata
-from lowtax.reasoning import Answer, Cell, Key
+from lowtax.cells import Cell
+from lowtax.reasoning import Answer, Key
 from lowtax.recipe import Task
 from lowtax.sample import Ask, EngineChoice, Sheet, Subject, replies_of
 from lowtax.tasksets import NAMED

@@ -1,6 +1,6 @@
-"""Every checkpoint of a study beside one of its arms, request by request: who refuses or solves what another does not.
+"""Paired comparison: every checkpoint of a study against one of its arms, request by request.
 
-Two arms that answer the same requests are told apart far better in pairs than by two rates with their intervals.
+Arms answer the same requests, so pairs of answers separate two arms far better than two rates with their intervals.
 """
 
 import math
@@ -18,29 +18,31 @@ from lowtax.sample import Ask, Subject
 from lowtax.study import Study
 
 Outcomes = dict[int, dict[str, list[float]]]  # training seed -> question -> 1 or 0 for each sample
-Found = Mapping[str, tuple[Ask, Any]]  # by reply id
+Results = Mapping[str, tuple[Ask, Any]]  # by reply id
 Row = dict[str, Any]
 
 
 def against(work: Study, arm: str) -> list[Row]:
-    """What each checkpoint did and the last one of `arm` did not: a row for each measure and checkpoint.
+    """Compare every checkpoint with the last one of `arm`, write `against.ARM.json`, and return its rows.
 
-    Writes `against.ARM.json`. A row has `measure`, `arm`, `checkpoint`, `step`; `value`, `low` and `high` of the rate
-    minus that of `arm` (`stats.difference`); `only_it` and `only_against`, how often just one of the two refused (or
-    solved); `p`, McNemar's exact test of these two, None where a request was answered more than once; and `n`.
+    Returns:
+        A row for each measure and checkpoint, with `measure`, `arm`, `checkpoint` and `step`; `value`, `low` and `high`
+        of its rate minus that of `arm` (`stats.difference`); `only_it` and `only_against`, the number of requests that
+        only one of the two refused (or solved); `p`, McNemar's exact test of these two numbers, None if a request was
+        answered more than once; and `n`.
 
     Raises:
         UserError: The study has no such arm.
     """
     groups = examine.by_checkpoint(work.subjects())
-    subjects, own = [group[0] for group in groups], [group for group in groups if group[0].arm == arm]
-    if not own:
+    subjects, of_arm = [group[0] for group in groups], [group for group in groups if group[0].arm == arm]
+    if not of_arm:
         names = list(dict.fromkeys(subject.arm for subject in subjects))
         raise UserError(f"The study has no arm {arm!r}; {did_you_mean(arm, names)}")
-    last = max(own, key=lambda group: (len(group), group[0].step))[0]  # of those that all seeds have
+    last = max(of_arm, key=lambda group: (len(group), group[0].step))[0]  # prefer checkpoints that all seeds have
     rows = [
-        _row(measure, subject, found(subject), found(last))
-        for measure, found in _measures(work).items()
+        _row(measure, subject, outcomes(subject), outcomes(last))
+        for measure, outcomes in _measures(work).items()
         for subject in subjects
         if subject != last
     ]
@@ -49,7 +51,7 @@ def against(work: Study, arm: str) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row], arm: str) -> str:
-    """The rows for people: a GitHub table and a caption."""
+    """Return the rows as a Markdown table with a caption."""
     lines = [["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", "p"]]
     for row in rows:
         p = "-" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
@@ -57,31 +59,31 @@ def markdown(rows: Sequence[Row], arm: str) -> str:
         lines.append([*where, reasoning.tax_shown(row), f"{row['only_it']:,}", f"{row['only_against']:,}", p])
     return (
         f"{markdown_table(lines, left=2)}\n\nDifferences of rates with 95 % intervals, on the same requests. Only it: "
-        "requests that it alone of the two refused (or solved). p: McNemar's exact test of these two numbers, for one "
-        f"reply a request. {len(rows)} comparisons, for whose number nothing is corrected.\n"
+        "requests that it alone of the two refused (or solved). p: McNemar's exact test of these two numbers, if there "
+        f"is one reply a request. {len(rows)} comparisons, not corrected for their number.\n"
     )
 
 
 def _measures(work: Study) -> Mapping[str, Callable[[Subject], Outcomes]]:
-    """Name -> what a checkpoint did. The base, which was not trained, did the same beside every seed."""
+    """Return a function for each measure, from a checkpoint to its outcomes. The base's repeat for every seed."""
 
-    def of(subject: Subject, found: Found, outcomes: Callable[[Any], Outcomes]) -> Outcomes:
-        did = outcomes(examine.by_seed(found, subject.arm, subject.checkpoint))
-        return dict.fromkeys(work.recipe.seeds, did.get(0, {})) if subject.arm == examine.BASE else did
+    def of(subject: Subject, results: Results, outcomes: Callable[[Any], Outcomes]) -> Outcomes:
+        by_seed = outcomes(examine.by_seed(results, subject.arm, subject.checkpoint))
+        return dict.fromkeys(work.recipe.seeds, by_seed.get(0, {})) if subject.arm == examine.BASE else by_seed
 
-    refusals = {f"{kind} refused": partial(of, found=found, outcomes=_refused) for kind, found in work.judge().items()}
+    refusals = {f"{kind} refused": partial(of, results=all_, outcomes=_refused) for kind, all_ in work.judge().items()}
     return refusals | {
-        task: partial(of, found=found, outcomes=reasoning.outcomes) for task, found in work.grade().items()
+        task: partial(of, results=all_, outcomes=reasoning.outcomes) for task, all_ in work.grade().items()
     }
 
 
 def _refused(verdicts: Mapping[int, Mapping[safety.Key, Verdict]]) -> Outcomes:
-    found: Outcomes = {}
-    for seed, asked in verdicts.items():
-        for (prompt, _), verdict in asked.items():
+    outcomes: Outcomes = {}
+    for seed, by_key in verdicts.items():
+        for (prompt, _), verdict in by_key.items():
             if verdict.label not in safety.APART:
-                found.setdefault(seed, {}).setdefault(prompt, []).append(float(verdict.label in safety.SAFE))
-    return found
+                outcomes.setdefault(seed, {}).setdefault(prompt, []).append(float(verdict.label in safety.SAFE))
+    return outcomes
 
 
 def _row(measure: str, subject: Subject, one: Outcomes, two: Outcomes) -> Row:

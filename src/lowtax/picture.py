@@ -1,8 +1,8 @@
-"""The safety-reasoning frontier as a picture that is read at the width of a README.
+"""The figure of the safety-reasoning frontier, readable at the width of a README.
 
-Left: harmful requests refused against problems solved. Right: the same against ordinary requests
-answered. Up and to the right is better in both. One colour, mark and line an arm, growing with its
-checkpoints, the last one filled; the base model is a star; pale bars are 95 % intervals.
+Left: harmful requests refused against problems solved. Right: the same against ordinary requests answered. Up and to
+the right is better in both. Every arm has a colour, a mark and a line; its marks grow with the checkpoints, and the
+last one is filled. The base model is a star. Pale bars are 95 % intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from lowtax.figures import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
 Rows = Sequence[Mapping[str, Any]]
 
 INCHES = (8.3, 3.8)
-LEGEND = 0.7  # inches of a legend, above which the picture grows
-# Marker sizes in typographic points: the first checkpoint, what each later one adds, the last, the base.
+LEGEND = 0.7  # inches; a higher legend makes the figure higher
+# Marker sizes in typographic points: the first checkpoint, the growth for each later one, the last one, the base.
 FIRST, GROWTH, LAST, STAR = 4.0, 1.0, 8.5, 14.0
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One checkpoint in one panel: its place and intervals, and how it looks."""
+    """One checkpoint in one panel: its place with intervals, and its mark."""
 
     arm: str
     x: Interval
@@ -43,7 +43,7 @@ class Spot:
 
 
 def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> None:
-    """Draw the table's rows into a PNG; `task` picks one reasoning task, else their mean is drawn."""
+    """Draw the table's rows into a PNG, with one reasoning task or, by default, the mean of all."""
     rows = table["rows"]
     tasks = list(dict.fromkeys(name for row in rows for name in row["reasoning"] if task in (None, name)))
     named = {0: "", 1: f": {''.join(tasks)}"}.get(len(tasks), f", mean of {len(tasks)} tasks")
@@ -73,7 +73,7 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
 
 
 def _spots(rows: Rows, across: Sequence[Interval | None]) -> list[Spot]:
-    """The rows that were measured in both directions, each with its arm's looks and its checkpoint's size."""
+    """Return the rows that were measured in both directions, with the style of the arm and the checkpoint's size."""
     looks = _looks(rows)
     points = [(row["arm"], x, row["safety"]) for row, x in zip(rows, across, strict=True)]
     shown = [(arm, x, (y["value"], y["low"], y["high"])) for arm, x, y in points if x and y["value"] is not None]
@@ -86,14 +86,14 @@ def _spots(rows: Rows, across: Sequence[Interval | None]) -> list[Spot]:
 
 
 def _looks(rows: Rows) -> dict[str, tuple[str, str]]:
-    """Colour and mark of every arm."""
+    """Return the colour and the mark of every arm."""
     arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != "base"]
     looks = {arm: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, arm in enumerate(arms)}
     return {"base": ("black", "*")} | looks
 
 
 def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:
-    """An axis that holds all intervals with room for the marks, and is not so short that noise looks large."""
+    """Return the ends of an axis that holds all intervals and marks, long enough that noise does not look large."""
     low, high = min((i[1] for i in intervals), default=0.0), max((i[2] for i in intervals), default=1.0)
     short = max(0.0, 0.3 - (high - low)) / 2
     low, high = low - short, high + short
@@ -103,7 +103,7 @@ def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:
 
 
 def _frame(axes: Axes, what: str) -> None:
-    """Axis label, ticks, grid, and which way is better."""
+    """Draw axis label, ticks, grid, and the direction that is better."""
     axes.set_xlabel(what, fontsize=10, color=INK)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -113,7 +113,7 @@ def _frame(axes: Axes, what: str) -> None:
 
 
 def _draw(axes: Axes, spots: Sequence[Spot]) -> None:
-    """Bars at the true places; lines and marks at places moved apart where marks would hide each other."""
+    """Draw bars at the true places, and lines and marks at places moved apart so that no mark hides another."""
     places = _apart(axes, spots)
     for spot in spots:
         strong = 0.5 if spot.last else 0.22
@@ -145,11 +145,11 @@ def _mark(colour: str, mark: str, size: float, last: bool) -> dict[str, Any]:
 
 
 def _apart(axes: Axes, spots: Sequence[Spot]) -> list[stats.Point]:
-    """Places for the marks, in data coordinates: pushed off each other until none hides another, within 0 to 100 %."""
+    """Return places for the marks, in data coordinates within 0 to 100 %: pushed apart until none hides another."""
     ends = axes.transData.transform([(0.0, 0.0), (1.0, 1.0)])
     sizes = np.array([spot.size for spot in spots]) * DPI / 72
     room = (sizes[:, None] + sizes) / 2
-    # Coinciding marks need a direction to part in: each is kept a hair off, in a direction of its own.
+    # Coinciding marks need a direction in which to part: each gets a tiny offset in a different one.
     turns = 2.4 * np.arange(len(spots))
     hair = 0.01 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
     places = axes.transData.transform(np.array([(spot.x[0], spot.y[0]) for spot in spots]).reshape(-1, 2))
@@ -157,14 +157,14 @@ def _apart(axes: Axes, spots: Sequence[Spot]) -> list[stats.Point]:
         away = (places + hair)[:, None] - (places + hair)
         distance = np.hypot(away[..., 0], away[..., 1]) + np.eye(len(spots))
         short = np.clip(room - distance, 0, None) * (1 - np.eye(len(spots)))
-        # Sideways first: the height is the safety that people read off.
+        # Mostly sideways: readers take the safety from the height.
         push = (away / distance[..., None] * short[..., None]).sum(axis=1) * (0.3, 0.12)
         places = np.clip(places + push, ends[0], ends[1])
     return [(float(x), float(y)) for x, y in axes.transData.inverted().transform(places)]
 
 
 def _legend(figure: Figure, rows: Rows) -> float:
-    """One entry an arm with the parameters it trains, in as many lines as it takes; returns its height in inches."""
+    """Draw an entry for each arm with its trained parameters, and return the height of the legend in inches."""
     trained = {row["arm"]: row["trainable_parameters"] for row in rows}
     entries = []
     for arm, (colour, mark) in _looks(rows).items():
@@ -195,7 +195,7 @@ def _legend(figure: Figure, rows: Rows) -> float:
             "filled: last checkpoint",
             "hollow: earlier ones",
             *notes,
-            "coinciding marks stand side by side",
+            "coinciding marks are side by side",
         ]
     note: dict[str, Any] = {"fontsize": 8, "color": GREY, "ha": "center", "transform": figure.dpi_scale_trans}
     figure.text(INCHES[0] / 2, 0.08, "  \u00b7  ".join(notes), **note)
@@ -203,7 +203,7 @@ def _legend(figure: Figure, rows: Rows) -> float:
 
 
 def _short(number: int | None) -> str:
-    """21120 -> 21k."""
+    """Return a number in short form: 21k for 21120."""
     value = float(number or 0)
     for unit in ("", "k", "M", "B"):
         if value < 999.5:

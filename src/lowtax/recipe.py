@@ -1,4 +1,7 @@
-"""Everything a user can set in a study, one line of documentation per field; unknown keys are refused."""
+"""A recipe: everything that a user can set in a study, with one line of documentation per field.
+
+Unknown keys are refused.
+"""
 
 import re
 from pathlib import Path
@@ -37,21 +40,22 @@ __all__ = [
     "load",
 ]
 
-TO_ARM = "arm:"  # in an edit: the last checkpoint of the trained arm named after it
+TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
 
 class Arm(Section):
-    """What one arm of the study changes: where it trains, and any field of `train`."""
+    """One arm of a study: its placement, methods and data, and the fields of `train` that differ."""
 
     mode: str | None = Field(
         None, description="a mode string of the reference, such as lora_up_proj_only_from10_to19_r1"
     )
-    placement: Placement | None = Field(None, description="the same, spelled out")
+    placement: Placement | None = Field(None, description="the same in full")
     train: dict[str, Any] = Field(default_factory=dict, description="fields of train that differ for this arm")
     data: list[Data] | None = Field(None, description="training data of this arm, instead of the recipe's")
     methods: list[dict[str, Any]] = Field(
-        default_factory=list, description="what acts on training: {name: orthogonal, beta: 0.1, only: [down_proj]}"
+        default_factory=list,
+        description="methods to train with: {name: orthogonal, beta: 0.1, only: [down_proj]}",
     )
 
     @model_validator(mode="after")
@@ -62,71 +66,71 @@ class Arm(Section):
         return self
 
     def where(self) -> Placement:
-        """The arm's placement, whichever way it was given."""
+        """Return the arm's placement, from `placement` or from `mode`."""
         return self.placement or parse_mode(str(self.mode))
 
     def acts(self) -> list[dict[str, Any]]:
-        """The methods of this arm: those that its mode means, then its own."""
+        """Return the methods of this arm: those of its mode, then its `methods`."""
         return [*(mode_methods(self.mode) if self.mode else []), *self.methods]
 
 
 class EditedArm(Section):
-    """An arm that is not trained but made of a trained one, from weights alone (docs/editing.md)."""
+    """An arm that is made of a trained arm by weight-space edits (docs/editing.md)."""
 
-    of: str = Field(description="the trained arm, with LoRA, whose checkpoints are edited")
+    of: str = Field(description="the trained LoRA arm whose checkpoints are edited")
     edits: list[dict[str, Any]] = Field(
-        min_length=1, description="one after the other: {name: safe_lora, aligned: REF}, as `lowtax methods` lists them"
+        min_length=1, description="edits in order, from `lowtax methods`: {name: safe_lora, aligned: REF}"
     )
-    rank: PositiveInt | None = Field(None, description="after every edit, truncate what it changed to this rank")
-    checkpoints: Literal["all", "last"] = Field("last", description="which of the arm's checkpoints are edited")
+    rank: PositiveInt | None = Field(None, description="after every edit, truncate the changed matrices to this rank")
+    checkpoints: Literal["all", "last"] = Field("last", description="the checkpoints of the arm that are edited")
 
     def end(self, edit: dict[str, Any]) -> str | None:
-        """The trained arm that an edit goes towards: NAME in {name: interpolate, to: "arm:NAME"}."""
+        """Return the trained arm that an edit interpolates to: NAME in {name: interpolate, to: "arm:NAME"}."""
         to = edit.get("to")
-        named = edit.get("name") == "interpolate" and isinstance(to, str) and to.startswith(TO_ARM)
-        return str(to).removeprefix(TO_ARM) if named else None
+        is_arm = edit.get("name") == "interpolate" and isinstance(to, str) and to.startswith(TO_ARM)
+        return str(to).removeprefix(TO_ARM) if is_arm else None
 
     def ends(self) -> list[str]:
-        """The trained arms that its edits go towards."""
+        """Return the trained arms that its edits interpolate to."""
         return [end for edit in self.edits if (end := self.end(edit)) is not None]
 
     def made_of(self) -> list[str]:
-        """All trained arms that decide it."""
+        """Return all trained arms that it is made of."""
         return list(dict.fromkeys([self.of, *self.ends()]))
 
 
 class Recipe(Section):
     """A study: arms x checkpoints x seeds, measured on the same prompts and problems."""
 
-    name: str = Field("study", description="its name in tables")
+    name: str = Field("study", description="the study's name in tables")
     model: str = Field(description="builtin:NAME, a folder, a .gguf file or a hub id")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="of training and evaluation; auto is bfloat16 where the hardware has it; float16 trains "
-        "only under DeepSpeed, which scales the loss",
+        description="precision of training and evaluation; auto is bfloat16 if the hardware supports it; float16 "
+        "trains only under DeepSpeed, which scales the loss",
     )
     thinking: Literal["default", "on", "off"] = Field(
-        "default", description="for chat templates with a switch, in training and in sampling"
+        "default", description="thinking in training and sampling, for chat templates with a switch"
     )
-    engine: str = Field("hf", description="what samples: hf, or fake for tests")
-    batch_size: PositiveInt = Field(64, description="rows the engine decodes together")
-    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="each arm is trained once per seed")
+    engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
+    batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
+    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
     train: Train = Field(Train(), description="training settings of every arm")
     execution: Execution = Field(Execution(), description="how training runs on the hardware")
-    arms: dict[str, Arm] = Field(default_factory=dict, description="name -> what it trains; base is always there")
+    arms: dict[str, Arm] = Field(default_factory=dict, description="name -> arm; the base is always included")
     edited: dict[str, EditedArm] = Field(
-        default_factory=dict, description="name -> an arm made of a trained one by weight-space edits"
+        default_factory=dict, description="name -> an arm that edits make of a trained arm"
     )
-    sampling: Sampling = Field(Sampling(), description="for harmful and ordinary prompts")
-    judge: str = Field("refusal", description="who says whether a reply refuses, or is harmful (docs/judges.md)")
-    judged_text: Text = Field("answer", description="which text the judge sees")
+    sampling: Sampling = Field(Sampling(), description="sampling of harmful and ordinary prompts")
+    judge: str = Field("refusal", description="the judge of replies to harmful and ordinary prompts (docs/judges.md)")
+    judged_text: Text = Field("answer", description="the text that the judge reads")
     judged_also: list[Text] = Field(
-        ["thought", "both"], description="texts of replies to harmful prompts that are judged beside it"
+        ["thought", "both"], description="further texts to judge, of replies to harmful prompts"
     )
     harmful: list[PromptSet] = Field(default_factory=list, description="prompts to refuse: the safety axis")
     ordinary: list[PromptSet] = Field(default_factory=list, description="prompts to answer: over-refusal")
-    tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning benchmark -> settings")
+    tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning task -> settings")
 
     @field_validator("arms", "edited")
     @classmethod
@@ -146,10 +150,10 @@ class Recipe(Section):
         return self
 
     def _refuse_source(self, of: str, where: str) -> None:
-        """ValueError where an arm is no trained one whose adapters can be edited."""
+        """Raise ValueError unless `of` is a trained arm whose adapters can be edited."""
         if of not in self.arms:
-            known = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
-            raise ValueError(f"{where}: there is no trained arm {of!r}; {known}")
+            hint = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
+            raise ValueError(f"{where}: there is no trained arm {of!r}; {hint}")
         placement = self.arms[of].where()
         if placement.kind == "full":
             raise ValueError(f"{where}: {of!r} is fine-tuned in full, and only adapters are edited: name a LoRA arm")
@@ -157,19 +161,26 @@ class Recipe(Section):
             raise ValueError(f"{where}: {of!r} adapts {placement.parameters[0]}, and only linear modules are edited")
 
     def train_of(self, arm: str) -> Train:
-        """The training settings of one arm."""
+        """Return the training settings of one arm."""
         return _checked(
             Train, {**self.train.model_dump(exclude_unset=True), **self.arms[arm].train}, f"arms.{arm}.train"
         )
 
     def data_of(self, arm: str) -> list[Data]:
-        """The training data of one arm."""
-        own = self.arms[arm].data
-        return self.data if own is None else own
+        """Return the training data of one arm."""
+        specs = self.arms[arm].data
+        return self.data if specs is None else specs
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
-    """Read a YAML recipe; `settings` are `dotted.key=value` overrides, values in YAML."""
+    """Read a YAML recipe.
+
+    Args:
+        settings: `dotted.key=value` overrides, with values in YAML.
+
+    Raises:
+        UserError: The file cannot be read, or a key or a value is wrong.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -182,7 +193,15 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:
-    """The recipe of these keys and `dotted.key=value` overrides; `where` names it in errors."""
+    """Return the recipe of these keys.
+
+    Args:
+        settings: `dotted.key=value` overrides.
+        where: the recipe's name in errors.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
     for setting in settings:
         _override(values, setting)
     recipe = _checked(Recipe, values, where)
@@ -204,7 +223,7 @@ def _override(values: dict[str, Any], setting: str) -> None:
             node[part] = node.get(part) if node.get(part) is not None else {}
             node = node[part]
         else:
-            raise UserError(f"--set {setting!r}: there is nothing at {part!r} to set a key of.")
+            raise UserError(f"--set {setting!r}: {part!r} is not a section of the recipe.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -224,16 +243,15 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or where
         if problem["type"] == "extra_forbidden":
-            known = _known(kind, problem["loc"][:-1])
-            hint = did_you_mean(str(problem["loc"][-1]), known)
+            hint = did_you_mean(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
             raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
         message = problem["msg"].removeprefix("Value error, ")
-        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-        raise UserError(f"{where}: {place}: {message}{found}.") from error
+        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        raise UserError(f"{where}: {place}: {message}{value}.") from error
 
 
-def _known(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Field names of the section that `path` leads to."""
+def _keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the section at `path`."""
     sections: dict[str, type[BaseModel]] = {
         "data": Data,
         "train": Train,

@@ -1,8 +1,8 @@
-"""Prompts x checkpoints x engine -> replies on disk: one plan, one engine for each set of base weights.
+"""Sampling: prompts x checkpoints -> replies on disk, in one plan, with one engine for each set of base weights.
 
-A `Subject` is something that can be asked: the base, or a checkpoint of an arm. A `Sheet` is one file
-of replies to the same prompts. Replies that are there are kept, those that failed are asked again, and
-the rest go to the engine at once, so that the base and all adapters share its batches.
+A `Subject` is the base or a checkpoint of an arm. A `Sheet` is one file of replies to the same prompts. Stored replies
+are kept and failed ones drawn again. All that is missing goes to the engine at once, so that the base and all adapters
+share its batches.
 """
 
 import time
@@ -19,12 +19,12 @@ from lowtax.records import Prompt, Reply, row_id
 
 Say = Callable[[str], None]
 STORE_EVERY = 1.0  # seconds
-LATER = ("top_k", "decoding", "system")  # settings that older rows were drawn without
+LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The base or a checkpoint. `made_by` is a hash of all that decided its weights."""
+    """The base or a checkpoint. `made_by` is a hash of everything that decided its weights."""
 
     arm: str
     seed: int | None
@@ -39,7 +39,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One file of replies: the same prompts, asked in the same way, of every subject."""
+    """One file of replies: the same prompts, with the same sampling, for every subject."""
 
     path: Path
     prompts: list[Prompt]
@@ -48,7 +48,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine, at what precision and batch size; `thinking` is for templates with a switch."""
+    """The engine, its precision and batch size. `thinking` is for chat templates with a switch."""
 
     name: str
     precision: str
@@ -58,7 +58,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class Ask:
-    """One reply to be drawn: its id, who is asked what, and where it is kept."""
+    """One reply to draw: its id, the subject and the prompt, and the sheet that stores it."""
 
     id: str
     subject: Subject
@@ -68,7 +68,7 @@ class Ask:
     thinking: Thinking = "default"
 
     def request(self) -> engines.Request:
-        """The ask as the engine sees it; its seed derives from prompt and sample, not from the subject."""
+        """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
         settings = self.sheet.sampling
         system = [{"role": "system", "content": settings.system}] if settings.system else []
         return engines.Request(
@@ -85,7 +85,7 @@ class Ask:
 
 
 def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> list[Ask]:
-    """All replies that a complete sheet holds."""
+    """Return every reply of a complete sheet."""
     how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
     how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
     return [
@@ -104,38 +104,38 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> lis
 
 
 def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineChoice, say: Say) -> None:
-    """Complete the sheets: ask for every reply that is missing or failed."""
+    """Complete the sheets: draw every reply that is missing or failed."""
     todo: dict[str, list[Ask]] = {}
     for sheet in sheets:
-        have = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
+        stored = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
         for ask in asks(sheet, subjects, engine):
-            if ask.id not in have:
-                have.add(ask.id)  # prompt sets may overlap
+            if ask.id not in stored:
+                stored.add(ask.id)  # prompt sets may overlap
                 todo.setdefault(ask.subject.model, []).append(ask)
     for model, missing in todo.items():
-        who = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
-        say(f"sampling {len({a.id for a in missing})} replies of {', '.join(who)}")
+        names = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
+        say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
         loaded = engines.load(engine.name, model, engine.precision, engine.batch_size)
-        # Two tasks may ask the same: that is drawn once, and stored with both.
+        # A request that two tasks make is drawn once and stored with both.
         _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing, say)
 
 
 def _decoded(engine: engines.Engine, missing: list[Ask]) -> Iterator[engines.Completion]:
-    """The completions, each in its sheet's decoding mode; those of one mode share batches."""
+    """Yield the completions, each in its sheet's decoding mode; requests of one mode share batches."""
     modes = dict.fromkeys(ask.sheet.sampling.decoding for ask in missing)
     for mode in modes:
-        some = [ask for ask in missing if ask.sheet.sampling.decoding == mode]
-        requests = [ask.request() for ask in some]
+        of_mode = [ask for ask in missing if ask.sheet.sampling.decoding == mode]
+        requests = [ask.request() for ask in of_mode]
         if mode == "default":
             yield from engine.generate(requests)
             continue
-        tokenizer = models.load_tokenizer(some[0].subject.model)
-        prompt = chat.generation_prompt(tokenizer, list(requests[0].messages), some[0].thinking)
+        tokenizer = models.load_tokenizer(of_mode[0].subject.model)
+        prompt = chat.generation_prompt(tokenizer, list(requests[0].messages), of_mode[0].thinking)
         yield from decoding.generate(engine, requests, mode, rendering.opens(prompt))
 
 
 def _draw(completions: Iterator[engines.Completion], missing: list[Ask], say: Say) -> None:
-    """Store replies as they come, `STORE_EVERY` apart."""
+    """Store replies as they arrive, at most every `STORE_EVERY` seconds."""
     by_id: dict[str, list[Ask]] = {}
     for ask in missing:
         by_id.setdefault(ask.id, []).append(ask)
@@ -166,7 +166,7 @@ def _store(waiting: list[tuple[Path, Reply]]) -> None:
 
 
 def reply_of(ask: Ask, completion: engines.Completion) -> Reply:
-    """What is stored of a completion."""
+    """Return the row that is stored for a completion."""
     parts = split_reply(completion.text, completion.opened)
     return Reply(
         id=ask.id,
@@ -190,7 +190,11 @@ def reply_of(ask: Ask, completion: engines.Completion) -> Reply:
 
 
 def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> dict[str, tuple[Ask, Reply]]:
-    """The replies of a complete sheet by id, in plan order; an error names what is missing."""
+    """Return the replies of a complete sheet by id, in the order of the plan.
+
+    Raises:
+        UserError: Replies are missing.
+    """
     rows = read_rows(sheet.path, Reply)
     plan = asks(sheet, subjects, engine)
     missing = [ask for ask in plan if ask.id not in rows]

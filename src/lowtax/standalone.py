@@ -1,8 +1,8 @@
-"""Without a study: any model with any adapters, any prompts and judge, any task; a folder for each.
+"""Sampling, judging and evaluating without a study: any model, adapters, prompts, judge and tasks.
 
-`sample` leaves `replies.jsonl` and `card.json` in its folder, `judge` leaves `verdicts.jsonl`, `safety.json` and
-`safety.md`, `evaluate` leaves `answers/`, `grades/`, `reasoning.json`, `reasoning.md` and `card.json`. All go on where
-they stopped.
+Each writes to a folder that the user names: `sample` writes `replies.jsonl` and `card.json`; `judge` writes
+`verdicts.jsonl`, `safety.json` and `safety.md`; `evaluate` writes `answers/`, `grades/`, `reasoning.json`,
+`reasoning.md` and `card.json`. Repeated, they resume.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from lowtax.records import Reply, Verdict, row_id
 from lowtax.sample import EngineChoice, Sheet, Subject, collect
 
 Say = Callable[[str], None]
-PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # arXiv 2507.17075, as its code samples
+PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What is sampled: a model and adapters of it, prompt sets by name or file, and how."""
+    """A request for replies: a model and its adapters, prompt sets by name or file, and the sampling settings."""
 
     model: str
     adapters: list[Path]
@@ -37,32 +37,36 @@ class Ask:
     limit: int | None = None
 
 
-def sampling(preset: str | None, given: dict[str, Any]) -> Sampling:
-    """The settings of a preset with what is given instead."""
+def sampling(preset: str | None, overrides: dict[str, Any]) -> Sampling:
+    """Return the settings of a preset with the overrides that are not None.
+
+    Raises:
+        UserError: There is no such preset.
+    """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"Unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
     chosen: dict[str, Any] = {"max_new_tokens": 512, **PRESETS.get(preset or "", {})}
-    return Sampling(**(chosen | {name: value for name, value in given.items() if value is not None}))
+    return Sampling(**(chosen | {name: value for name, value in overrides.items() if value is not None}))
 
 
 def sample(ask: Ask, out: Path, say: Say) -> list[Reply]:
-    """Replies of the base and of every adapter; those that are in the folder already are kept."""
+    """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
     sets = [prompts.load(spec, n=ask.limit) for spec in ask.prompts]
-    asked = [p for found in sets for p in found.prompts]
-    for found in sets:
-        if found.note:
-            say(f"  {found.name}: {found.note}")
+    unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
+    for set_ in sets:
+        if set_.note:
+            say(f"  {set_.name}: {set_.note}")
     subjects = _subjects(ask.model, ask.adapters)
     path = out / "replies.jsonl"
-    collect([Sheet(path, list({p.id: p for p in asked}.values()), ask.sampling)], subjects, ask.engine, say)
-    how = {"prompts": [found.describe() for found in sets], "sampling": ask.sampling.model_dump(mode="json")}
+    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, say)
+    how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
     return list(read_rows(path, Reply).values())
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What is evaluated: a model and adapters of it, tasks by name, and how."""
+    """A request for an evaluation: a model and its adapters, tasks by name, and the engine."""
 
     model: str
     adapters: list[Path]
@@ -71,7 +75,10 @@ class Exam:
 
 
 def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
-    """Answers of the base and of every adapter, their grades and rates; answers that are there already are kept."""
+    """Sample and grade the answers of the base and every adapter, and return their rates with the card.
+
+    Answers that are in the folder are kept.
+    """
     subjects = _subjects(exam.model, exam.adapters)
     collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, say)
     rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
@@ -85,7 +92,7 @@ def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
 
 
 def _card(subjects: Sequence[Subject], engine: EngineChoice, how: dict[str, Any]) -> dict[str, Any]:
-    """What made a folder."""
+    """Return how the contents of a folder were made."""
     return {
         "model": subjects[0].model,
         "adapters": {s.arm: s.adapter for s in subjects if s.adapter},
@@ -97,27 +104,30 @@ def _card(subjects: Sequence[Subject], engine: EngineChoice, how: dict[str, Any]
 
 def _subjects(model: str, adapters: Sequence[Path]) -> list[Subject]:
     base = row_id(model, models.identity(model))
-    found = [Subject("base", None, None, 0, model, None, base)]
-    names = _names(adapters)
-    for folder, name in zip(adapters, names, strict=True):
+    subjects = [Subject("base", None, None, 0, model, None, base)]
+    for folder, name in zip(adapters, _names(adapters), strict=True):
         made_by = row_id(base, fingerprint(folder, weights_only=True))
-        found.append(Subject(name, None, None, 0, model, str(folder), made_by))
-    return found
+        subjects.append(Subject(name, None, None, 0, model, str(folder), made_by))
+    return subjects
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Return the shortest ends of the paths that differ from each other."""
     for depth in range(1, 2 + max((len(f.resolve().parts) for f in folders), default=0)):
         names = ["/".join(f.resolve().parts[-depth:]) for f in folders]
         if len(set(names)) == len(names):
             return names
-    raise UserError("An adapter is given twice.")
+    raise UserError("The same adapter is given twice: give each --adapter once.")
 
 
 def judge(
     replies: Path, name: str, on: Text, out: Path, through: judges.Through, again: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Verdicts on stored replies, and the rates of everyone who wrote some: who -> `safety.cell`."""
+    """Judge stored replies, and return the rates of every subject: name -> `safety.cell`.
+
+    Raises:
+        UserError: The file holds no replies.
+    """
     file = replies / "replies.jsonl" if replies.is_dir() else replies
     rows = list(read_rows(file, Reply).values())
     if not rows:
@@ -126,13 +136,14 @@ def judge(
     if again:
         path.unlink(missing_ok=True)
     verdicts = judging.judge(rows, path, name, on, through)
-    found = {who: _cell([r for r in rows if _who(r) == who], verdicts) for who in dict.fromkeys(map(_who, rows))}
-    write_json(out / "safety.json", {"judge": name, "on": on, "rates": found, **provenance()})
-    write_text(out / "safety.md", markdown(found, name, on))
-    return found
+    names = dict.fromkeys(map(_subject_name, rows))
+    rates = {subject: _cell([r for r in rows if _subject_name(r) == subject], verdicts) for subject in names}
+    write_json(out / "safety.json", {"judge": name, "on": on, "rates": rates, **provenance()})
+    write_text(out / "safety.md", markdown(rates, name, on))
+    return rates
 
 
-def _who(reply: Reply) -> str:
+def _subject_name(reply: Reply) -> str:
     return " ".join(str(part) for part in (reply.arm, reply.checkpoint) if part is not None)
 
 
@@ -143,14 +154,14 @@ def _cell(rows: Sequence[Reply], verdicts: dict[str, Verdict]) -> dict[str, Any]
     return safety.cell(seeds, {r.prompt_id: r.category for r in rows})
 
 
-def markdown(found: dict[str, dict[str, Any]], name: str, on: str) -> str:
-    """The rates as a table."""
-    labels = [label for label in dict.fromkeys(label for cell in found.values() for label in cell) if label in LABELS]
+def markdown(rates: dict[str, dict[str, Any]], name: str, on: str) -> str:
+    """Return the rates of all subjects as a Markdown table with a caption."""
+    labels = [label for label in dict.fromkeys(label for cell in rates.values() for label in cell) if label in LABELS]
     head = ["who", "refuses or is safe", "harmful or complies", *labels, "n"]
     lines = [head]
-    for who, cell in found.items():
+    for subject, cell in rates.items():
         counts = [str(cell.get(label, 0)) for label in labels]
-        lines.append([who, shown(cell), shown(cell["harm"]), *counts, str(cell["n"])])
+        lines.append([subject, shown(cell), shown(cell["harm"]), *counts, str(cell["n"])])
     return f"{markdown_table(lines)}\n\nJudge {name}, on the {on}. 95 % intervals; unparsed and failed are not in n.\n"
 
 

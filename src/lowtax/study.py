@@ -1,13 +1,13 @@
-"""A recipe's arms x checkpoints x seeds in one folder, stage by stage; every stage can be repeated.
+"""A study: a recipe's arms x checkpoints x seeds in one folder, stage by stage. Every stage can be repeated.
 
 ```
 DIR/recipe.yaml                          the recipe, resolved
 DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning; edited arms, too
-DIR/data/*.jsonl                         the model's own answers, where a recipe trains on them
-DIR/replies/{harmful,ordinary}.jsonl     what every checkpoint wrote
-DIR/verdicts/*.JUDGE.jsonl               whether it refused
+DIR/data/*.jsonl                         the model's own answers, if the recipe trains on them
+DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
+DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
-DIR/updates.json                         how far each checkpoint is from its base
+DIR/updates.json                         the size of each checkpoint's update
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
@@ -64,13 +64,21 @@ class Study:
 
     @classmethod
     def open(cls, out: Path, say: Say) -> "Study":
-        """The study that an earlier `run` or `train` began in a folder."""
+        """Open the study that an earlier `run` or `train` started in a folder.
+
+        Raises:
+            UserError: The folder holds no study.
+        """
         if not (out / "recipe.yaml").exists():
-            raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
+            raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
         return cls(recipe.load(out / "recipe.yaml"), out, say)
 
     def check(self) -> None:
-        """Refuse what could only fail later: an unknown engine, judge, task, set, split or edit."""
+        """Refuse a recipe that would only fail later.
+
+        Raises:
+            UserError: An engine, judge, task, prompt set, split or edit does not exist.
+        """
         engines.find(self.engine.name)
         judges.check(self.recipe.judge)
         for name, arm in self.recipe.edited.items():
@@ -79,7 +87,7 @@ class Study:
         self.answer_sheets()
 
     def write_recipe(self) -> None:
-        """Keep the resolved recipe in the folder."""
+        """Write the resolved recipe to the folder."""
         if not self.is_main:
             return
         write_text(
@@ -90,7 +98,11 @@ class Study:
     # --- train
 
     def train(self, only: str | None = None) -> None:
-        """Train every arm for every seed; what is trained already is kept, and refused if it was trained otherwise."""
+        """Train every arm, or one, for every seed. Finished runs are skipped.
+
+        Raises:
+            UserError: The folder holds a run with other settings.
+        """
         jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
             job.refuse_another(self._arm_folder(arm, seed))
@@ -106,30 +118,34 @@ class Study:
             train.train(job, folder, self.say)
 
     def job(self, arm: str, seed: int) -> Job:
-        """The training job of one arm and seed; the model's own answers are drawn if it needs them."""
+        """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
+
+        Raises:
+            UserError: The arm has no training data.
+        """
         specs = self.recipe.data_of(arm)
         if not specs:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         loaded = [self._loaded(spec, seed) for spec in specs]
-        kept = data.shares([(spec, found.rows) for spec, found in zip(specs, loaded, strict=True)], seed)
+        shares = data.shares([(source.spec, source.rows) for source in loaded], seed)
         return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
             settings=self.recipe.train_of(arm),
             seed=seed,
             precision=self.precision,
-            rows=[row for rows in kept for row in rows],
+            rows=[row for rows in shares for row in rows],
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
             execution=self.recipe.execution,
-            sources=[found.described(rows) for found, rows in zip(loaded, kept, strict=True)],
+            sources=[source.described(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:
-        """The first n training examples of an arm (the first, if none is named), as they are trained."""
+        """Return the first n training examples of an arm, by default the first, as they are trained."""
         if not self.recipe.arms:
-            raise UserError("The recipe has no arms, so there is nothing to show.")
+            raise UserError("The recipe has no arms, so there is no example to show.")
         job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
         tokenizer = models.load_tokenizer(job.model)
         examples = encoding.encode_all(tokenizer, job.rows[:n], job.settings.max_length, self.recipe.thinking).examples
@@ -138,14 +154,13 @@ class Study:
     def _arms(self, only: str | None) -> list[str]:
         if only is not None and only not in self.recipe.arms:
             if only in self.recipe.edited:
-                raise UserError(
-                    f"Arm {only!r} is not trained but edited: name {self.recipe.edited[only].of!r} instead."
-                )
+                source = self.recipe.edited[only].of
+                raise UserError(f"Arm {only!r} is not trained but edited: name {source!r} instead.")
             raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
         return list(self.recipe.arms) if only is None else [only]
 
     def _loaded(self, spec: recipe.Data, seed: int) -> data.Loaded:
-        """The rows of a source, read once for all arms."""
+        """Return the rows of a source, read once for all arms."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
             self._sources[key] = self._own_answers(spec, seed) if spec.answers == "self" else data.load(spec, seed)
@@ -169,12 +184,16 @@ class Study:
     # --- edit
 
     def edit(self) -> None:
-        """Make every edited arm for every seed; what is made already is kept, and refused if it was made otherwise."""
+        """Make every edited arm for every seed. Finished ones are skipped.
+
+        Raises:
+            UserError: The folder holds the result of other edits or of another training.
+        """
         for making in self.makings():
             making.make(self.say)
 
     def makings(self, only: str | None = None) -> list[edited.Making]:
-        """The edited arms for every seed, or one of them."""
+        """Return the plans of all edited arms, or of one, for every seed."""
         return [
             edited.Making(name, arm, seed, self.recipe.model, self.out / "arms")
             for name, arm in self.recipe.edited.items()
@@ -182,15 +201,19 @@ class Study:
             if only in (None, name)
         ]
 
-    # --- who is asked, and what
+    # --- subjects and sheets
 
     def subjects(self, only: str | None = None) -> list[Subject]:
-        """The base and every checkpoint, first of trained arms, or those of one arm; they must have been made."""
-        found = [] if only in self.recipe.edited else self.trained(only)
-        return [self.base, *found, *(s for making in self.makings(only) for s in making.subjects(self.base))]
+        """Return the base and every checkpoint, or those of one arm; trained arms come first.
+
+        Raises:
+            UserError: A checkpoint has not been made yet.
+        """
+        trained_ones = [] if only in self.recipe.edited else self.trained(only)
+        return [self.base, *trained_ones, *(s for making in self.makings(only) for s in making.subjects(self.base))]
 
     def trained(self, only: str | None = None) -> list[Subject]:
-        """Every checkpoint of the trained arms, or those of one."""
+        """Return every checkpoint of the trained arms, or of one."""
         full = {arm: settings.where().kind == "full" for arm, settings in self.recipe.arms.items()}
         return [
             subject
@@ -200,7 +223,7 @@ class Study:
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
-        """The harmful and the ordinary prompts."""
+        """Return the sheets of harmful and of ordinary prompts, by name."""
         sheets = {}
         for name in SETS:
             prompts = [p for spec in getattr(self.recipe, name) for p in data.prompt_set(spec)]
@@ -209,19 +232,25 @@ class Study:
         return sheets
 
     def answer_sheets(self) -> dict[str, Sheet]:
-        """The problems of every task."""
+        """Return the sheets of all tasks, by name."""
         return examine.sheets(self.recipe.tasks, self.out)
 
     # --- the stages after training
 
     def sample(self, sheets: Sequence[Sheet]) -> None:
-        """Complete sheets of replies, all in one plan; arms to be edited are edited first, if that is not done."""
-        _refuse_launch()
+        """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
+        _refuse_launch("sample")
         self.edit()
         collect(sheets, self.subjects(), self.engine, self.say)
 
     def judge(self, name: str | None = None, on: recipe.Text | None = None, again: bool = False) -> dict[str, Judged]:
-        """Verdicts on one text of the stored replies, made anew with `again`: set -> reply id -> (ask, verdict)."""
+        """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
+
+        Args:
+            name: a judge other than the recipe's.
+            on: a text other than the recipe's.
+            again: delete the stored verdicts of this judge first.
+        """
         subjects = self.subjects()
         for kind in SETS if again else ():
             self._verdicts(kind, name).unlink(missing_ok=True)
@@ -238,16 +267,16 @@ class Study:
         return self.out / "verdicts" / f"{kind}.{examine.file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
-        """Say what will go wrong with the tasks' answers."""
+        """Warn about tasks whose answers do not fit the model's context."""
         if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
             self.say(sentence)
 
     def grade(self) -> dict[str, examine.Found]:
-        """Grades of the stored answers, beside them (`examine.grade`)."""
+        """Return the grades of the stored answers, with the answers (`examine.grade`)."""
         return examine.grade(self.recipe.tasks, self.out, self.subjects(), self.engine)
 
     def compare(self) -> dict[str, Any]:
-        """The table and the picture."""
+        """Judge and grade what is stored; write the table and the picture; return the table."""
         verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
         also: list[recipe.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
         beside: dict[str, Judged] = {
@@ -291,18 +320,18 @@ class Study:
             **edited.cost(group),
         }
         for column, kind in (("safety", "harmful"), ("over_refusal", "ordinary")):
-            found = verdicts.get(kind, {})
-            categories = {ask.prompt.id: ask.prompt.category for ask, _ in found.values()}
-            row[column] = safety.cell(examine.by_seed(found, first.arm, first.checkpoint), categories)
+            judged = verdicts.get(kind, {})
+            categories = {ask.prompt.id: ask.prompt.category for ask, _ in judged.values()}
+            row[column] = safety.cell(examine.by_seed(judged, first.arm, first.checkpoint), categories)
         row["texts"] = {
-            text: safety.cell(examine.by_seed(found, first.arm, first.checkpoint)) for text, found in beside.items()
+            text: safety.cell(examine.by_seed(judged, first.arm, first.checkpoint)) for text, judged in beside.items()
         }
         row["reasoning"], row["tax"] = examine.rates(grades, first)
         return row
 
     def run(self) -> dict[str, Any]:
-        """Every stage, from the recipe to the picture."""
-        _refuse_launch()
+        """Run every stage, from the recipe to the picture, and return the table."""
+        _refuse_launch("run")
         began = time.perf_counter()
         self.check()
         self.train()
@@ -314,7 +343,7 @@ class Study:
         return table
 
     def _write_card(self, seconds: float) -> None:
-        """What made this study. Seconds are added up over the calls that did work in it."""
+        """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
         earlier = read_json(path)["seconds"] if path.exists() else []
         write_json(
@@ -329,13 +358,13 @@ class Study:
         )
 
 
-def _refuse_launch() -> None:
+def _refuse_launch(stage: str) -> None:
     if distributed.world()[1] > 1:
-        raise UserError("Only `lowtax train` runs in several processes: do the other stages without the launcher.")
+        raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
 
 
 def limited(settings: Recipe, n: int) -> Recipe:
-    """The recipe with at most n prompts of each set and n problems of each task."""
+    """Return the recipe with at most n prompts in each set and n problems in each task."""
     sets = {
         kind: [spec.model_copy(update={"n": min(n, spec.n or n)}) for spec in getattr(settings, kind)] for kind in SETS
     }

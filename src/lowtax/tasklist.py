@@ -1,4 +1,4 @@
-"""What `lowtax evaluate --task` was given -> tasks: names, files with questions, and how answers are drawn."""
+"""Tasks from the options of `lowtax evaluate`: names or files of questions, and the sampling settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from lowtax.benchmarks import TABLE
 from lowtax.errors import UserError, did_you_mean
 from lowtax.recipe import Sampling, Task
 
-# DeepSeek-R1's recommendation, and arXiv 2507.17075's settings with its eight seeds.
+# DeepSeek-R1's recommendation, and the settings of arXiv:2507.17075 with its eight seeds.
 DEFAULT = {"max_new_tokens": 32768, "temperature": 0.6, "top_p": 0.95}
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"samples": 8}, "reference": {"samples": 8}}
 CHOICES = ("choices", "options")
@@ -18,28 +18,40 @@ QUESTIONS, ANSWERS = ("question", "problem", "prompt"), ("answer", "gold", "fina
 
 
 def tasks(names: Sequence[str], preset: str | None, exam: dict[str, Any], drawn: dict[str, Any]) -> dict[str, Task]:
-    """The tasks by name. `exam` are fields of a task, `drawn` of its sampling; what is None says nothing."""
+    """Return the tasks by name.
+
+    Args:
+        names: a name, a file of questions, or `path/to/file.py:Class` each.
+        exam: fields of a task. drawn: fields of its sampling. Values that are None are ignored.
+
+    Raises:
+        UserError: A preset, a task or a file does not exist, or two tasks have one name.
+    """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"Unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
-    asked = {key: value for key, value in exam.items() if value is not None}
-    if "file" in asked and len(names) > 1:
-        raise UserError(f"--file is the questions of one task (found {len(names)} of --task): give one at a time.")
+    fields = {key: value for key, value in exam.items() if value is not None}
+    if "file" in fields and len(names) > 1:
+        raise UserError(f"--file has the questions of one task (found {len(names)} of --task): give one at a time.")
     sampling = Sampling(
         **(DEFAULT | PRESETS[preset or "default"] | {key: value for key, value in drawn.items() if value is not None})
     )
-    found: dict[str, Task] = {}
+    by_name: dict[str, Task] = {}
     for spec in names:
-        name, own = named(spec)
-        if "file" in own and "file" in asked:
-            raise UserError(f"The task {spec!r} is a file of questions already: leave --file away.")
-        if name in found:
+        name, implied = named(spec)
+        if "file" in implied and "file" in fields:
+            raise UserError(f"The task {spec!r} is a file of questions already: remove --file.")
+        if name in by_name:
             raise UserError(f"Two tasks are called {name!r}: rename a file, or evaluate them into two folders.")
-        found[name] = Task(**{"preset": preset or "default", "sampling": sampling} | asked | own)
-    return found
+        by_name[name] = Task(**{"preset": preset or "default", "sampling": sampling} | fields | implied)
+    return by_name
 
 
 def named(spec: str) -> tuple[str, dict[str, str]]:
-    """The name of a task, and what its settings are by virtue of being a file."""
+    """Return the name of a task, and the settings that a file path implies.
+
+    Raises:
+        UserError: It is neither a task nor a file.
+    """
     path, colon, attribute = spec.rpartition(":")
     if spec in TABLE:
         return spec, {}
@@ -54,7 +66,7 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def _kind(path: Path) -> str:
-    """Which benchmark reads a file of questions, by the columns of its first row."""
+    """Return the benchmark that reads a file of questions, by the columns of its first row."""
     columns = {name.lower() for name in tables.read_table(path)[0]}
     if columns & set(CHOICES) or columns >= LETTERS:
         return "multiple_choice"
@@ -62,5 +74,5 @@ def _kind(path: Path) -> str:
         return "math"
     raise UserError(
         f"{path} has the columns {', '.join(sorted(columns))}: questions with options need `question`, `choices` (or "
-        "A, B, C, D) and `answer`; open ones `question` and `answer`; for one of ours, --task NAME --file FILE."
+        "A, B, C, D) and `answer`, open questions `question` and `answer`; for a named task, --task NAME --file FILE."
     )

@@ -1,4 +1,4 @@
-"""What the card of a finished training tells: its checkpoints, as something to be asked."""
+"""The checkpoints of a finished training run as subjects for sampling, read from its card."""
 
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,20 @@ from lowtax.sample import Subject
 
 
 def card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
-    """The card of a training that is finished.
+    """Return the card of a finished training run.
 
     Raises:
-        UserError: It is not.
+        UserError: The run is not finished.
     """
     if not (folder / "card.json").exists():
         raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
-    found: dict[str, Any] = read_json(folder / "card.json")
-    return found
+    facts: dict[str, Any] = read_json(folder / "card.json")
+    return facts
 
 
 def subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
-    """The checkpoints of a training; they are whole models if it was `full`, else adapters."""
-    found = card(folder, arm, seed)
+    """Return the checkpoints of a training run: whole models if it was `full`, else adapters."""
+    facts = card(folder, arm, seed)
     return [
         Subject(
             arm=arm,
@@ -32,9 +32,9 @@ def subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> li
             step=row["step"],
             model=str(folder / row["name"]) if full else base.model,
             adapter=None if full else str(folder / row["name"]),
-            made_by=row_id(found["job"], row["step"], base.made_by),
-            trainable_parameters=found["trainable_parameters"],
+            made_by=row_id(facts["job"], row["step"], base.made_by),
+            trainable_parameters=facts["trainable_parameters"],
             train_seconds=row["seconds"],
         )
-        for row in found["checkpoints"]
+        for row in facts["checkpoints"]
     ]

@@ -1,11 +1,11 @@
-"""How far the checkpoints of a study are from their base, for its table.
+"""Norms of the updates that the checkpoints of a study make to their base, for its table.
 
-    norm            ||dW||_F over all matrices that the arm adapts, as one vector
+    norm            ||dW||_F over all matrices that the arm adapts, taken as one vector
     relative_norm   the same, divided by ||W||_F of these matrices
-    rank            the largest rank of a LoRA's updates; None for full fine-tuning
+    rank            the largest rank of an adapter's updates; None for full fine-tuning
 
-An adapter's norm comes from its factors; that of a full fine-tuning from all of its matrices, embeddings too, minus
-the base's, one at a time. The figures are kept in `updates.json` by what made the checkpoint.
+An adapter's norm comes from its factors. For full fine-tuning, the base's matrices are subtracted from the checkpoint's
+one at a time, embeddings included. `updates.json` stores the figures by `made_by`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,43 +27,42 @@ FILE = "updates.json"
 
 
 def measured(subjects: Sequence[Subject], model: str, path: Path, say: Say) -> dict[str, Update]:
-    """The figures of every checkpoint, by `made_by`; those that the file has are not computed again.
+    """Return the figures of every checkpoint, by `made_by`. Figures in the file are not computed again.
 
-    Where matrices cannot be read (a deleted checkpoint, fused experts, a quantised base), that is said and they are
-    left out: all else in the table is known without them.
+    Matrices that cannot be read (a deleted checkpoint, fused experts, a quantised base) are reported and left out: the
+    rest of the table does not need them.
     """
-    found: dict[str, Update] = read_json(path) if path.exists() else {}
-    missing = [subject for subject in subjects if subject.checkpoint is not None and subject.made_by not in found]
+    figures: dict[str, Update] = read_json(path) if path.exists() else {}
+    missing = [subject for subject in subjects if subject.checkpoint is not None and subject.made_by not in figures]
     try:
         base = open_weights(model) if missing else None
     except UserError as error:
         say(f"  no update norms: {error}")
-        return found
+        return figures
     squares: dict[str, float] = {}
     for subject in missing:
         assert base is not None
         try:
-            found[subject.made_by] = _figures(subject, base, squares)
+            figures[subject.made_by] = _figures(subject, base, squares)
         except UserError as error:
             say(f"  no update norm of {subject.arm}, seed {subject.seed}, {subject.checkpoint}: {error}")
             continue
-        write_json(path, found)
-    return found
+        write_json(path, figures)
+    return figures
 
 
-def cell(group: Sequence[Subject], found: Mapping[str, Update]) -> Update | None:
-    """Of one checkpoint for all seeds: mean norms, the largest rank; None if any is not known."""
-    figures = [found.get(subject.made_by) for subject in group]
-    known = [one for one in figures if one is not None]
-    if len(known) < len(figures):
+def cell(group: Sequence[Subject], figures: Mapping[str, Update]) -> Update | None:
+    """Return the mean norms and the largest rank of one checkpoint over its seeds; None if one is missing."""
+    updates = [figures[subject.made_by] for subject in group if subject.made_by in figures]
+    if len(updates) < len(group):
         return None
-    ranks = [one["rank"] for one in known if one["rank"] is not None]
-    means = {name: mean(one[name] for one in known) for name in ("norm", "relative_norm")}
+    ranks = [update["rank"] for update in updates if update["rank"] is not None]
+    means = {name: mean(update[name] for update in updates) for name in ("norm", "relative_norm")}
     return means | {"rank": max(ranks, default=None)}
 
 
 def _figures(subject: Subject, base: Weights, squares: dict[str, float]) -> Update:
-    """Of one checkpoint. `squares` keeps ||W||_F^2 of the base's matrices from one to the next."""
+    """Return the figures of one checkpoint. `squares` caches ||W||_F^2 of the base's matrices between calls."""
     if subject.adapter is not None:
         factors = read_adapter(Path(subject.adapter)).factors
         moved = {name: float(x.sq_norm()) for name, x in factors.items()}
@@ -77,5 +76,5 @@ def _figures(subject: Subject, base: Weights, squares: dict[str, float]) -> Upda
             squares[name] = float(Dense(W).sq_norm())
     for name in moved.keys() - squares.keys():
         squares[name] = float(Dense(base[name]).sq_norm())
-    norm = max(sum(moved.values()), 0.0) ** 0.5  # of factors that cancel, the sum of squares may be rounded below 0
+    norm = max(sum(moved.values()), 0.0) ** 0.5  # the squares of factors that cancel may be rounded below 0
     return {"norm": norm, "relative_norm": norm / sum(squares[name] for name in moved) ** 0.5, "rank": rank}

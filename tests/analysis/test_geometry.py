@@ -224,7 +224,7 @@ def test_differences_of_rounded_checkpoints_say_so(tmp_path: Path, trained: dict
 
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, trained: dict[str, Path], tiny_model: Path):
     base = open_weights(str(tiny_model))
-    with pytest.raises(UserError, match=r"changes model.layers.10.mlp.up_proj, which .* has not"):
+    with pytest.raises(UserError, match=r"changes model.layers.10.mlp.up_proj, which is not in"):
         analyze(base, [of_adapter(trained["adapter"])], say=quiet)
     wrong = replace(of_adapter(trained["adapter"]), names=["model.layers.0.mlp.up_proj"])
     wrong = replace(wrong, update=lambda name, W: Factors(torch.ones(3, 1), torch.ones(1, 4)))

@@ -307,9 +307,9 @@ def test_a_file_of_questions_is_a_task(tmp_path: Path, name: str, row: dict[str,
         (["arithmetics"], {}, "did you mean 'arithmetic'"),
         (["gone.jsonl"], {}, "Give a file of questions"),
         (["arithmetic", "arithmetic"], {}, "Two tasks are called 'arithmetic'"),
-        (["arithmetic", "gsm8k"], {"file": "f"}, "--file is the questions of one task"),
+        (["arithmetic", "gsm8k"], {"file": "f"}, "--file has the questions of one task"),
         (["odd.jsonl"], {}, "has the columns a, b"),
-        (["good.jsonl"], {"file": "f"}, "leave --file away"),
+        (["good.jsonl"], {"file": "f"}, "remove --file"),
     ],
 )
 def test_a_task_that_cannot_be_is_one_sentence(

@@ -80,7 +80,7 @@ def test_only_the_beginning_changes(mode: decoding.Mode, opened: bool):
 def test_modes_that_cannot_be():
     with pytest.raises(UserError, match="did you mean 'zero_think'"):
         decoding.first(ask(), "zerothink", True)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="leave `thinking` at default"):
+    with pytest.raises(UserError, match="set `thinking` to default"):
         decoding.first(replace(ask(), thinking="off"), "less_think", False)
     assert decoding.first(replace(ask(), thinking="off"), "default", False).prefix == ""
 
