@@ -52,7 +52,7 @@ class Weight:
         return self.top[1] if self.whole is None else self.whole.squares.sqrt().float()
 
     def energies(self, U: Float[Tensor, "out k"]) -> Float[Tensor, "known k"]:
-        """Return squared cosines of unit vectors with every known left singular vector of W, in the order of `values`."""
+        """Return squared cosines of unit vectors with all known left singular vectors of W, ordered as `values`."""
         if self.whole is None:
             return (self.top[0].T @ U).square()
         if self._wide:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lowtax.figures import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
+from lowtax.figures import COLOURS, GREY, INK, MARKS, new_figure, quiet_axes, save
 
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,7 +72,7 @@ def norms(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> F
     layers = 1 + max(site["layer"] for _, sites in arms for site in sites)
     columns = min(2, len(arms))
     rows = -(-len(arms) // columns)
-    figure = _figure(4.2 * columns + 0.6, (0.26 * len(modules) + 0.75) * rows + 0.2)
+    figure = new_figure(4.2 * columns + 0.6, (0.26 * len(modules) + 0.75) * rows + 0.2)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     sizes = [site["relative_norm"] for _, sites in arms for site in sites if site["norm"]]
     scale = LogNorm(min(sizes) / 1.05, max(sizes) * 1.05)
@@ -113,12 +112,6 @@ def _times_random(sites: Sequence[Row], module: str, side: str) -> float:
     return mean(s["overlap"][side] / s["random_overlap"][side] for s in chosen) if chosen else 0.0
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _panels(
     number: int,
     arms: Sequence[tuple[str, list[Row]]],
@@ -129,7 +122,7 @@ def _panels(
     """Return a figure with panels in rows above one legend of the arms, and the panels."""
     columns = min(columns, number)
     rows = -(-number // columns)
-    figure = _figure(width * columns + 0.3, height * rows + 0.25 + 0.2 * len(arms))
+    figure = new_figure(width * columns + 0.3, height * rows + 0.25 + 0.2 * len(arms))
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axes in panels[number:]:
         axes.set_visible(False)

@@ -1,18 +1,18 @@
-"""The safety landscape: how refusal changes as the weights are moved, along a line or over a plane.
+"""The safety landscape: how refusal changes as the weights move, along a line or over a plane.
 
     harmful = [prompts.load("builtin:harmful", "test")]
     ask = Ask("org/model", None, None, sliced("random"), harmful, Sampling(max_new_tokens=512), EngineChoice(...))
-    found = landscape(ask, Path("landscape"), print)
+    result = landscape(ask, Path("landscape"), print)
 
-Follows Peng et al. (2405.17374) and their code: Gaussian directions, in every tensor of the tensor's own norm, none in
-norms. A point is the model in memory with other weights (`landscape_weights`); no model is written. At each, greedy
-replies to harmful prompts are drawn and the perplexity of ordinary answers is measured, so that a model which no longer
-writes English is not taken for a safe one, nor for one that was broken into. `replies.jsonl` and `points.jsonl` grow
-point by point, and a killed run goes on at the next one. A judge reads the replies at the end.
+Source: Peng et al., arXiv:2405.17374, and their code: Gaussian directions, scaled to the norm of each tensor; the
+weights of normalisation layers do not move. A point is the model in memory with other weights (`landscape_weights`); no
+model is written. At each point greedy replies to harmful prompts are drawn and the perplexity of ordinary answers is
+measured, so that a model that no longer writes English counts neither as safe nor as broken into. `replies.jsonl` and
+`points.jsonl` grow point by point, and a killed run resumes at the next one. A judge reads the replies at the end.
 
 Departures: a direction depends on names, not on the order of tensors; a second one is orthogonal; every point starts
-from the origin; shared weights move once; any judge of ours instead of 29 strings. Beside an adapter, which stays as it
-is, a random direction has the norms of W, not of W + dW.
+from the origin; shared weights move once; any judge of ours replaces the 29 strings. With a fixed adapter, a random
+direction has the norms of W, not of W + dW.
 """
 
 import math
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowtax import builtin, judges, likelihood, models, plain, registry, tables
+from lowtax import builtin, judges, likelihood, models, plain, tables
 from lowtax import judge as judging
 from lowtax.adapterfile import check_adapter, fingerprint, is_adapter
 from lowtax.engines.hf import HF
@@ -37,16 +37,16 @@ from lowtax.sample import Ask as ReplyAsk
 from lowtax.sample import EngineChoice, Sheet, Subject, asks, reply_of
 
 Say = Callable[[str], None]
-TEXTS = 24  # ordinary answers whose perplexity is measured
-LONGEST = 4096  # tokens at once, for a model that names no limit
+TEXTS = 24  # ordinary answers, for the perplexity
+LONGEST = 4096  # tokens at once, for a model without a stated limit
 REPORT, REPLIES, POINTS = "landscape.json", "replies.jsonl", "points.jsonl"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What is walked from where, which prompts are asked at each point, and who judges the replies.
+    """A request for a landscape: the model and the slice, the prompts at each point, and the judge.
 
-    adapter: of the model: the one that is walked along, one end of a slice between adapters, or there all the time.
+    adapter: an adapter of the model: the slice follows it, it is one end of a slice between two, or it is fixed.
     to: the other end of a slice between two checkpoints.
     """
 
@@ -62,14 +62,14 @@ class Ask:
 
 
 class Measured(Row):
-    """Beside its replies, what is known of a point: the texts' mean negative log-likelihood, nats a token, or None."""
+    """The stored figure of a point: the texts' mean negative log-likelihood in nats a token, or None."""
 
     nll: float | None
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A place, who is asked there, and the ids of its rows: its own in points.jsonl, those of its replies."""
+    """A place with its subject: `id` is its row in points.jsonl, `plan` has its replies by id."""
 
     place: Place
     subject: Subject
@@ -78,14 +78,13 @@ class Stop:
 
 
 def landscape(ask: Ask, out: Path, say: Say) -> dict[str, Any]:
-    """Walk the slice, or what is left of it, and write `landscape.json`.
+    """Measure the points of a slice that are missing, and write and return `landscape.json`.
 
     Raises:
-        UserError: Ends that do not fit each other or the slice, an adapter that is no plain LoRA, no such judge.
+        UserError: The ends do not fit each other or the slice, an adapter is no plain LoRA, or there is no such judge.
     """
     check_ends(ask.slice.along, ask.adapter, ask.to)
-    judge = ask.judge.partition(":")[0]
-    registry.resolve("judge", judge if judge in judges.BUILTIN else ask.judge, judges.BUILTIN)
+    judges.check(ask.judge)
     adapters = [ask.adapter, Path(ask.to).expanduser() if ask.to and is_adapter(ask.to) else None]
     for folder in filter(None, adapters):
         check_adapter(folder, ask.model)
@@ -95,18 +94,18 @@ def landscape(ask: Ask, out: Path, say: Say) -> dict[str, Any]:
     points = [
         Point(stop.place, [(replies[id_], verdicts[id_]) for id_ in stop.plan], measured[stop.id].nll) for stop in stops
     ]
-    found = {**_facts(ask), **report(ask.slice, points), **provenance()}
-    write_json(out / REPORT, found)
-    return found
+    result = {**_facts(ask), **report(ask.slice, points), **provenance()}
+    write_json(out / REPORT, result)
+    return result
 
 
 def _facts(ask: Ask) -> dict[str, Any]:
-    """What made a landscape."""
+    """Return how a landscape was made."""
     return {
         "model": ask.model,
         "adapter": str(ask.adapter) if ask.adapter else None,
         "to": ask.to,
-        "prompts": [found.describe() for found in ask.prompts],
+        "prompts": [set_.describe() for set_ in ask.prompts],
         "sampling": ask.sampling.model_dump(mode="json"),
         "engine": {"name": "hf", "precision": ask.engine.precision, "thinking": ask.engine.thinking},
         "judge": ask.judge,
@@ -116,18 +115,18 @@ def _facts(ask: Ask) -> dict[str, Any]:
 
 
 def _judged(ask: Ask, out: Path, replies: Sequence[Reply]) -> dict[str, Verdict]:
-    """Verdicts by reply id; the origin, which several seeds have, is judged once."""
+    """Return verdicts by reply id. The origin, which several seeds share, is judged once."""
     through = judges.Through("hf", ask.engine.precision, ask.engine.batch_size)
     return judging.judge({r.id: r for r in replies}.values(), out / "verdicts.jsonl", ask.judge, ask.on, through)
 
 
 def _stops(ask: Ask, out: Path) -> list[Stop]:
-    """Every place of the slice; `made_by` of who is asked there is a hash of what the weights are made of."""
+    """Return every place of the slice. `made_by` of its subject is a hash of what the weights are made of."""
     kind = ask.slice.along
     base = row_id(ask.model, models.identity(ask.model))
     ends = [None if end is None else _identity(str(end)) for end in (ask.adapter, ask.to)]
-    asked = {p.id: p for found in ask.prompts for p in found.prompts}
-    sheet = Sheet(out / REPLIES, list(asked.values()), ask.sampling)
+    prompts = {p.id: p for set_ in ask.prompts for p in set_.prompts}
+    sheet = Sheet(out / REPLIES, list(prompts.values()), ask.sampling)
     how = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
 
     def stop(place: Place) -> Stop:
@@ -142,18 +141,18 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
 
 
 def _identity(end: str) -> str:
-    """What tells one version of an adapter or a model from another."""
+    """Return a text that differs between versions of an adapter or a model."""
     if is_adapter(end):
         return fingerprint(Path(end).expanduser())
     return row_id(end, models.identity(end))
 
 
 def _walked(ask: Ask, out: Path, stops: Sequence[Stop], say: Say) -> tuple[dict[str, Reply], dict[str, Measured]]:
-    """Replies, and figures by stop, after going to the stops that lack some; what is in the folder already is kept."""
+    """Visit the stops whose replies or figures are missing; return all replies, and the figures of every stop."""
     replies, measured = read_rows(out / REPLIES, Reply), read_rows(out / POINTS, Measured)
     once: dict[str, Stop] = {}
     for stop in stops:
-        once.setdefault(stop.id, stop)  # the origin is a place of every seed
+        once.setdefault(stop.id, stop)  # every seed has the origin
     todo = [stop for stop in once.values() if stop.id not in measured or stop.plan.keys() - replies.keys()]
     if not todo:
         return replies, measured
@@ -178,13 +177,13 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop], say: Say) -> tuple[dict[
 
 
 def _texts() -> list[tuple[str, str]]:
-    """Ordinary questions and their answers."""
+    """Return ordinary questions with their answers."""
     rows = tables.read_table(builtin.DATA / "chat.jsonl")[:TEXTS]
     return [(str(row["prompt"]), str(row["answer"])) for row in rows]
 
 
 def _pairs(engine: HF, ask: Ask) -> list[likelihood.Pair]:
-    """Each ordinary answer after its question, as tokens."""
+    """Return each ordinary question and its answer as tokens."""
     system = [{"role": "system", "content": ask.sampling.system}] if ask.sampling.system else []
     tokenizer, thinking = engine.tokenizer, ask.engine.thinking
     return [
@@ -197,7 +196,7 @@ def _pairs(engine: HF, ask: Ask) -> list[likelihood.Pair]:
 
 
 def _nll(engine: HF, adapter: str | None, pairs: Sequence[likelihood.Pair]) -> float | None:
-    """The mean negative log-likelihood of a token; None where the model computes no number."""
+    """Return the mean negative log-likelihood of a token; None if it is not finite."""
     scores = likelihood.score(engine, adapter, pairs, engine.positions or LONGEST)
     mean = -sum(value for value, _ in scores) / sum(len(answer) for _, answer in pairs)
     return mean if math.isfinite(mean) else None

@@ -1,7 +1,7 @@
-"""A slice as a picture: safe replies above, perplexity below, a line a direction; a plane as two heat maps.
+"""Figures of a landscape: a slice as safe replies above perplexity, a line for each direction; a plane as heat maps.
 
-Bands are 95 % intervals of the rate: they cover the choice of prompts. How the lines of several seeds part shows what
-the choice of the direction does. The colours are those of `figures`.
+Bands are 95 % intervals of the rate, which cover the choice of prompts. The spread between the lines of several seeds
+shows the effect of the direction.
 """
 
 import math
@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lowtax.figures import COLOURS, DPI, GREY, INK, quiet_axes, save
+from lowtax.figures import COLOURS, GREY, INK, new_figure, quiet_axes, save
 
 Row = Mapping[str, Any]
 WIDTH, TOP, BOTTOM = 6.4, 2.6, 1.7  # of a slice, in inches
@@ -27,16 +26,16 @@ ACROSS = {
 }
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw a landscape into a PNG."""
-    save((plane if found["slice"]["two"] else line)(found), path)
+    save((plane if result["slice"]["two"] else line)(result), path)
 
 
-def line(found: Mapping[str, Any]) -> Figure:
-    """Safe replies and perplexity over alpha."""
-    figure = _figure(WIDTH, TOP + BOTTOM)
+def line(result: Mapping[str, Any]) -> Figure:
+    """Draw safe replies and perplexity over alpha."""
+    figure = new_figure(WIDTH, TOP + BOTTOM)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(TOP, BOTTOM))
-    groups = _groups(found["points"])
+    groups = _groups(result["points"])
     for number, (seed, rows) in enumerate(groups.items()):
         colour, label = COLOURS[number % len(COLOURS)], "" if seed is None else f"seed {seed}"
         alphas = [row["alpha"] for row in rows]
@@ -48,8 +47,8 @@ def line(found: Mapping[str, Any]) -> Figure:
         lower.plot(alphas, _numbers(rows), **style)
     upper.set_ylim(-0.03, 1.03)
     upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _logarithmic(lower, [value for row in found["points"] if (value := row["perplexity"]) is not None])
-    slice_ = found["slice"]
+    _logarithmic(lower, [value for row in result["points"] if (value := row["perplexity"]) is not None])
+    slice_ = result["slice"]
     for axes, what in ((upper, "refused or safe"), (lower, "perplexity of\nordinary answers")):
         quiet_axes(axes, 8)
         axes.set_ylabel(what, fontsize=9, color=INK)
@@ -60,10 +59,10 @@ def line(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def plane(found: Mapping[str, Any]) -> Figure:
-    """A row a seed: safe replies, and the logarithm of perplexity to base 10, over alpha and beta."""
-    groups = _groups(found["points"])
-    figure = _figure(2 * MAP[0], MAP[1] * len(groups))
+def plane(result: Mapping[str, Any]) -> Figure:
+    """Draw safe replies and log10 of the perplexity over alpha and beta, a row for each seed."""
+    groups = _groups(result["points"])
+    figure = new_figure(2 * MAP[0], MAP[1] * len(groups))
     panels = figure.subplots(len(groups), 2, squeeze=False)
     for (seed, rows), (left, right) in zip(groups.items(), panels, strict=True):
         alphas, betas = (sorted({row[name] for row in rows}) for name in ("alpha", "beta"))
@@ -74,7 +73,7 @@ def plane(found: Mapping[str, Any]) -> Figure:
         _map(figure, right, logs, alphas, betas, f"{what}log10 perplexity", {"cmap": "magma_r"})
         left.set_ylabel("beta, random direction", fontsize=9, color=INK)
         for axes in (left, right):
-            axes.set_xlabel(ACROSS[found["slice"]["along"]].partition(":")[0], fontsize=9, color=INK)
+            axes.set_xlabel(ACROSS[result["slice"]["along"]].partition(":")[0], fontsize=9, color=INK)
     return figure
 
 
@@ -87,7 +86,7 @@ def _map(
     title: str,
     style: Mapping[str, Any],
 ) -> None:
-    """One heat map; `values` alpha by alpha. White: no number."""
+    """Draw one heat map of values ordered by alpha, then beta. White means no number."""
     grid = np.array(values, dtype=float).reshape(len(alphas), len(betas)).T
     across, up = ((axis[1] - axis[0]) / 2 for axis in (alphas, betas))
     extent = (alphas[0] - across, alphas[-1] + across, betas[0] - up, betas[-1] + up)
@@ -100,7 +99,7 @@ def _map(
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis whose ticks are plain numbers, three a decade where it has few decades."""
+    """Make the y axis logarithmic, with plain numbers as ticks: three a decade if there are few decades."""
     axes.set_yscale("log")
     few = max(values, default=1.0) < 100 * min(values, default=1.0)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
@@ -116,9 +115,3 @@ def _groups(points: Sequence[Row]) -> dict[int | None, list[Row]]:
 def _numbers(rows: Sequence[Row]) -> list[float]:
     """Perplexities; a gap where there is none."""
     return [math.nan if row["perplexity"] is None else row["perplexity"] for row in rows]
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -1,4 +1,4 @@
-"""The points of a slice or a plane through weight space, and what is refused before a model is loaded."""
+"""The points of a slice or a plane through weight space, and the checks before a model is loaded."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -15,12 +15,12 @@ SIDE = 9  # of a grid
 
 @dataclass(frozen=True)
 class Slice:
-    """What is walked.
+    """A slice or a plane.
 
     along: random, W + alpha d; adapter, W + alpha dW; between, (1 - alpha) A + alpha B.
-    two: a second random direction across, beta.
-    points: on each axis. radius: random axes are from -radius to radius. reach: an adapter is walked from 0 to reach.
-    seeds: of the random directions; empty where there is none.
+    two: a plane, with a second random direction beta.
+    points: on each axis. radius: random axes run from -radius to radius. reach: an adapter's axis runs from 0 to reach.
+    seeds: those of the random directions; empty if there are none.
     """
 
     along: str
@@ -39,11 +39,11 @@ class Slice:
 
     @property
     def betas(self) -> list[float]:
-        """The second axis; 0 alone without one."""
+        """The second axis; only 0 if there is none."""
         return spaced(-self.radius, self.radius, self.points) if self.two else [0.0]
 
     def places(self) -> list["Place"]:
-        """Every point, seed by seed; that without a random step is there once for every seed."""
+        """Return every point, seed by seed. Points without a random step repeat for every seed."""
         return [Place(seed, a, b) for seed in self.seeds or (0,) for a, b in product(self.alphas, self.betas)]
 
 
@@ -56,12 +56,12 @@ class Place:
     beta: float
 
     def steps(self, along: str) -> tuple[float, ...]:
-        """How far the random directions of the slice are followed, one number each; the origin is all zeros."""
+        """Return the steps along the random directions of the slice; all are zero at the origin."""
         return (self.alpha, self.beta) if along == "random" else (self.beta,)
 
 
 def spaced(low: float, high: float, points: int) -> list[float]:
-    """Equally spaced numbers with both ends; the middle one of -r to r is 0."""
+    """Return equally spaced numbers including both ends; the middle one of -r to r is exactly 0."""
     return [round(low + (high - low) * i / (points - 1), 9) + 0.0 for i in range(points)]
 
 
@@ -73,45 +73,47 @@ def sliced(
     reach: float | None = None,
     seeds: int | None = None,
 ) -> Slice:
-    """A slice of the settings that are given, and of the defaults of its kind.
+    """Return a slice with these settings and the defaults of its kind for the others.
 
     Raises:
-        UserError: There is no such kind, or it does not go with a setting.
+        UserError: There is no such kind, or a setting does not apply to it.
     """
     if along not in KINDS:
         raise UserError(f"There is no slice along {along!r}; {did_you_mean(along, KINDS)}")
     if two and along == "between":
-        raise UserError("--two is a plane of two random directions, or of an adapter and one: leave it out of between.")
+        raise UserError("--two is for slices along random directions or an adapter: remove it, or change --along.")
     random = two or along == "random"
-    given = {"--radius": radius, "--seeds": seeds}
-    if unused := [name for name, value in given.items() if value is not None and not random]:
-        raise UserError(f"{unused[0]} is of random directions, and a slice along {along!r} has none: leave it out.")
+    options = {"--radius": radius, "--seeds": seeds}
+    if unused := [name for name, value in options.items() if value is not None and not random]:
+        raise UserError(f"{unused[0]} is for random directions, and a slice along {along!r} has none: remove it.")
     if reach is not None and along != "adapter":
-        raise UserError("--reach is how far an adapter is followed: leave it out, or add --along adapter.")
+        raise UserError("--reach is for a slice along an adapter: remove it, or add --along adapter.")
     for name, value in (("--radius", radius), ("--reach", reach)):
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{name} is how far a slice goes, more than 0 (found {value:g}).")
+            raise UserError(f"{name} must be more than 0 and finite (found {value:g}).")
     number = points or (SIDE if two else POINTS[along])
     if number < 3 or (random and number % 2 == 0):
-        what = "an odd number, 3 or more, so that the model itself is the middle one" if random else "3 or more"
-        raise UserError(f"--points is {what} (found {number}).")
+        what = "an odd number of at least 3, so that the model itself is the middle one" if random else "at least 3"
+        raise UserError(f"--points must be {what} (found {number}).")
     drawn = tuple(range((1 if two else 3) if seeds is None else seeds)) if random else ()
     return Slice(along, two, number, radius or RADIUS, reach or REACH, drawn)
 
 
 def check_ends(along: str, adapter: Path | None, to: str | None) -> None:
-    """Refuse ends that do not make the slice.
+    """Refuse ends that do not fit the slice.
 
     Raises:
-        UserError: One is missing, one too many, or they are of two kinds.
+        UserError: An end is missing, does not apply, or is of another kind than the first.
     """
     if along == "adapter" and adapter is None:
-        raise UserError("A slice along an adapter needs one: --adapter DIR, a PEFT LoRA.")
+        raise UserError("A slice along an adapter needs --adapter DIR, a PEFT LoRA.")
     if along == "between" and to is None:
-        raise UserError("A slice between two checkpoints needs the second: --to with a model or a PEFT LoRA.")
+        raise UserError("A slice between two checkpoints needs --to with the second one, a model or a PEFT LoRA.")
     if along != "between" and to is not None:
-        raise UserError(f"--to is the other end of a slice between two checkpoints: leave it out of {along!r}.")
+        raise UserError(
+            f"--to is for a slice between two checkpoints: remove it, or use --along between (found {along!r})."
+        )
     if to is not None and adapter is not None and not is_adapter(to):
         raise UserError(
-            f"--adapter is a LoRA and --to {to} a whole model: give two of a kind, or `lowtax merge` the adapter first."
+            f"--adapter is a LoRA and --to {to} a whole model: give two LoRAs, or `lowtax merge` the adapter first."
         )

@@ -1,4 +1,4 @@
-"""A loaded model, and how each place of a slice is made of it: which weights move where, and which adapter is asked."""
+"""A loaded model at the places of a slice: the move of its weights, and the adapter of its requests."""
 
 import shutil
 from pathlib import Path
@@ -14,11 +14,11 @@ from lowtax.landscape_weights import Ground, Mixtures, Move, along, counterpart,
 
 
 class Walk:
-    """The engine of a slice. `ground.moved(move(place))` and `adapter(place)` together are the model at a place.
+    """The walk along a slice. `ground.moved(move(place))` and `adapter(place)` together are the model at a place.
 
     Args:
         adapter, to: as in `landscape.Ask`.
-        scratch: a folder for the mixed adapters, which `close` removes; what a killed run left there goes first.
+        scratch: a folder for the mixed adapters, emptied first and removed by `close`.
 
     Raises:
         UserError: The two ends do not fit each other.
@@ -36,19 +36,19 @@ class Walk:
             self.mixtures = Mixtures(adapter, Path(to).expanduser(), scratch)
         elif to is not None:
             self.other = counterpart(engine.model, models.load_model(to, precision, torch.device("cpu")), to)
-        # By name now: PEFT renames the modules with the first adapter, and keeps their weights.
+        # Take the names now: PEFT renames the modules with the first adapter, and keeps their weights.
         names = perturbed(engine.model) if slice_.seeds else list(self.other or ())
         self.ground = Ground(engine.model, names)
         self._directions: tuple[int, list[dict[str, Tensor]]] = (-1, [])
 
     def adapter(self, place: Place) -> str | None:
-        """The adapter that is asked at a place."""
+        """Return the adapter of the requests at a place."""
         if self.mixtures is not None:
             return self.mixtures.at(place.alpha)
         return str(self.given) if self.given else None
 
     def move(self, place: Place) -> Move:
-        """How the weights get to a place."""
+        """Return the move of the weights to a place."""
         if self.other is not None:
             return towards(self.other, place.alpha)
         steps = place.steps(self.slice.along)
@@ -59,7 +59,7 @@ class Walk:
         return along(list(zip(steps, self._directions[1], strict=False)))  # a line has no second direction
 
     def directions(self, seed: int) -> list[dict[str, Tensor]]:
-        """The random directions of a seed, by axis; beside an adapter one that is orthogonal to it in every tensor."""
+        """Return the random directions of a seed, by axis; along an adapter, one orthogonal to it in every tensor."""
         base = self.ground.base
         if self.slice.along == "adapter" and self.given is not None:
             updates = read_adapter(self.given).factors

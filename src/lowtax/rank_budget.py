@@ -1,18 +1,18 @@
-"""The price of more rank than fine-tuning needs: a linear model, its formula, and a simulation that tests the formula.
+"""The cost of more rank than fine-tuning needs: a linear model, its formula, and a simulation that tests the formula.
 
-Model, derivation (docs/theory.md) and formula are lowtax's own, prompted by a sentence in the abstract of
-arXiv:2507.17075v4. They are not that paper's theorem, whose text was not available.
+Source: model, derivation (docs/theory.md) and formula are lowtax's, motivated by a sentence in the abstract of
+arXiv:2507.17075v4. They are not that paper's theorem, whose text was not available to us.
 
     base inputs          x = P u, P (ambient, base) orthonormal, trace Cov(x) = 1
     base task            y = W x; `base_cost` is E|dW x|^2 in units of E|W x|^2
     fine-tuning inputs   x = F z, F (ambient, tuning) orthonormal, z Gaussian and isotropic, E|z|^2 = 1
     fine-tuning targets  (W + M F') x + noise; the singular values of M are `change`, their number is the needed rank
-    dW of rank r         the least squares fit to `examples` pairs by a matrix of rank r, of least norm
+    dW of rank r         the least squares fit to `examples` pairs by a matrix of rank r and least norm
 
 For r above the needed rank n
 
     base_cost(r) - base_cost(n)  =  h t top_energy(outputs - n, tuning - n, r - n)
-    h = trace(F' Cov(x) F) / tuning, the exposure, without what M reads; shared / (tuning base) where Cov(x) is flat
+    h = trace(F' Cov(x) F) / tuning, the exposure, without what M reads; shared / (tuning base) if Cov(x) is flat
     t = noise^2 tuning / (examples - tuning - 1)
 """
 
@@ -31,39 +31,46 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Setting:
-    """One base task and one fine-tuning task; UserError where there cannot be such a pair."""
+    """One base task and one fine-tuning task.
+
+    Raises:
+        UserError: The numbers contradict each other.
+    """
 
     base: int  # dimensions of the base task's inputs
     tuning: int = 32  # dimensions of the fine-tuning inputs
-    shared: int | None = 16  # of these, how many are base directions; None: both subspaces lie at random in `ambient`
-    ambient: int = 1024  # inputs of the layer; they matter where shared is None
-    decay: float = 0.0  # variance i^-decay along the base's i-th direction; the strongest are the shared ones
+    shared: int | None = 16  # how many of these are base directions; None: both subspaces are random in `ambient`
+    ambient: int = 1024  # inputs of the layer; used if shared is None
+    decay: float = 0.0  # variance i^-decay along the i-th base direction; the strongest ones are shared
     outputs: int = 128
     examples: int = 512
     noise: float = 0.2  # standard deviation, in every output of every example
     change: tuple[float, ...] = (3.0, 2.5, 2.0)  # singular values of M, largest first
-    needed_share: float = 0.0  # share of M's energy that reads shared directions; not used where shared is None
+    needed_share: float = 0.0  # share of M's energy that reads shared directions; unused if shared is None
 
     def __post_init__(self) -> None:
-        d, share, rank, drawn = self.tuning, self.needed_share, len(self.change), self.shared is None
+        d, share, rank, random = self.tuning, self.needed_share, len(self.change), self.shared is None
         falling, inside = sorted((s for s in self.change if s > 0), reverse=True), self.shared or 0
         needs = (
             (min(self.base, d, self.outputs) >= 1, "base, tuning, outputs >= 1"),
             (self.examples >= d + 2, "examples >= tuning + 2"),
             (self.noise >= 0 and self.decay >= 0 and 0 <= share <= 1, "noise, decay >= 0 and needed_share in 0..1"),
-            (not (drawn and self.decay), "decay 0 where shared is None"),
-            (self.ambient >= max(self.base, d) or not drawn, "ambient to hold base and tuning"),
+            (not (random and self.decay), "decay 0 if shared is None"),
+            (self.ambient >= max(self.base, d) or not random, "ambient to hold base and tuning"),
             (0 <= inside <= min(self.base, d), "shared in 0..min(base, tuning)"),
-            (rank <= min(self.outputs, d) and falling == list(self.change), "a change that falls, above 0, and fits"),
-            (drawn or share == 0 or inside >= rank, "shared to hold change, or needed_share 0"),
-            (drawn or share == 1 or d - inside >= rank, "tuning - shared to hold change, or needed_share 1"),
+            (
+                rank <= min(self.outputs, d) and falling == list(self.change),
+                "a decreasing change above 0 that fits",
+            ),
+            (random or share == 0 or inside >= rank, "shared to hold change, or needed_share 0"),
+            (random or share == 1 or d - inside >= rank, "tuning - shared to hold change, or needed_share 1"),
         )
         for missing in (what for met, what in needs if not met):
             raise UserError(f"A setting needs {missing}; found {self}.")
 
     @property
     def variances(self) -> Float[ndarray, " base"]:
-        """Of the base inputs, strongest first; their sum is 1."""
+        """The variances of the base inputs, largest first; their sum is 1."""
         raw = np.arange(1, self.base + 1) ** -float(self.decay)
         return np.asarray(raw / raw.sum())
 
@@ -80,36 +87,36 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """By rank: the base loss added, in units of E|W x|^2, and E|(dW - M F') x|^2 over fine-tuning inputs."""
+    """Curves by rank: the base loss added, in units of E|W x|^2, and E|(dW - M F') x|^2 over fine-tuning inputs."""
 
     base_cost: Float[ndarray, " ranks"]
     task_error: Float[ndarray, " ranks"]
 
 
 def intrinsic_dimension(variances: Sequence[float] | Float[ndarray, " n"]) -> float:
-    """Trace over largest eigenvalue of a covariance C: n where it is flat, 1 where one direction has it all.
+    """Return trace over largest eigenvalue of a covariance C: n if it is flat, 1 if one direction has all variance.
 
     For every dW, trained or not, E|dW x|^2 <= |dW|_F^2 trace(C) / intrinsic dimension.
     """
     values = np.asarray(variances, dtype=float)
     if not (values.size and values.min() >= 0 and values.max() > 0):
-        raise UserError("The variances have to be 0 or more, and one of them above 0.")
+        raise UserError("The variances must be 0 or more, and one of them above 0.")
     return float(values.sum() / values.max())
 
 
 def top_energy(rows: int, columns: int, k: int) -> float:
-    """Expected sum of the k largest squared singular values of a (rows, columns) matrix of standard normals.
+    """Return the expected sum of the k largest squared singular values of a (rows, columns) matrix of standard normals.
 
-    Integrals of Marchenko & Pastur's law from its upper edge down to an angle a in 0..pi, with g = shorter / longer:
+    Integrals of Marchenko & Pastur's law from its upper edge to an angle a in 0..pi, with g = shorter / longer:
 
         k / shorter           =  2/pi ((1+g)/4g a - sin(a) / 2 sqrt(g) - (1-g)/2g atan((1-sqrt g)/(1+sqrt g) tan(a/2)))
         sum / (rows columns)  =  (a - sin(a) cos(a)) / pi
 
-    Exact for none and all; between them the limit of large matrices, about 1 % low for k = 1 of 32.
+    Exact for none and all; otherwise the limit of large matrices, about 1 % too low for k = 1 of 32.
     """
     short, long = sorted((rows, columns))
     if not 0 <= k <= short:
-        raise UserError(f"k {k} has to be between 0 and {short} for a matrix of {rows} x {columns}.")
+        raise UserError(f"k {k} must be between 0 and {short} for a matrix of {rows} x {columns}.")
     if k in (0, short):
         return float(k * long)
     g, low, high = short / long, 0.0, math.pi
@@ -123,9 +130,9 @@ def top_energy(rows: int, columns: int, k: int) -> float:
 
 
 def predicted(setting: Setting, ranks: Sequence[int]) -> Curve:
-    """The formula: both curves in expectation over data, to first order in the noise up to the needed rank.
+    """Return both curves by the formula: in expectation over data, to first order in the noise up to the needed rank.
 
-    It asks that every singular value s of M stand out, s^2 >> t sqrt(outputs tuning). Exact at rank 0 and full rank.
+    It assumes s^2 >> t sqrt(outputs tuning) for every singular value s of M. Exact at rank 0 and full rank.
     """
     most, n = _most(setting, ranks), len(setting.change)
     m, d, t = setting.outputs, setting.tuning, setting.error
@@ -145,16 +152,16 @@ def predicted(setting: Setting, ranks: Sequence[int]) -> Curve:
 
 
 def overshoot_rate(setting: Setting, excess: int) -> float:
-    """Base loss added by a rank above the needed one: the mean of the first `excess` such ranks."""
+    """Return the base loss added by each rank above the needed one: the mean over the first `excess` such ranks."""
     if excess < 1:
-        raise UserError(f"excess {excess} has to be at least 1.")
+        raise UserError(f"excess {excess} must be at least 1.")
     before, after = predicted(setting, [len(setting.change), len(setting.change) + excess]).base_cost
     return float(after - before) / excess
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A drawn pair of tasks; fine-tuning inputs and M in the coordinates of F."""
+    """A random pair of tasks, with fine-tuning inputs and M in the coordinates of F."""
 
     inputs: Float[ndarray, "tuning examples"]
     residuals: Float[ndarray, "outputs examples"]  # targets minus W x
@@ -163,7 +170,7 @@ class Data:
 
 
 def draw(setting: Setting, seed: int | Sequence[int]) -> Data:
-    """Subspaces, M, inputs and noise, all from the seed."""
+    """Draw subspaces, M, inputs and noise from the seed."""
     random, d, n = np.random.default_rng(seed), setting.tuning, len(setting.change)
     if setting.shared is None:
         cosines = np.linalg.qr(random.standard_normal((setting.ambient, setting.base))).Q[:d]  # F: the first d axes
@@ -181,7 +188,7 @@ def draw(setting: Setting, seed: int | Sequence[int]) -> Data:
 
 
 def simulate(setting: Setting, ranks: Sequence[int], seed: int | Sequence[int]) -> Curve:
-    """One drawn pair of tasks: reduced rank regression solved exactly in float64, losses in expectation over inputs."""
+    """Return both curves of one random pair of tasks: exact reduced rank regression in float64, expected losses."""
     _most(setting, ranks)
     data = draw(setting, seed)
     left, scale, right = np.linalg.svd(data.inputs, full_matrices=False)
@@ -196,5 +203,5 @@ def simulate(setting: Setting, ranks: Sequence[int], seed: int | Sequence[int]) 
 def _most(setting: Setting, ranks: Sequence[int]) -> int:
     most = min(setting.outputs, setting.tuning)
     if not ranks or not all(0 <= rank <= most for rank in ranks):
-        raise UserError(f"ranks {list(ranks)} have to be between 0 and {most}, at least one of them.")
+        raise UserError(f"ranks {list(ranks)} must be between 0 and {most}, and at least one is needed.")
     return most
