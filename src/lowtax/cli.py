@@ -1,4 +1,4 @@
-"""The command line: one subcommand per stage, and `run` for a whole recipe. `--help` never imports torch."""
+"""The command line: one command for each stage, and `run` for a whole recipe. `--help` does not import torch."""
 
 import errno
 import json
@@ -42,19 +42,20 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
-Folder = Annotated[Path, typer.Argument(help="The folder of a study, as given to run or train with --out.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; an existing one is resumed.")]
+Folder = Annotated[Path, typer.Argument(help="A study: the --out folder of `run` or `train`.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder of the study. If it exists, the study resumes.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4; repeatable."),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="At most so many prompts of a set, and problems of a task.")
+    int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set and N problems of a task.")
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="What samples: hf, fake, or file.py:Class.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
 
 
 def _nothing(_: str) -> None:
-    """What the other processes of a launch say."""
+    """Print nothing, in all processes of a launch but the first."""
 
 
 def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
@@ -70,7 +71,7 @@ def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: s
 
 @contextmanager
 def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
-    """The study in a folder, which no other process may touch meanwhile."""
+    """Open the study in a folder, and keep other processes out of the folder meanwhile."""
     from lowtax.files import locked
     from lowtax.quiet import quiet_libraries
 
@@ -80,8 +81,8 @@ def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     main = world()[0] == 0
     say = cli_common.say if main else _nothing
     if recipe is None and not (out / "recipe.yaml").exists():
-        raise UserError(f"{out} holds no study (no recipe.yaml): begin one with `lowtax run RECIPE --out {out}`.")
-    with locked(out) if main else nullcontext():  # of the processes that a launcher starts, the first holds the folder
+        raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
+    with locked(out) if main else nullcontext():  # of several processes, the first locks the folder
         yield Study(recipe, out, say) if recipe else Study.open(out, say)
 
 
@@ -93,16 +94,16 @@ def run(
     limit: Limit = None,
     engine: Engine = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
-    """Every stage of a recipe: train its arms, sample, judge, evaluate, compare. Repeating it resumes.
+    """Run every stage of a recipe: train its arms, sample, judge, evaluate and compare. Repeat the command to resume.
 
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
     if dry_run:
         return _dry_run(_recipe(recipe, set_, limit, engine), as_json)
     if as_json:
-        raise UserError("--json is for --dry-run: the results of a run are in its folder, as table.json.")
+        raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, limit, engine)) as work:
@@ -144,7 +145,7 @@ def compare(
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
 ) -> None:
-    """Judge and grade what is stored, and write table.json, table.md frontier.png; --against writes against.ARM.json.
+    """Judge and grade what is stored, and write table.json, table.md and frontier.png, or against.ARM.json.
 
     Example: lowtax compare runs/quickstart
     """
@@ -171,8 +172,8 @@ def _show(out: Path) -> None:
     print(f"picture: {out / 'frontier.png'}")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"lowtax {__version__}")
         raise typer.Exit
 
@@ -183,14 +184,14 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Take the options before the command."""
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
-    """Run the command line; an error that the user can put right is one sentence and exit code 2."""
+    """Run the command line. An error that the user can fix is one sentence and exit code 2."""
     try:
         with first_to_speak():
             app()
@@ -201,9 +202,9 @@ def main() -> None:
         if error.errno not in FULL_DISK:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        advice = "free some space and repeat the command, which goes on where it stopped"
+        advice = "free some space and repeat the command, which resumes"
         print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("lowtax: stopped; the same command goes on from here.", file=sys.stderr)
+        print("lowtax: stopped; repeat the command to resume.", file=sys.stderr)
         sys.exit(130)

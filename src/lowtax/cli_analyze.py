@@ -1,4 +1,4 @@
-"""The command that says where weight updates lie: in a study, in adapters, in fully fine-tuned checkpoints."""
+"""The command `analyze`: the geometry of weight updates of a study, of adapters or of fine-tuned checkpoints."""
 
 import json
 from pathlib import Path
@@ -16,29 +16,34 @@ REPORT = "geometry.json"
 
 
 def analyze(
-    run: Annotated[Path | None, typer.Argument(help="A study: the last checkpoint of every arm and seed.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A study; its last checkpoint of every arm and seed is analysed.")
+    ] = None,
     adapter: Annotated[
-        list[Path] | None, typer.Option("--adapter", metavar="DIR", help="A PEFT LoRA; several stand side by side.")
+        list[Path] | None,
+        typer.Option("--adapter", metavar="DIR", help="PEFT LoRA folder; repeatable, to compare several."),
     ] = None,
     tuned: Annotated[
-        list[str] | None, typer.Option("--tuned", metavar="M", help="A fully fine-tuned checkpoint; also several.")
+        list[str] | None, typer.Option("--tuned", metavar="M", help="Fully fine-tuned checkpoint; repeatable.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="M", help="Their base; the adapter's own if not given.")
+        str | None, typer.Option("--base", metavar="M", help="Base model; by default the one the adapters name.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Singular directions of W a side, for overlaps.")] = 16,
-    exact: Annotated[bool, typer.Option("--exact", help="Decompose large matrices wholly: minutes each.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for geometry.json and figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every site.")] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Singular directions of W on each side, for overlaps.")] = 16,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decompose large matrices completely: minutes for each.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder for geometry.json and figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every site.")] = False,
 ) -> None:
-    """Norms, ranks, overlap with the base's singular directions, intruders: of every updated matrix, without a GPU.
+    """Measure updated matrices: norms, ranks, overlap with the base's singular directions, intruders. Needs no GPU.
 
     Example: lowtax analyze --adapter runs/14b/arms/MODE/seed-0/checkpoint-5000 --out geometry
     """
     if (run is None) == (not adapter and not tuned):
-        raise UserError("lowtax analyze needs either a study, or --adapter DIR or --tuned M (each can be repeated).")
+        raise UserError("lowtax analyze needs either a study, or --adapter DIR or --tuned M (both are repeatable).")
     if run is not None and base is not None:
-        raise UserError("A study knows its base: leave out --base.")
+        raise UserError("A study defines its own base: remove --base.")
     from lowtax.quiet import quiet_libraries
 
     quiet_libraries()
@@ -46,12 +51,12 @@ def analyze(
 
     settings = Settings(top=top, exact=exact)
     if run is not None:
-        found, out = _of_study(run, settings), out or run
+        report, out = _of_study(run, settings), out or run
     else:
-        found = _of_files(adapter or [], tuned or [], base, settings)
+        report = _of_files(adapter or [], tuned or [], base, settings)
     if out is not None:
-        _write(out, found)
-    print(json.dumps(found) if as_json else described(found))
+        _write(out, report)
+    print(json.dumps(report) if as_json else described(report))
 
 
 def _of_study(run: Path, settings: "Settings") -> dict[str, Any]:
@@ -68,43 +73,43 @@ def _of_files(adapters: list[Path], tuned: list[str], base: str | None, settings
     from lowtax import analyze as analysis
     from lowtax.weights import open_weights
 
-    weights = open_weights(base or _own_base(adapters))
+    weights = open_weights(base or _base_of(adapters))
     sources = [analysis.of_adapter(folder) for folder in adapters]
     sources += [analysis.of_tuned(ref, weights) for ref in tuned]
     return analysis.analyze(weights, sources, settings, say)
 
 
-def _own_base(adapters: list[Path]) -> str:
+def _base_of(adapters: list[Path]) -> str:
     from lowtax.adapterfile import check_adapter
 
     bases = {str(check_adapter(folder).get("base_model_name_or_path")) for folder in adapters}
     if len(bases) != 1:
         raise UserError(
-            "--tuned needs --base M, the model it was tuned from."
+            "--tuned needs --base M, the model that was fine-tuned."
             if not bases
             else f"The adapters were trained on {' and '.join(sorted(bases))}: analyse those of one base at a time."
         )
     return bases.pop()
 
 
-def _write(out: Path, found: dict[str, Any]) -> None:
+def _write(out: Path, report: dict[str, Any]) -> None:
     from lowtax import anatomy_picture
     from lowtax.files import write_json
 
-    write_json(out / REPORT, found)
-    anatomy_picture.draw(found, out)
+    write_json(out / REPORT, report)
+    anatomy_picture.draw(report, out)
 
 
-def described(found: dict[str, Any]) -> str:
-    """A report for people: a row an arm, and what its columns are."""
+def described(report: dict[str, Any]) -> str:
+    """Return a report as a table with a row for each arm and an explanation of its columns."""
     from lowtax.cells import markdown_table
 
     rows: list[tuple[str, ...]] = [
         ("arm", "sites", "norm", "spectral", "stable rank", "left", "right", "both", "intruders", "unmoved")
     ]
-    rows += [_row(arm) for arm in found["arms"]]
-    notes = [f"{arm['label']}: {arm['note']}" for arm in found["arms"] if arm["note"]]
-    return "\n".join([markdown_table(rows, padded=True), "", CAPTION.format(top=found["settings"]["top"]), *notes])
+    rows += [_row(arm) for arm in report["arms"]]
+    notes = [f"{arm['label']}: {arm['note']}" for arm in report["arms"] if arm["note"]]
+    return "\n".join([markdown_table(rows, padded=True), "", CAPTION.format(top=report["settings"]["top"]), *notes])
 
 
 CAPTION = """\

@@ -1,4 +1,4 @@
-"""What commands share: how they speak while they work, and the folder that only one of them may write to."""
+"""Helpers of all commands: progress output and the lock of the output folder."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,12 @@ from lowtax.errors import UserError
 
 
 def say(text: str) -> None:
-    """A line for people; what programs read goes to the standard output."""
+    """Print a line for people to the standard error; the standard output is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def own_folder(out: Path) -> Any:
-    """Quiet libraries, and a folder that no other process may touch meanwhile."""
+    """Quiet libraries, and return a lock that keeps other processes out of a folder."""
     from lowtax.files import locked
     from lowtax.quiet import quiet_libraries
 
@@ -21,12 +21,12 @@ def own_folder(out: Path) -> Any:
     return locked(out)
 
 
-def thinking_mode(given: str) -> Any:
-    """The value of --thinking.
+def thinking_mode(value: str) -> Any:
+    """Return the value of --thinking.
 
     Raises:
-        UserError: It is none of the three.
+        UserError: It is not default, on or off.
     """
-    if given not in ("default", "on", "off"):
-        raise UserError(f"--thinking is default, on or off (found {given!r}).")
-    return given
+    if value not in ("default", "on", "off"):
+        raise UserError(f"--thinking must be default, on or off (found {value!r}).")
+    return value

@@ -1,4 +1,4 @@
-"""The commands around methods: edit a trained adapter, list what there is."""
+"""The commands `edit` and `methods`."""
 
 import json
 from pathlib import Path
@@ -10,27 +10,25 @@ from lowtax.cli_common import say
 from lowtax.errors import UserError
 
 SetField = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; several times.")
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the method; repeatable.")
 ]
 
 
 def edit(
-    method: Annotated[str, typer.Argument(help="A name that `lowtax methods` lists, or file.py:Class.")],
-    adapter: Annotated[Path, typer.Option("--adapter", help="The PEFT folder to edit; it stays as it is.")],
-    out: Annotated[Path, typer.Option("--out", help="The new adapter's folder.")],
-    base: Annotated[str | None, typer.Option("--base", help="The base, if it is not where the adapter says.")] = None,
-    aligned: Annotated[
-        str | None, typer.Option("--aligned", help="For methods with an alignment: the model that has it.")
-    ] = None,
+    method: Annotated[str, typer.Argument(help="Method: a name from `lowtax methods`, or file.py:Class.")],
+    adapter: Annotated[Path, typer.Option("--adapter", help="PEFT adapter folder to edit; it is not changed.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of the new adapter.")],
+    base: Annotated[str | None, typer.Option("--base", help="Base model, if not the one the adapter names.")] = None,
+    aligned: Annotated[str | None, typer.Option("--aligned", help="Aligned model, for methods that need one.")] = None,
     set_: SetField = None,
     sweep: Annotated[
         str | None,
-        typer.Option("--sweep", metavar="FIELD=V1,V2,...", help="An adapter for each value, in OUT/FIELD-VALUE."),
+        typer.Option("--sweep", metavar="FIELD=V1,V2,...", help="Make an adapter for each value, in OUT/FIELD-VALUE."),
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Truncate what is edited to this rank.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Truncate edited matrices to this rank.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
-    """Make another adapter of a trained one, from weights alone: no data, no training, no model in memory.
+    """Make a new adapter of a trained one from weights alone, without data, training or a model in memory.
 
     Example: lowtax edit project --adapter runs/14b/arms/MODE/seed-0/checkpoint-5000 --set side=both --out projected
     """
@@ -44,18 +42,18 @@ def edit(
     if sweep is not None:
         field, values = swept(sweep)
         runs = [(spec | fields([f"{field}={value}"]), out / f"{field}-{value}") for value in values]
-    made = [editing.edit(one, adapter, to, base=base, rank=rank, say=say) for one, to in runs]
+    results = [editing.edit(fields_, adapter, to, base=base, rank=rank, say=say) for fields_, to in runs]
     if as_json:
-        print(json.dumps([one.card for one in made] if sweep else made[0].card))
+        print(json.dumps([result.card for result in results] if sweep else results[0].card))
     else:
-        print("\n".join(f"edited: {one.folder}" for one in made))
+        print("\n".join(f"edited: {result.folder}" for result in results))
 
 
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/methods.md.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> None:
-    """List the methods: their moments in a run, what they do, their source, where we depart from it, where they fail.
+    """List the methods: what each does, when it acts, its source, our departures from it, and where it fails.
 
     Example: lowtax methods
     """
@@ -63,36 +61,44 @@ def methods(
 
     if as_markdown:
         return print(page.markdown(), end="")
-    found = listed()
+    entries = listed()
     if as_json:
-        return print(json.dumps(found))
-    for one in found:
-        print(f"{one['name']}  ({', '.join(one['moments'])})\n  {one['does']}")
-        print("".join(f"  {label}: {one[label]}\n" for label in ("source", "departures", "fails")))
+        return print(json.dumps(entries))
+    for entry in entries:
+        print(f"{entry['name']}  ({', '.join(entry['moments'])})\n  {entry['does']}")
+        print("".join(f"  {label}: {entry[label]}\n" for label in ("source", "departures", "fails")))
 
 
 def fields(settings: list[str]) -> dict[str, Any]:
-    """FIELD=VALUE settings as the fields of a method, the values read as YAML."""
+    """Return FIELD=VALUE settings as the fields of a method, with values read as YAML.
+
+    Raises:
+        UserError: A setting has another form.
+    """
     import yaml
 
-    found = {}
+    values = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
         if not (field and equals):
-            raise UserError(f"--set {setting!r} is no FIELD=VALUE, such as --set k=16.")
+            raise UserError(f"--set {setting!r} is not of the form FIELD=VALUE, such as --set k=16.")
         try:
-            found[field] = yaml.safe_load(value)
+            values[field] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--set {setting!r}: {value!r} is no YAML value; quote it.") from error
-    return found
+            raise UserError(f"--set {setting!r}: {value!r} is not a YAML value; quote it.") from error
+    return values
 
 
 def swept(setting: str) -> tuple[str, list[str]]:
-    """The field of a sweep and its values."""
+    """Return the field of a sweep and its values.
+
+    Raises:
+        UserError: The setting has another form, or repeats a value.
+    """
     field, equals, text = setting.partition("=")
     values = [value.strip() for value in text.split(",")]
     if not (field and equals) or not all(values) or len(set(values)) < len(values) or any("/" in v for v in values):
         raise UserError(
-            f"--sweep {setting!r} is no FIELD=V1,V2,... of different values, such as --sweep by=0.25,0.5,1."
+            f"--sweep {setting!r} is not FIELD=V1,V2,... with different values, such as --sweep by=0.25,0.5,1."
         )
     return field, values

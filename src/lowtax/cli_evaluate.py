@@ -1,4 +1,4 @@
-"""The command `evaluate`: the reasoning tasks of a study, or of any model with any adapters."""
+"""The command `evaluate`: reasoning tasks of a study, or of any model with any adapters."""
 
 import json
 from pathlib import Path
@@ -13,38 +13,46 @@ from lowtax.errors import UserError
 
 def evaluate(
     folder: FolderOrNone = None,
-    model: Annotated[str | None, typer.Option("--model", help="A hub id, a folder or builtin:NAME.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="A PEFT folder; several times.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", metavar="NAME", help="A task by name, or a file of questions; several times."),
+        typer.Option("--task", metavar="NAME", help="Task: a name, or a file of questions; repeatable."),
     ] = None,
     out: Out = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers a question.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draws.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="paper: its prompts, 8 samples; reference: its extraction of answers, too."),
+        typer.Option(
+            "--preset", help="paper: the paper's prompts, 8 samples; reference: also its extraction of answers."
+        ),
     ] = None,
     exam_seed: Annotated[
-        int | None, typer.Option("--exam-seed", min=0, help="Which questions, and the order of options.")
+        int | None, typer.Option("--exam-seed", min=0, help="Seed of the choice of questions and the order of options.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many questions of a task.")] = None,
-    subset: Annotated[str | None, typer.Option("--subset", help="Of mmlu, subjects; of reasoning_gym, a set.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A local copy of the task's questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of a task.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option("--subset", help="mmlu: subjects; reasoning_gym: a data set.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Local copy of the task's questions.")] = None,
     checker: Annotated[
-        str | None, typer.Option("--checker", help="A model that is asked about answers which the rules reject.")
+        str | None, typer.Option("--checker", help="Model that checks the answers which the rules reject.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="32,768 if not given.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0.6 if not given; 0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="0.95 if not given.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer; 32,768 by default.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0.6 by default; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="0.95 by default.")] = None,
     engine: Engine = "hf",
     precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
     batch_size: BatchSize = 64,
-    thinking: Annotated[str, typer.Option("--thinking", help="default, on or off.")] = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    thinking: Annotated[
+        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
+    ] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Let a model and its adapters solve tasks, and grade the answers; in a study, the base and all checkpoints.
+    """Sample and grade answers of a model and its adapters to tasks; in a study, of the base and all checkpoints.
 
     Example: lowtax evaluate runs/quickstart
     Example: lowtax evaluate --model builtin:smollm2-135m-reasoner --task arithmetic --limit 20 --max-new-tokens 128
@@ -52,22 +60,22 @@ def evaluate(
     """
     if folder:
         if model or adapter or task or out:
-            raise UserError("A study brings its own model and tasks: leave --model, --adapter, --task and --out away.")
+            raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
         return _study(folder, as_json)
     if not (model and task and out):
-        raise UserError("Give the folder of a study, or --model, --task and --out.")
+        raise UserError("Give a study's folder, or --model, --task and --out.")
     exam = {"seed": exam_seed, "n": limit, "subset": subset, "checker": checker, "file": file and str(file)}
     drawn: dict[str, Any] = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
     drawn |= {"temperature": temperature, "top_p": top_p}
     from lowtax import tasklist
 
     tasks = tasklist.tasks(task, preset, exam, drawn)
-    found = _alone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking_mode(thinking)))
-    print(json.dumps(found) if as_json else (out / "reasoning.md").read_text().rstrip())
+    result = _standalone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking_mode(thinking)))
+    print(json.dumps(result) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
 def _study(folder: Path, as_json: bool) -> None:
-    """Draw and grade the answers of a study, and print its rates."""
+    """Sample and grade the answers of a study, and print the rates."""
     from lowtax.cli import study
 
     with study(folder) as work:
@@ -79,12 +87,14 @@ def _study(folder: Path, as_json: bool) -> None:
     print(json.dumps({"rows": rows}) if as_json else f"{reasoning.markdown(rows)}\n\n{reasoning.CAPTION}")
 
 
-def _alone(model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, how: tuple[Any, ...]) -> dict[str, Any]:
+def _standalone(
+    model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, settings: tuple[Any, ...]
+) -> dict[str, Any]:
     with own_folder(out):
         from lowtax import examine, models, standalone
         from lowtax.sample import EngineChoice
 
-        engine, precision, batch_size, thinking = how
+        engine, precision, batch_size, thinking = settings
         if sentence := examine.context_warning(model, engine, tasks):
             say(sentence)
         choice = EngineChoice(engine, models.precision(precision), batch_size, thinking)

@@ -1,4 +1,4 @@
-"""The command that grades stored answers without a model."""
+"""The command `grade`: grade stored answers without a model."""
 
 import json
 from pathlib import Path
@@ -12,35 +12,46 @@ PRESETS = ("default", "paper", "reference")
 
 
 def grade(
-    task: Annotated[str, typer.Option("--task", help="A benchmark: its name (docs/benchmarks.md) or file.py:Class.")],
-    answers: Annotated[Path, typer.Option("--answers", metavar="FILE", help="CSV, JSONL, JSON, parquet; also .gz.")],
-    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="The column of the replies; a.b is b in a.")],
-    gold: Annotated[str, typer.Option("--gold", metavar="COL", help="The right answers; of code, the task ids.")],
-    question: Annotated[str | None, typer.Option("--question", metavar="COL", help="The questions.")] = None,
+    task: Annotated[str, typer.Option("--task", help="Benchmark: a name (docs/benchmarks.md) or file.py:Class.")],
+    answers: Annotated[
+        Path, typer.Option("--answers", metavar="FILE", help="Answers: CSV, JSONL, JSON or parquet, also .gz.")
+    ],
+    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="Column of the replies; a.b is b in a.")],
+    gold: Annotated[
+        str, typer.Option("--gold", metavar="COL", help="Column of the right answers; for code, of the task ids.")
+    ],
+    question: Annotated[str | None, typer.Option("--question", metavar="COL", help="Column of the questions.")] = None,
     finish: Annotated[
-        str | None, typer.Option("--finish", metavar="COL", help="How replies ended; those cut at a length are wrong.")
+        str | None,
+        typer.Option("--finish", metavar="COL", help="Column of how replies ended; replies cut at a length are wrong."),
     ] = None,
     choices: Annotated[
-        str | None, typer.Option("--choices", metavar="COL", help="Lists of options; A to D without texts if absent.")
+        str | None,
+        typer.Option(
+            "--choices", metavar="COL", help="Column of the lists of options; A to D without texts by default."
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="default, paper or reference.")] = "default",
+    preset: Annotated[str, typer.Option("--preset", help="Rules: default, paper or reference.")] = "default",
     file: Annotated[
-        str | None, typer.Option("--file", metavar="FILE", help="A local copy of the benchmark, for code.")
+        str | None, typer.Option("--file", metavar="FILE", help="Local copy of the benchmark, for code.")
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Grading processes; one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Grading processes; one per core by default.")
+    ] = None,
     checker: Annotated[
-        str | None, typer.Option("--checker", metavar="MODEL", help="Asked about boxed answers that are rejected.")
+        str | None,
+        typer.Option("--checker", metavar="MODEL", help="Model that checks boxed answers which the rules reject."),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="What runs the checker.")] = "hf",
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for grades.jsonl and grades.json.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="Engine of the checker.")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder for grades.jsonl and grades.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade stored answers. Thoughts are taken off; a reply whose thought never ended is unfinished, and wrong.
+    """Grade stored answers. Thoughts are removed; a reply whose thought did not end is unfinished, and wrong.
 
     Example: lowtax grade --task gsm8k --answers outputs.jsonl.gz --reply response --gold gold --json
     """
     if preset not in PRESETS:
-        raise UserError(f"--preset is default, paper or reference (found {preset!r}).")
+        raise UserError(f"--preset must be default, paper or reference (found {preset!r}).")
     from lowtax import regrade
     from lowtax.recipe import Task
 
@@ -54,29 +65,29 @@ def grade(
         from lowtax.quiet import quiet_libraries
 
         quiet_libraries()
-        by_id = {each.reply_id: each for each in grades}
-        rows = [(each, kept.row) for each, kept in zip(grades, stored, strict=True)]
+        by_id = {grade_.reply_id: grade_ for grade_ in grades}
+        rows = [(grade_, answer.row) for grade_, answer in zip(grades, stored, strict=True)]
         opinions = checking.check(rows, checking.engine_for(settings, engine), preset)
         grades = list(checking.checked(by_id, opinions).values())
-    found = {"task": task, "file": answers.name, "preset": preset, **regrade.summary(grades)}
+    summary = {"task": task, "file": answers.name, "preset": preset, **regrade.summary(grades)}
     if out is not None:
         from lowtax.files import write_json, write_text
 
-        write_text(out / "grades.jsonl", "".join(each.model_dump_json() + "\n" for each in grades))
-        write_json(out / "grades.json", found)
-    print(json.dumps(found) if as_json else described(found))
+        write_text(out / "grades.jsonl", "".join(grade_.model_dump_json() + "\n" for grade_ in grades))
+        write_json(out / "grades.json", summary)
+    print(json.dumps(summary) if as_json else described(summary))
 
 
-def described(found: dict[str, Any]) -> str:
-    """A summary for people."""
-    low, high = found["interval"]
+def described(summary: dict[str, Any]) -> str:
+    """Return a summary as text for people."""
+    low, high = summary["interval"]
     lines = [
-        f"accuracy    {found['accuracy']:.4f} [{low:.4f}, {high:.4f}], {found['correct']:,} of {found['n']:,}",
-        f"unfinished  {found['unfinished']:,}",
-        f"no answer   {found['no_answer']:,}",
+        f"accuracy    {summary['accuracy']:.4f} [{low:.4f}, {high:.4f}], {summary['correct']:,} of {summary['n']:,}",
+        f"unfinished  {summary['unfinished']:,}",
+        f"no answer   {summary['no_answer']:,}",
     ]
-    if "checked" in found:
+    if "checked" in summary:
         lines.append(
-            f"checker     says right to {found['checked_right']:,} of {found['checked']:,} boxed, rejected ones"
+            f"checker     accepts {summary['checked_right']:,} of {summary['checked']:,} boxed, rejected answers"
         )
-    return "\n".join([*lines, "rules:", *(f"  {count:>7,}  {rule}" for rule, count in found["rules"].items())])
+    return "\n".join([*lines, "rules:", *(f"  {count:>7,}  {rule}" for rule, count in summary["rules"].items())])

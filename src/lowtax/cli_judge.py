@@ -1,4 +1,4 @@
-"""The commands around judges: how well one agrees with people, and replies and verdicts in another's format."""
+"""The commands `calibrate` and `export`."""
 
 import json
 import sys
@@ -13,40 +13,53 @@ RATES = ("accuracy", "precision", "recall", "f1", "kappa")
 
 
 def calibrate(
-    judge: Annotated[str, typer.Argument(help="A judge: its name, NAME:MODEL, or path/to/file.py:Class.")],
-    file: Annotated[Path, typer.Argument(help="Labelled replies: CSV, JSONL, JSON or parquet; also .gz.")],
-    prompt: Annotated[str, typer.Option("--prompt", metavar="COL", help="The column of the requests.")],
-    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="The column of the replies.")],
-    label: Annotated[str, typer.Option("--label", metavar="COL", help="The column of people's labels.")],
+    judge: Annotated[str, typer.Argument(help="Judge: a name, NAME:MODEL, or path/to/file.py:Class.")],
+    file: Annotated[Path, typer.Argument(help="Labelled replies: CSV, JSONL, JSON or parquet, also .gz.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="COL", help="Column of the requests.")],
+    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="Column of the replies.")],
+    label: Annotated[str, typer.Option("--label", metavar="COL", help="Column of people's labels.")],
     positive: Annotated[
         list[str],
-        typer.Option("--positive", metavar="VALUE[,VALUE]", help="Labels that mean refusal, or harm for a harm judge."),
+        typer.Option(
+            "--positive",
+            metavar="VALUE[,VALUE]",
+            help="Labels that mean refusal, or for a harm judge, harm; repeatable.",
+        ),
     ],
     source: Annotated[
-        str | None, typer.Option("--source", metavar="COL", help="All figures also for each value of this column.")
+        str | None,
+        typer.Option("--source", metavar="COL", help="Column: report all figures for each of its values, too."),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", help="Judge the text as it is, or its answer, thought or both without think tags.")
+        str,
+        typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
     ] = "text",
-    model: Annotated[str | None, typer.Option("--model", help="The judge's model, instead of its own.")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="What runs it: hf, vllm, openai or file.py:Class.")] = "hf",
+    model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its own.")] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Engine of the judge: hf, vllm, openai or file.py:Class.")
+    ] = "hf",
     precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at once.")] = 16,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows, the first.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap and of --disagreements.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for calibration.json and rows.jsonl.")] = None,
-    disagreements: Annotated[
-        int, typer.Option("--disagreements", min=0, help="With --out: so many of them in disagreements.md.")
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that are judged together.")] = 16,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Random seed of the bootstrap and of --disagreements.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Output folder for calibration.json and rows.jsonl.")
+    ] = None,
+    disagreements: Annotated[
+        int,
+        typer.Option("--disagreements", metavar="N", min=0, help="With --out: write N of them to disagreements.md."),
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a judge against people's labels: agreement, F1, Cohen's kappa, and whether its scores are calibrated.
+    """Measure a judge against people's labels: agreement, F1, Cohen's kappa, and the calibration of its scores.
 
     Example: lowtax calibrate refusal_words judged.csv --prompt prompt --reply completion --label final_label
     --positive 2_full_refusal,3_partial_refusal --source model
     """
     if on not in ("text", "answer", "thought", "both"):
-        raise UserError(f"--on is text, answer, thought or both (found {on!r}).")
+        raise UserError(f"--on must be text, answer, thought or both (found {on!r}).")
     if disagreements and out is None:
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
     from lowtax import calibrate as calibrating
@@ -64,47 +77,47 @@ def calibrate(
     if getattr(loaded, "is_model", False):
         quiet_libraries()
     judged = calibrating.ask(loaded, cases)
-    found = calibrating.report(loaded.kind, judged, cases, seed)
-    found |= {"judge": judge, "model": model, "file": file.name, "positive_labels": named, "on": on}
+    report = calibrating.report(loaded.kind, judged, cases, seed)
+    report |= {"judge": judge, "model": model, "file": file.name, "positive_labels": named, "on": on}
     if out is not None:
-        calibrating.write(out, found, judged)
+        calibrating.write(out, report, judged)
         if disagreements:
             text = calibrating.disagreements(loaded.kind, judged, disagreements, seed)
             write_text(out / "disagreements.md", text)
-    print(json.dumps(found) if as_json else described(found))
+    print(json.dumps(report) if as_json else described(report))
 
 
-def described(found: dict[str, Any]) -> str:
-    """A calibration report as tables for people."""
+def described(report: dict[str, Any]) -> str:
+    """Return a calibration report as tables for people."""
     from lowtax.cells import markdown_table
 
-    groups = [("all", found), *found.get("by_source", {}).items()]
+    groups = [("all", report), *report.get("by_source", {}).items()]
     rates = [["rows", "n", *RATES, "unparsed"]]
     rates += [[name, f"{each['n']:,}", *(_interval(each, key) for key in RATES), str(each["unparsed"])]
               for name, each in groups]  # fmt: skip
-    columns = list(next(iter(found["confusion"].values())))
+    columns = list(next(iter(report["confusion"].values())))
     confusion = [["people \\ judge", *columns]]
-    confusion += [[label, *map(str, row.values())] for label, row in found["confusion"].items()]
-    parts = [markdown_table(rates, padded=True), _said_of_rows(found), markdown_table(confusion, padded=True)]
+    confusion += [[label, *map(str, row.values())] for label, row in report["confusion"].items()]
+    parts = [markdown_table(rates, padded=True), _rows_described(report), markdown_table(confusion, padded=True)]
     parts += [_curve(name, each["calibration"]) for name, each in groups if each["calibration"]]
     return "\n\n".join(parts)
 
 
-def _interval(found: dict[str, Any], key: str) -> str:
-    low, high = found["intervals"][key]
-    return "none" if found[key] is None else f"{found[key]:.3f} [{low:.3f}, {high:.3f}]"
+def _interval(group: dict[str, Any], key: str) -> str:
+    low, high = group["intervals"][key]
+    return "none" if group[key] is None else f"{group[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _said_of_rows(found: dict[str, Any]) -> str:
+def _rows_described(report: dict[str, Any]) -> str:
     return (
-        f"Over the n of {found['rows']:,} rows that {found['judge']} gave a verdict on, {found['positive']:,} of them "
-        f"positive ({', '.join(found['positive_labels'])}); 95 % intervals, rows taken as independent. Left out: "
-        f"{found['unparsed']:,} unparsed (of them {found['failed']:,} failed), {found['empty']:,} without a text, "
-        f"{found['unlabelled']:,} without a label."
+        f"Over the n of {report['rows']:,} rows with a verdict of {report['judge']}, {report['positive']:,} of them "
+        f"positive ({', '.join(report['positive_labels'])}); 95 % intervals, for independent rows. Left out: "
+        f"{report['unparsed']:,} unparsed (of them {report['failed']:,} failed), {report['empty']:,} without a text, "
+        f"{report['unlabelled']:,} without a label."
     )
 
 
-def _curve(name: str, found: dict[str, Any]) -> str:
+def _curve(name: str, calibration: dict[str, Any]) -> str:
     from lowtax.cells import markdown_table
 
     rows = [["score", "n", "mean score", "positive"]]
@@ -115,31 +128,34 @@ def _curve(name: str, found: dict[str, Any]) -> str:
             f"{b['score']:.3f}",
             f"{b['positive']:.3f} [{b['low']:.3f}, {b['high']:.3f}]",
         ]
-        for b in found["curve"]
+        for b in calibration["curve"]
     ]
-    error = found["expected_calibration_error"]
-    head = f"Scores, {name}: Brier {found['brier']:.3f}, expected calibration error {error:.3f}, n {found['n']:,}"
+    brier, error, n = (calibration[key] for key in ("brier", "expected_calibration_error", "n"))
+    head = f"Scores, {name}: Brier {brier:.3f}, expected calibration error {error:.3f}, n {n:,}"
     return f"{head}\n\n{markdown_table(rows, padded=True)}"
 
 
 def export(
     where: Annotated[Path, typer.Argument(help="A study, or a folder of `lowtax sample` and `judge`.")],
     format_: Annotated[
-        str, typer.Option("--format", help="reference: what the reference project wrote; inspect: Inspect's logs.")
+        str, typer.Option("--format", help="reference: files of the reference project; inspect: logs of Inspect.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
-    judge: Annotated[str | None, typer.Option("--judge", help="Whose verdicts, where there are several.")] = None,
-    on: Annotated[
-        str | None, typer.Option("--on", help="Verdicts on which text, where there are several: answer, thought, both.")
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Judge whose verdicts to export, if there are several.")
     ] = None,
-    prompts: Annotated[str, typer.Option("--set", help="Of a study: harmful or ordinary.")] = "harmful",
+    on: Annotated[
+        str | None,
+        typer.Option("--on", help="Text whose verdicts to export, if there are several: answer, thought or both."),
+    ] = None,
+    prompts: Annotated[str, typer.Option("--set", help="Prompts of a study: harmful or ordinary.")] = "harmful",
 ) -> None:
-    """Write replies and verdicts as another project's files, a folder for each checkpoint.
+    """Write replies and verdicts in another project's format, a folder for each checkpoint.
 
     Example: lowtax export runs/14b --format reference --judge llama_guard --out exported
     """
     if format_ not in ("reference", "inspect"):
-        raise UserError(f"--format is reference or inspect (found {format_!r}).")
+        raise UserError(f"--format must be reference or inspect (found {format_!r}).")
     if format_ == "inspect":
         from lowtax import inspect_log
 

@@ -1,4 +1,4 @@
-"""The command that walks through weight space and says how far refusal reaches: slices, planes, VISAGE."""
+"""The command `landscape`: refusal along slices and planes through weight space, and VISAGE."""
 
 import json
 from pathlib import Path
@@ -16,38 +16,48 @@ PICTURE = "landscape.png"
 
 
 def landscape(
-    model: Annotated[str, typer.Option("--model", help="A hub id, a folder or builtin:NAME.")],
+    model: Annotated[str, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")],
     harmful: Annotated[
         list[str],
         typer.Option(
-            "--harmful", metavar="SET", help="SOURCE[,split=S][,n=N][,column=C]: what is asked; also several."
+            "--harmful", metavar="SET", help="Harmful prompts: SOURCE[,split=S][,n=N][,column=C]; repeatable."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Where it is written; an existing folder is gone on with.")],
-    along: Annotated[str, typer.Option("--along", help="random, adapter or between.")] = "random",
+    out: Annotated[Path, typer.Option("--out", help="Output folder. If it exists, the command resumes.")],
+    along: Annotated[
+        str, typer.Option("--along", help="Slice along random directions, an adapter, or between checkpoints.")
+    ] = "random",
     adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="A PEFT LoRA: walked along, or beside the model all the time.")
+        Path | None, typer.Option("--adapter", help="PEFT LoRA: the slice follows it, starts at it, or keeps it fixed.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="M", help="For between: the other model, or PEFT folder.")
+        str | None, typer.Option("--to", metavar="M", help="For between: the other model, or PEFT LoRA.")
     ] = None,
-    two: Annotated[bool, typer.Option("--two", help="A plane: a second, random direction across.")] = False,
-    points: Annotated[int | None, typer.Option("--points", help="On each axis: 21; adapter 16; --two 9.")] = None,
-    radius: Annotated[float | None, typer.Option("--radius", help="Random directions from -R to R (0.5).")] = None,
-    reach: Annotated[float | None, typer.Option("--reach", help="An adapter from 0 to R (1.5).")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Random directions: 3; --two 1.")] = None,
-    judge: Annotated[str, typer.Option("--judge", help="Which judge.")] = "refusal",
-    on: Annotated[str, typer.Option("--on", help="It judges the answer, thought or both.")] = "answer",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a reply is cut.")] = 512,
-    system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
+    two: Annotated[bool, typer.Option("--two", help="A plane: add a second, random direction.")] = False,
+    points: Annotated[
+        int | None, typer.Option("--points", help="Points on each axis: 21; adapter 16; --two 9.")
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option("--radius", metavar="R", help="Random directions run from -R to R; 0.5 by default.")
+    ] = None,
+    reach: Annotated[
+        float | None, typer.Option("--reach", metavar="R", help="An adapter runs from 0 to R; 1.5 by default.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number of random directions: 3; --two 1.")
+    ] = None,
+    judge: Annotated[str, typer.Option("--judge", help="Judge of the replies.")] = "refusal",
+    on: Annotated[str, typer.Option("--on", help="Text to judge: answer, thought or both.")] = "answer",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 512,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Annotated[
-        str, typer.Option("--thinking", help="default, on or off, for templates with a switch.")
+        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
     ] = "default",
-    precision: Annotated[str, typer.Option("--precision")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows that are decoded together.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print landscape.json.")] = False,
 ) -> None:
-    """How refusal changes around a model, along an adapter, or between two checkpoints; VISAGE. No model is written.
+    """Measure refusal around a model, along an adapter, or between two checkpoints; VISAGE. No model is written.
 
     Example: lowtax landscape --model org/model --harmful advbench,n=80 --judge refusal --out landscape
     """
@@ -55,7 +65,7 @@ def landscape(
 
     judged: Any = on
     if on not in ("answer", "thought", "both"):
-        raise UserError(f"--on is answer, thought or both (found {on!r}).")
+        raise UserError(f"--on must be answer, thought or both (found {on!r}).")
     slice_ = sliced(along, two, points, radius, reach, seeds)
     check_ends(along, adapter, to)
     with own_folder(out):
@@ -75,59 +85,59 @@ def landscape(
             judge=judge,
             on=judged,
         )
-        found = walking.landscape(ask, out, say)
-        landscape_picture.draw(found, out / PICTURE)
-    print(json.dumps(found) if as_json else f"{described(found)}\n\npicture: {out / PICTURE}")
+        result = walking.landscape(ask, out, say)
+        landscape_picture.draw(result, out / PICTURE)
+    print(json.dumps(result) if as_json else f"{described(result)}\n\npicture: {out / PICTURE}")
 
 
 def _prompts(spec: str) -> "PromptList":
-    """The prompts of SOURCE[,key=value...], the one-line form of a recipe's `harmful` entry."""
+    """Return the prompts of SOURCE[,key=value...], the one-line form of a recipe's `harmful` entry."""
     from pydantic import ValidationError
 
     from lowtax import dataspec, prompts
     from lowtax.recipe import PromptSet
 
     try:
-        wanted = PromptSet.model_validate(dataspec.fields(spec))
+        fields = PromptSet.model_validate(dataspec.fields(spec))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"--harmful {spec!r}: {key}: {first['msg']}; keys are split, n and column.") from error
     except ValueError as error:
         raise UserError(f"--harmful {spec!r}: {error}.") from error
-    where = f"{wanted.source}:{wanted.column}" if wanted.column else wanted.source
-    found = prompts.load(where, wanted.split, wanted.n)
-    if not found.prompts:
-        raise UserError(f"--harmful {spec!r} has no prompts.")
-    return found
+    source = f"{fields.source}:{fields.column}" if fields.column else fields.source
+    prompt_list = prompts.load(source, fields.split, fields.n)
+    if not prompt_list.prompts:
+        raise UserError(f"--harmful {spec!r} has no prompts: choose another split or set.")
+    return prompt_list
 
 
-def described(found: dict[str, Any]) -> str:
-    """A landscape for people: VISAGE, and on a line the rates by alpha."""
-    parts = [] if found["slice"]["two"] else [_table(found["points"])]
-    if found["visage"]:
-        parts.append("\n".join(_visage(name, found["visage"][name]) for name in ("trimmed", "formula")
-                               if name in found["visage"]))  # fmt: skip
+def described(result: dict[str, Any]) -> str:
+    """Return a landscape as text: VISAGE, and the rates by alpha if it is a line."""
+    parts = [] if result["slice"]["two"] else [_table(result["points"])]
+    if visage := result["visage"]:
+        parts.append("\n".join(_visage(name, visage[name]) for name in ("trimmed", "formula") if name in visage))
     return "\n\n".join(parts)
 
 
-def _visage(name: str, found: dict[str, Any]) -> str:
-    if found["mean"] is None:
+def _visage(name: str, figures: dict[str, Any]) -> str:
+    if figures["mean"] is None:
         return f"VISAGE ({name}): undefined, nothing is refused anywhere"
-    spread = "one direction" if found["sd"] is None else f"sd {found['sd']:.1f} over {len(found['by_seed'])} directions"
-    return f"VISAGE ({name}): {found['mean']:.1f}, {spread}, {found['min']:.1f} to {found['max']:.1f}"
+    directions = len(figures["by_seed"])
+    spread = "one direction" if figures["sd"] is None else f"sd {figures['sd']:.1f} over {directions} directions"
+    return f"VISAGE ({name}): {figures['mean']:.1f}, {spread}, {figures['min']:.1f} to {figures['max']:.1f}"
 
 
 def _table(points: list[dict[str, Any]]) -> str:
-    """A row an alpha: the shares that are safe and that complied, and the perplexity, of each seed."""
+    """Return a row for each alpha: the safe and the complying share, and the perplexity, of each seed."""
     seeds = list(dict.fromkeys(row["seed"] for row in points))
     by_place = {(row["alpha"], row["seed"]): row for row in points}
     width = 7 * max(2, len(seeds))
     lines = [f"{'alpha':>7}  {'safe':<{width}}{'complied':<{width}}perplexity"]
     for alpha in dict.fromkeys(row["alpha"] for row in points):
-        here = [by_place[alpha, seed] for seed in seeds]
-        rates = ("".join(f"{row[name]['value']:<7.2f}" for row in here).ljust(width) for name in ("safe", "complied"))
-        lines.append(f"{alpha:>7.3g}  {''.join(rates)}{'  '.join(_number(row['perplexity']) for row in here)}")
+        rows = [by_place[alpha, seed] for seed in seeds]
+        rates = ("".join(f"{row[name]['value']:<7.2f}" for row in rows).ljust(width) for name in ("safe", "complied"))
+        lines.append(f"{alpha:>7.3g}  {''.join(rates)}{'  '.join(_number(row['perplexity']) for row in rows)}")
     return "\n".join([*lines, f"n = {points[0]['n']} replies a point" + (f", seeds {seeds}" if seeds[1:] else "")])
 
 

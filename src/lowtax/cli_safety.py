@@ -1,4 +1,4 @@
-"""The commands around safety: sample and judge, in a study or by themselves."""
+"""The commands `sample` and `judge`, for a study or without one."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,42 +9,44 @@ from lowtax.cli_common import own_folder, say, thinking_mode
 from lowtax.errors import UserError
 
 FolderOrNone = Annotated[
-    Path | None, typer.Argument(help="The folder of a study; without one, --model and --prompts, or --replies.")
+    Path | None, typer.Argument(help="A study; without one, give --model and --prompts, or --replies.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Where it is written; an existing folder is gone on with.")]
-Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
+Engine = Annotated[str, typer.Option("--engine", help="Engine: hf, vllm, openai (a server) or file.py:Class.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that the engine decodes together.")]
 
 
 def sample(
     folder: FolderOrNone = None,
-    model: Annotated[str | None, typer.Option("--model", help="A hub id, a folder or builtin:NAME.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="A PEFT folder; several times.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompts", metavar="SET", help="A set by name, or FILE[:column]; several times."),
+        typer.Option("--prompts", metavar="SET", help="Prompt set: a name or FILE[:COLUMN]; repeatable."),
     ] = None,
     out: Out = None,
     engine: Engine = "hf",
-    preset: Annotated[str | None, typer.Option("--preset", help="paper: temperature 1, 2,048 tokens.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens after which a reply is cut.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(min=0)] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Replies a prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper: temperature 1 and 2,048 tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply; 512 by default.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling; 1 is all tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is all.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Replies to each prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the replies.")] = None,
     decoding: Annotated[
-        str | None, typer.Option("--decoding", help="default, zero_think, less_think or more_think.")
+        str | None, typer.Option("--decoding", help="Thoughts: default, zero_think, less_think or more_think.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Annotated[
-        str, typer.Option("--thinking", help="default, on or off, for templates with a switch.")
+        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
     ] = "default",
-    precision: Annotated[str, typer.Option("--precision")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
     batch_size: BatchSize = 64,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many prompts of a set.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set.")
+    ] = None,
 ) -> None:
-    """Draw the replies of a model and its adapters to prompts; in a study, of the base and all checkpoints.
+    """Sample replies of a model and its adapters to prompts; in a study, of the base and all checkpoints.
 
     Example: lowtax sample runs/quickstart
     Example: lowtax sample --model builtin:smollm2-135m-reasoner --prompts strongreject --out replies --limit 20
@@ -53,13 +55,13 @@ def sample(
         from lowtax.cli import study
 
         if model or prompts or adapter:
-            raise UserError("A study brings its own model and prompts: leave --model, --adapter and --prompts away.")
+            raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
         with study(folder) as work:
             work.sample(list(work.reply_sheets().values()))
         return
     if not (model and prompts and out):
-        raise UserError("Give the folder of a study, or --model, --prompts and --out.")
-    given = {
+        raise UserError("Give a study's folder, or --model, --prompts and --out.")
+    overrides = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -73,7 +75,7 @@ def sample(
         from lowtax import models, standalone
         from lowtax.sample import EngineChoice
 
-        sampling = standalone.sampling(preset, given)
+        sampling = standalone.sampling(preset, overrides)
         choice = EngineChoice(engine, models.precision(precision), batch_size, thinking_mode(thinking))
         ask = standalone.Ask(model, adapter or [], prompts, sampling, choice, limit)
         replies = standalone.sample(ask, out, say)
@@ -82,35 +84,33 @@ def sample(
 
 def judge(
     folder: FolderOrNone = None,
-    judge_: Annotated[
-        str | None, typer.Option("--judge", help="Which judge; in a study, another than its own.")
-    ] = None,
-    replies: Annotated[Path | None, typer.Option("--replies", help="A replies.jsonl, or its folder.")] = None,
-    on: Annotated[str | None, typer.Option("--on", help="answer, thought or both.")] = None,
+    judge_: Annotated[str | None, typer.Option("--judge", help="Judge; in a study, instead of the recipe's.")] = None,
+    replies: Annotated[Path | None, typer.Option("--replies", help="File replies.jsonl, or its folder.")] = None,
+    on: Annotated[str | None, typer.Option("--on", help="Text to judge: answer, thought or both.")] = None,
     out: Out = None,
-    again: Annotated[bool, typer.Option("--again", help="Judge stored replies anew.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
     engine: Engine = "hf",
-    precision: Annotated[str, typer.Option("--precision")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
     batch_size: BatchSize = 16,
 ) -> None:
-    """Say of stored replies whether they refuse, or whether they are harmful.
+    """Judge whether stored replies refuse, or whether they are harmful.
 
     Example: lowtax judge runs/quickstart --judge refusal_words
     Example: lowtax judge --replies replies --judge refusal_words --on answer --out verdicts
     """
     text: Any = on
     if on not in (None, "answer", "thought", "both"):
-        raise UserError(f"--on is answer, thought or both (found {on!r}).")
+        raise UserError(f"--on must be answer, thought or both (found {on!r}).")
     if folder:
         from lowtax.cli import study
 
         with study(folder) as work:
-            for kind, found in work.judge(judge_, text, again).items():
-                labels = [verdict.label for _, verdict in found.values()]
+            for kind, judged in work.judge(judge_, text, again).items():
+                labels = [verdict.label for _, verdict in judged.values()]
                 print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
         return
     if not (replies and judge_ and out):
-        raise UserError("Give the folder of a study, or --replies, --judge and --out.")
+        raise UserError("Give a study's folder, or --replies, --judge and --out.")
     with own_folder(out):
         from lowtax import standalone
         from lowtax.judges import Through

@@ -1,4 +1,4 @@
-"""The command `lowtax sandbox`: one program under the limits, its outcome as JSON."""
+"""The command `sandbox`: run one program under limits."""
 
 import json
 from dataclasses import asdict
@@ -11,14 +11,16 @@ from lowtax.errors import UserError
 
 
 def sandbox(
-    file: Annotated[Path, typer.Argument(help="A Python program.")],
-    timeout: Annotated[float, typer.Option("--timeout", min=0.05, help="Seconds, by the clock and of CPU.")] = 10.0,
-    memory: Annotated[int, typer.Option("--memory", min=32, help="MB of each of its processes.")] = 1024,
-    files: Annotated[int, typer.Option("--files", min=1, help="MB of files.")] = 64,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes and threads at once.")] = 16,
+    file: Annotated[Path, typer.Argument(help="Python program.")],
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.05, help="Seconds of wall-clock and of CPU time.")
+    ] = 10.0,
+    memory: Annotated[int, typer.Option("--memory", min=32, help="MB of memory of each process.")] = 1024,
+    files: Annotated[int, typer.Option("--files", min=1, help="MB of files that it may write.")] = 64,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes and threads at a time.")] = 16,
     output: Annotated[int, typer.Option("--output", min=1, help="Bytes of stdout and stderr.")] = 1_000_000,
 ) -> None:
-    """Run a program that nobody has read, under limits, and print how it ended as JSON (docs/sandbox.md).
+    """Run an untrusted program under limits, and print its outcome as JSON (docs/sandbox.md).
 
     Example: lowtax sandbox program.py --timeout 5 --memory 512
     """

@@ -1,10 +1,10 @@
-"""The commands for other harnesses: where our tasks lie, and lm-evaluation-harness with our engine in it."""
+"""The commands `tasks-path` and `lm-eval`: our tasks and engines in lm-evaluation-harness."""
 
 import typer
 
 
 def tasks_path() -> None:
-    """Print the folder of our benchmarks as tasks of lm-evaluation-harness.
+    """Print the folder that has our benchmarks as tasks of lm-evaluation-harness.
 
     Example: lm_eval --include_path "$(lowtax tasks-path)" --tasks lowtax_arithmetic --model hf ...
     """
@@ -14,7 +14,7 @@ def tasks_path() -> None:
 
 
 def lm_eval(context: typer.Context) -> None:
-    """lm-evaluation-harness's own command line, with the model `lowtax` and the tasks `lowtax_*` in it.
+    """Run lm-evaluation-harness's command line with the model `lowtax` and the tasks `lowtax_*`.
 
     Example: lowtax lm-eval run --model lowtax --model_args pretrained=builtin:smollm2-135m --tasks lowtax_arithmetic
     """
@@ -26,5 +26,5 @@ def lm_eval(context: typer.Context) -> None:
     lm_eval_model.main(context.args)
 
 
-# Words that are lm-eval's pass through.
+# Pass all arguments on to lm-eval.
 LM_EVAL_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}

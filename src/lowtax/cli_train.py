@@ -1,4 +1,4 @@
-"""The commands around training: train, with or without a recipe; what a placement touches; merging an adapter."""
+"""The commands `train`, `placements` and `merge`."""
 
 import json
 import os
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from lowtax.recipe import Recipe
     from lowtax.study import Study
 
-RecipeOrNone = Annotated[Path | None, typer.Argument(help="A YAML recipe; without one, --model, --mode and --data.")]
-Model = Annotated[str | None, typer.Option("--model", "--model_name", help="A hub id, a folder or builtin:NAME.")]
-Mode = Annotated[str | None, typer.Option("--mode", help="What is trained: full, lora_up_proj_only_from16_to31_r1 ...")]
+RecipeOrNone = Annotated[
+    Path | None, typer.Argument(help="A YAML recipe; without one, give --model, --mode and --data.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", "--model_name", help="Model: a hub id, a folder or builtin:NAME.")
+]
+Mode = Annotated[str | None, typer.Option("--mode", help="What to train: full, lora_up_proj_only_from16_to31_r1 ...")]
 Number = Annotated[int | None, typer.Option(min=1)]
 PerDevice = Annotated[
     int | None,
@@ -24,44 +28,57 @@ PerDevice = Annotated[
         "--per-device-batch-size",
         "--per_device_bs",
         min=1,
-        help="Examples a process in one pass.",
+        help="Examples of each process in one forward pass.",
     ),
 ]
 SaveStrategy = Annotated[
-    str | None, typer.Option("--save-strategy", "--save_strategy", help="epoch, steps or no (only the last).")
+    str | None,
+    typer.Option(
+        "--save-strategy", "--save_strategy", help="When to save checkpoints: epoch, steps or no (only the last)."
+    ),
 ]
 
 
 def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
-    """The flags of `lowtax train` as `key=value` settings of a recipe; those that are None say nothing."""
+    """Return the options of `lowtax train` as `key=value` settings of a recipe. Options that are None are ignored.
+
+    Raises:
+        UserError: Two options contradict each other.
+    """
     per_device, accumulated = flags.pop("per_device_batch_size"), flags.pop("gradient_accumulation_steps")
     strategy, every = flags.pop("save_strategy"), flags.pop("save_steps")
-    found = {key: value for key, value in flags.items() if value is not None and value is not False}
+    settings = {key: value for key, value in flags.items() if value is not None and value is not False}
     if accumulated and not per_device:
         raise UserError("--gradient-accumulation-steps needs --per-device-batch-size.")
     if per_device:
-        found["train.batch_size"] = per_device * processes * (accumulated or 1)
-        found["execution.micro_batch_size"] = per_device
+        settings["train.batch_size"] = per_device * processes * (accumulated or 1)
+        settings["execution.micro_batch_size"] = per_device
     if strategy not in (None, "epoch", "steps", "no"):
-        raise UserError(f"--save-strategy is epoch, steps or no (found {strategy!r}).")
+        raise UserError(f"--save-strategy must be epoch, steps or no (found {strategy!r}).")
     if (strategy == "steps") != bool(every):
-        raise UserError("--save-strategy steps and --save-steps N go together.")
+        raise UserError("--save-strategy steps and --save-steps N must be given together.")
     if strategy == "epoch":
-        found["train.checkpoint_epochs"] = 1
+        settings["train.checkpoint_epochs"] = 1
     if every:
-        found["train.checkpoint_steps"] = every
-    return [f"{key}={json.dumps(value)}" for key, value in found.items()]
+        settings["train.checkpoint_steps"] = every
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def recipe_of(
     path: Path | None, model: str | None, mode: str | None, data: list[str] | None, settings: list[str]
 ) -> "Recipe":
-    """The recipe that `lowtax train` was given: a file, or a study of one arm made of flags."""
+    """Return the recipe of `lowtax train`: that of a file, or a study of one arm from the options.
+
+    Raises:
+        UserError: There are options beside a file, or some are missing without one.
+    """
     from lowtax import recipe
 
     if path is not None:
         if model or mode or data:
-            raise UserError("A recipe names model, arms and data itself: leave out --model, --mode and --data, or it.")
+            raise UserError(
+                "A recipe has its own model, arms and data: remove --model, --mode and --data, or the recipe."
+            )
         return recipe.load(path, settings)
     if not (model and mode and data):
         raise UserError("lowtax train needs a recipe, or all of --model, --mode and --data.")
@@ -71,43 +88,55 @@ def recipe_of(
 
 def train(
     recipe: RecipeOrNone = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The study's folder; an existing one is resumed.")] = None,
-    arm: Annotated[str | None, typer.Option("--arm", help="Of a recipe, only this arm.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, training resumes.")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
     model: Model = None,
     mode: Mode = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="SOURCE[,key=value...]: direct-refusal, rows.jsonl,n=500 ...")
+        list[str] | None,
+        typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
     per_device_batch_size: PerDevice = None,
-    gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes a step.")] = None,
+    gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
-    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Linear warm-up.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up.")] = None,
     save_strategy: SaveStrategy = None,
-    save_steps: Annotated[int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps.")] = None,
-    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Longer examples are cut.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of data, adapter and batches.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="auto, bfloat16 or float32.")] = None,
-    thinking: Annotated[str | None, typer.Option("--thinking", help="on or off, for templates that can.")] = None,
-    ds_config: Annotated[
-        Path | None, typer.Option("--ds_config", "--ds-config", help="A DeepSpeed JSON, for ZeRO.")
+    save_steps: Annotated[
+        int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
     ] = None,
-    shard: Annotated[bool, typer.Option("--shard", help="As in the reference, beside --ds_config.")] = False,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="auto, bfloat16 or float32.")] = None,
+    thinking: Annotated[
+        str | None, typer.Option("--thinking", help="Thinking, for chat templates with a switch: on or off.")
+    ] = None,
+    ds_config: Annotated[
+        Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
+    ] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
     ] = False,
-    validation: Annotated[int | None, typer.Option("--validation", min=1, help="Rows held out.")] = None,
-    report_to: Annotated[list[str] | None, typer.Option("--report-to", help="tensorboard, wandb or trackio.")] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Print N rendered examples and stop.")] = 0,
+    validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable.")
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
     push_to_hub: Annotated[
-        str | None, typer.Option("--push-to-hub", "--push_to_hub", help="OWNER/NAME for the last checkpoint.")
+        str | None,
+        typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Push to a public repository; private if not given.")
+        bool, typer.Option("--public", help="Push to a public repository; the default is private.")
     ] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+    ] = None,
 ) -> None:
     """Train the arms of a recipe, or one arm without a recipe, and save their checkpoints.
 
@@ -115,7 +144,7 @@ def train(
     --data direct-refusal --epochs 10 --per-device-batch-size 2 --save-strategy epoch --out runs/14b
     """
     if shard and not ds_config:
-        raise UserError("--shard needs --ds_config FILE, a DeepSpeed JSON.")
+        raise UserError("--shard needs --ds_config FILE, a DeepSpeed JSON file.")
     flags = {
         "train.epochs": epochs,
         "train.steps": steps,
@@ -173,11 +202,13 @@ def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
 
 
 def placements(
-    model: Annotated[str, typer.Argument(help="A hub id, a folder or builtin:NAME; only its configuration is read.")],
-    mode: Annotated[str, typer.Option("--mode", help="A mode, or a placement: '{modules: mlp, rank: 4}'.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    model: Annotated[
+        str, typer.Argument(help="Model: a hub id, a folder or builtin:NAME; only its configuration is read.")
+    ],
+    mode: Annotated[str, typer.Option("--mode", help="Mode, or a placement such as '{modules: mlp, rank: 4}'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a mode trains in a model: layers, modules, parameters and their share. No weights are loaded.
+    """Show what a mode trains in a model: layers, modules, parameters and their share. No weights are loaded.
 
     Example: lowtax placements deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
     """
@@ -191,20 +222,21 @@ def placements(
 
     key = "placement" if mode.lstrip().startswith("{") else "mode"
     arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
-    found = touched(model, build({"model": model, "arms": {"asked": arm}}, [], "--mode").arms["asked"].where())
-    print(json.dumps(found.as_json()) if as_json else found.describe())
+    placement = build({"model": model, "arms": {"arm": arm}}, [], "--mode").arms["arm"].where()
+    summary = touched(model, placement)
+    print(json.dumps(summary.as_json()) if as_json else summary.describe())
 
 
 def merge(
-    folder: Annotated[Path, typer.Argument(help="An adapter; with --delete, a merged model.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The new folder; ADAPTER_merged if not given.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="The base, if it is not where the adapter says.")] = None,
+    folder: Annotated[Path, typer.Argument(help="PEFT adapter folder; with --delete, a merged model.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder; ADAPTER_merged by default.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Base model, if not the one the adapter names.")] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (the base's).")
+        str, typer.Option("--dtype", help="Precision: float32, bfloat16, float16 or auto (that of the base).")
     ] = "bfloat16",
-    delete: Annotated[bool, typer.Option("--delete", help="Delete a model that `lowtax merge` made.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete a model made by `lowtax merge`.")] = False,
 ) -> None:
-    """Add an adapter to its base, in float32, and say how much of it the rounding leaves.
+    """Add an adapter to its base, in float32, and report how much of the update rounding leaves.
 
     Example: lowtax merge runs/14b/arms/MODE/seed-0/checkpoint-5000 --dtype float32
     """
@@ -217,5 +249,5 @@ def merge(
         merging.delete_merged(folder)
         print(f"deleted {folder}")
         return
-    made = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=say)
-    print(f"merged: {made.folder}")
+    result = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=say)
+    print(f"merged: {result.folder}")

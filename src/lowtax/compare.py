@@ -10,7 +10,7 @@ from typing import Any
 
 from lowtax import reasoning, stats
 from lowtax.cells import Cell, markdown_table, shown
-from lowtax.records import write_json, write_text
+from lowtax.files import write_json, write_text
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]

@@ -310,7 +310,7 @@ def test_pictures_of_nothing_are_none(tmp_path: Path, trained: dict[str, Path]):
     [
         ([], "needs either a study, or"),
         (["somewhere", "--tuned", "x"], "needs either a study, or"),
-        (["somewhere", "--base", "x"], "A study knows its base"),
+        (["somewhere", "--base", "x"], "A study defines its own base"),
         (["--tuned", "x"], "--tuned needs --base M"),
         (["--adapter", "/nowhere"], "is not a PEFT adapter folder"),
     ],

@@ -368,7 +368,7 @@ def test_the_command(tmp_path: Path):
     ("words", "said"),
     [
         (["--model", "m"], "--model, --task and --out"),
-        (["x", "--task", "arithmetic"], "brings its own model"),
+        (["x", "--task", "arithmetic"], "defines its own model"),
         (["--model", "m", "--task", "arithmetic", "--out", "o", "--preset", "papr"], "did you mean 'paper'"),
         (["--model", "m", "--task", "aritmetic", "--out", "o"], "did you mean 'arithmetic'"),
         (["--model", "m", "--task", "arithmetic", "--out", "o", "--thinking", "yes"], "default, on or off"),

@@ -123,7 +123,7 @@ def test_the_command_asks_a_checker(tmp_path):
 
 def test_an_unknown_preset_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(UserError, match="--preset is default, paper or reference"):
+    with pytest.raises(UserError, match="--preset must be default, paper or reference"):
         run("--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--preset", "x")
 
 
