@@ -96,7 +96,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
-    """Run every stage of a recipe: train its arms, sample, judge, evaluate and compare. Repeat the command to resume.
+    """Run every stage of a recipe.
+
+    The stages are: train its arms, sample, judge, evaluate and compare. Repeat the command to resume.
 
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
@@ -145,7 +147,10 @@ def compare(
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
 ) -> None:
-    """Judge and grade what is stored, and write table.json, table.md and frontier.png, or against.ARM.json.
+    """Write the table and the figure of a study.
+
+    Stored replies and answers are judged and graded first. The files are table.json, table.md and frontier.png; with
+    --against, against.ARM.json.
 
     Example: lowtax compare runs/quickstart
     """

@@ -36,7 +36,9 @@ def analyze(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder for geometry.json and figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every site.")] = False,
 ) -> None:
-    """Measure updated matrices: norms, ranks, overlap with the base's singular directions, intruders. Needs no GPU.
+    """Measure the geometry of weight updates.
+
+    Reports norms, ranks, overlap with the base's singular directions, and intruder dimensions. No GPU is needed.
 
     Example: lowtax analyze --adapter runs/14b/arms/MODE/seed-0/checkpoint-5000 --out geometry
     """

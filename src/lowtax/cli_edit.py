@@ -28,7 +28,9 @@ def edit(
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Truncate edited matrices to this rank.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
-    """Make a new adapter of a trained one from weights alone, without data, training or a model in memory.
+    """Make a new adapter from a trained one.
+
+    Edits need weights alone: no data, no training, no model in memory.
 
     Example: lowtax edit project --adapter runs/14b/arms/MODE/seed-0/checkpoint-5000 --set side=both --out projected
     """
@@ -53,7 +55,9 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> None:
-    """List the methods: what each does, when it acts, its source, our departures from it, and where it fails.
+    """List the methods.
+
+    Shows what each method does, when it acts, its source, our departures from it, and where it fails.
 
     Example: lowtax methods
     """

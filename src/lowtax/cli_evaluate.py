@@ -52,9 +52,12 @@ def evaluate(
     ] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Sample and grade answers of a model and its adapters to tasks; in a study, of the base and all checkpoints.
+    """Sample and grade answers to reasoning tasks.
+
+    The answers are those of a model and its adapters; in a study, those of the base and all checkpoints.
 
     Example: lowtax evaluate runs/quickstart
+
     Example: lowtax evaluate --model builtin:smollm2-135m-reasoner --task arithmetic --limit 20 --max-new-tokens 128
     --samples 4 --out exam
     """

@@ -46,7 +46,9 @@ def grade(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder for grades.jsonl and grades.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade stored answers. Thoughts are removed; a reply whose thought did not end is unfinished, and wrong.
+    """Grade stored answers.
+
+    Thoughts are removed. A reply whose thought did not end is unfinished, and wrong.
 
     Example: lowtax grade --task gsm8k --answers outputs.jsonl.gz --reply response --gold gold --json
     """

@@ -53,7 +53,9 @@ def calibrate(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a judge against people's labels: agreement, F1, Cohen's kappa, and the calibration of its scores.
+    """Measure a judge against people's labels.
+
+    Reports agreement, F1, Cohen's kappa, and the calibration of the judge's scores.
 
     Example: lowtax calibrate refusal_words judged.csv --prompt prompt --reply completion --label final_label
     --positive 2_full_refusal,3_partial_refusal --source model
@@ -150,7 +152,9 @@ def export(
     ] = None,
     prompts: Annotated[str, typer.Option("--set", help="Prompts of a study: harmful or ordinary.")] = "harmful",
 ) -> None:
-    """Write replies and verdicts in another project's format, a folder for each checkpoint.
+    """Write replies and verdicts in another project's format.
+
+    Every checkpoint gets a folder.
 
     Example: lowtax export runs/14b --format reference --judge llama_guard --out exported
     """

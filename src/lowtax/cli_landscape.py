@@ -57,7 +57,10 @@ def landscape(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows that are decoded together.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print landscape.json.")] = False,
 ) -> None:
-    """Measure refusal around a model, along an adapter, or between two checkpoints; VISAGE. No model is written.
+    """Measure how refusal changes as weights move.
+
+    The weights move around a model, along an adapter, or between two checkpoints; VISAGE sums this up. No model is
+    written.
 
     Example: lowtax landscape --model org/model --harmful advbench,n=80 --judge refusal --out landscape
     """

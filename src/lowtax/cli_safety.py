@@ -9,7 +9,7 @@ from lowtax.cli_common import own_folder, say, thinking_mode
 from lowtax.errors import UserError
 
 FolderOrNone = Annotated[
-    Path | None, typer.Argument(help="A study; without one, give --model and --prompts, or --replies.")
+    Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
 Engine = Annotated[str, typer.Option("--engine", help="Engine: hf, vllm, openai (a server) or file.py:Class.")]
@@ -46,9 +46,12 @@ def sample(
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set.")
     ] = None,
 ) -> None:
-    """Sample replies of a model and its adapters to prompts; in a study, of the base and all checkpoints.
+    """Sample replies to prompts.
+
+    The replies are those of a model and its adapters; in a study, those of the base and all checkpoints.
 
     Example: lowtax sample runs/quickstart
+
     Example: lowtax sample --model builtin:smollm2-135m-reasoner --prompts strongreject --out replies --limit 20
     """
     if folder:
@@ -93,9 +96,12 @@ def judge(
     precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
     batch_size: BatchSize = 16,
 ) -> None:
-    """Judge whether stored replies refuse, or whether they are harmful.
+    """Judge stored replies.
+
+    A judge decides whether replies refuse, or whether they are harmful.
 
     Example: lowtax judge runs/quickstart --judge refusal_words
+
     Example: lowtax judge --replies replies --judge refusal_words --on answer --out verdicts
     """
     text: Any = on

@@ -20,7 +20,9 @@ def sandbox(
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes and threads at a time.")] = 16,
     output: Annotated[int, typer.Option("--output", min=1, help="Bytes of stdout and stderr.")] = 1_000_000,
 ) -> None:
-    """Run an untrusted program under limits, and print its outcome as JSON (docs/sandbox.md).
+    """Run an untrusted program under limits.
+
+    The outcome is printed as JSON (docs/sandbox.md).
 
     Example: lowtax sandbox program.py --timeout 5 --memory 512
     """

@@ -4,7 +4,7 @@ import typer
 
 
 def tasks_path() -> None:
-    """Print the folder that has our benchmarks as tasks of lm-evaluation-harness.
+    """Print the folder of our lm-evaluation-harness tasks.
 
     Example: lm_eval --include_path "$(lowtax tasks-path)" --tasks lowtax_arithmetic --model hf ...
     """
@@ -14,7 +14,9 @@ def tasks_path() -> None:
 
 
 def lm_eval(context: typer.Context) -> None:
-    """Run lm-evaluation-harness's command line with the model `lowtax` and the tasks `lowtax_*`.
+    """Run lm-evaluation-harness with our engines and tasks.
+
+    This is its own command line, with the model `lowtax` and the tasks `lowtax_*`.
 
     Example: lowtax lm-eval run --model lowtax --model_args pretrained=builtin:smollm2-135m --tasks lowtax_arithmetic
     """

@@ -138,7 +138,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
     ] = None,
 ) -> None:
-    """Train the arms of a recipe, or one arm without a recipe, and save their checkpoints.
+    """Train the arms of a recipe, or one arm without a recipe.
 
     Example: lowtax train --model deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
     --data direct-refusal --epochs 10 --per-device-batch-size 2 --save-strategy epoch --out runs/14b
@@ -208,7 +208,9 @@ def placements(
     mode: Annotated[str, typer.Option("--mode", help="Mode, or a placement such as '{modules: mlp, rank: 4}'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a mode trains in a model: layers, modules, parameters and their share. No weights are loaded.
+    """Show what a mode trains in a model.
+
+    Lists layers, modules, parameters and their share. No weights are loaded.
 
     Example: lowtax placements deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
     """
@@ -236,7 +238,9 @@ def merge(
     ] = "bfloat16",
     delete: Annotated[bool, typer.Option("--delete", help="Delete a model made by `lowtax merge`.")] = False,
 ) -> None:
-    """Add an adapter to its base, in float32, and report how much of the update rounding leaves.
+    """Add an adapter to its base model.
+
+    The sum is computed in float32. How much of the update is left by rounding to the --dtype is reported.
 
     Example: lowtax merge runs/14b/arms/MODE/seed-0/checkpoint-5000 --dtype float32
     """

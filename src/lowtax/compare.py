@@ -1,7 +1,7 @@
 """The table of a study, from verdicts and grades: every rate with its interval.
 
 `table.json` holds all numbers, `table.md` shows them. A failure is not a zero: an unfinished reply stays in n (it
-neither refuses nor solves) and has a column of its own; unparsed and failed replies are left out of n and counted.
+neither refuses nor solves) and has a separate column; unparsed and failed replies are left out of n and counted.
 """
 
 from collections.abc import Mapping, Sequence

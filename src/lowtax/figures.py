@@ -1,4 +1,4 @@
-"""What all figures share: colours, marks, quiet axes, and a file that appears as a whole."""
+"""Style and helpers of all figures: colours, marks, quiet axes, and files that appear as a whole."""
 
 from pathlib import Path
 

@@ -74,7 +74,7 @@ class Counter:
             UserError: The arm has no data, or data that cannot be trained on.
         """
         settings = self.recipe.train_of(arm)
-        sizes, known = self._lengths(arm, seed, settings.max_length)
+        sizes, all_read = self._lengths(arm, seed, settings.max_length)
         apart = held_out(len(sizes), settings.validation, seed)
         rows = [size for i, size in enumerate(sizes) if i not in apart]
         steps = total_steps(settings, len(rows))
@@ -84,10 +84,10 @@ class Counter:
         only_last = not (settings.checkpoint_steps or settings.checkpoint_epochs)
         to_the_end, by_steps = only_last or not settings.patience, bool(settings.steps)
         exact = {
-            **dict.fromkeys(("rows", "longest"), known),
-            "steps": to_the_end and (known or by_steps),
-            "checkpoints": only_last or (to_the_end and (known or (by_steps and not settings.checkpoint_epochs))),
-            "tokens": to_the_end and known,
+            **dict.fromkeys(("rows", "longest"), all_read),
+            "steps": to_the_end and (all_read or by_steps),
+            "checkpoints": only_last or (to_the_end and (all_read or (by_steps and not settings.checkpoint_epochs))),
+            "tokens": to_the_end and all_read,
         }
         return TrainingCount(len(rows), steps, checkpoints, tokens, max(sizes), [n for n in exact if exact[n]])
 
@@ -125,8 +125,8 @@ class Counter:
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
         """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
         counts, seen, most = list[RequestCount](), set[str](), self.recipe.sampling.max_new_tokens
-        for name, own in sorted(self._own.items()):
-            counts.append(RequestCount("own answers", name, len(own), 1, 1, most, len(own), 0, all(own.values())))
+        for name, read in sorted(self._own.items()):
+            counts.append(RequestCount("own answers", name, len(read), 1, 1, most, len(read), 0, all(read.values())))
         for kind, name, prompts, unread, how in self._sheets():
             ids = {ask.id for ask in asks(Sheet(Path(name), prompts, how), [ANY_SUBJECT], ANY_ENGINE)}
             size, settings = len({p.id for p in prompts}) + unread, (how.samples, subjects, how.max_new_tokens)
