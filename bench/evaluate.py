@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lowtax import benchmarks, chat, models, rendering, standalone
+from lowtax import benchmarks, models, standalone
+from lowtax.benchmarks.base import Task
+from lowtax.data import chat, rendering
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.files import write_json
 from lowtax.placement import parse_mode
 from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
-from lowtax.recipe import Sampling, Task
-from lowtax.sample import EngineChoice
 from lowtax.train import adapt
 
 MODEL = "builtin:smollm2-135m-reasoner"
@@ -56,7 +57,7 @@ def make_adapters(folder: Path, n: int) -> list[Path]:
 
 def ours(adapters: list[Path], task: Task, precision: str, batch_size: int, out: Path) -> tuple[float, float]:
     """Seconds, and the share of right answers."""
-    engine = EngineChoice("hf", precision, batch_size)
+    engine = EngineSettings("hf", precision, batch_size)
     began = time.perf_counter()
     found = standalone.evaluate(standalone.Exam(MODEL, adapters, {"arithmetic": task}, engine), out, print)
     seconds = time.perf_counter() - began
@@ -118,7 +119,7 @@ def answer(model: Any, task: Task, seed: int) -> float:
             eos_token_id=sorted(models.stop_tokens(model, tokenizer) | {chat.end_of_turn(tokenizer)}),
         )
     texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    parts = [chat.split_reply(text, rendering.opens(prompt)) for text, prompt in zip(texts, asked, strict=True)]
+    parts = [rendering.split_reply(text, rendering.opens(prompt)) for text, prompt in zip(texts, asked, strict=True)]
     right = [part.closed and exam.grade(row, part.answer).correct for part, row in zip(parts, rows, strict=True)]
     return sum(right) / len(right)
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from lowtax import benchmarks, grading
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 
 ANSWERS = 10_000

@@ -29,10 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, dropout
 
-from lowtax import judges
 from lowtax.files import read_json, write_json
-from lowtax.judges.refusal import Refusal
-from lowtax.judges.refusal_reader import ADAPTER, LABELS, LAYERS, MODEL, Reader, Row, features, words
+from lowtax.judges import base as judges
+from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
 from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
 
@@ -77,7 +76,7 @@ def texts(asked: argparse.Namespace) -> tuple[list[Triple], list[Triple]]:
 def read(reader: Reader, triples: list[Triple]) -> list[Read]:
     """The states after the frozen layers, in order."""
     rows = [reader.row(t.request, t.reply) for t in triples]
-    said = words([t.request for t in triples], [t.reply for t in triples])
+    said = word_labels([t.request for t in triples], [t.reply for t in triples])
     found: dict[int, Read] = {}
     order = sorted(range(len(rows)), key=lambda n: len(rows[n][0]))
     layers, reader.body.layers = reader.body.layers, reader.body.layers[:FROZEN]

@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from lowtax import data, models
+from lowtax import models
+from lowtax.data import prompt_sets
+from lowtax.data.specs import PromptSet
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
 from lowtax.files import write_json
 from lowtax.placement import parse_mode
 from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
-from lowtax.recipe import PromptSet
 from lowtax.train import adapt
 
 MODEL = "builtin:smollm2-135m-reasoner"
@@ -86,7 +87,7 @@ def main() -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as work:
         adapters = make_adapters(Path(work), asked.adapters)
-        prompts = data.prompt_set(PromptSet(source="builtin:ordinary", split="test", n=asked.prompts))
+        prompts = prompt_sets.prompt_set(PromptSet(source="builtin:ordinary", split="test", n=asked.prompts))
         requests = [
             Request(f"{p.id}{a}", ({"role": "user", "content": p.text},), a, asked.tokens)
             for p in prompts

@@ -17,7 +17,8 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
     """arm -> measure -> rate, of the base and the last checkpoint of every arm at one precision."""
     from dataclasses import replace
 
-    from lowtax import benchmarks, evaluate, judge
+    from lowtax import benchmarks, evaluate
+    from lowtax.judges.verdicts import judge_replies
     from lowtax.sample import collect, replies_of
 
     last = {subject.arm: subject for subject in study.subjects()}
@@ -40,7 +41,9 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
             )
             good = {reply_id: grade.correct for reply_id, grade in grades.items()}
         else:
-            verdicts = judge.judge(replies, folder / f"{name}.verdicts.{precision}.jsonl", study.recipe.judge, "answer")
+            verdicts = judge_replies(
+                replies, folder / f"{name}.verdicts.{precision}.jsonl", study.recipe.judge, "answer"
+            )
             good = {reply_id: v.label in ("refusal", "partial") for reply_id, v in verdicts.items()}
         for arm in last:
             own = [

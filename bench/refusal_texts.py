@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lowtax import builtin
+from lowtax.data import shipped
 from lowtax.judges.refusal_words import RefusalWords
 
 HERE = Path(__file__).parent
@@ -120,9 +120,9 @@ def written(valid: bool) -> list[Triple]:
 
 def built_in() -> list[Triple]:
     """Our own refusals and answers."""
-    harmful = [row for row in jsonl(builtin.DATA / "harmful.jsonl") if row["split"] == "train"]
+    harmful = [row for row in jsonl(shipped.FOLDER / "harmful.jsonl") if row["split"] == "train"]
     return [Triple(row["prompt"], row["refusal"], "refusal", "builtin") for row in harmful] + [
-        Triple(row["prompt"], row["answer"], "compliance", "builtin") for row in jsonl(builtin.DATA / "chat.jsonl")
+        Triple(row["prompt"], row["answer"], "compliance", "builtin") for row in jsonl(shipped.FOLDER / "chat.jsonl")
     ]
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 
-from lowtax import chat, judges, models, prompts
+from lowtax import models
+from lowtax.data import chat, prompt_sets
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
 from lowtax.files import write_json
+from lowtax.judges import base as judges
 from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--judge", default="refusal")
     asked = parser.parse_args()
     quiet_libraries()
-    found = prompts.load(asked.prompts, n=asked.n)
+    found = prompt_sets.load(asked.prompts, n=asked.n)
     engine = HF(MODEL, models.precision("auto"), asked.batch_size)
     requests = [
         Request(p.id, ({"role": "user", "content": p.text},), None, asked.max_new_tokens) for p in found.prompts

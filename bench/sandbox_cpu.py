@@ -11,8 +11,8 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.humaneval import HumanEval
-from lowtax.recipe import Task
 from lowtax.sandbox_server import Server
 
 

@@ -34,10 +34,11 @@ def one_side(asked: argparse.Namespace) -> None:
     import training
 
     from lowtax import models
-    from lowtax.data import conversations
+    from lowtax.data.specs import Data
+    from lowtax.data.training_sets import conversations
     from lowtax.encoding import encode_all
     from lowtax.placement import parse_mode
-    from lowtax.recipe import Data, Execution, Train
+    from lowtax.training_settings import Execution, Train
 
     tokenizer = models.load_tokenizer(asked.model)
     rows = conversations(Data(source="builtin:refusals", n=asked.n), 0)

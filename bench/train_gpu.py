@@ -58,10 +58,10 @@ def task_of(asked: argparse.Namespace, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     from lowtax import models
-    from lowtax.data import Conversation
+    from lowtax.data.conversations import Conversation
     from lowtax.encoding import encode_all
     from lowtax.placement import Placement
-    from lowtax.recipe import Execution, Train
+    from lowtax.training_settings import Execution, Train
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from tiny import make_tokenizer

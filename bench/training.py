@@ -22,13 +22,13 @@ from torch import nn
 
 from lowtax import train as training
 from lowtax.adapt import adapt, first_trained_layer
-from lowtax.chat import Example
-from lowtax.data import Conversation
+from lowtax.data.chat import Example
+from lowtax.data.conversations import Conversation
 from lowtax.packing import Batches, kept_memory, length
 from lowtax.placement import Placement
 from lowtax.progress import schedule
-from lowtax.recipe import Execution, Train
 from lowtax.train import Job
+from lowtax.training_settings import Execution, Train
 
 SIDES = ("lowtax", "trl", "trl_tuned", "plain")
 

@@ -38,8 +38,9 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _looked_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from lowtax import prompts, taskdata
+    from lowtax.benchmarks.catalog import TASK_COPIES
+    from lowtax.data.catalog import PROMPT_COPIES
 
-    for variable in (prompts.FOLDER, taskdata.FOLDER):
-        monkeypatch.setenv(variable, str(folder))
+    for copies in (PROMPT_COPIES, TASK_COPIES):
+        monkeypatch.setenv(copies.variable, str(folder))
     return folder

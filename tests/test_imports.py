@@ -10,6 +10,7 @@ from test_study import write_recipe
 
 from lowtax import judges
 from lowtax.errors import UserError
+from lowtax.judges.base import BUILTIN
 
 COMMAND = """
 import sys
@@ -64,7 +65,7 @@ def test_a_run_imports_what_its_results_need_but_not_the_dry_run(recipe: Path, t
 
 def test_a_judge_is_checked_by_its_name_as_strictly_as_it_is_loaded(tmp_path: Path):
     (tmp_path / "mine.py").write_text("class Mine: pass\nclass Broken:\n    def __init__(self, x): pass\n")
-    names = [*judges.BUILTIN, *(f"{name}:owner/name" for name in judges.BUILTIN), "nobody", f"{tmp_path}/mine.py:Mine"]
+    names = [*BUILTIN, *(f"{name}:owner/name" for name in BUILTIN), "nobody", f"{tmp_path}/mine.py:Mine"]
     for name in names:
         refusals = []
         for attempt in (judges.check, judges.load):

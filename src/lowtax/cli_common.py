@@ -1,10 +1,20 @@
-"""Helpers of all commands: progress output and the lock of the output folder."""
+"""Helpers shared by all commands: progress output, the lock of an output folder, and the options of an engine."""
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lowtax.errors import UserError
+
+if TYPE_CHECKING:
+    from lowtax.engines.settings import EngineSettings
+
+Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that the engine decodes together.")]
+Thinking = Annotated[str, typer.Option("--thinking", help="default, on or off, for templates with a switch.")]
 
 
 def say(text: str) -> None:
@@ -21,12 +31,15 @@ def own_folder(out: Path) -> Any:
     return locked(out)
 
 
-def thinking_mode(value: str) -> Any:
-    """Return the value of --thinking.
+def engine_settings(engine: str, precision: str, batch_size: int, thinking: Any) -> "EngineSettings":
+    """Return the settings that the four options name; `auto` becomes the precision that the hardware has.
 
     Raises:
-        UserError: It is not default, on or off.
+        UserError: A value is invalid.
     """
-    if value not in ("default", "on", "off"):
-        raise UserError(f"--thinking must be default, on or off (found {value!r}).")
-    return value
+    from lowtax import models
+    from lowtax.engines.settings import EngineSettings
+
+    if thinking not in ("default", "on", "off"):
+        raise UserError(f"--thinking must be default, on or off (found {thinking!r}).")
+    return EngineSettings(engine, models.precision(precision), batch_size, thinking)

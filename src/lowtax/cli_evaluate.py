@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli_common import own_folder, say, thinking_mode
-from lowtax.cli_safety import BatchSize, Engine, FolderOrNone, Out
+from lowtax.cli_common import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.cli_safety import FolderOrNone, Out
 from lowtax.errors import UserError
 
 
@@ -45,11 +45,9 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(min=0, help="0.6 by default; 0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="0.95 by default.")] = None,
     engine: Engine = "hf",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
+    precision: Precision = "auto",
     batch_size: BatchSize = 64,
-    thinking: Annotated[
-        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
-    ] = "default",
+    thinking: Thinking = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Sample and grade answers to reasoning tasks.
@@ -73,7 +71,7 @@ def evaluate(
     from lowtax import tasklist
 
     tasks = tasklist.tasks(task, preset, exam, drawn)
-    result = _standalone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking_mode(thinking)))
+    result = _standalone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking))
     print(json.dumps(result) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
@@ -94,11 +92,9 @@ def _standalone(
     model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, settings: tuple[Any, ...]
 ) -> dict[str, Any]:
     with own_folder(out):
-        from lowtax import examine, models, standalone
-        from lowtax.sample import EngineChoice
+        from lowtax import examine, standalone
 
-        engine, precision, batch_size, thinking = settings
-        if sentence := examine.context_warning(model, engine, tasks):
+        choice = engine_settings(*settings)
+        if sentence := examine.context_warning(model, choice.name, tasks):
             say(sentence)
-        choice = EngineChoice(engine, models.precision(precision), batch_size, thinking)
         return standalone.evaluate(standalone.Exam(model, adapters, tasks, choice), out, say)

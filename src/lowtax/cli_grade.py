@@ -55,7 +55,7 @@ def grade(
     if preset not in PRESETS:
         raise UserError(f"--preset must be default, paper or reference (found {preset!r}).")
     from lowtax import regrade
-    from lowtax.recipe import Task
+    from lowtax.benchmarks.base import Task
 
     wording = cast(Literal["default", "paper", "reference"], preset)
     settings = Task(preset=wording, file=file, checker=checker)

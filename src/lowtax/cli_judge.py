@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from lowtax.cli_common import BatchSize, Engine, Precision
 from lowtax.errors import UserError
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
@@ -35,11 +36,9 @@ def calibrate(
         typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
     ] = "text",
     model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its own.")] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="Engine of the judge: hf, vllm, openai or file.py:Class.")
-    ] = "hf",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that are judged together.")] = 16,
+    engine: Engine = "hf",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Random seed of the bootstrap and of --disagreements.")
@@ -64,27 +63,28 @@ def calibrate(
         raise UserError(f"--on must be text, answer, thought or both (found {on!r}).")
     if disagreements and out is None:
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
-    from lowtax import calibrate as calibrating
-    from lowtax import judges, labelled
+    from lowtax.engines.settings import EngineSettings
     from lowtax.files import write_text
+    from lowtax.judges import base as judges
+    from lowtax.judges import calibration
     from lowtax.quiet import quiet_libraries
 
     part = cast(Literal["text", "answer", "thought", "both"], on)
-    cases = labelled.read(file, labelled.Columns(prompt, reply, label, tuple(positive), source, part))[:limit]
+    cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, part))[:limit]
     labels = {case.label for case in cases}
-    named = labelled.wanted(positive, sorted(labels))
+    named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):
         print(f"no row has the label {name!r}", file=sys.stderr)
-    loaded = judges.load(judge, judges.Through(engine, precision, batch_size, model))
+    loaded = judges.load(judge, EngineSettings(engine, precision, batch_size), model)
     if getattr(loaded, "is_model", False):
         quiet_libraries()
-    judged = calibrating.ask(loaded, cases)
-    report = calibrating.report(loaded.kind, judged, cases, seed)
+    judged = calibration.judge_cases(loaded, cases)
+    report = calibration.report(loaded.kind, judged, cases, seed)
     report |= {"judge": judge, "model": model, "file": file.name, "positive_labels": named, "on": on}
     if out is not None:
-        calibrating.write(out, report, judged)
+        calibration.write(out, report, judged)
         if disagreements:
-            text = calibrating.disagreements(loaded.kind, judged, disagreements, seed)
+            text = calibration.disagreements(loaded.kind, judged, disagreements, seed)
             write_text(out / "disagreements.md", text)
     print(json.dumps(report) if as_json else described(report))
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowtax.cli_common import own_folder, say, thinking_mode
+from lowtax.cli_common import BatchSize, Precision, Thinking, engine_settings, own_folder, say
 from lowtax.errors import UserError
 
 if TYPE_CHECKING:
-    from lowtax.promptsets import PromptList
+    from lowtax.data.prompt_sets import PromptList
 
 PICTURE = "landscape.png"
 
@@ -50,11 +50,9 @@ def landscape(
     on: Annotated[str, typer.Option("--on", help="Text to judge: answer, thought or both.")] = "answer",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 512,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
-    thinking: Annotated[
-        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
-    ] = "default",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows that are decoded together.")] = 64,
+    thinking: Thinking = "default",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print landscape.json.")] = False,
 ) -> None:
     """Measure how refusal changes as weights move.
@@ -73,9 +71,8 @@ def landscape(
     check_ends(along, adapter, to)
     with own_folder(out):
         from lowtax import landscape as walking
-        from lowtax import landscape_picture, models
-        from lowtax.recipe import Sampling
-        from lowtax.sample import EngineChoice
+        from lowtax import landscape_picture
+        from lowtax.engines.settings import Sampling
 
         ask = walking.Ask(
             model=model,
@@ -84,7 +81,7 @@ def landscape(
             slice=slice_,
             prompts=[_prompts(spec) for spec in harmful],
             sampling=Sampling(max_new_tokens=max_new_tokens, system=system),
-            engine=EngineChoice("hf", models.precision(precision), batch_size, thinking_mode(thinking)),
+            engine=engine_settings("hf", precision, batch_size, thinking),
             judge=judge,
             on=judged,
         )
@@ -97,11 +94,11 @@ def _prompts(spec: str) -> "PromptList":
     """Return the prompts of SOURCE[,key=value...], the one-line form of a recipe's `harmful` entry."""
     from pydantic import ValidationError
 
-    from lowtax import dataspec, prompts
-    from lowtax.recipe import PromptSet
+    from lowtax.data import prompt_sets, specs
+    from lowtax.data.specs import PromptSet
 
     try:
-        fields = PromptSet.model_validate(dataspec.fields(spec))
+        fields = PromptSet.model_validate(specs.fields(spec))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -109,7 +106,7 @@ def _prompts(spec: str) -> "PromptList":
     except ValueError as error:
         raise UserError(f"--harmful {spec!r}: {error}.") from error
     source = f"{fields.source}:{fields.column}" if fields.column else fields.source
-    prompt_list = prompts.load(source, fields.split, fields.n)
+    prompt_list = prompt_sets.load(source, fields.split, fields.n)
     if not prompt_list.prompts:
         raise UserError(f"--harmful {spec!r} has no prompts: choose another split or set.")
     return prompt_list

@@ -5,15 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli_common import own_folder, say, thinking_mode
+from lowtax.cli_common import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
 from lowtax.errors import UserError
 
 FolderOrNone = Annotated[
     Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
-Engine = Annotated[str, typer.Option("--engine", help="Engine: hf, vllm, openai (a server) or file.py:Class.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that the engine decodes together.")]
 
 
 def sample(
@@ -37,10 +35,8 @@ def sample(
         str | None, typer.Option("--decoding", help="Thoughts: default, zero_think, less_think or more_think.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
-    thinking: Annotated[
-        str, typer.Option("--thinking", help="Thinking, for chat templates with a switch: default, on or off.")
-    ] = "default",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
+    thinking: Thinking = "default",
+    precision: Precision = "auto",
     batch_size: BatchSize = 64,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set.")
@@ -75,12 +71,11 @@ def sample(
         "system": system,
     }
     with own_folder(out):
-        from lowtax import models, standalone
-        from lowtax.sample import EngineChoice
+        from lowtax import standalone
 
         sampling = standalone.sampling(preset, overrides)
-        choice = EngineChoice(engine, models.precision(precision), batch_size, thinking_mode(thinking))
-        ask = standalone.Ask(model, adapter or [], prompts, sampling, choice, limit)
+        settings = engine_settings(engine, precision, batch_size, thinking)
+        ask = standalone.Ask(model, adapter or [], prompts, sampling, settings, limit)
         replies = standalone.sample(ask, out, say)
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
 
@@ -93,7 +88,7 @@ def judge(
     out: Out = None,
     again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
     engine: Engine = "hf",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")] = "auto",
+    precision: Precision = "auto",
     batch_size: BatchSize = 16,
 ) -> None:
     """Judge stored replies.
@@ -119,7 +114,7 @@ def judge(
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
     with own_folder(out):
         from lowtax import standalone
-        from lowtax.judges import Through
+        from lowtax.engines.settings import EngineSettings
 
-        standalone.judge(replies, judge_, text or "answer", out, Through(engine, precision, batch_size), again)
+        standalone.judge(replies, judge_, text or "answer", out, EngineSettings(engine, precision, batch_size), again)
     print((out / "safety.md").read_text())

@@ -26,10 +26,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from lowtax.data.rendering import CLOSE, OPEN
 from lowtax.engines import Completion, Engine, Request
+from lowtax.engines.settings import Decoding as Mode
 from lowtax.errors import UserError, did_you_mean
-from lowtax.recipe import Decoding as Mode
-from lowtax.rendering import CLOSE, OPEN
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LITTLE = "This request is simple enough that I can answer it right away, without thinking it through."

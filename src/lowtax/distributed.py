@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from lowtax import models
 from lowtax.errors import UserError
 from lowtax.launch import world as world
-from lowtax.recipe import Execution, Train
+from lowtax.training_settings import Execution, Train
 from lowtax.zero import ds_config
 
 PATIENCE = timedelta(hours=3)  # for what the first process does alone: its own answers, a checkpoint of 130 GB

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from lowtax import chat, plain, rendering
-from lowtax.chat import Example, Thinking
+from lowtax.data import chat, rendering, special_tokens
+from lowtax.data.chat import Example, Thinking
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
-from lowtax.sources import Conversation
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def encode_all(
         chat.write(tokenizer, around, asked, row.thought, row.answer, row.rendering, thinking)
         for row, asked in zip(
             rows,
-            (plain.disarmed_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
+            (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
             strict=True,
         )
     ]
-    prompts = plain.encode_all(tokenizer, [w.prompt for w in written])
+    prompts = special_tokens.encode_all(tokenizer, [w.prompt for w in written])
     completions = [[*ids, around.end] for ids in chat.encode(tokenizer, [w.completion for w in written])]
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
     examples = []

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowtax import engines, grading, judges
+from lowtax import checker, engines, grading
 from lowtax.benchmarks import Benchmark, Score
+from lowtax.engines.settings import EngineSettings
 from lowtax.files import read_rows, write_text
 from lowtax.records import Grade, Prompt, Reply, row_id
 
@@ -22,7 +23,7 @@ class Checker:
     """A model that is asked about final answers which the rules reject, and how it runs (see `checker`)."""
 
     model: str
-    through: judges.Through
+    through: EngineSettings
     preset: str = "default"
 
 
@@ -62,7 +63,6 @@ def _check(
     grades: dict[str, Grade], rows: Mapping[str, Prompt], asked: Mapping[str, str], asking: Checker, path: Path
 ) -> None:
     """Put the checker's opinion into the grades that it is for; opinions that are in `path` are kept."""
-    from lowtax import checker  # lazy: it shares code with the judges, which reading a task's questions does not need
 
     wanted = checker.wanted((grades[reply_id], rows[prompt_id]) for reply_id, prompt_id in asked.items())
     known = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
@@ -72,7 +72,7 @@ def _check(
     if not new:
         return
     how = asking.through
-    engine = engines.load(how.engine, asking.model, how.precision, how.batch_size)
+    engine = engines.load(how.name, asking.model, how.precision, how.batch_size)
     for start in range(0, len(new), CHUNK):
         grades |= checker.checked(grades, checker.check(new[start : start + CHUNK], engine, asking.preset))
         _write(path, grades)

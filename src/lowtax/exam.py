@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowtax import answers, mathematics, taskdata
-from lowtax.benchmarks import Score
+from lowtax import answers, mathematics
+from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks.base import Task
+from lowtax.data import readers
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 from lowtax.records import Prompt, row_id
 
 MATHEMATICS = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
@@ -105,11 +106,11 @@ def choice_score(row: Prompt, answer: str, preset: str) -> Score:
 def open_rows(name: str, task: Task, ask: Callable[[str, str], str] | None = None) -> list[Prompt]:
     """The prompts of an exam with answers of one's own. ask: from a problem and the preset to the prompt."""
     prompts = []
-    for number, row in enumerate(taskdata.rows(name, task), 1):
+    for number, row in enumerate(catalog.rows(name, task), 1):
         where = f"{task.file or name}, row {number}"
-        problem = str(taskdata.cell(row, PROBLEM, where))
-        gold = gold_answer(str(taskdata.cell(row, GOLD, where)))
-        category = taskdata.column(row, ("subject", "category", "type"))
+        problem = str(readers.cell(row, PROBLEM, where))
+        gold = gold_answer(str(readers.cell(row, GOLD, where)))
+        category = readers.find_column(row, ("subject", "category", "type"))
         prompt = Prompt(
             id=row_id(name, problem.strip()),
             source=name,

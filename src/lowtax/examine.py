@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from transformers import AutoConfig
 
-from lowtax import benchmarks, evaluate, judges, models, reasoning, taskdata
+from lowtax import benchmarks, evaluate, models, reasoning
+from lowtax.benchmarks import catalog
+from lowtax.benchmarks.base import Task
 from lowtax.cells import Cell
+from lowtax.engines.settings import EngineSettings
 from lowtax.reasoning import Answer, Key
-from lowtax.recipe import Task
-from lowtax.sample import Ask, EngineChoice, Sheet, Subject, replies_of
-from lowtax.tasksets import NAMED
+from lowtax.sample import Ask, Sheet, Subject, replies_of
 
 T = TypeVar("T")
 Found = dict[str, tuple[Ask, Answer]]  # by reply id
@@ -39,15 +40,16 @@ def questions(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
     found = {}
     for name, task in tasks.items():
         benchmark = task.benchmark or name
-        if benchmark in NAMED or (task.file and benchmark in benchmarks.TABLE):
-            found[name] = taskdata.read(benchmark, task).describe()
+        if benchmark in catalog.QUESTION_SETS or (task.file and benchmark in benchmarks.TABLE):
+            found[name] = catalog.read(benchmark, task).describe()
     return found
 
 
-def grade(tasks: Mapping[str, Task], out: Path, subjects: Sequence[Subject], engine: EngineChoice) -> dict[str, Found]:
+def grade(
+    tasks: Mapping[str, Task], out: Path, subjects: Sequence[Subject], engine: EngineSettings
+) -> dict[str, Found]:
     """Grades of the stored answers: task -> reply id -> (what was asked, (grade, reply)); failed replies have none."""
     found: dict[str, Found] = {}
-    through = judges.Through(engine.name, engine.precision, engine.batch_size)
     for name, sheet in sheets(tasks, out).items():
         task, stored = tasks[name], replies_of(sheet, subjects, engine)
         grades = evaluate.grade(
@@ -56,7 +58,7 @@ def grade(tasks: Mapping[str, Task], out: Path, subjects: Sequence[Subject], eng
             benchmarks.load(name, task),
             {p.id: p for p in sheet.prompts},
             out / "grades" / f"{file_name(name)}.jsonl",
-            evaluate.Checker(task.checker, through, task.preset) if task.checker else None,
+            evaluate.Checker(task.checker, engine, task.preset) if task.checker else None,
         )
         found[name] = {reply_id: (ask, (grades.get(reply_id), reply)) for reply_id, (ask, reply) in stored.items()}
     return found

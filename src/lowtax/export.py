@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lowtax.data.rendering import CLOSE, split_reply
 from lowtax.errors import UserError
 from lowtax.files import read_json, write_text
 from lowtax.records import Reply, Verdict, row_id
-from lowtax.rendering import CLOSE, split_reply
 from lowtax.stored import HARM, Stored
 
 RESPONSES, EVALUATED = "strongreject_responses.json", "strongreject_responses_safety_eval.json"

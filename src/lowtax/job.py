@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.checkpoints import Checkpoint
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.files import read_json
 from lowtax.modelcard import DataFacts, Facts
 from lowtax.placement import Placement
 from lowtax.progress import peak_memory_gb
 from lowtax.provenance import hardware, provenance, versions
-from lowtax.recipe import Execution, Train
 from lowtax.records import row_id
-from lowtax.sources import Conversation
+from lowtax.training_settings import Execution, Train
 
 
 @dataclass(frozen=True)

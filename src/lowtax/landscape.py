@@ -1,7 +1,7 @@
 """The safety landscape: how refusal changes as the weights move, along a line or over a plane.
 
     harmful = [prompts.load("builtin:harmful", "test")]
-    ask = Ask("org/model", None, None, sliced("random"), harmful, Sampling(max_new_tokens=512), EngineChoice(...))
+    ask = Ask("org/model", None, None, sliced("random"), harmful, Sampling(max_new_tokens=512), EngineSettings(...))
     result = landscape(ask, Path("landscape"), print)
 
 Source: Peng et al., arXiv:2405.17374, and their code: Gaussian directions, scaled to the norm of each tensor; the
@@ -21,20 +21,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowtax import builtin, judges, likelihood, models, plain, tables
-from lowtax import judge as judging
+from lowtax import likelihood, models
 from lowtax.adapterfile import check_adapter, fingerprint, is_adapter
+from lowtax.data import readers, shipped, special_tokens
+from lowtax.data.prompt_sets import PromptList
 from lowtax.engines.hf import HF
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.files import append_rows, read_rows, write_json
+from lowtax.judges import base as judges
+from lowtax.judges.base import Text
+from lowtax.judges.verdicts import judge_replies
 from lowtax.landscape_plan import Place, Slice, check_ends
 from lowtax.landscape_report import Point, perplexity, report
 from lowtax.landscape_walk import Walk
-from lowtax.promptsets import PromptList
 from lowtax.provenance import provenance
-from lowtax.recipe import Sampling, Text
 from lowtax.records import Reply, Row, Verdict, row_id
 from lowtax.sample import Ask as ReplyAsk
-from lowtax.sample import EngineChoice, Sheet, Subject, asks, reply_of
+from lowtax.sample import Sheet, Subject, asks, reply_of
 
 Say = Callable[[str], None]
 TEXTS = 24  # ordinary answers, for the perplexity
@@ -56,7 +59,7 @@ class Ask:
     slice: Slice
     prompts: list[PromptList]
     sampling: Sampling
-    engine: EngineChoice
+    engine: EngineSettings
     judge: str = "refusal"
     on: Text = "answer"
 
@@ -116,8 +119,8 @@ def _facts(ask: Ask) -> dict[str, Any]:
 
 def _judged(ask: Ask, out: Path, replies: Sequence[Reply]) -> dict[str, Verdict]:
     """Return verdicts by reply id. The origin, which several seeds share, is judged once."""
-    through = judges.Through("hf", ask.engine.precision, ask.engine.batch_size)
-    return judging.judge({r.id: r for r in replies}.values(), out / "verdicts.jsonl", ask.judge, ask.on, through)
+    settings = EngineSettings("hf", ask.engine.precision, ask.engine.batch_size)
+    return judge_replies({r.id: r for r in replies}.values(), out / "verdicts.jsonl", ask.judge, ask.on, settings)
 
 
 def _stops(ask: Ask, out: Path) -> list[Stop]:
@@ -178,7 +181,7 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop], say: Say) -> tuple[dict[
 
 def _texts() -> list[tuple[str, str]]:
     """Return ordinary questions with their answers."""
-    rows = tables.read_table(builtin.DATA / "chat.jsonl")[:TEXTS]
+    rows = readers.read_table(shipped.FOLDER / "chat.jsonl")[:TEXTS]
     return [(str(row["prompt"]), str(row["answer"])) for row in rows]
 
 
@@ -188,8 +191,8 @@ def _pairs(engine: HF, ask: Ask) -> list[likelihood.Pair]:
     tokenizer, thinking = engine.tokenizer, ask.engine.thinking
     return [
         (
-            plain.prompt_ids(tokenizer, [*system, {"role": "user", "content": question}], thinking),
-            plain.encode(tokenizer, answer),
+            special_tokens.prompt_ids(tokenizer, [*system, {"role": "user", "content": question}], thinking),
+            special_tokens.encode(tokenizer, answer),
         )
         for question, answer in _texts()
     ]

@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lowtax import chat, engines, models, rendering
+from lowtax import engines, models
+from lowtax.data import chat, rendering
 from lowtax.engines import Completion, Request
 from lowtax.errors import UserError
 from lowtax.lm_eval_tasks import FOLDER

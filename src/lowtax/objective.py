@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowtax import attention, fusing
-from lowtax.chat import Example
+from lowtax.data.chat import Example
 from lowtax.errors import UserError
 from lowtax.packing import Row, pack, rounded
 

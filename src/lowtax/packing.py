@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lowtax.chat import Example
+from lowtax.data.chat import Example
 
 # Tokens packed into one row; a larger step becomes several rows. Enough to fill the cores, little enough to fit.
 MAX_ROW = {"cpu": 2048, "cuda": 8192}

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lowtax.chat import Example
+from lowtax.data.chat import Example
 from lowtax.objective import Objective, bare, hidden_before
 from lowtax.packing import Row, length, pack, rows
 

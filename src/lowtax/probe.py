@@ -19,9 +19,9 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from lowtax import data
-from lowtax.chat import Example
 from lowtax.checkpoints import Weights
+from lowtax.data import specs, training_sets
+from lowtax.data.chat import Example
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.methods import Attached, Methods
@@ -36,7 +36,7 @@ NONE = 1e-10  # of the largest variance: below it a direction is rounding
 
 def _read(text: str) -> str:
     """UserError if the text is no `data` entry with answers."""
-    if data.parse_spec(text).answers == "self":
+    if specs.parse(text).answers == "self":
         raise UserError(f"A method looks at rows that have answers: leave answers=self out of {text!r}.")
     return text
 
@@ -63,7 +63,7 @@ class Probe:
     def examples(self, source: str) -> list[Example]:
         """The rows of a `data` entry as tokens, read once."""
         if source not in self._examples:
-            found = data.load(data.parse_spec(source), 0).rows
+            found = training_sets.load(specs.parse(source), 0).rows
             self._examples[source] = encode_all(self.tokenizer, found, self.max_length, self.thinking).examples
         return self._examples[source]
 

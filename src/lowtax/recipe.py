@@ -18,27 +18,14 @@ from pydantic import (
     model_validator,
 )
 
+from lowtax.benchmarks.base import Task
+from lowtax.config import Section
+from lowtax.data.specs import Data, PromptSet
+from lowtax.engines.settings import Sampling
 from lowtax.errors import UserError, did_you_mean
+from lowtax.judges.base import Text
 from lowtax.placement import Placement, mode_methods, parse_mode
-from lowtax.recipe_sections import Data, Decoding, Execution, PromptSet, Sampling, Section, Task, Text, Train
-
-__all__ = [
-    "TO_ARM",
-    "Arm",
-    "Data",
-    "Decoding",
-    "EditedArm",
-    "Execution",
-    "PromptSet",
-    "Recipe",
-    "Sampling",
-    "Section",
-    "Task",
-    "Text",
-    "Train",
-    "build",
-    "load",
-]
+from lowtax.training_settings import Execution, Train
 
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)

@@ -9,12 +9,12 @@ from typing import Any
 
 from lowtax import benchmarks, exam, grading, stats
 from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Task
+from lowtax.data.readers import Row, read_table
+from lowtax.data.rendering import CLOSE, OPEN, split_reply
 from lowtax.errors import UserError
 from lowtax.evaluate import UNFINISHED, shown
-from lowtax.recipe import Task
 from lowtax.records import Grade, Prompt, row_id
-from lowtax.rendering import CLOSE, OPEN, split_reply
-from lowtax.tables import Row, read_table
 
 CUT = ("length", "max_tokens", "max_length", "truncated")  # how a reply that was cut ended
 

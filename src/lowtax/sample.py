@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowtax import chat, decoding, engines, models, rendering
-from lowtax.chat import Thinking, split_reply
+from lowtax import decoding, engines, models
+from lowtax.data import chat, rendering
+from lowtax.data.chat import Thinking
+from lowtax.data.rendering import split_reply
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import append_rows, read_rows
-from lowtax.recipe import Sampling
 from lowtax.records import Prompt, Reply, row_id
 
 Say = Callable[[str], None]
@@ -47,16 +49,6 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class EngineChoice:
-    """The engine, its precision and batch size. `thinking` is for chat templates with a switch."""
-
-    name: str
-    precision: str
-    batch_size: int
-    thinking: Thinking = "default"
-
-
-@dataclass(frozen=True)
 class Ask:
     """One reply to draw: its id, the subject and the prompt, and the sheet that stores it."""
 
@@ -84,7 +76,7 @@ class Ask:
         )
 
 
-def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> list[Ask]:
+def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> list[Ask]:
     """Return every reply of a complete sheet."""
     how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
     how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
@@ -103,7 +95,7 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> lis
     ]
 
 
-def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineChoice, say: Say) -> None:
+def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, say: Say) -> None:
     """Complete the sheets: draw every reply that is missing or failed."""
     todo: dict[str, list[Ask]] = {}
     for sheet in sheets:
@@ -189,7 +181,7 @@ def reply_of(ask: Ask, completion: engines.Completion) -> Reply:
     )
 
 
-def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineChoice) -> dict[str, tuple[Ask, Reply]]:
+def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> dict[str, tuple[Ask, Reply]]:
     """Return the replies of a complete sheet by id, in the order of the plan.
 
     Raises:

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowtax import examine, judges, models, prompts, reasoning, safety
-from lowtax import judge as judging
+from lowtax import examine, models, reasoning, safety
 from lowtax.adapterfile import fingerprint
+from lowtax.benchmarks.base import Task
 from lowtax.cells import markdown_table, shown
+from lowtax.data import prompt_sets
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import read_rows, write_json, write_text
+from lowtax.judges.base import Text
+from lowtax.judges.verdicts import judge_replies
 from lowtax.provenance import provenance
-from lowtax.recipe import Sampling, Task, Text
 from lowtax.records import Reply, Verdict, row_id
-from lowtax.sample import EngineChoice, Sheet, Subject, collect
+from lowtax.sample import Sheet, Subject, collect
 
 Say = Callable[[str], None]
 PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
@@ -33,7 +36,7 @@ class Ask:
     adapters: list[Path]
     prompts: list[str]
     sampling: Sampling
-    engine: EngineChoice
+    engine: EngineSettings
     limit: int | None = None
 
 
@@ -51,7 +54,7 @@ def sampling(preset: str | None, overrides: dict[str, Any]) -> Sampling:
 
 def sample(ask: Ask, out: Path, say: Say) -> list[Reply]:
     """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
-    sets = [prompts.load(spec, n=ask.limit) for spec in ask.prompts]
+    sets = [prompt_sets.load(spec, n=ask.limit) for spec in ask.prompts]
     unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
     for set_ in sets:
         if set_.note:
@@ -71,7 +74,7 @@ class Exam:
     model: str
     adapters: list[Path]
     tasks: dict[str, Task]
-    engine: EngineChoice
+    engine: EngineSettings
 
 
 def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
     return {"rows": rows, **card}
 
 
-def _card(subjects: Sequence[Subject], engine: EngineChoice, how: dict[str, Any]) -> dict[str, Any]:
+def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, Any]) -> dict[str, Any]:
     """Return how the contents of a folder were made."""
     return {
         "model": subjects[0].model,
@@ -121,7 +124,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def judge(
-    replies: Path, name: str, on: Text, out: Path, through: judges.Through, again: bool = False
+    replies: Path, name: str, on: Text, out: Path, through: EngineSettings, again: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Judge stored replies, and return the rates of every subject: name -> `safety.cell`.
 
@@ -135,7 +138,7 @@ def judge(
     path = out / "verdicts.jsonl"
     if again:
         path.unlink(missing_ok=True)
-    verdicts = judging.judge(rows, path, name, on, through)
+    verdicts = judge_replies(rows, path, name, on, through)
     names = dict.fromkeys(map(_subject_name, rows))
     rates = {subject: _cell([r for r in rows if _subject_name(r) == subject], verdicts) for subject in names}
     write_json(out / "safety.json", {"judge": name, "on": on, "rates": rates, **provenance()})

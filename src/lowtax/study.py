@@ -21,27 +21,30 @@ import yaml
 from rich.text import Text
 
 from lowtax import (
-    data,
     distributed,
     edited,
     encoding,
     engines,
     examine,
-    judge,
-    judges,
     models,
     recipe,
     safety,
     train,
     trained,
+    updates,
 )
 from lowtax.compare import compare
+from lowtax.data import prompt_sets, training_sets
+from lowtax.data.specs import Data
+from lowtax.engines.settings import EngineSettings
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import read_json, write_json, write_text
+from lowtax.judges import base as judges
+from lowtax.judges.verdicts import judge_replies
 from lowtax.provenance import provenance
 from lowtax.recipe import Recipe
 from lowtax.records import Verdict, row_id
-from lowtax.sample import Ask, EngineChoice, Sheet, Subject, collect, replies_of
+from lowtax.sample import Ask, Sheet, Subject, collect, replies_of
 from lowtax.train import Job
 
 Say = Callable[[str], None]
@@ -54,10 +57,10 @@ class Study:
 
     def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
         self.recipe, self.out, self.say = settings, out, say
-        self._sources: dict[tuple[str, int], data.Loaded] = {}
+        self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = distributed.world()[0] == 0
         self.precision = models.precision(settings.precision, settings.execution.deepspeed)
-        self.engine = EngineChoice(settings.engine, self.precision, settings.batch_size, settings.thinking)
+        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking)
         self.base = Subject(
             "base", None, None, 0, settings.model, None, row_id(settings.model, models.identity(settings.model))
         )
@@ -127,7 +130,7 @@ class Study:
         if not specs:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         loaded = [self._loaded(spec, seed) for spec in specs]
-        shares = data.shares([(source.spec, source.rows) for source in loaded], seed)
+        shares = training_sets.shares([(source.spec, source.rows) for source in loaded], seed)
         return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
@@ -138,7 +141,7 @@ class Study:
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
             execution=self.recipe.execution,
-            sources=[source.described(rows) for source, rows in zip(loaded, shares, strict=True)],
+            sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
         )
 
@@ -159,15 +162,17 @@ class Study:
             raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
         return list(self.recipe.arms) if only is None else [only]
 
-    def _loaded(self, spec: recipe.Data, seed: int) -> data.Loaded:
+    def _loaded(self, spec: Data, seed: int) -> training_sets.TrainingSet:
         """Return the rows of a source, read once for all arms."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
-            self._sources[key] = self._own_answers(spec, seed) if spec.answers == "self" else data.load(spec, seed)
+            self._sources[key] = (
+                self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
+            )
         return self._sources[key]
 
-    def _own_answers(self, spec: recipe.Data, seed: int) -> data.Loaded:
-        prompts = data.self_prompts(spec, seed)
+    def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
+        prompts = training_sets.self_prompts(spec, seed)
         name = "".join(c if c.isalnum() else "_" for c in spec.source)
         sheet = Sheet(
             self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
@@ -175,8 +180,8 @@ class Study:
         with distributed.main_first():
             collect([sheet], [self.base], self.engine, self.say)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
-        rows = data.self_conversations(replies, data.rendering_of(spec))
-        return data.Loaded(spec, rows, len(prompts), len(prompts) - len(rows))
+        rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
+        return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
 
     def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
@@ -226,7 +231,7 @@ class Study:
         """Return the sheets of harmful and of ordinary prompts, by name."""
         sheets = {}
         for name in SETS:
-            prompts = [p for spec in getattr(self.recipe, name) for p in data.prompt_set(spec)]
+            prompts = [p for spec in getattr(self.recipe, name) for p in prompt_sets.prompt_set(spec)]
             if prompts:
                 sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.sampling)
         return sheets
@@ -243,7 +248,7 @@ class Study:
         self.edit()
         collect(sheets, self.subjects(), self.engine, self.say)
 
-    def judge(self, name: str | None = None, on: recipe.Text | None = None, again: bool = False) -> dict[str, Judged]:
+    def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
 
         Args:
@@ -256,11 +261,12 @@ class Study:
             self._verdicts(kind, name).unlink(missing_ok=True)
         return {kind: self._judged(kind, name, on, subjects) for kind in self.reply_sheets()}
 
-    def _judged(self, kind: str, name: str | None, on: recipe.Text | None, subjects: list[Subject]) -> Judged:
+    def _judged(self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject]) -> Judged:
         name, on = name or self.recipe.judge, on or self.recipe.judged_text
         stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
-        through = judges.Through(self.engine.name, self.engine.precision, self.engine.batch_size)
-        verdicts = judge.judge([reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, through)
+        verdicts = judge_replies(
+            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine
+        )
         return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
 
     def _verdicts(self, kind: str, name: str | None) -> Path:
@@ -278,11 +284,10 @@ class Study:
     def compare(self) -> dict[str, Any]:
         """Judge and grade what is stored; write the table and the picture; return the table."""
         verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
-        also: list[recipe.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
+        also: list[judges.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
-        from lowtax import updates  # lazy, as picture below: training needs neither the analysis nor matplotlib
         from lowtax.picture import frontier
 
         moved = updates.measured(subjects, self.recipe.model, self.out / updates.FILE, self.say)

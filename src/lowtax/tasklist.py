@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowtax import tables
 from lowtax.benchmarks import TABLE
+from lowtax.benchmarks.base import Task
+from lowtax.data import readers
+from lowtax.engines.settings import Sampling
 from lowtax.errors import UserError, did_you_mean
-from lowtax.recipe import Sampling, Task
 
 # DeepSeek-R1's recommendation, and the settings of arXiv:2507.17075 with its eight seeds.
 DEFAULT = {"max_new_tokens": 32768, "temperature": 0.6, "top_p": 0.95}
@@ -67,7 +68,7 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
 
 def _kind(path: Path) -> str:
     """Return the benchmark that reads a file of questions, by the columns of its first row."""
-    columns = {name.lower() for name in tables.read_table(path)[0]}
+    columns = {name.lower() for name in readers.read_table(path)[0]}
     if columns & set(CHOICES) or columns >= LETTERS:
         return "multiple_choice"
     if columns & set(QUESTIONS) and columns & set(ANSWERS):

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lowtax import chat, checkpoints, distributed, launch, methods, models, prefix, sharding
+from lowtax import checkpoints, distributed, launch, methods, models, prefix, sharding
 from lowtax.adapt import adapt, first_trained_layer
 from lowtax.checkpoints import Checkpoint, Store, Weights
+from lowtax.data import chat
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.files import read_json, write_json
@@ -29,7 +30,7 @@ from lowtax.objective import bare, layers_from, prepared
 from lowtax.packing import MAX_ROW, Batches, Row, kept_memory, length, pack, rows
 from lowtax.probe import Probe, bind
 from lowtax.progress import Log, Step, diverged, schedule
-from lowtax.recipe import Train
+from lowtax.training_settings import Train
 
 Say = Callable[[str], None]
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device

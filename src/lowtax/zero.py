@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError
-from lowtax.recipe import Train
+from lowtax.training_settings import Train
 
 SIZES: dict[str, Callable[[int], int]] = {  # hidden size -> elements
     "reduce_bucket_size": lambda n: n * n,

@@ -20,8 +20,10 @@ from lowtax import landscape_visage as visage
 from lowtax import models
 from lowtax.adapterfile import read_adapter
 from lowtax.cli import app
+from lowtax.data.prompt_sets import load
 from lowtax.engines import Request
 from lowtax.engines.hf import HF
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
 from lowtax.landscape import Ask, landscape
@@ -29,10 +31,7 @@ from lowtax.landscape_plan import Place, check_ends, sliced
 from lowtax.landscape_report import Point, report
 from lowtax.landscape_walk import Walk
 from lowtax.landscape_weights import Ground, Mixtures, along, counterpart, direction, perturbed, towards
-from lowtax.prompts import load
-from lowtax.recipe import Sampling
 from lowtax.records import Reply, Verdict
-from lowtax.sample import EngineChoice
 
 FULL = 100.0
 
@@ -235,7 +234,7 @@ def asking(model: Path | str, kind: str, adapter: Path | None = None, to: Path |
         slice_,
         [load("builtin:harmful", "test", 3)],
         Sampling(max_new_tokens=6),
-        EngineChoice("hf", "float32", 8),
+        EngineSettings("hf", "float32", 8),
         "refusal_words",
     )
 

@@ -14,9 +14,9 @@ from places import PUBLISHED
 
 from lowtax import coding
 from lowtax.benchmarks import load
+from lowtax.benchmarks.base import Task
 from lowtax.coding import Problem, blocks, program
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 from lowtax.records import Prompt
 from lowtax.sandbox_plain import packed
 from lowtax.sandbox_roles import right

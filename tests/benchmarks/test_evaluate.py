@@ -14,13 +14,14 @@ import pytest
 from tiny import make_model
 from typer.testing import CliRunner
 
-from lowtax import benchmarks, evaluate, examine, judges, standalone, tasklist
+from lowtax import benchmarks, evaluate, examine, standalone, tasklist
+from lowtax.benchmarks.base import Task
 from lowtax.cli import app
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
-from lowtax.recipe import Sampling, Task
 from lowtax.records import Grade, Prompt, Reply
-from lowtax.sample import EngineChoice, asks
+from lowtax.sample import asks
 
 OWN = """
 import time
@@ -59,7 +60,7 @@ def quiet(_: str) -> None:
 def exam(model: Path, engine: str = "fake", adapters: Sequence[Path] = (), **more: object) -> standalone.Exam:
     sampling = Sampling(max_new_tokens=40, samples=2, temperature=0.6)
     tasks = {"arithmetic": Task(**{"n": 10, "sampling": sampling} | more)}
-    return standalone.Exam(str(model), list(adapters), tasks, EngineChoice(engine, "float32", 8))
+    return standalone.Exam(str(model), list(adapters), tasks, EngineSettings(engine, "float32", 8))
 
 
 def contents(out: Path) -> dict[str, list[str]]:
@@ -109,7 +110,7 @@ def test_the_seed_of_the_draws_is_not_that_of_the_exam(tmp_path: Path):
     def requests(exam_seed: int, seed: int) -> dict[str, int]:
         task = Task(n=5, seed=exam_seed, sampling=Sampling(seed=seed))
         [sheet] = examine.sheets({"arithmetic": task}, tmp_path).values()
-        engine, base = EngineChoice("fake", "float32", 1), standalone._subjects("builtin:x", [])[0]
+        engine, base = EngineSettings("fake", "float32", 1), standalone._subjects("builtin:x", [])[0]
         return {ask.prompt.text: ask.request().seed for ask in asks(sheet, [base], engine)}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -229,7 +230,7 @@ def test_a_checker_is_asked_once_about_boxed_answers_that_the_rules_reject(tmp_p
     engine, kind = mind
     replies = [*REPLIES[:3], stored(3, "\\boxed{3}"), *REPLIES[4:]]
     for model in ("some/model", "some/model", "another/model"):
-        asking = evaluate.Checker(model, judges.Through(engine))
+        asking = evaluate.Checker(model, EngineSettings(engine))
         grades = evaluate.grade(replies, "t", benchmarks.load("arithmetic"), ROW, tmp_path / "g.jsonl", asking)
         assert {i: g.checked for i, g in grades.items()} == {"r0": None, "r1": False, "r2": None, "r3": True}
         assert not grades["r3"].correct
@@ -241,7 +242,7 @@ def test_what_a_checker_said_before_it_stopped_is_kept(
     tmp_path: Path, mind: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     engine, kind = mind
-    asking = evaluate.Checker("some/model", judges.Through(engine))
+    asking = evaluate.Checker("some/model", EngineSettings(engine))
     monkeypatch.setattr(evaluate, "CHUNK", 2)
     kind.works = 2
     wrong = [stored(i, f"\\boxed{{{i}}}") for i in range(3, 10)]
@@ -433,7 +434,7 @@ def test_two_tasks_that_ask_the_same_are_drawn_once_and_both_complete(tmp_path: 
     model = make_model(tmp_path / "model")
     said: list[str] = []
     found = standalone.evaluate(
-        standalone.Exam(str(model), [], tasks, EngineChoice("fake", "float32", 4)), tmp_path / "out", said.append
+        standalone.Exam(str(model), [], tasks, EngineSettings("fake", "float32", 4)), tmp_path / "out", said.append
     )
     [row] = found["rows"]
     assert [row["reasoning"][name]["n"] for name in tasks] == [20, 10]

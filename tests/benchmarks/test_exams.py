@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax import exam, grading, taskdata
-from lowtax.benchmarks import Score, load
+from lowtax import exam, grading
+from lowtax.benchmarks import Score, catalog, load
+from lowtax.benchmarks.base import Task
 from lowtax.errors import UserError
 from lowtax.exam import Question
-from lowtax.recipe import Task
 from lowtax.records import Prompt
 
 FILES = PUBLISHED
@@ -33,7 +33,7 @@ gym_only = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="the pa
 def real(monkeypatch: pytest.MonkeyPatch) -> None:
     if not FILES.is_dir():
         pytest.skip("the published task files are not on this machine")
-    monkeypatch.setenv(taskdata.FOLDER, str(FILES))
+    monkeypatch.setenv(catalog.TASK_COPIES.variable, str(FILES))
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> str:
@@ -105,7 +105,7 @@ def test_an_exam_is_the_same_in_every_process_and_for_every_copy(tmp_path: Path)
     copy = write(tmp_path / "b.jsonl", turned[::-1])
     assert load("mmlu", Task(file=copy, n=25, seed=7)).rows() == here
     code = (
-        "import sys, json; from lowtax.benchmarks import load; from lowtax.recipe import Task\n"
+        "import sys, json; from lowtax.benchmarks import load; from lowtax.benchmarks.base import Task\n"
         "rows = load('mmlu', Task(file=sys.argv[1], n=25, seed=7)).rows()\n"
         "print(json.dumps([row.model_dump(mode='json') for row in rows]))"
     )

@@ -7,8 +7,8 @@ from places import PUBLISHED
 from typer.testing import CliRunner
 
 from lowtax import cli_grade, regrade
+from lowtax.benchmarks.base import Task
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 
 DATA = PUBLISHED
 pytest.importorskip("math_verify", reason="needs math-verify: pip install 'lowtax[eval]'")

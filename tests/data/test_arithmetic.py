@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowtax.benchmarks.arithmetic import Arithmetic
+from lowtax.benchmarks.base import Task
+from lowtax.data.arithmetic import BUILDERS, Problem, problems
 from lowtax.errors import UserError
-from lowtax.problems import BUILDERS, Problem, problems
-from lowtax.recipe import Task
 from lowtax.records import Prompt
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)\.")
@@ -100,7 +100,7 @@ def test_unknown_split():
 
 
 def test_more_problems_than_there_are(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lowtax.problems.BUILDERS", BUILDERS[:1])  # sums alone: about a thousand in a split
+    monkeypatch.setattr("lowtax.data.arithmetic.BUILDERS", BUILDERS[:1])  # sums alone: about a thousand in a split
     with pytest.raises(UserError, match="ask for fewer"):
         problems(1200, "test", 0)
 

@@ -12,7 +12,7 @@ from places import ROOT
 from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
-from lowtax import chat, rendering
+from lowtax.data import chat, rendering
 from lowtax.errors import UserError
 
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -52,7 +52,7 @@ def test_what_is_trained_is_taken_apart_as_it_was_put_together(think: bool):
     tokenizer = make_tokenizer(think)
     row = example(tokenizer, MESSAGES, "A thought.", "An answer.")
     reply = tokenizer.decode(row.completion[:-1])
-    assert chat.split_reply(reply, opened=think) == chat.Parts("A thought.", "An answer.", True)
+    assert rendering.split_reply(reply, opened=think) == rendering.Parts("A thought.", "An answer.", True)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_what_is_trained_is_taken_apart_as_it_was_put_together(think: bool):
     ],
 )
 def test_split_reply(text: str, opened: bool, parts: tuple[str, str, bool]):
-    assert chat.split_reply(text, opened) == chat.Parts(*parts)
+    assert rendering.split_reply(text, opened) == rendering.Parts(*parts)
 
 
 def test_of_several_closing_tags_the_last_ends_the_thought():
-    parts = chat.split_reply("one </think> two </think> three", opened=True)
+    parts = rendering.split_reply("one </think> two </think> three", opened=True)
     assert (parts.answer, parts.closed) == ("three", True)
     assert "one" in parts.thought
     assert "two" in parts.thought
@@ -85,7 +85,7 @@ def test_of_several_closing_tags_the_last_ends_the_thought():
 @settings(deadline=None)
 @given(st.text(), st.booleans())
 def test_split_reply_loses_no_text(text: str, opened: bool):
-    parts = chat.split_reply(text, opened)
+    parts = rendering.split_reply(text, opened)
     assert len(parts.thought) + len(parts.answer) <= len(text)
     if not parts.closed:
         assert parts.answer == ""
@@ -280,7 +280,7 @@ def test_an_answer_is_labelled_once():
 
 
 def test_s1_markers_have_no_place_in_an_open_think_block():
-    with pytest.raises(UserError, match="opened <think> already"):
+    with pytest.raises(UserError, match="already opens <think>"):
         example(family("r1"), MESSAGES, "T", "A", "safety_tax")
 
 
@@ -304,9 +304,9 @@ def test_what_is_trained_is_what_a_reply_is_taken_apart_into(
     messages = [{"role": "system", "content": "Be kind."}] * (system and name != "gemma") + MESSAGES
     row = example(tokenizer, messages, thought, answer, style)
     prompt, reply = tokenizer.decode(row.prompt), tokenizer.decode(row.completion[:-1])
-    parts = chat.split_reply(reply, rendering.opens(prompt))
+    parts = rendering.split_reply(reply, rendering.opens(prompt))
     kept = rendering.named(style).keeps_thought(chat.generation_prompt(tokenizer, messages))
-    assert parts == chat.Parts((thought or "").strip() if kept else "", answer.strip(), True)
+    assert parts == rendering.Parts((thought or "").strip() if kept else "", answer.strip(), True)
     if rendering.named(style).as_sampled:
         assert row.prompt == chat.prompt_ids(tokenizer, messages)
         assert "Be kind." in prompt or len(messages) == 1
@@ -380,7 +380,7 @@ DOCS = (ROOT / "docs/guides/training-data.md").read_text()
 
 @pytest.mark.parametrize("name", rendering.RENDERINGS)
 def test_the_documentation_tells_where_a_rendering_is_from(name: str):
-    assert f"| `{name}` | {rendering.RENDERINGS[name].says} |" in DOCS
+    assert f"| `{name}` | {rendering.RENDERINGS[name].description} |" in DOCS
 
 
 @pytest.mark.parametrize(

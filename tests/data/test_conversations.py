@@ -11,11 +11,12 @@ import pytest
 from datahub import COMMIT, cached, hub, write_parquet
 from places import PUBLISHED, ROOT
 
-from lowtax import data, sources, tables
+from lowtax.data import catalog, prompt_sets, readers, specs, training_sets
+from lowtax.data.conversations import Conversation
+from lowtax.data.rendering import RENDERINGS
+from lowtax.data.specs import Data, PromptSet
+from lowtax.data.training_sets import conversations
 from lowtax.errors import UserError
-from lowtax.recipe import Data, PromptSet
-from lowtax.rendering import RENDERINGS
-from lowtax.sources import Conversation
 
 SHARED = PUBLISHED
 
@@ -39,7 +40,7 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
 
 def in_file_order(spec: Data) -> list[Conversation]:
     """The rows of a spec as they lie in the file."""
-    found = data.load(spec, 0).rows
+    found = training_sets.load(spec, 0).rows
     return sorted(found, key=lambda row: row.prompt)
 
 
@@ -64,33 +65,35 @@ READ = {  # rendering -> prompt and answer of the first row
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_direct_refusal_is_read_as_each_rendering_s_code_reads_it(tmp_path: Path, rendering: str):
     path = write_jsonl(tmp_path / "direct.jsonl", DIRECT)
-    loaded = data.load(Data(source="direct-refusal", path=str(path), rendering=rendering), 0)
+    loaded = training_sets.load(Data(source="direct-refusal", path=str(path), rendering=rendering), 0)
     first, second = sorted(loaded.rows, key=lambda row: row.prompt)
     assert (first.prompt, first.answer) == READ[rendering]
     assert (second.prompt, second.answer.strip()) == ("b. Why?", "Because.")
     assert {row.thought for row in loaded.rows} == {"I should not answer this question!"}
     assert {row.rendering for row in loaded.rows} == {rendering}
-    assert (loaded.found, loaded.skipped) == (3, 1)
+    assert (loaded.total, loaded.skipped) == (3, 1)
 
 
 def test_direct_refusal_by_itself_is_the_reference_s(tmp_path: Path):
     path = write_jsonl(tmp_path / "direct.jsonl", DIRECT)
-    by_itself = data.conversations(Data(source="direct-refusal", path=str(path)), 0)
-    assert by_itself == data.conversations(Data(source="direct-refusal", path=str(path), rendering="reference"), 0)
+    by_itself = training_sets.conversations(Data(source="direct-refusal", path=str(path)), 0)
+    assert by_itself == training_sets.conversations(
+        Data(source="direct-refusal", path=str(path), rendering="reference"), 0
+    )
     assert all(row.answer.startswith(" ") for row in by_itself)
 
 
 def test_the_last_answer_label_need_not_stand_alone():
     row = {"prompt": "p", "refusal": "QUESTION:  p\n answer:\n\nNo. "}
-    assert sources.direct_refusal(row, "", "thinksafe") == Conversation("p", None, "No.", rendering="thinksafe")
-    assert sources.direct_refusal(row, "", "reference") is None
-    assert sources.direct_refusal({"prompt": "p", "refusal": "Question: p\nAnswer:  "}, "", "reference") is None
+    assert conversations.direct_refusal(row, "", "thinksafe") == Conversation("p", None, "No.", rendering="thinksafe")
+    assert conversations.direct_refusal(row, "", "reference") is None
+    assert conversations.direct_refusal({"prompt": "p", "refusal": "Question: p\nAnswer:  "}, "", "reference") is None
 
 
 def test_nothing_to_train_on(tmp_path: Path):
     path = write_jsonl(tmp_path / "direct.jsonl", DIRECT[2:])
     with pytest.raises(UserError, match="None of the 1 rows of direct-refusal has an answer"):
-        data.load(Data(source="direct-refusal", path=str(path)), 0)
+        training_sets.load(Data(source="direct-refusal", path=str(path)), 0)
 
 
 def test_a_set_of_another_shape_names_its_columns(tmp_path: Path):
@@ -98,9 +101,9 @@ def test_a_set_of_another_shape_names_its_columns(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"x.jsonl, row 1: the column 'refusal' is not there; its columns are prompt, answer"
     ):
-        data.load(Data(source="direct-refusal", path=str(path)), 0)
-    with pytest.raises(UserError, match="columns of its own"):
-        data.load(Data(source="star1", path=str(path), columns={"prompt": "prompt"}), 0)
+        training_sets.load(Data(source="direct-refusal", path=str(path)), 0)
+    with pytest.raises(UserError, match="The columns of star1 are fixed"):
+        training_sets.load(Data(source="star1", path=str(path), columns={"prompt": "prompt"}), 0)
 
 
 # --- SafeChain and STAR-1
@@ -115,37 +118,37 @@ CHAIN = [
 
 def test_safechain_begins_inside_the_thought(tmp_path: Path):
     path = write_jsonl(tmp_path / "chain.jsonl.gz", CHAIN)
-    loaded = data.load(Data(source="safechain", path=str(path)), 0)
+    loaded = training_sets.load(Data(source="safechain", path=str(path)), 0)
     assert set(loaded.rows) == {
         Conversation("a", "Hm.", "No."),
         Conversation("b", "Hm.", "Yes."),
         Conversation("d", "So.", "Never."),
     }
-    assert (loaded.found, loaded.skipped) == (4, 1)
+    assert (loaded.total, loaded.skipped) == (4, 1)
 
 
 def test_the_subset_that_safety_tax_compares_with(tmp_path: Path):
     """The first rows of one label, then those without an end left out: fewer than asked for."""
     path = write_jsonl(tmp_path / "chain.jsonl", CHAIN)
-    spec = data.parse_spec(f"safechain,path={path},where.label=Vanilla_Harmful,first=2,rendering=safety_tax_cot")
-    loaded = data.load(spec, 0)
+    spec = specs.parse(f"safechain,path={path},where.label=Vanilla_Harmful,first=2,rendering=safety_tax_cot")
+    loaded = training_sets.load(spec, 0)
     assert [row.prompt for row in loaded.rows] == ["a"]
-    assert (loaded.found, loaded.skipped) == (2, 1)
+    assert (loaded.total, loaded.skipped) == (2, 1)
     with pytest.raises(UserError, match="has no rows with label = vanilla"):
-        data.load(Data(source="safechain", path=str(path), where={"label": "vanilla"}), 0)
+        training_sets.load(Data(source="safechain", path=str(path), where={"label": "vanilla"}), 0)
     with pytest.raises(UserError, match="has no rows with label = x, split = test"):
-        data.load(Data(source="safechain", path=str(path), where={"label": "x"}, split="test"), 0)
+        training_sets.load(Data(source="safechain", path=str(path), where={"label": "x"}, split="test"), 0)
     with pytest.raises(UserError, match="no column 'lable'; its columns are instruction, label, response"):
-        data.load(Data(source="safechain", path=str(path), where={"lable": "x"}), 0)
+        training_sets.load(Data(source="safechain", path=str(path), where={"lable": "x"}), 0)
 
 
 def test_star1_brings_its_thoughts():
     path = shared("star1_safety_reasoning.jsonl.gz")
-    loaded = data.load(Data(source="star1", path=str(path)), 0)
+    loaded = training_sets.load(Data(source="star1", path=str(path)), 0)
     assert (len(loaded.rows), loaded.skipped) == (968, 0)
     assert all(row.thought and row.answer for row in loaded.rows)
     assert not any(tag in row.answer + str(row.thought) for row in loaded.rows for tag in ("<think>", "</think>"))
-    described = loaded.described()
+    described = loaded.describe()
     assert described["licence"] == "Apache-2.0"
     assert (described["hub"], described["rows"], described["revision"]) == ("UCSC-VLAA/STAR-1", 968, None)
 
@@ -163,10 +166,10 @@ def test_star1_brings_its_thoughts():
     ],
 )
 def test_real_files_by_columns(name: str, columns: dict[str, str], n: int):
-    rows = data.conversations(Data(source=str(shared(name)), columns=columns, thought="No."), 0)
+    rows = training_sets.conversations(Data(source=str(shared(name)), columns=columns, thought="No."), 0)
     assert len(rows) == n
     assert {row.thought for row in rows} == {"No."}
-    raw = {row[columns["prompt"]]: row for row in tables.read_table(shared(name))}
+    raw = {row[columns["prompt"]]: row for row in readers.read_table(shared(name))}
     with_context = [r for r in raw.values() if r[columns["context"]].strip()]
     assert all(any(row.prompt.startswith(r[columns["prompt"]] + "\n\n") for row in rows) for r in with_context[:5])
 
@@ -175,7 +178,7 @@ def test_real_files_by_columns(name: str, columns: dict[str, str], n: int):
 
 
 def read(row: dict[str, object], **columns: str) -> Conversation | None:
-    return sources.conversation(row, "f, row 1", columns)
+    return conversations.conversation(row, "f, row 1", columns)
 
 
 def test_columns_by_name():
@@ -206,8 +209,8 @@ def test_a_thought_without_an_end_is_no_row():
 
 def test_an_empty_think_block_stays_one_unless_there_is_a_constant(tmp_path: Path):
     path = write_jsonl(tmp_path / "x.jsonl", [{"prompt": "p", "answer": "<think>\n\n</think>\n\nNo."}])
-    assert data.conversations(Data(source=str(path)), 0) == [Conversation("p", "", "No.")]
-    assert data.conversations(Data(source=str(path), thought="T"), 0) == [Conversation("p", "T", "No.")]
+    assert training_sets.conversations(Data(source=str(path)), 0) == [Conversation("p", "", "No.")]
+    assert training_sets.conversations(Data(source=str(path), thought="T"), 0) == [Conversation("p", "T", "No.")]
 
 
 def turn(role: str, content: object) -> dict[str, object]:
@@ -236,11 +239,11 @@ def test_messages_train_the_last_assistant_turn():
 @pytest.mark.parametrize(
     ("turns", "says"),
     [
-        ([turn("user", "1")], "no assistant's turn"),
-        ([turn("assistant", "1")], "no assistant's turn"),
-        ([turn("user", "1"), turn("assistant", "2"), turn("assistant", "3")], "no assistant's turn that answers"),
-        ([], "no assistant's turn"),
-        ("text", "no assistant's turn"),
+        ([turn("user", "1")], "no assistant turn"),
+        ([turn("assistant", "1")], "no assistant turn"),
+        ([turn("user", "1"), turn("assistant", "2"), turn("assistant", "3")], "no assistant turn that answers"),
+        ([], "no assistant turn"),
+        ("text", "no assistant turn"),
         ([turn("user", "1"), turn("tool", "2"), turn("assistant", "3")], "role 'tool'"),
         ([turn("user", [{"type": "image"}]), turn("assistant", "3")], "'user' with list content"),
         (["hello"], "object with role and content"),
@@ -278,13 +281,15 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path):
     files = sorted(tmp_path.iterdir())
     assert len(files) == 8
     for file in files:
-        assert tables.read_table(file) == ROWS, file.name
-        assert data.conversations(Data(source=str(file), split="test"), 0) == [Conversation("b, c", None, "2\n3")]
+        assert readers.read_table(file) == ROWS, file.name
+        assert training_sets.conversations(Data(source=str(file), split="test"), 0) == [
+            Conversation("b, c", None, "2\n3")
+        ]
 
 
 def test_a_thought_longer_than_csv_s_own_limit(tmp_path: Path):
     (tmp_path / "x.csv").write_text(f"prompt,thought,answer\np,{'t' * 200_000},a\n")
-    assert data.conversations(Data(source=str(tmp_path / "x.csv")), 0)[0].thought == "t" * 200_000
+    assert training_sets.conversations(Data(source=str(tmp_path / "x.csv")), 0)[0].thought == "t" * 200_000
 
 
 @pytest.mark.parametrize(
@@ -307,24 +312,24 @@ def test_a_thought_longer_than_csv_s_own_limit(tmp_path: Path):
 def test_broken_files(tmp_path: Path, name: str, content: bytes, says: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        tables.read_table(tmp_path / name)
+        readers.read_table(tmp_path / name)
     assert name in str(caught.value)
 
 
 def test_a_folder_of_files_in_the_hub_s_layout(tmp_path: Path):
     write_jsonl(tmp_path / "train.jsonl", ROWS[:1])
     write_jsonl(tmp_path / "test.jsonl", ROWS[1:])
-    assert tables.load(str(tmp_path)).rows == ROWS[:1]
-    assert tables.load(str(tmp_path), split="test").rows == ROWS[1:]
+    assert readers.load(str(tmp_path)).rows == ROWS[:1]
+    assert readers.load(str(tmp_path), split="test").rows == ROWS[1:]
     with pytest.raises(UserError, match=r"no split 'validation'; known are: test, train"):
-        tables.load(str(tmp_path), split="validation")
+        readers.load(str(tmp_path), split="validation")
     with pytest.raises(UserError, match="cannot be read: BuilderConfig 'en' not found"):
-        tables.load(str(tmp_path), subset="en")
+        readers.load(str(tmp_path), subset="en")
 
 
 def test_a_folder_with_nothing_in_it(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
-        tables.load(str(tmp_path))
+        readers.load(str(tmp_path))
 
 
 def test_a_folder_as_datasets_saves_it(tmp_path: Path):
@@ -333,47 +338,47 @@ def test_a_folder_as_datasets_saves_it(tmp_path: Path):
     whole = datasets.Dataset.from_list(ROWS)
     whole.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": whole, "test": whole.select([1])}).save_to_disk(str(tmp_path / "two"))
-    assert tables.load(str(tmp_path / "one")).rows == tables.load(str(tmp_path / "two")).rows == ROWS
-    assert tables.load(str(tmp_path / "two"), split="test").rows == ROWS[1:]
+    assert readers.load(str(tmp_path / "one")).rows == readers.load(str(tmp_path / "two")).rows == ROWS
+    assert readers.load(str(tmp_path / "two"), split="test").rows == ROWS[1:]
 
 
 def test_a_folder_that_misses_a_shard(tmp_path: Path):
     for number in (0, 2):
         write_parquet(tmp_path / f"train-{number:05d}-of-00003.parquet", ROWS)
     with pytest.raises(UserError, match=r"only 2 of the 3 files train-\*\.parquet are here"):
-        tables.load(str(tmp_path))
+        readers.load(str(tmp_path))
     write_parquet(tmp_path / "train-00001-of-00003.parquet", ROWS)
-    assert len(tables.load(str(tmp_path)).rows) == 6
+    assert len(readers.load(str(tmp_path)).rows) == 6
 
 
 @pytest.mark.parametrize("source", ["rows.jsonl", "data/rows.csv", "./owner/name", "a/b/c", "~/x/y.parquet", "star2"])
 def test_what_is_neither_there_nor_a_hub_id(source: str):
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        data.load(Data(source=source), 0)
+        training_sets.load(Data(source=source), 0)
 
 
 def test_fields_that_do_not_fit_the_source(tmp_path: Path):
     path = str(write_jsonl(tmp_path / "x.jsonl", [{"prompt": "p", "answer": "a", "reason": "r"}]))
     with pytest.raises(UserError, match="`subset` and `revision` are for"):
-        data.load(Data(source=path, revision="main"), 0)
-    with pytest.raises(UserError, match="is a place itself"):
-        data.load(Data(source=path, path=path), 0)
+        training_sets.load(Data(source=path, revision="main"), 0)
+    with pytest.raises(UserError, match="is a local source"):
+        training_sets.load(Data(source=path, path=path), 0)
     with pytest.raises(UserError, match=r"takes no revision or where"):
-        data.load(Data(source="builtin:chat", revision="main", where={"a": "b"}), 0)
-    with pytest.raises(UserError, match=r"column 'reason', which .* say columns.thought"):
-        data.load(Data(source=path, thought="reason"), 0)
+        training_sets.load(Data(source="builtin:chat", revision="main", where={"a": "b"}), 0)
+    with pytest.raises(UserError, match=r"column 'reason', but .* set columns.thought"):
+        training_sets.load(Data(source=path, thought="reason"), 0)
 
 
 # --- the hub
 
 LOADING = """
 import json, sys
-from lowtax import data
+from lowtax.data import specs, training_sets
 from lowtax.errors import UserError
 for spec in sys.argv[1:]:
     try:
-        loaded = data.load(data.parse_spec(spec), 0)
-        print(json.dumps({"texts": sorted([r.prompt, r.thought, r.answer] for r in loaded.rows), **loaded.described()}))
+        loaded = training_sets.load(specs.parse(spec), 0)
+        print(json.dumps({"texts": sorted([r.prompt, r.thought, r.answer] for r in loaded.rows), **loaded.describe()}))
     except UserError as error:
         print(json.dumps(str(error)))
 """
@@ -454,27 +459,29 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_refusals_say_what_to_do(tm
 
 def test_prompts_of_every_kind_of_source(tmp_path: Path):
     write_parquet(tmp_path / "x.parquet", [{"q": "a", "kind": "k"}, {"q": "b", "kind": ""}, {"q": "a", "kind": "k"}])
-    found = data.prompt_set(PromptSet(source=str(tmp_path / "x.parquet"), column="q"))
+    found = prompt_sets.prompt_set(PromptSet(source=str(tmp_path / "x.parquet"), column="q"))
     assert [(p.text, p.category) for p in found] == [("a", "k"), ("b", "")]
     chain = str(write_jsonl(tmp_path / "chain.jsonl", CHAIN))
     spec = Data(source="safechain", path=chain, where={"label": "vanilla_harmful"}, answers="self")
-    assert sorted(p.text for p in data.self_prompts(spec, 0)) == ["a", "c", "d"]
+    assert sorted(p.text for p in training_sets.self_prompts(spec, 0)) == ["a", "c", "d"]
     own = Data(source=str(tmp_path / "x.parquet"), columns={"prompt": "q"}, answers="self", n=1)
-    assert len(data.self_prompts(own, 0)) == 1
-    with pytest.raises(UserError, match=r"no use for \['system'\]"):
-        data.self_prompts(Data(source=chain, columns={"prompt": "instruction", "system": "label"}, answers="self"), 0)
+    assert len(training_sets.self_prompts(own, 0)) == 1
+    with pytest.raises(UserError, match=r"remove columns \['system'\]"):
+        training_sets.self_prompts(
+            Data(source=chain, columns={"prompt": "instruction", "system": "label"}, answers="self"), 0
+        )
 
 
 def test_loading_text_rows_imports_nothing_heavy():
     heavy = {"torch", "transformers", "datasets", "pyarrow"}
-    code = f"import sys, lowtax.data, lowtax.recipe; print({heavy} & set(sys.modules))"
+    code = f"import sys, lowtax.data.training_sets, lowtax.recipe; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", sources.NAMED)
+@pytest.mark.parametrize("name", catalog.TRAINING_SETS)
 def test_the_documentation_has_every_named_source(name: str):
     docs = (ROOT / "docs/guides/training-data.md").read_text()
-    named = sources.NAMED[name]
+    named = catalog.TRAINING_SETS[name]
     (line,) = (line for line in docs.splitlines() if line.startswith(f"| `{name}` | `{named.hub}`: "))
     assert line.endswith(f"| {named.licence} | {named.citation} |")

@@ -13,9 +13,9 @@ import pytest
 from datahub import COMMIT, cached, hub, write_jsonl
 from places import ROOT
 
-from lowtax import prompts
+from lowtax.data import prompt_sets
+from lowtax.data.catalog import PROMPT_COPIES, PROMPT_SETS
 from lowtax.errors import UserError
-from lowtax.promptsets import NAMED
 from lowtax.records import row_id
 
 DOCS = ROOT / "docs"
@@ -28,8 +28,8 @@ REAL = ("strongreject", "advbench", "xstest", "xstest-safe", "xstest-unsafe", "d
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("name", REAL)
 def test_real_copies_have_the_published_rows(name: str):
-    found = prompts.load(name)
-    repeated = NAMED[name].rows - len(found.prompts)
+    found = prompt_sets.load(name)
+    repeated = PROMPT_SETS[name].rows - len(found.prompts)
     assert len({p.id for p in found.prompts}) == len(found.prompts)
     assert found.note == ("1 repeated, left out" if name == "do-not-answer" else "")
     assert repeated == (name == "do-not-answer")
@@ -39,7 +39,7 @@ def test_real_copies_have_the_published_rows(name: str):
 
 @pytest.mark.usefixtures("published")
 def test_xstest_is_split_by_its_label_and_keeps_its_types():
-    both, safe, unsafe = (prompts.load(name).prompts for name in ("xstest", "xstest-safe", "xstest-unsafe"))
+    both, safe, unsafe = (prompt_sets.load(name).prompts for name in ("xstest", "xstest-safe", "xstest-unsafe"))
     labels = Counter(p.category.partition(":")[0] for p in both)
     assert labels == {"safe": 250, "unsafe": 200}
     assert {p.text for p in safe} | {p.text for p in unsafe} == {p.text for p in both}
@@ -49,18 +49,18 @@ def test_xstest_is_split_by_its_label_and_keeps_its_types():
 
 @pytest.mark.usefixtures("published")
 def test_categories_and_the_first_n():
-    assert len({p.category for p in prompts.load("strongreject").prompts}) == 6
-    assert len({p.category for p in prompts.load("do-not-answer").prompts}) == 5
-    few = prompts.load("advbench", n=7)
-    assert few.prompts == prompts.load("advbench").prompts[:7]
+    assert len({p.category for p in prompt_sets.load("strongreject").prompts}) == 6
+    assert len({p.category for p in prompt_sets.load("do-not-answer").prompts}) == 5
+    few = prompt_sets.load("advbench", n=7)
+    assert few.prompts == prompt_sets.load("advbench").prompts[:7]
     assert few.note == ""
     assert few.describe()["rows"] == 7
     assert few.describe()["licence"] == "MIT"
-    assert few.sha256 != prompts.load("advbench", n=8).sha256
+    assert few.sha256 != prompt_sets.load("advbench", n=8).sha256
 
 
 def test_a_named_set_and_its_file_have_the_same_texts(published: Path):
-    by_name, by_file = prompts.load("strongreject"), prompts.load(f"{published}/strongreject.csv")
+    by_name, by_file = prompt_sets.load("strongreject"), prompt_sets.load(f"{published}/strongreject.csv")
     assert [(p.text, p.category) for p in by_name.prompts] == [(p.text, p.category) for p in by_file.prompts]
     assert by_name.sha256 == by_file.sha256
     assert by_file.licence is None
@@ -78,28 +78,28 @@ def test_harmbench_is_one_file_with_two_sets_in_it(copies: Path):
         {"Behavior": "Sing c.", "FunctionalCategory": "copyright", "SemanticCategory": "", "ContextString": None},
     ]
     write_jsonl(copies / "harmbench_behaviors_text_all.jsonl", *rows)
-    standard, contextual = prompts.load("harmbench"), prompts.load("harmbench-contextual")
+    standard, contextual = prompt_sets.load("harmbench"), prompt_sets.load("harmbench-contextual")
     assert [(p.text, p.category) for p in standard.prompts] == [("Do a.", "x")]
     assert standard.note == "1 rows instead of the 200 published"
     assert standard.describe()["note"] == standard.note
     assert [p.text for p in contextual.prompts] == ["A story.\n\n---\n\nDo b.", "Another.\n\n---\n\nDo b."]
     assert [p.goal for p in contextual.prompts] == ["Do b.", "Do b."]
-    assert prompts.load("harmbench-contextual", n=1).goals == {contextual.prompts[0].id: "Do b."}
+    assert prompt_sets.load("harmbench-contextual", n=1).goals == {contextual.prompts[0].id: "Do b."}
     assert standard.prompts[0].goal is None
 
 
 def test_a_copy_of_one_subset_needs_no_column_that_tells_subsets_apart(copies: Path):
     write_jsonl(copies / "harmbench.jsonl", {"prompt": "Do a.", "category": "x"})
-    assert [(p.text, p.category) for p in prompts.load("harmbench").prompts] == [("Do a.", "x")]
+    assert [(p.text, p.category) for p in prompt_sets.load("harmbench").prompts] == [("Do a.", "x")]
 
 
 def test_rows_that_must_be_told_apart_are_never_mixed(copies: Path):
     write_jsonl(copies / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms"})
     with pytest.raises(UserError, match=r"xstest.jsonl has no column label; its columns are prompt, type"):
-        prompts.load("xstest-safe")
+        prompt_sets.load("xstest-safe")
     write_jsonl(copies / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"})
     with pytest.raises(UserError, match=r"no rows with label = unsafe"):
-        prompts.load("xstest-unsafe")
+        prompt_sets.load("xstest-unsafe")
 
 
 def test_wildjailbreak_is_tab_separated(copies: Path):
@@ -107,27 +107,27 @@ def test_wildjailbreak_is_tab_separated(copies: Path):
         'adversarial\tlabel\tdata_type\n"two\nlines, one\tcell"\t1\tadversarial_harmful\nfine\t0\tadversarial_benign\n'
     )
     (copies / "eval.tsv").write_text(text)
-    (harmful,), (benign,) = prompts.load("wildjailbreak").prompts, prompts.load("wildjailbreak-benign").prompts
+    (harmful,), (benign,) = prompt_sets.load("wildjailbreak").prompts, prompt_sets.load("wildjailbreak-benign").prompts
     assert (harmful.text, harmful.category) == ("two\nlines, one\tcell", "adversarial_harmful")
     assert (benign.text, benign.category) == ("fine", "adversarial_benign")
-    assert prompts.load(f"{copies}/eval.tsv:label").prompts[0].text == "1"
+    assert prompt_sets.load(f"{copies}/eval.tsv:label").prompts[0].text == "1"
 
 
 def test_a_copy_may_be_packed_and_its_column_named(copies: Path):
     packed = gzip.compress(b"q,category\nDo a.,x\nDo a.,y\n")
     (copies / "strongreject-small.csv.gz").write_bytes(packed)
-    found = prompts.load("strongreject-small:q")
+    found = prompt_sets.load("strongreject-small:q")
     assert [(p.text, p.category) for p in found.prompts] == [("Do a.", "x")]
     assert found.note == "2 rows instead of the 60 published; 1 repeated, left out"
     with pytest.raises(UserError, match=r"has no column forbidden_prompt or prompt; its columns are q, category"):
-        prompts.load("strongreject-small")
+        prompt_sets.load("strongreject-small")
 
 
 def test_the_hash_is_of_texts_and_categories_in_any_order(tmp_path: Path):
     rows = [{"prompt": "a", "category": "x"}, {"prompt": "b", "category": "y"}]
     one, turned = write_jsonl(tmp_path / "one.jsonl", *rows), write_jsonl(tmp_path / "turned.jsonl", *rows[::-1])
     other = write_jsonl(tmp_path / "other.jsonl", rows[0], {"prompt": "b", "category": "z"})
-    hashes = [prompts.load(str(path)).sha256 for path in (one, turned, other)]
+    hashes = [prompt_sets.load(str(path)).sha256 for path in (one, turned, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -135,16 +135,16 @@ def test_files_of_any_name(tmp_path: Path):
     path = write_jsonl(
         tmp_path / "a:b.jsonl", {"Goal": "x", "kind": "k", "split": "test"}, {"Goal": "y", "split": "train"}
     )
-    assert [(p.text, p.category) for p in prompts.load(str(path)).prompts] == [("x", "k"), ("y", "")]
-    assert [p.text for p in prompts.load(f"{path}:kind", split="test").prompts] == ["k"]
+    assert [(p.text, p.category) for p in prompt_sets.load(str(path)).prompts] == [("x", "k"), ("y", "")]
+    assert [p.text for p in prompt_sets.load(f"{path}:kind", split="test").prompts] == ["k"]
     with pytest.raises(UserError, match="no prompts in split 'validation'"):
-        prompts.load(str(path), split="validation")
+        prompt_sets.load(str(path), split="validation")
     with pytest.raises(UserError, match=r"row 2: the column 'kind' is not there"):
-        prompts.load(f"{path}:kind")
+        prompt_sets.load(f"{path}:kind")
 
 
 def test_built_in_sets():
-    found = prompts.load("builtin:harmful", split="test", n=3)
+    found = prompt_sets.load("builtin:harmful", split="test", n=3)
     assert len(found.prompts) == 3
     assert found.describe()["licence"] == "Apache-2.0"
 
@@ -162,26 +162,26 @@ def test_built_in_sets():
 )
 def test_unknown_and_unpublished_sets(copies: Path, spec: str, message: str):
     with pytest.raises(UserError, match=re.escape(message)):
-        prompts.load(spec)
+        prompt_sets.load(spec)
 
 
 def test_a_named_set_takes_no_split_and_the_folder_must_be_one(copies: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match="xstest is a split by itself"):
-        prompts.load("xstest", split="train")
-    monkeypatch.setenv(prompts.FOLDER, str(write_jsonl(copies / "file.jsonl", {"prompt": "a"})))
+    with pytest.raises(UserError, match="xstest is a single split"):
+        prompt_sets.load("xstest", split="train")
+    monkeypatch.setenv(PROMPT_COPIES.variable, str(write_jsonl(copies / "file.jsonl", {"prompt": "a"})))
     with pytest.raises(UserError, match="which is no folder"):
-        prompts.load("xstest")
+        prompt_sets.load("xstest")
 
 
 # --- the hub
 
 LOADING = """
 import json, sys
-from lowtax import prompts
+from lowtax.data import prompt_sets
 from lowtax.errors import UserError
 for spec in sys.argv[1:]:
     try:
-        found = prompts.load(spec)
+        found = prompt_sets.load(spec)
         print(json.dumps({"texts": [[p.text, p.category] for p in found.prompts], **found.describe()}))
     except UserError as error:
         print(json.dumps(str(error)))
@@ -204,7 +204,7 @@ configs:
 
 def loaded(home: Path, *specs: str, **environment: str) -> list[object]:
     """What a process of its own loads with a cache of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", prompts.FOLDER))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", PROMPT_COPIES.variable))}
     done = subprocess.run(
         [sys.executable, "-c", LOADING, *specs],
         env={**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
@@ -252,7 +252,7 @@ def test_sets_of_the_hub(tmp_path: Path):
     assert "accept its terms" not in str(offline)
     assert "`hf download --repo-type dataset Paul/XSTest`" in str(offline)
     assert "`path`" not in str(offline)
-    assert prompts.FOLDER in str(offline)
+    assert PROMPT_COPIES.variable in str(offline)
 
 
 def test_any_data_set_of_the_hub_by_its_id(tmp_path: Path):
@@ -270,11 +270,11 @@ def test_any_data_set_of_the_hub_by_its_id(tmp_path: Path):
 def test_the_guide_has_a_line_for_every_set():
     lines = (DOCS / "reference/prompt-sets.md").read_text().splitlines()
     table = {cells[1].strip(" `"): line for line in lines if len(cells := line.split("|")) > 5}
-    for name, named in NAMED.items():
+    for name, named in PROMPT_SETS.items():
         line = table[name]
         for said in (f"{named.rows:,}", named.hub, named.subset or "", named.licence, named.citation):
             assert said in line, (name, said)
         assert ("gated" in line) == named.gated, name
         if named.unverified:
             assert named.unverified in line, name
-    assert set(NAMED) <= set(table)
+    assert set(PROMPT_SETS) <= set(table)

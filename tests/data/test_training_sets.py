@@ -11,15 +11,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowtax import builtin, data, recipe
+from lowtax import recipe
+from lowtax.data import prompt_sets, shipped, specs, training_sets
+from lowtax.data.arithmetic import problems
+from lowtax.data.conversations import Conversation
+from lowtax.data.specs import Data, PromptSet
+from lowtax.data.training_sets import conversations
 from lowtax.errors import UserError
-from lowtax.problems import problems
-from lowtax.recipe import Data, PromptSet
 from lowtax.records import Reply
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (builtin.DATA / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (shipped.FOLDER / f"{name}.jsonl").read_text().splitlines()]
 
 
 def plain(text: str) -> str:
@@ -63,38 +66,40 @@ def test_refusals_vary():
 
 @pytest.mark.parametrize("source", ["builtin:harmful", "builtin:ordinary"])
 def test_what_is_trained_on_is_never_measured(source: str):
-    trained = {p.text for p in data.self_prompts(Data(source=source, answers="self"), 0)}
+    trained = {p.text for p in training_sets.self_prompts(Data(source=source, answers="self"), 0)}
     for split in ("validation", "test"):
-        measured = {p.text for p in data.prompt_set(PromptSet(source=source, split=split))}
+        measured = {p.text for p in prompt_sets.prompt_set(PromptSet(source=source, split=split))}
         assert measured
         assert not measured & trained
-    refused = {c.prompt for c in data.conversations(Data(source="builtin:refusals"), 0)}
-    assert not refused & {p.text for p in data.prompt_set(PromptSet(source="builtin:harmful", split="test"))}
+    refused = {c.prompt for c in training_sets.conversations(Data(source="builtin:refusals"), 0)}
+    assert not refused & {p.text for p in prompt_sets.prompt_set(PromptSet(source="builtin:harmful", split="test"))}
 
 
 def test_refusals_carry_the_reference_thought_or_the_recipe_s():
-    assert {c.thought for c in data.conversations(Data(source="builtin:refusals"), 0)} == {data.REFERENCE_THOUGHT}
-    own = data.conversations(Data(source="builtin:refusals", thought="No."), 0)
+    assert {c.thought for c in training_sets.conversations(Data(source="builtin:refusals"), 0)} == {
+        conversations.REFERENCE_THOUGHT
+    }
+    own = training_sets.conversations(Data(source="builtin:refusals", thought="No."), 0)
     assert {c.thought for c in own} == {"No."}
 
 
 def test_arithmetic_rows_end_in_their_boxed_answer():
-    found = data.conversations(Data(source="builtin:arithmetic", n=7), 5)
+    found = training_sets.conversations(Data(source="builtin:arithmetic", n=7), 5)
     assert [c.answer for c in found] == [rf"The answer is \boxed{{{p.answer}}}." for p in problems(7, "train", 5)]
 
 
 def test_the_seed_chooses_and_orders():
     spec = Data(source="builtin:chat", n=20)
-    assert data.conversations(spec, 1) == data.conversations(spec, 1)
-    assert data.conversations(spec, 1) != data.conversations(spec, 2)
-    whole = data.conversations(Data(source="builtin:chat"), 1)
-    assert data.conversations(spec, 1) == whole[:20]
-    assert Counter(whole) == Counter(data.conversations(Data(source="builtin:chat"), 2))
+    assert training_sets.conversations(spec, 1) == training_sets.conversations(spec, 1)
+    assert training_sets.conversations(spec, 1) != training_sets.conversations(spec, 2)
+    whole = training_sets.conversations(Data(source="builtin:chat"), 1)
+    assert training_sets.conversations(spec, 1) == whole[:20]
+    assert Counter(whole) == Counter(training_sets.conversations(Data(source="builtin:chat"), 2))
 
 
 def test_more_rows_than_there_are():
     with pytest.raises(UserError, match="fewer than the 5000"):
-        data.conversations(Data(source="builtin:chat", n=5000), 0)
+        training_sets.conversations(Data(source="builtin:chat", n=5000), 0)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +114,12 @@ def test_more_rows_than_there_are():
 )
 def test_sources_that_cannot_be_trained_on(source: str, says: str):
     with pytest.raises(UserError, match=says):
-        data.conversations(Data(source=source), 0)
+        training_sets.conversations(Data(source=source), 0)
 
 
 def test_unknown_split_names_those_there_are():
     with pytest.raises(UserError, match="test, train, validation"):
-        data.prompt_set(PromptSet(source="builtin:harmful", split="dev"))
+        prompt_sets.prompt_set(PromptSet(source="builtin:harmful", split="dev"))
 
 
 def test_a_file_of_conversations(tmp_path: Path):
@@ -122,18 +127,18 @@ def test_a_file_of_conversations(tmp_path: Path):
     path.write_text(
         '{"prompt": "a", "answer": "b"}\n\n{"prompt": "c", "answer": "d", "thought": "e"}\n', encoding="utf-8"
     )
-    found = data.conversations(Data(source=str(path)), 0)
-    assert set(found) == {data.Conversation("a", None, "b"), data.Conversation("c", "e", "d")}
-    found = data.conversations(Data(source=str(path), thought="t"), 0)
-    assert set(found) == {data.Conversation("a", "t", "b"), data.Conversation("c", "e", "d")}
+    found = training_sets.conversations(Data(source=str(path)), 0)
+    assert set(found) == {Conversation("a", None, "b"), Conversation("c", "e", "d")}
+    found = training_sets.conversations(Data(source=str(path), thought="t"), 0)
+    assert set(found) == {Conversation("a", "t", "b"), Conversation("c", "e", "d")}
 
 
 def test_prompts_of_a_csv_file(tmp_path: Path):
     path = tmp_path / "set.csv"
     path.write_text('id,request,category\n1,"How, then?",x\n2,"Two\nlines",y\n3,"How, then?",x\n', encoding="utf-8")
-    found = data.prompt_set(PromptSet(source=str(path), column="request"))
+    found = prompt_sets.prompt_set(PromptSet(source=str(path), column="request"))
     assert [(p.text, p.category) for p in found] == [("How, then?", "x"), ("Two\nlines", "y")]
-    assert data.prompt_set(PromptSet(source=str(path), column="request", n=1)) == found[:1]
+    assert prompt_sets.prompt_set(PromptSet(source=str(path), column="request", n=1)) == found[:1]
 
 
 @pytest.mark.parametrize("name", ["set.csv", "set.jsonl"])
@@ -141,9 +146,9 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
     path = tmp_path / name
     path.write_text("request,kind\nx,y\n" if name.endswith("csv") else '{"request": "x", "kind": "y"}\n')
     with pytest.raises(UserError, match="request, kind"):
-        data.prompt_set(PromptSet(source=str(path)))
+        prompt_sets.prompt_set(PromptSet(source=str(path)))
     with pytest.raises(UserError, match="row 1: the column 'prompt' is not there"):
-        data.conversations(Data(source=str(path)), 0)
+        training_sets.conversations(Data(source=str(path)), 0)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +167,13 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, says:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        data.conversations(Data(source=str(path)), 0)
+        training_sets.conversations(Data(source=str(path)), 0)
     assert name in str(caught.value)
 
 
 def test_a_folder_is_not_a_data_file(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
-        data.conversations(Data(source=str(tmp_path)), 0)
+        training_sets.conversations(Data(source=str(tmp_path)), 0)
 
 
 def test_the_model_s_own_answers_are_trained_on_only_when_finished():
@@ -181,38 +186,38 @@ def test_the_model_s_own_answers_are_trained_on_only_when_finished():
             | changes
         )
 
-    kept = data.self_conversations(
+    kept = training_sets.self_conversations(
         [reply(1), reply(2, closed=False), reply(3, finish="length"), reply(4, answer=""), reply(5, thought="")]
     )
-    assert kept == [data.Conversation("q1", "t", "a"), data.Conversation("q5", None, "a")]
+    assert kept == [Conversation("q1", "t", "a"), Conversation("q5", None, "a")]
     with pytest.raises(UserError, match="finished none"):
-        data.self_conversations([reply(1, closed=False)])
-    rendered = data.self_conversations([reply(1)], "thinksafe")
-    assert rendered == [data.Conversation("q1", "t", "a", rendering="thinksafe")]
+        training_sets.self_conversations([reply(1, closed=False)])
+    rendered = training_sets.self_conversations([reply(1)], "thinksafe")
+    assert rendered == [Conversation("q1", "t", "a", rendering="thinksafe")]
 
 
 # --- renderings and the record
 
 
 def test_a_rendering_is_the_row_s_own_and_recorded():
-    rows = data.conversations(Data(source="builtin:refusals", rendering="reference", n=3), 0)
+    rows = training_sets.conversations(Data(source="builtin:refusals", rendering="reference", n=3), 0)
     assert {row.rendering for row in rows} == {"reference"}
-    assert data.rendering_of(Data(source="builtin:refusals")) == "standard"
-    assert data.rendering_of(Data(source="direct-refusal")) == "reference"
-    assert data.rendering_of(Data(source="direct-refusal", rendering="thinksafe")) == "thinksafe"
+    assert training_sets.rendering_of(Data(source="builtin:refusals")) == "standard"
+    assert training_sets.rendering_of(Data(source="direct-refusal")) == "reference"
+    assert training_sets.rendering_of(Data(source="direct-refusal", rendering="thinksafe")) == "thinksafe"
 
 
 def test_the_record_names_what_was_trained_in_any_order():
     spec = Data(source="builtin:chat", n=20)
-    one, other = data.load(spec, 1), data.load(spec, 2)
-    described = one.described()
+    one, other = training_sets.load(spec, 1), training_sets.load(spec, 2)
+    described = one.describe()
     assert (described["rows"], described["found"], described["skipped"], described["n"]) == (20, 260, 0, 20)
     assert described["licence"] == "Apache-2.0"
     assert re.fullmatch("[0-9a-f]{64}", described["sha256"])
-    assert described["sha256"] != other.described()["sha256"]
-    assert data.described(spec, one.rows[::-1])["sha256"] == described["sha256"]
-    changed = [data.Conversation("p", None, one.rows[0].answer), *one.rows[1:]]
-    assert data.described(spec, changed)["sha256"] != described["sha256"]
+    assert described["sha256"] != other.describe()["sha256"]
+    assert training_sets.describe(spec, one.rows[::-1])["sha256"] == described["sha256"]
+    changed = [Conversation("p", None, one.rows[0].answer), *one.rows[1:]]
+    assert training_sets.describe(spec, changed)["sha256"] != described["sha256"]
     json.dumps(described)
 
 
@@ -248,7 +253,7 @@ def test_the_record_names_what_was_trained_in_any_order():
     ],
 )
 def test_specs_of_one_line(text: str, spec: Data):
-    assert data.parse_spec(text) == spec
+    assert specs.parse(text) == spec
     assert Data.model_validate(text) == spec
 
 
@@ -259,8 +264,8 @@ def test_specs_of_one_line(text: str, spec: Data):
         ("a\nb", "not one line"),
         (",n=5", "names no source"),
         ("star1,n", "'n' is not key=value"),
-        ("star1,n=5,n=6", "'n' stands there twice"),
-        ("star1,prompt=a,columns.prompt=b", "stands there twice"),
+        ("star1,n=5,n=6", "'n' is given twice"),
+        ("star1,prompt=a,columns.prompt=b", "is given twice"),
         ("star1,size=5", "unknown key 'size'; known are"),
         ("star1,rnedering=x", "did you mean 'rendering'"),
         ("star1,rendering=standrad", "did you mean 'standard'"),
@@ -270,12 +275,12 @@ def test_specs_of_one_line(text: str, spec: Data):
         ("star1,columns.prmpt=x", "columns.prmpt"),
         ("star1,sampling.n=x", "only columns.NAME and where.COLUMN"),
         ("star1,answers=mine", "answers: Input should be 'given' or 'self'"),
-        ("star1,thought=No, I will not.", "is not key=value; a part that holds a comma"),
+        ("star1,thought=No, I will not.", "is not key=value; put a part that holds a comma in double quotes"),
     ],
 )
 def test_specs_that_are_refused(text: str, says: str):
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        data.parse_spec(text)
+        specs.parse(text)
     assert str(caught.value).startswith(f"The data {text!r}: ")
     assert "\n" not in str(caught.value)
 
@@ -296,16 +301,16 @@ def test_a_recipe_may_hold_specs_of_one_line(tmp_path: Path):
 # --- mixes
 
 
-def part(name: str, size: int, ratio: float | None) -> tuple[Data, list[data.Conversation]]:
-    return Data(source=name, ratio=ratio), [data.Conversation(f"{name}{i}", None, "a") for i in range(size)]
+def part(name: str, size: int, ratio: float | None) -> tuple[Data, list[Conversation]]:
+    return Data(source=name, ratio=ratio), [Conversation(f"{name}{i}", None, "a") for i in range(size)]
 
 
-def sizes(mixed: list[data.Conversation]) -> dict[str, int]:
+def sizes(mixed: list[Conversation]) -> dict[str, int]:
     return dict(Counter(row.prompt.rstrip("0123456789") for row in mixed))
 
 
-def mix(parts: list[tuple[Data, list[data.Conversation]]], seed: int) -> list[data.Conversation]:
-    return [row for rows in data.shares(parts, seed) for row in rows]
+def mix(parts: list[tuple[Data, list[Conversation]]], seed: int) -> list[Conversation]:
+    return [row for rows in training_sets.shares(parts, seed) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +338,7 @@ def test_a_mix_is_the_largest_that_repeats_no_row(given_: list[tuple[int, float]
     parts = [part("abcd"[i], size, ratio) for i, (size, ratio) in enumerate(given_)]
     unit = min(Fraction(str(ratio)) and Fraction(size) / Fraction(str(ratio)) for size, ratio in given_)
     if any(unit * Fraction(str(ratio)) < 1 for _, ratio in given_):
-        with pytest.raises(UserError, match=r"no row of [abcd]: ratio .* is too small"):
+        with pytest.raises(UserError, match=r"no row of [abcd]: its ratio .* is too small"):
             mix(parts, seed)
         return
     mixed = mix(parts, seed)

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from lowtax import engines, sample
-from lowtax.chat import split_reply
+from lowtax.data.rendering import split_reply
 from lowtax.engines import Completion, Request
 from lowtax.engines.openai import in_thread
 from lowtax.engines.openai_requests import disarm, retry_after
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
-from lowtax.recipe import Sampling
 from lowtax.records import Prompt, Reply
 
 KEY = "key-that-nobody-may-see"
@@ -693,7 +693,7 @@ def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_
 
     def collect() -> list[str]:
         before = len(server.chats())
-        sample.collect([sheet], [subject], sample.EngineChoice("openai", "auto", 1), lambda text: None)
+        sample.collect([sheet], [subject], EngineSettings("openai", "auto", 1), lambda text: None)
         return [asked_in(body) for body in server.chats()[before:]]
 
     server.answer = lambda path, body, before: (

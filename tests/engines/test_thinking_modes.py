@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import make_model
 
 from lowtax import decoding, engines
-from lowtax.chat import split_reply
+from lowtax.data.rendering import split_reply
 from lowtax.decoding import CONTINUATIONS, LITTLE, Budget
 from lowtax.engines import Completion, Request
 from lowtax.errors import UserError

@@ -67,12 +67,6 @@ def test_length_of_functions():
     assert p95(list(counts.values())) <= 40, sorted(counts.items(), key=lambda item: item[1])[-5:]
 
 
-@pytest.mark.parametrize("family", ["methods", "judges", "benchmarks"])
-def test_one_method_judge_or_benchmark_is_read_at_one_sitting(family: str):
-    files = [path for path in (SOURCE / family).glob("*.py") if path.name != "__init__.py"]
-    assert {path.name: lines(path) for path in files if lines(path) > 120} == {}
-
-
 @pytest.mark.parametrize(
     "path", [*MODULES, *sorted((ROOT / "bench").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
 )

@@ -10,11 +10,11 @@ import yaml
 from inspect_ai.log import list_eval_logs, read_eval_log, recompute_metrics
 
 from lowtax import benchmarks, evaluate, inspect_log
+from lowtax.benchmarks.base import Task
+from lowtax.data.rendering import split_reply
 from lowtax.errors import UserError
 from lowtax.files import append_rows, read_rows, write_json
-from lowtax.recipe import Task
 from lowtax.records import Grade, Reply, row_id
-from lowtax.rendering import split_reply
 
 TASK = Task(n=4)
 ROWS = benchmarks.load("arithmetic", TASK).rows()

@@ -21,12 +21,13 @@ from places import PUBLISHED
 from tiny import make_model
 
 from lowtax import answers, benchmarks, cli_tasks, lm_eval_tasks
+from lowtax.benchmarks.base import Task
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
 from lowtax.models import load_model, load_tokenizer
-from lowtax.recipe import Sampling, Task
 from lowtax.records import Reply
-from lowtax.sample import EngineChoice, Sheet, Subject, collect
+from lowtax.sample import Sheet, Subject, collect
 
 OUTPUTS = PUBLISHED / "outputs_gsm8k_gpt_oss_120b.jsonl.gz"
 GPQA = "tasks/gpqa/cot_zeroshot/_gpqa_cot_zeroshot_yaml"
@@ -303,7 +304,7 @@ def test_replies_are_those_of_lowtax_evaluate(harness, tiny, adapter, tmp_path):
     how = Sampling(max_new_tokens=24, temperature=0.6, top_p=0.95, samples=2, seed=5)
     sheet = Sheet(tmp_path / "answers.jsonl", benchmarks.load("arithmetic", Task(n=4)).rows(), how)
     arm = Subject("r1", 0, "checkpoint-1", 1, str(tiny), str(adapter), "x")
-    collect([sheet], [arm], EngineChoice("hf", "float32", 8), lambda _: None)
+    collect([sheet], [arm], EngineSettings("hf", "float32", 8), lambda _: None)
     want = {(reply.prompt_id, reply.sample): reply for reply in read_rows(sheet.path, Reply).values()}
 
     tasks = manager(harness, n=4)

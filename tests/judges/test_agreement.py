@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowtax import agreement, stats
+from lowtax import stats
+from lowtax.judges import agreement
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
 labels = st.sampled_from("abc")

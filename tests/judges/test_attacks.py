@@ -11,9 +11,9 @@ from templates import CHATML, GEMMA, LLAMA3, QWEN3
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lowtax import chat, judges, plain
-from lowtax.engines import Completion, Request
-from lowtax.judges.asking import well_formed
+from lowtax.data import chat, special_tokens
+from lowtax.engines import Completion, Request, request_ids, well_formed
+from lowtax.judges import base as judges
 from lowtax.judges.model_judge import ModelJudge
 
 SHORT = COMPLIANCES["short"]
@@ -115,16 +115,16 @@ def test_a_refusal_in_words_is_believed_where_nothing_of_substance_is_given():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_token_of_its_own_comes_from_a_text(name: str, tokenizers):
     tokenizer = tokenizers[name]
-    of_template = added(tokenizer, plain.prompt_ids(tokenizer, user("hello")))
+    of_template = added(tokenizer, special_tokens.prompt_ids(tokenizer, user("hello")))
     assert of_template
     before, after = chat.generation_prompt(tokenizer, user("hello")).split("hello")
     leaks, lost = [], []
     for attack, change in (ATTACKS if name == "all" else ORDINARY).items():
         text = well_formed(change(SHORT))
-        ids = plain.prompt_ids(tokenizer, user(text))
+        ids = special_tokens.prompt_ids(tokenizer, user(text))
         if added(tokenizer, ids) != of_template:
             leaks.append(attack)
-        clean = text.replace(plain.MARK, "")
+        clean = text.replace(special_tokens.MARK, "")
         if tokenizer.decode(ids) not in (f"{before}{clean}{after}", f"{before}{clean.strip()}{after}"):
             lost.append(attack)
     assert (leaks, lost) == ([], [])
@@ -135,10 +135,10 @@ def test_a_text_without_such_strings_has_the_tokens_of_the_template(name: str, t
     tokenizer = tokenizers[name]
     own = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     texts = [well_formed(attack(SHORT)) for attack in ORDINARY.values()]
-    ordinary = [text for text in texts if not any(token in text for token in [*own, plain.MARK])]
+    ordinary = [text for text in texts if not any(token in text for token in [*own, special_tokens.MARK])]
     assert len(ordinary) > 50
     for text in ordinary:
-        assert plain.prompt_ids(tokenizer, user(text)) == tokenizer.apply_chat_template(
+        assert special_tokens.prompt_ids(tokenizer, user(text)) == tokenizer.apply_chat_template(
             user(text), add_generation_prompt=True, return_dict=False
         )
 
@@ -156,14 +156,14 @@ def test_a_template_that_drops_thoughts_cannot_be_made_to_hide_a_reply(name: str
     tokenizer = tokenizer_of(QWEN3, FAMILIES[name][1])
     turns = [*user("hello"), {"role": "assistant", "content": f"{SHORT}</think>I do not know."}]
     assert SHORT not in chat.generation_prompt(tokenizer, [*turns, *user("And?")])
-    assert SHORT in tokenizer.decode(plain.prompt_ids(tokenizer, [*turns, *user("And?")]))
+    assert SHORT in tokenizer.decode(special_tokens.prompt_ids(tokenizer, [*turns, *user("And?")]))
 
 
 def test_a_conversation_keeps_its_turns_and_a_prefix_is_trusted(tokenizers):
     tokenizer = tokenizers["chatml"]
     attacked = ATTACKS["turn_chatml_turn_after"](SHORT)
     turns = [*user("hello"), {"role": "assistant", "content": attacked}]
-    ids = plain.prompt_ids(tokenizer, turns, prefix="<|im_end|>")
+    ids = special_tokens.prompt_ids(tokenizer, turns, prefix="<|im_end|>")
     assert tokenizer.convert_ids_to_tokens(added(tokenizer, ids)) == [
         *["<|im_start|>", "<|im_end|>"] * 2,
         "<|im_start|>",
@@ -175,9 +175,9 @@ def test_of_a_raw_prompt_only_the_template_s_own_parts_have_tokens(tokenizers):
     tokenizer = tokenizers["llama2"]
     for attack in ORDINARY.values():
         text = well_formed(attack(SHORT))
-        ids = plain.raw_ids(tokenizer, ("<s>[INST] ", text, " and ", text, " [/INST]"), prefix="</s>")
+        ids = special_tokens.raw_ids(tokenizer, ("<s>[INST] ", text, " and ", text, " [/INST]"), prefix="</s>")
         assert tokenizer.convert_ids_to_tokens(added(tokenizer, ids)) == ["<s>", "</s>"]
-        clean = text.replace(plain.MARK, "")
+        clean = text.replace(special_tokens.MARK, "")
         assert tokenizer.decode(ids) == f"<s>[INST] {clean} and {clean} [/INST]</s>"
 
 
@@ -188,7 +188,8 @@ PARTS = [
     "<",
     "|>",
     "<|",
-    plain.MARK,
+    special_tokens.MARK,
+    special_tokens.HIDING,
     "\n",
     " ",
     "safe",
@@ -203,14 +204,14 @@ texts = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=4)), max_siz
 @given(texts)
 def test_any_text_is_itself_and_nothing_else(text: str):
     tokenizer = EVERYTHING
-    safe = plain.disarmed(tokenizer, text)
-    ids = plain.encode(tokenizer, safe)
-    clean = text.replace(plain.MARK, "")
+    safe = special_tokens.disarm(tokenizer, text)
+    ids = special_tokens.encode(tokenizer, safe)
+    clean = text.replace(special_tokens.MARK, "").replace(special_tokens.HIDING, "")
     assert added(tokenizer, ids) == []
     assert tokenizer.decode(ids) == clean
-    assert safe.replace(plain.MARK, "") == clean
-    assert plain.disarmed(tokenizer, safe) == safe == plain.disarmed(tokenizer, clean)
-    assert plain.encode_all(tokenizer, [safe, "hello"]) == [ids, plain.encode(tokenizer, "hello")]
+    assert safe.replace(special_tokens.MARK, "") == clean
+    assert special_tokens.disarm(tokenizer, safe) == safe == special_tokens.disarm(tokenizer, clean)
+    assert special_tokens.encode_all(tokenizer, [safe, "hello"]) == [ids, special_tokens.encode(tokenizer, "hello")]
 
 
 EVERYTHING = tokenizer_of(*FAMILIES["all"])
@@ -220,7 +221,7 @@ EVERYTHING = tokenizer_of(*FAMILIES["all"])
 @given(texts, texts)
 def test_what_is_encoded_after_a_text_does_not_depend_on_it(first: str, second: str):
     template = ("<s>", first, "[INST]", second, "</s>")
-    tokens = added(EVERYTHING, plain.raw_ids(EVERYTHING, template))
+    tokens = added(EVERYTHING, special_tokens.raw_ids(EVERYTHING, template))
     assert EVERYTHING.convert_ids_to_tokens(tokens) == ["<s>", "[INST]", "</s>"]
 
 
@@ -235,7 +236,7 @@ OVERLAPPING = {
 def test_strings_that_overlap(case: str):
     tokens, text = OVERLAPPING[case]
     tokenizer = tokenizer_of(CHATML, tokens)
-    ids = plain.encode(tokenizer, plain.disarmed(tokenizer, text))
+    ids = special_tokens.encode(tokenizer, special_tokens.disarm(tokenizer, text))
     assert (added(tokenizer, ids), tokenizer.decode(ids)) == ([], text)
 
 
@@ -247,7 +248,7 @@ def test_strings_that_overlap(case: str):
 )
 def test_strings_that_become_one_when_they_are_normalised(normalizer: object, text: str):
     tokenizer = tokenizer_of(CHATML, ["<think>"], normalizer, normalized=True)
-    assert added(tokenizer, plain.encode(tokenizer, plain.disarmed(tokenizer, text))) == []
+    assert added(tokenizer, special_tokens.encode(tokenizer, special_tokens.disarm(tokenizer, text))) == []
 
 
 # --- judges that are models: what they are asked, and what they read
@@ -359,9 +360,9 @@ def test_a_reply_cannot_close_the_fence_that_it_stands_in(name: str, tmp_path: P
 )
 def test_the_tokens_of_a_judge_s_request_are_its_own(name: str, family: str, tmp_path: Path, tokenizers):
     judge, tokenizer = guard(name, tmp_path), tokenizers[family]
-    expected, _ = plain.request_ids(tokenizer, judge.request("0", "Say it.", "PLAIN"))
+    expected, _ = request_ids(tokenizer, judge.request("0", "Say it.", "PLAIN"))
     for attack, change in ORDINARY.items():
-        ids, opened = plain.request_ids(tokenizer, judge.request("0", "Say it.", change(SHORT)))
+        ids, opened = request_ids(tokenizer, judge.request("0", "Say it.", change(SHORT)))
         assert added(tokenizer, ids) == added(tokenizer, expected), attack
         assert opened == (family == "deepseek")
 

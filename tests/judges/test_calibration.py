@@ -10,9 +10,10 @@ import pytest
 import typer
 from places import PUBLISHED
 
-from lowtax import calibrate, cli_judge, labelled
+from lowtax import cli_judge
 from lowtax.errors import UserError
-from lowtax.judges import Opinion
+from lowtax.judges import calibration
+from lowtax.judges.base import Opinion
 
 XSTEST = PUBLISHED / "judged_xstest_mistral.csv"
 REFUSAL, HELP = "I'm sorry, but I can't help with that.", "Sure. First gather what you need."
@@ -156,9 +157,9 @@ def test_files_that_are_left(told, tmp_path, capsys):
     assert "    two" in shown
 
 
-def judged(n: int) -> list[calibrate.Judged]:
-    cases = [labelled.Case(str(i), "ask", f"# text {i}", "bad", True) for i in range(n)]
-    return [calibrate.Judged(case, Opinion("safe")) for case in cases]
+def judged(n: int) -> list[calibration.JudgedCase]:
+    cases = [calibration.Case(str(i), "ask", f"# text {i}", "bad", True) for i in range(n)]
+    return [calibration.JudgedCase(case, Opinion("safe")) for case in cases]
 
 
 ENGINE = """
@@ -191,20 +192,20 @@ def test_a_judge_that_is_a_model_runs_as_it_is_told(tmp_path, capsys):
 
 def test_a_partial_refusal_is_one():
     rows = [
-        calibrate.Judged(each.case, Opinion(said))
+        calibration.JudgedCase(each.case, Opinion(said))
         for each, said in zip(judged(2), ("partial", "compliance"), strict=True)
     ]
-    found = calibrate.report("refusal", rows, [each.case for each in rows])
+    found = calibration.report("refusal", rows, [each.case for each in rows])
     assert (found["recall"], found["precision"]) == (0.5, 1.0)
     assert found["confusion"] == {"bad": {"refusal": 0, "partial": 1, "compliance": 1, "unparsed": 0, "failed": 0}}
 
 
 def test_disagreements_are_drawn_by_seed_and_cannot_write_markdown():
     rows = judged(50)
-    assert calibrate.disagreements("harm", rows, 5, 1) == calibrate.disagreements("harm", rows, 5, 1)
-    one, other = (calibrate.disagreements("harm", rows, 5, seed).splitlines()[1:] for seed in (1, 2))
+    assert calibration.disagreements("harm", rows, 5, 1) == calibration.disagreements("harm", rows, 5, 1)
+    one, other = (calibration.disagreements("harm", rows, 5, seed).splitlines()[1:] for seed in (1, 2))
     assert one != other
-    text = calibrate.disagreements("harm", rows, 5, 1)
+    text = calibration.disagreements("harm", rows, 5, 1)
     assert text.count("## Row") == 5
     assert sum(line.startswith("# ") for line in text.splitlines()) == 1
 
@@ -217,7 +218,7 @@ def test_the_part_that_is_judged(on, expected, tmp_path):
     replies = ["t\n</think>\n\na", "u", "<think></think>b"]
     texts = replies if on != "text" else ["t\n</think>\n\na", "u", "b"]
     rows = [{"p": "?", "r": text, "l": "yes"} for text in texts]
-    cases = labelled.read(write(tmp_path / "r.jsonl", rows), labelled.Columns("p", "r", "l", ("yes",), on=on))
+    cases = calibration.read(write(tmp_path / "r.jsonl", rows), calibration.Columns("p", "r", "l", ("yes",), on=on))
     assert [case.text for case in cases] == expected
 
 
@@ -225,21 +226,25 @@ def test_without_think_tags_a_reply_is_its_answer(tmp_path):
     rows = [{"p": "?", "r": "<think>t</think>a", "l": "yes"}, {"p": "?", "r": "b", "l": "yes"}]
     path = write(tmp_path / "r.jsonl", rows)
     for on, expected in (("both", ["t\n\na", "b"]), ("answer", ["a", "b"]), ("thought", ["t", ""])):
-        cases = labelled.read(path, labelled.Columns("p", "r", "l", ("yes",), on=on))
+        cases = calibration.read(path, calibration.Columns("p", "r", "l", ("yes",), on=on))
         assert [case.text for case in cases] == expected
 
 
 def test_labels_of_any_type(tmp_path):
     rows = [{"p": "?", "r": "\ud800x", "l": True}, {"p": None, "r": 7, "l": False}, {"p": "?", "r": "x", "l": "a,b"}]
     path = write(tmp_path / "r.jsonl", rows)
-    cases = labelled.read(path, labelled.Columns("p", "r", "l", ("true",)))
+    cases = calibration.read(path, calibration.Columns("p", "r", "l", ("true",)))
     assert [(c.label, c.positive, c.text) for c in cases] == [
         ("true", True, "\ufffdx"),
         ("false", False, "7"),
         ("a,b", False, "x"),
     ]
-    assert [c.positive for c in labelled.read(path, labelled.Columns("p", "r", "l", ("a,b",)))] == [False, False, True]
-    both = labelled.read(path, labelled.Columns("p", "r", "l", ("true, false",)))
+    assert [c.positive for c in calibration.read(path, calibration.Columns("p", "r", "l", ("a,b",)))] == [
+        False,
+        False,
+        True,
+    ]
+    both = calibration.read(path, calibration.Columns("p", "r", "l", ("true, false",)))
     assert [c.positive for c in both] == [True, True, False]
 
 

@@ -11,13 +11,14 @@ from places import TESTS
 from tiny import END, START, make_model, make_tokenizer
 from transformers import AutoTokenizer
 
-from lowtax import judges, models, plain
-from lowtax.engines import Completion, Request
+from lowtax import models
+from lowtax.engines import Completion, Request, request_ids, well_formed
+from lowtax.engines.settings import EngineSettings
 from lowtax.errors import UserError
-from lowtax.judges import Opinion, Through
-from lowtax.judges.asking import filled, well_formed
+from lowtax.judges import base as judges
+from lowtax.judges.base import Opinion
 from lowtax.judges.llama_guard import LlamaGuard
-from lowtax.judges.model_judge import ModelJudge
+from lowtax.judges.model_judge import ModelJudge, fill
 from lowtax.judges.strongreject_gemma import StrongRejectGemma
 
 NAMES = ["llama_guard", "qwen3_guard", "wildguard", "harmbench", "strongreject", "strongreject_gemma", "rubric"]
@@ -52,11 +53,11 @@ HOSTILE = [
 ]
 
 
-def made(name: str, **settings: str) -> ModelJudge:
-    """A judge by its name; those without a model of their own get one."""
-    own = name.partition(":")[0]
-    model = None if ":" in name or own not in ("strongreject", "rubric") else "some/model"
-    return judges.load(name, Through(model=model, **settings))
+def made(judge: str, **settings: str) -> ModelJudge:
+    """A judge by its name; one without a default model gets one."""
+    name, colon, _ = judge.partition(":")
+    model = "some/model" if not colon and name in ("strongreject", "rubric") else None
+    return judges.load(judge, EngineSettings(**settings), model)
 
 
 def wrote(text: str, *scores: float, opened: bool = False) -> Completion:
@@ -120,16 +121,16 @@ def test_llama_guard_asks_in_the_tokens_of_its_own_template(text: str):
     tokenizer.chat_template = GUARD_TEMPLATE
     turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
     theirs = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    ours, opened = plain.request_ids(tokenizer, made("llama_guard").request("0", "How?", text))
+    ours, opened = request_ids(tokenizer, made("llama_guard").request("0", "How?", text))
     assert ours == theirs + tokenizer.encode("\n\n", add_special_tokens=False)
     assert not opened
     assert "Judge what Agent says" in tokenizer.decode(ours)
 
 
 def test_no_prefix_and_no_score_where_a_prefix_would_be_a_third_turn():
-    request = made("llama_guard", engine="openai").request("0", "How?", "So.")
+    request = made("llama_guard", name="openai").request("0", "How?", "So.")
     assert (request.prefix, request.score, len(request.messages)) == ("", (), 2)
-    request = made("llama_guard", engine="vllm").request("0", "How?", "So.")
+    request = made("llama_guard", name="vllm").request("0", "How?", "So.")
     assert (request.prefix, request.score) == ("\n\n", ("safe", "unsafe"))
 
 
@@ -345,7 +346,7 @@ def test_an_adapter_that_cannot_be_had_is_an_error_with_the_way_out(monkeypatch,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"strongreject_gemma:google/gemma-2b@FOLDER"):
         made("strongreject_gemma:@nobody/has-this").request("0", "How?", "So.")
-    with pytest.raises(UserError, match="neither a folder"):
+    with pytest.raises(UserError, match="is no folder and cannot be downloaded"):
         made("strongreject_gemma:@/no such/folder at all").request("0", "How?", "So.")
 
 
@@ -440,7 +441,7 @@ def test_contents_are_put_in_once_and_as_they_are(name: str, text: str):
         assert [m["role"] for m in request.messages] == ["user", "assistant"]
     else:
         [message] = request.messages
-        around = filled(given(name, "{prompt}", "{text}").messages[0]["content"], "", "")
+        around = fill(given(name, "{prompt}", "{text}").messages[0]["content"], "", "")
         assert f"\n{prompt}\n</request " in message["content"]
         assert f"\n{reply}\n</reply " in message["content"]
         assert len(message["content"]) == len(around) + len(prompt) + len(reply)
@@ -450,19 +451,19 @@ def test_contents_are_put_in_once_and_as_they_are(name: str, text: str):
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_every_prompt_has_tokens_and_no_special_one_of_the_reply(name: str, text: str):
     tokenizer = make_tokenizer(think=False)
-    calm, _ = plain.request_ids(tokenizer, given(name, "a", "b"))
-    ids, opened = plain.request_ids(tokenizer, given(name, text, text))
+    calm, _ = request_ids(tokenizer, given(name, "a", "b"))
+    ids, opened = request_ids(tokenizer, given(name, text, text))
     special = set(tokenizer.added_tokens_decoder)
     assert [i for i in ids if i in special] == [i for i in calm if i in special]
     assert not opened
 
 
 def test_a_fence_is_not_in_what_it_fences():
-    mark = filled("{mark}", "one", "two")
-    again = filled("{mark}", "one", f"two </reply {mark}>")
+    mark = fill("{mark}", "one", "two")
+    again = fill("{mark}", "one", f"two </reply {mark}>")
     assert len(mark) == 12
     assert again != mark
-    assert filled("{mark}", "one", "two") == mark
+    assert fill("{mark}", "one", "two") == mark
 
 
 class Scripted:
@@ -508,8 +509,8 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_guard_through_transformers(guard: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("lowtax.judges.llama_guard.TOKENS", 4)
-    monkeypatch.setattr("lowtax.judges.asking.MASS", 0.0)
-    judge = judges.load(f"llama_guard:{guard}", Through(precision="float32"))
+    monkeypatch.setattr("lowtax.judges.model_judge.MASS", 0.0)
+    judge = judges.load(f"llama_guard:{guard}", EngineSettings(precision="float32"))
     assert isinstance(judge, LlamaGuard)
     texts = ["So.", "Not so.", "x" * 1000]
     found = judge.judge(["How?"] * 3, texts)
@@ -523,7 +524,7 @@ def test_a_guard_through_transformers(guard: Path, monkeypatch: pytest.MonkeyPat
 def first_token_share(folder: Path, request: Request) -> float:
     """p(u) / (p(s) + p(u)) by a plain forward pass: bytes are tokens here."""
     tokenizer, model = models.load_tokenizer(str(folder)), models.load_model(str(folder))
-    ids, _ = plain.request_ids(tokenizer, request)
+    ids, _ = request_ids(tokenizer, request)
     with torch.inference_mode():
         logits = model(torch.tensor([ids], device=model.device)).logits[0, -1].double()
     safe, unsafe = (tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "su")
@@ -543,7 +544,7 @@ def test_every_judge_runs_through_transformers(name: str, tmp_path: Path, monkey
     folder = long_model(tmp_path)
     for module in ("qwen3_guard", "wildguard", "strongreject", "rubric"):
         monkeypatch.setattr(f"lowtax.judges.{module}.TOKENS", 3)
-    judge = judges.load(f"{name}:{folder}", Through(precision="float32"))
+    judge = judges.load(f"{name}:{folder}", EngineSettings(precision="float32"))
     found = judge.judge(["How?"] * 2, ["So.", "half \ud83d \u202e"])
     assert [opinion.label for opinion in found] == ["unparsed"] * 2
 
@@ -558,10 +559,10 @@ def test_the_fine_tuned_judge_through_transformers(tmp_path: Path, monkeypatch: 
     tuned.peft_config["default"].base_model_name_or_path = str(base)
     tuned.save_pretrained(adapter)
     monkeypatch.setattr("lowtax.judges.strongreject_gemma.MASS", 0.0)
-    judge = judges.load(f"strongreject_gemma:{base}@{adapter}", Through(precision="float32"))
+    judge = judges.load(f"strongreject_gemma:{base}@{adapter}", EngineSettings(precision="float32"))
     [found] = judge.judge(["How?"], ["So."])
     with torch.inference_mode():
-        ids, _ = plain.request_ids(models.load_tokenizer(str(base)), judge.request("0", "How?", "So."))
+        ids, _ = request_ids(models.load_tokenizer(str(base)), judge.request("0", "How?", "So."))
         logits = tuned(input_ids=torch.tensor([ids], device=tuned.device)).logits[0, -1].double()
     digits = logits[models.load_tokenizer(str(base)).convert_tokens_to_ids(list("12345"))].softmax(-1)
     assert found.score == pytest.approx(float(digits @ torch.linspace(0, 1, 5).double()), rel=1e-4)
@@ -575,7 +576,7 @@ def test_a_judge_without_a_chat_template_through_transformers(tmp_path: Path):
     tokenizer.chat_template = None
     (folder / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(folder)
-    [found] = judges.load(f"harmbench:{folder}", Through(precision="float32")).judge(["How?"], ["So."])
+    [found] = judges.load(f"harmbench:{folder}", EngineSettings(precision="float32")).judge(["How?"], ["So."])
     assert found.label == "unparsed"
 
 
@@ -587,5 +588,5 @@ def test_a_template_of_parts_sees_the_reply_too():
         "{% for part in content | selectattr('type', 'equalto', 'text') %}"
         "{{ role + ': ' + part['text'] | trim + '\n\n' }}{% endfor %}",
     )
-    ids, _ = plain.request_ids(tokenizer, made("llama_guard").request("0", "How?", "So."))
+    ids, _ = request_ids(tokenizer, made("llama_guard").request("0", "How?", "So."))
     assert "User: How?\n\nAgent: So.\n\n" in tokenizer.decode(ids)

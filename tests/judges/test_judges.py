@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 from places import PUBLISHED
 
-from lowtax import judges
 from lowtax.errors import UserError
+from lowtax.judges import base as judges
 
 XSTEST = PUBLISHED / "judged_xstest_mistral.csv"
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
@@ -76,7 +76,7 @@ def test_the_embedded_rows_are_told_apart():
     rows = {
         name: [
             json.loads(line)
-            for line in resources.files("lowtax").joinpath(f"builtin_data/{name}.jsonl").read_text().splitlines()
+            for line in resources.files("lowtax").joinpath(f"data/builtin/{name}.jsonl").read_text().splitlines()
         ]
         for name in ("harmful", "chat")
     }

@@ -6,9 +6,9 @@ import pytest
 from attacks import ATTACKS, COMPLIANCES
 from places import ROOT
 
-from lowtax import judges, plain
-from lowtax.judges.refusal import Refusal
-from lowtax.judges.refusal_reader import ADAPTER, LABELS, REPLY_TOKENS
+from lowtax.data import special_tokens
+from lowtax.judges import base as judges
+from lowtax.judges.refusal import ADAPTER, LABELS, REPLY_TOKENS, Refusal
 
 XSTEST = ROOT.parent / "shared" / "data" / "xstest_prompts.csv"
 sys.path.insert(0, str(ROOT / "bench"))
@@ -77,7 +77,7 @@ def test_what_stands_after_the_read_part_is_not_seen(judge: Refusal):
     ids, reply = judge.reader.row("How?", start)
     assert reply.stop - reply.start == REPLY_TOKENS
     assert judge.reader.row("How?", start + "I can't help with that.") == (ids, reply)
-    assert len(plain.encode(judge.reader.tokenizer, start)) > REPLY_TOKENS
+    assert len(special_tokens.encode(judge.reader.tokenizer, start)) > REPLY_TOKENS
 
 
 @pytest.mark.parametrize("base", COMPLIANCES)

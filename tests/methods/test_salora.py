@@ -10,14 +10,14 @@ from tiny import ARCHITECTURES, make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.linalg import top_singular
 from lowtax.methods.salora import SaLoRA
 from lowtax.placement import Placement
-from lowtax.recipe import Train
 from lowtax.sites import Site, Sites, sites_of
 from lowtax.train import Job, _Run, train
+from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
 SPEC = {

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.methods.spf import SPF
 from lowtax.placement import parse_mode
-from lowtax.recipe import Train
 from lowtax.sites import Site, Sites
 from lowtax.train import Job, _Run, train
+from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
 

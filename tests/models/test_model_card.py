@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lowtax.modelcard import DataFacts, Facts, hub_id, in_words, merged_card, model_card
 from lowtax.placement import Placement, parse_mode
-from lowtax.recipe import Train
+from lowtax.training_settings import Train
 
 MODE = "lora_up_proj_only_from16_to31_r1"
 BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"

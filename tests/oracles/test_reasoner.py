@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from lowtax import benchmarks, builtin, engines, models
-from lowtax.chat import split_reply
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
+from lowtax.data.rendering import split_reply
 
 NAME = "builtin:smollm2-135m-reasoner"
 

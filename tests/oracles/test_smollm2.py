@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from lowtax import builtin, linalg, models
 from lowtax.adapterfile import Adapter, read_adapter, write_adapter
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.edit import OnDisk, edit, sites_from
 from lowtax.landscape_weights import Ground, along, direction, perturbed
 from lowtax.linalg import Factors, inner, overlap, top_singular
@@ -30,9 +30,9 @@ from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.safe_lora import SafeLoRA
 from lowtax.methods.splora import SPLoRA
 from lowtax.placement import Placement
-from lowtax.recipe import Train
 from lowtax.sites import Site, Sites, sites_of
 from lowtax.train import Job, _Run
+from lowtax.training_settings import Train
 from lowtax.weights import open_weights
 
 BASE, TUNED = "builtin:smollm2-135m", "builtin:smollm2-135m-reasoner"

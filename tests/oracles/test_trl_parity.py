@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from tiny import make_model
 
 from lowtax import models
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.encoding import encode_all
 from lowtax.placement import parse_mode
-from lowtax.recipe import Execution, Train
 from lowtax.train import Job, train
+from lowtax.training_settings import Execution, Train
 
 sys.path.insert(0, str(ROOT / "bench"))
 import training

@@ -13,14 +13,14 @@ import pytest
 from tiny import make_model
 from typer.testing import CliRunner
 
-from lowtax import judge as judging
-from lowtax import judges, standalone
+from lowtax import standalone
 from lowtax.cli import app
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
-from lowtax.recipe import Sampling
+from lowtax.judges import base as judges
+from lowtax.judges.verdicts import judge_replies
 from lowtax.records import Reply, Verdict
-from lowtax.sample import EngineChoice
 
 SLOW_ENGINE = """
 import time
@@ -57,7 +57,7 @@ def asking(
 ) -> standalone.Ask:
     sampling = Sampling(max_new_tokens=40, **more)
     return standalone.Ask(
-        str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineChoice(engine, "float32", 8)
+        str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineSettings(engine, "float32", 8)
     )
 
 
@@ -78,7 +78,7 @@ def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_mode
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["prompts"][0]["name"] == str(prompts)
     assert card["sampling"]["samples"] == 2
-    found = standalone.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", judges.Through())
+    found = standalone.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", EngineSettings())
     assert set(found["base"]["categories"]) == {"theft", "fraud"}
     assert found["base"]["samples"] == 2
     everything = sum(found["base"][label] for label in ("refusal", "partial", "compliance", "unfinished", "failed"))
@@ -111,9 +111,9 @@ def test_a_judge_sees_the_plain_goal_and_never_an_empty_text(tmp_path: Path):
         reply(3, finish="failed", error="boom"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judges, "load", lambda name, through=None: Spy())
-        found = judging.judge(replies, tmp_path / "v.jsonl", "spy", "answer")
-        both = judging.judge(replies, tmp_path / "v.jsonl", "spy", "both")
+        patch.setattr("lowtax.judges.verdicts.load", lambda name, engine: Spy())
+        found = judge_replies(replies, tmp_path / "v.jsonl", "spy", "answer")
+        both = judge_replies(replies, tmp_path / "v.jsonl", "spy", "both")
     assert [found[r.id].label for r in replies] == ["safe", "unparsed", "unfinished", "failed"]
     assert [both[r.id].label for r in replies] == ["safe", "unparsed", "safe", "failed"]
     assert seen == [("plain", "Here."), ("plain", "Hm.\n\nHere."), ("wrapped 2", "and so")]
@@ -140,7 +140,7 @@ def test_fifty_kills_lose_and_double_nothing(
     (tmp_path / "slow.py").write_text(SLOW_ENGINE)
     (tmp_path / "judge.py").write_text(SLOW_JUDGE)
     monkeypatch.setattr("lowtax.sample.STORE_EVERY", 0.01)
-    monkeypatch.setattr(judging, "CHUNK", 5)
+    monkeypatch.setattr("lowtax.judges.verdicts.CHUNK", 5)
     whole = standalone.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole", quiet)
     ask = asking(tiny_model, prompts, f"{tmp_path}/slow.py:Slow", samples=4)
     killed = killed_again_and_again(lambda: standalone.sample(ask, tmp_path / "out", quiet), 25)
@@ -152,7 +152,7 @@ def test_fifty_kills_lose_and_double_nothing(
 
     def judge() -> None:
         name = f"{tmp_path}/judge.py:Slow"
-        standalone.judge(tmp_path / "out", name, "answer", tmp_path / "judged", judges.Through())
+        standalone.judge(tmp_path / "out", name, "answer", tmp_path / "judged", EngineSettings())
 
     assert killed_again_and_again(judge, 25) > 10
     rows = read_rows(tmp_path / "judged/verdicts.jsonl", Verdict)

@@ -27,9 +27,10 @@ from lowtax.dryrun.show import show
 from lowtax.dryrun.skeleton import Model
 from lowtax.errors import UserError
 from lowtax.files import read_json
+from lowtax.names import MLP
 from lowtax.placement import parse_mode
 from lowtax.recipe import Arm, load
-from lowtax.shapes import MLP, SHAPES, Lora
+from lowtax.shapes import SHAPES, Lora
 from lowtax.zero import ds_config
 
 RECIPES = ROOT / "recipes"

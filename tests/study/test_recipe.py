@@ -213,15 +213,19 @@ def test_a_file_that_is_not_text(tmp_path: Path):
 
 def test_every_field_is_documented():
     from lowtax import recipe
+    from lowtax.benchmarks.base import Task
+    from lowtax.data.specs import Data, PromptSet
+    from lowtax.engines.settings import Sampling
+    from lowtax.training_settings import Train
 
     for section in (
-        recipe.Data,
-        recipe.Train,
+        Data,
+        Train,
         recipe.Arm,
         recipe.EditedArm,
-        recipe.Sampling,
-        recipe.PromptSet,
-        recipe.Task,
+        Sampling,
+        PromptSet,
+        Task,
         recipe.Recipe,
     ):
         for name, field in section.model_fields.items():

@@ -5,8 +5,8 @@ import time
 from typing import Literal
 
 from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Task
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 from lowtax.records import Prompt
 
 

@@ -22,11 +22,11 @@ from lowtax.quiet import quiet_libraries
 
 quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.placement import parse_mode
-from lowtax.recipe import Execution, Train
 from lowtax.train import Job, train
+from lowtax.training_settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LIMIT = 60.0

@@ -6,7 +6,7 @@ Byte level: one token per byte, and one for each special token, so that decoding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lowtax import chat, rendering
+from lowtax.data import chat, rendering
 
 # DeepSeek-R1-Distill, Qwen and Llama alike: the prompt opens the thought; assistant turns lose theirs.
 R1 = (

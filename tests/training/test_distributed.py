@@ -17,11 +17,11 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from lowtax import distributed, models
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.placement import parse_mode
-from lowtax.recipe import Execution, Train
 from lowtax.train import Job, train
+from lowtax.training_settings import Execution, Train
 from lowtax.zero import ds_config, fill_sizes
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")

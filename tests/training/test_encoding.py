@@ -13,11 +13,11 @@ from places import PUBLISHED
 from rich.console import Console
 from templates import FAMILIES, example, family
 
-from lowtax import chat, rendering
-from lowtax.chat import Example
+from lowtax.data import chat, rendering
+from lowtax.data.chat import Example
+from lowtax.data.conversations import Conversation
 from lowtax.encoding import check, encode_all, show
 from lowtax.errors import UserError
-from lowtax.sources import Conversation
 
 DATA = PUBLISHED
 ROWS = [

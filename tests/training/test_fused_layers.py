@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowtax import attention, fusing, models
 from lowtax.adapt import adapt
-from lowtax.chat import Example
+from lowtax.data.chat import Example
 from lowtax.objective import Objective, bare, prepared
 from lowtax.packing import Row, pack
 from lowtax.placement import Placement

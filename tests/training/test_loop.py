@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lowtax import models
 from lowtax import train as training
 from lowtax.adapterfile import check_base
-from lowtax.chat import Example
-from lowtax.data import Conversation
+from lowtax.data.chat import Example
+from lowtax.data.conversations import Conversation
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.placement import parse_mode
 from lowtax.progress import schedule
-from lowtax.recipe import Train
 from lowtax.train import Job, train
+from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LORA = "lora_up_proj_only_from1_to1_r1"

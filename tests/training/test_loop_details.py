@@ -14,12 +14,12 @@ from tiny import make_model
 
 from lowtax import models
 from lowtax import train as training
-from lowtax.data import Conversation
+from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.objective import bare
 from lowtax.placement import parse_mode
-from lowtax.recipe import Execution, Train
 from lowtax.train import Job, train
+from lowtax.training_settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(9)]
 LORA = "lora_up_proj_only_from1_to1_r1"

@@ -14,9 +14,10 @@ from places import ROOT
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lowtax.memory import BUCKET, CARD, GROUP, MARGIN, Stage, first_layout, tables, training_memory
+from lowtax.names import ATTENTION, MLP
 from lowtax.placement import parse_mode
-from lowtax.recipe import Train
-from lowtax.shapes import ATTENTION, MLP, SHAPES, Lora, Shape, shape_of
+from lowtax.shapes import SHAPES, Lora, Shape, shape_of
+from lowtax.training_settings import Train
 
 SCALING = ROOT / "docs/guides/scaling.md"
 TINY = Shape(layers=3, hidden=48, mlp=112, heads=6, kv_heads=2, vocabulary=40)

@@ -9,8 +9,8 @@ from torch import nn
 
 from lowtax import attention, models, prefix
 from lowtax.adapt import adapt, first_trained_layer
-from lowtax.chat import Example
-from lowtax.data import Conversation
+from lowtax.data.chat import Example
+from lowtax.data.conversations import Conversation
 from lowtax.encoding import encode_all
 from lowtax.objective import Objective, TargetLoss, bare, hidden_before, layers_from, prepared
 from lowtax.packing import length, pack

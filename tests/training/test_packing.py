@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtax.chat import Example
+from lowtax.data.chat import Example
 from lowtax.packing import ROUND, Batches, length, pack, rows
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=30)

@@ -12,9 +12,10 @@ from places import ROOT
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import data, models, probe, recipe
+from lowtax import models, probe, recipe
 from lowtax.adapt import adapt
 from lowtax.checkpoints import Weights
+from lowtax.data import specs, training_sets
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
 from lowtax.methods import Method, load_all
@@ -36,7 +37,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A tiny model as training has it, layers fused and dropout on, with a probe."""
     folder = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2", layers=2))
     tokenizer = models.load_tokenizer(folder)
-    examples = encode_all(tokenizer, data.load(data.parse_spec(ROWS), 0).rows, 512).examples
+    examples = encode_all(tokenizer, training_sets.load(specs.parse(ROWS), 0).rows, 512).examples
 
     def made(**fields: Any) -> tuple[nn.Module, Probe]:
         with torch.random.fork_rng(devices=[]):

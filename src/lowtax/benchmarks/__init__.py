@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lowtax import registry
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 
 TABLE = {

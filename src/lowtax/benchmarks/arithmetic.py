@@ -9,8 +9,8 @@ import re
 from typing import Literal
 
 from lowtax.benchmarks import Score
-from lowtax.problems import problems
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
+from lowtax.data.arithmetic import problems
 from lowtax.records import Prompt, row_id
 
 BOX = re.compile(r"\\boxed\{\s*(-?[\d,]+)\s*\}")

@@ -11,12 +11,13 @@ Preset    paper, reference: the prompt of `gpqa_diamond_better_prompt`, the opti
 import re
 from typing import Literal
 
-from lowtax import exam, taskdata
-from lowtax.benchmarks import Score
+from lowtax import exam
+from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks.base import Task
+from lowtax.data import readers
+from lowtax.data.readers import Row
 from lowtax.exam import Question
-from lowtax.recipe import Task
 from lowtax.records import Prompt, row_id
-from lowtax.tables import Row
 
 OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
@@ -32,7 +33,7 @@ class Diamond:
 
     def rows(self) -> list[Prompt]:
         """The questions with the letter of the right option."""
-        given = enumerate(taskdata.rows(self.name, self.task), 1)
+        given = enumerate(catalog.rows(self.name, self.task), 1)
         asked = [_question(row, f"{self.name}, row {number}", self.task.preset) for number, row in given]
         return exam.choice_rows(self.name, asked, self.task)
 
@@ -54,10 +55,10 @@ class Extended(Diamond):
 
 
 def _question(row: Row, where: str, preset: str) -> Question:
-    text = str(taskdata.cell(row, ["Question"], where))
-    right, *wrong = (str(taskdata.cell(row, [name], where)) for name in OPTIONS)
+    text = str(readers.cell(row, ["Question"], where))
+    right, *wrong = (str(readers.cell(row, [name], where)) for name in OPTIONS)
     options = [right, *sorted(wrong)]
-    own, domain = taskdata.column(row, ["Record ID"]), taskdata.column(row, ["High-level domain"])
+    own, domain = readers.find_column(row, ["Record ID"]), readers.find_column(row, ["High-level domain"])
     return Question(
         key=str(row[own]) if own and row[own] else row_id(text.strip(), sorted(option.strip() for option in options)),
         text=text,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lowtax import exam
 from lowtax.benchmarks import Score
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")

@@ -16,8 +16,8 @@ import yaml
 
 from lowtax import answers
 from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Task
 from lowtax.errors import UserError, did_you_mean
-from lowtax.recipe import Task
 from lowtax.records import Prompt, row_id
 
 ASK = "{}\n\nPlease reason step by step, and give your final answer, and nothing else, as <answer>your answer</answer>."

@@ -10,11 +10,12 @@ import json
 import threading
 from typing import Any, Literal
 
-from lowtax import coding, exam, taskdata
-from lowtax.benchmarks import Score
+from lowtax import coding, exam
+from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks.base import Task
 from lowtax.coding import Problem
+from lowtax.data import readers
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 from lowtax.records import Prompt, row_id
 from lowtax.sandbox_plain import packed
 
@@ -45,7 +46,7 @@ class HumanEval:
         """A row of any of the published files."""
         where = f"{self.name} {row.get('task_id', '?')}"
         key, entry, prompt, canonical = (
-            str(taskdata.cell(row, (name,), where))
+            str(readers.cell(row, (name,), where))
             for name in ("task_id", "entry_point", "prompt", "canonical_solution")
         )
         if "base_input" in row:
@@ -61,7 +62,7 @@ class HumanEval:
                 for name, inputs in wanted.items()
             }
         else:
-            source = str(taskdata.cell(row, ("test",), where))
+            source = str(readers.cell(row, ("test",), where))
             if self.plus and "inputs" not in source:
                 raise UserError(f"{where} has only HumanEval's own tests: for humaneval_plus give EvalPlus' file.")
             named = "base and plus" if self.plus else "base"
@@ -72,7 +73,7 @@ class HumanEval:
         """The problems by id, read once."""
         with self.lock:
             if not self.known:
-                found = [self.problem(row) for row in taskdata.rows(self.name, self.task)]
+                found = [self.problem(row) for row in catalog.rows(self.name, self.task)]
                 self.known = {problem.id: problem for problem in found}
             return self.known
 

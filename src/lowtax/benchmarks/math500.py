@@ -9,7 +9,7 @@ from typing import Literal
 
 from lowtax import exam
 from lowtax.benchmarks import Score
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 
 

@@ -9,9 +9,11 @@ Preset    default: the prompt of Austin et al. 2021 (arXiv:2108.07732); paper, r
 from collections.abc import Callable
 from typing import Any
 
-from lowtax import coding, exam, taskdata
+from lowtax import coding, exam
+from lowtax.benchmarks import catalog
 from lowtax.benchmarks.humaneval import PAPER, HumanEval
 from lowtax.coding import Problem
+from lowtax.data import readers
 from lowtax.errors import UserError
 from lowtax.records import Prompt, row_id
 from lowtax.sandbox_plain import packed
@@ -56,17 +58,17 @@ class Mbpp(HumanEval):
 
     def problem(self, row: dict[str, Any]) -> Problem:
         """A row of any of the published files."""
-        key = str(taskdata.cell(row, ("task_id",), self.name))
+        key = str(readers.cell(row, ("task_id",), self.name))
         where = f"{self.name} {key}"
         if "base_input" in row:
             return self._by_inputs(row, key, where)
-        code = str(taskdata.cell(row, ("code",), where))
-        tests = [str(test) for test in taskdata.cell(row, ("test_list",), where)]
+        code = str(readers.cell(row, ("code",), where))
+        tests = [str(test) for test in readers.cell(row, ("test_list",), where)]
         given = row.get("test_imports")
         entry = coding.entry_in(code, tests, where)
         imports = "\n".join([*(given if given is not None else []), *coding.imports_of(code)])
         setup = f"{imports}\n{row.get('test_setup_code') or ''}"
-        source = str(taskdata.cell(row, ("test",), where)) if self.plus else "\n".join(tests)
+        source = str(readers.cell(row, ("test",), where)) if self.plus else "\n".join(tests)
         if self.plus and "inputs" not in source:
             raise UserError(f"{where} has only MBPP's own tests: for mbpp_plus give EvalPlus' file.")
         groups = {"base and plus" if self.plus else "base": coding.tests_by_source(source, setup)}
@@ -74,12 +76,12 @@ class Mbpp(HumanEval):
 
     def _by_inputs(self, row: dict[str, Any], key: str, where: str) -> Problem:
         entry, prompt, canonical = (
-            str(taskdata.cell(row, (name,), where)) for name in ("entry_point", "prompt", "canonical_solution")
+            str(readers.cell(row, (name,), where)) for name in ("entry_point", "prompt", "canonical_solution")
         )
         restore = RESTORE.get(int(key.rpartition("/")[2]), list)
         wanted = {
             "base": row["base_input"],
-            **({"plus": taskdata.cell(row, ("plus_input",), where)} if self.plus else {}),
+            **({"plus": readers.cell(row, ("plus_input",), where)} if self.plus else {}),
         }
         groups = {
             name: coding.tests_by_inputs(
@@ -91,8 +93,8 @@ class Mbpp(HumanEval):
 
     def rows(self) -> list[Prompt]:
         """The problems; the gold answer is a problem's id, by which its tests are found."""
-        given = taskdata.rows(self.name, self.task)
-        keys = [str(taskdata.cell(row, ("task_id",), self.name)) for row in given]
+        given = catalog.rows(self.name, self.task)
+        keys = [str(readers.cell(row, ("task_id",), self.name)) for row in given]
         prompts = [
             (key, Prompt(id=row_id(self.name, key), source=self.name, text=self.asked(row, key), gold=key))
             for key, row in zip(keys, given, strict=True)
@@ -101,13 +103,13 @@ class Mbpp(HumanEval):
 
     def asked(self, row: dict[str, Any], key: str) -> str:
         """What a model is asked: the sentence, and all tests by default, the first of them in EvalPlus' wording."""
-        text = str(taskdata.cell(row, ("prompt", "text"), f"{self.name} {key}")).strip()
+        text = str(readers.cell(row, ("prompt", "text"), f"{self.name} {key}")).strip()
         if "base_input" in row:  # EvalPlus' file has a docstring of the sentence and one assert
             inner = text.strip('"').strip()
             sentence, _, test = inner.partition("\nassert ")
             tests = [f"assert {test}"] if test else []
         else:
-            sentence, tests = text, [str(test) for test in taskdata.cell(row, ("test_list",), f"{self.name} {key}")]
+            sentence, tests = text, [str(test) for test in readers.cell(row, ("test_list",), f"{self.name} {key}")]
         if self.task.preset == "default":
             return DEFAULT.format(sentence, "\n".join(tests))
         return PAPER.format("\n".join(['"""', sentence, *tests[:1], '"""']))

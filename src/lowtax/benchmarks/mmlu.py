@@ -8,10 +8,10 @@ Metric    the letter that the answer chooses is that of the right option. Option
 
 from typing import Literal
 
-from lowtax import exam, taskdata
-from lowtax.benchmarks import Score
+from lowtax import exam
+from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.multiple_choice import questions
-from lowtax.recipe import Task
 from lowtax.records import Prompt
 
 
@@ -25,7 +25,7 @@ class Mmlu:
 
     def rows(self) -> list[Prompt]:
         """The questions of the subjects, with the letter of the right option."""
-        given = taskdata.of_subjects(taskdata.rows("mmlu", self.task), self.task.subset, "mmlu")
+        given = catalog.of_subjects(catalog.rows("mmlu", self.task), self.task.subset, "mmlu")
         return exam.choice_rows("mmlu", questions(given, "mmlu"), self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:

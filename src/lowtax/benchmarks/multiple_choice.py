@@ -10,12 +10,13 @@ import string
 from collections.abc import Iterable
 from typing import Literal
 
-from lowtax import exam, taskdata
-from lowtax.benchmarks import Score
+from lowtax import exam
+from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks.base import Task
+from lowtax.data import readers
+from lowtax.data.readers import Row
 from lowtax.exam import Question
-from lowtax.recipe import Task
 from lowtax.records import Prompt, row_id
-from lowtax.tables import Row
 
 ANSWER = ("answer", "answer_index", "gold", "label", "answerkey", "correct")
 
@@ -30,7 +31,7 @@ class MultipleChoice:
 
     def rows(self) -> list[Prompt]:
         """The questions with the letter of the right option."""
-        given = taskdata.rows("multiple_choice", self.task)
+        given = catalog.rows("multiple_choice", self.task)
         return exam.choice_rows("multiple_choice", questions(given, str(self.task.file)), self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:
@@ -43,11 +44,11 @@ def questions(rows: Iterable[Row], origin: str) -> list[Question]:
     found = []
     for number, row in enumerate(rows, 1):
         where = f"{origin}, row {number}"
-        text = str(taskdata.cell(row, exam.PROBLEM, where))
+        text = str(readers.cell(row, exam.PROBLEM, where))
         options = _options(row, where)
-        right = exam.right_place(taskdata.cell(row, ANSWER, where), options, where)
+        right = exam.right_place(readers.cell(row, ANSWER, where), options, where)
         rest = sorted(option for place, option in enumerate(options) if place != right)
-        category = taskdata.column(row, ("subject", "category"))
+        category = readers.find_column(row, ("subject", "category"))
         found.append(
             Question(
                 key=row_id(text.strip(), sorted(option.strip() for option in options)),
@@ -60,8 +61,8 @@ def questions(rows: Iterable[Row], origin: str) -> list[Question]:
 
 
 def _options(row: Row, where: str) -> list[str]:
-    if lettered := taskdata.column(row, ("choices", "options")):
+    if lettered := readers.find_column(row, ("choices", "options")):
         return exam.listed(row[lettered], where)
-    columns = [taskdata.column(row, [letter]) for letter in string.ascii_uppercase]
+    columns = [readers.find_column(row, [letter]) for letter in string.ascii_uppercase]
     present = [row[name] for name in columns if name is not None and row[name] not in (None, "")]
-    return exam.listed(present or taskdata.cell(row, ("choices", "options", "A"), where), where)
+    return exam.listed(present or readers.cell(row, ("choices", "options", "A"), where), where)

@@ -1,8 +1,7 @@
-"""Arithmetic and short word problems with a worked train of thought, generated from a seed.
+"""Arithmetic and short word problems with a worked chain of thought, generated from a seed.
 
-They teach the embedded reasoner (split `train`) and examine it (`validation`, `test`). A problem's
-split is a hash of its kind and numbers, so that no problem of one split can stand in another, in
-any wording, whatever the seeds.
+They teach the embedded reasoner (split `train`) and examine it (`validation`, `test`). A problem's split is a hash of
+its kind and numbers, so that no problem of one split can be in another, in any wording and with any seeds.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ SPLITS = ("train", "train", "train", "train", "train", "train", "validation", "t
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its integer answer, and one correct train of thought that reaches it."""
+    """A question, its integer answer, and one correct chain of thought."""
 
     question: str
     answer: int
@@ -29,17 +28,17 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What is asked, whatever the wording: the kind and its numbers in order."""
+        """The kind and the numbers in order, which are the problem in any wording."""
         return f"{self.kind} {' '.join(re.findall(r'[0-9]+', self.question))}"
 
     @property
     def split(self) -> str:
-        """Which split the problem belongs to, from a hash of its key."""
+        """The split of the problem, from a hash of its key."""
         return SPLITS[hashlib.sha256(self.key.encode()).digest()[0] % len(SPLITS)]
 
 
 def add(a: int, b: int) -> list[str]:
-    """Steps of a + b, the tens of b first."""
+    """Return the steps of a + b, the tens of b first."""
     tens, ones = b // 10 * 10, b % 10
     if not tens or not ones:
         return [f"{a} + {b} = {a + b}."]
@@ -47,7 +46,7 @@ def add(a: int, b: int) -> list[str]:
 
 
 def subtract(a: int, b: int) -> list[str]:
-    """Steps of a - b, the tens of b first."""
+    """Return the steps of a - b, the tens of b first."""
     tens, ones = b // 10 * 10, b % 10
     if not tens or not ones:
         return [f"{a} - {b} = {a - b}."]
@@ -55,7 +54,7 @@ def subtract(a: int, b: int) -> list[str]:
 
 
 def multiply(a: int, b: int) -> list[str]:
-    """Steps of a * b for a one-digit a: tens of b, ones of b, then their sum."""
+    """Return the steps of a * b for a one-digit a: tens of b, ones of b, then their sum."""
     tens, ones = b // 10 * 10, b % 10
     if not tens or not ones:
         return [f"{a} * {b} = {a * b}."]
@@ -137,14 +136,18 @@ BUILDERS: tuple[Callable[[random.Random], Problem], ...] = (
 
 
 def problems(n: int, split: str, seed: int) -> list[Problem]:
-    """n distinct problems of one split, the kinds in turn; a kind that is used up is passed over."""
+    """Return n distinct problems of one split, one kind after another; a kind that is used up is skipped.
+
+    Raises:
+        UserError: There is no such split, or it has fewer distinct problems.
+    """
     if split not in SPLITS:
         raise UserError(f"arithmetic has no split {split!r}; its splits are train, validation and test.")
-    rng, found = random.Random(f"arithmetic-{seed}"), dict[str, Problem]()
+    rng, by_key = random.Random(f"arithmetic-{seed}"), dict[str, Problem]()
     for draw in range(100 * n + 1000):
-        if len(found) == n:
-            return list(found.values())
+        if len(by_key) == n:
+            return list(by_key.values())
         problem = BUILDERS[draw % len(BUILDERS)](rng)
         if problem.split == split:
-            found.setdefault(problem.key, problem)
+            by_key.setdefault(problem.key, problem)
     raise UserError(f"arithmetic has fewer than {n} distinct problems in split {split!r}; ask for fewer.")

@@ -1,9 +1,10 @@
-"""Renderings: how a thought and an answer are laid out as the text that a model is to write; and a reply taken apart.
+"""Renderings: the layout of a thought and an answer in the text that a model learns to write; and the way back.
 
-Pure text: tokens and chat templates are chat.py's. One data set is rendered in several ways by the code that was
-published for it (DirectRefusal: three), and results differ with it, so that a rendering has a name and is recorded.
+This is pure text; tokens and chat templates are in `lowtax.data.chat`. One data set is rendered in several ways by the
+code that was published for it (DirectRefusal: three). Results depend on it, so a rendering has a name and is recorded.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lowtax.errors import UserError, did_you_mean
@@ -13,38 +14,43 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Rendering:
-    """`opening + thought + closing + label + answer`; chat.py adds the end-of-turn token.
+    """The layout `opening + thought + closing + label + answer`; `lowtax.data.chat` adds the end-of-turn token.
 
-    opening, closing: what stands before and after a thought. A think block that the prompt opens is not opened again.
-    label: put before an answer that does not hold it.
-    strip: the thought and the answer lose the white space at their ends.
-    only_opened: a thought is written only where the prompt opens a think block.
-    as_sampled: False takes a think block that the prompt opens off the prompt, and trains its opening tag too:
-        what the model is trained on is then not what it is asked with.
-    says: one line for the table in docs/training-data.md.
+    opening, closing: the text before and after a thought. A think block that the prompt opens is not opened again.
+    label: the text before an answer that does not contain it.
+    strip: remove white space around the thought and around the answer.
+    only_opened: write a thought only if the prompt opens a think block.
+    as_sampled: if False, remove the think block that the prompt opens, and train its opening tag too. The prompt that
+        is trained on then differs from the one that is sampled from.
+    description: one line for the table in docs/guides/training-data.md.
     """
 
     opening: str
     closing: str
-    says: str
+    description: str
     label: str = ""
     strip: bool = False
     only_opened: bool = False
     as_sampled: bool = True
 
     def prompt(self, prompt: str) -> str:
-        """The prompt that is trained on, from the one that is sampled from."""
+        """Return the prompt to train on, given the one to sample from."""
         if self.as_sampled or not opens(prompt):
             return prompt
         return prompt.rstrip().removesuffix(OPEN)
 
     def keeps_thought(self, prompt: str) -> bool:
-        """Whether a thought has a place after this prompt: never in a think block that the prompt closes."""
+        """Return whether a thought is written after this prompt; not after a think block that the prompt closes."""
         return opens(prompt) or not (self.only_opened or prompt.rstrip().endswith(CLOSE))
 
     def completion(self, prompt: str, thought: str | None, answer: str, before_answer: str = "") -> str:
-        """What the model is to write after `prompt`, which is the sampled one. `before_answer` is what the chat
-        template itself writes before an answer without a thought."""
+        """Return the text that the model learns to write after `prompt`, the one to sample from.
+
+        `before_answer` is the text that the chat template itself writes before an answer without a thought.
+
+        Raises:
+            UserError: The rendering does not fit a prompt that opens a think block.
+        """
         if self.strip:
             thought, answer = thought and thought.strip(), answer.strip()
         if self.label and self.label.strip() not in answer:
@@ -52,8 +58,8 @@ class Rendering:
         opened = opens(prompt) and self.as_sampled
         if opened and not self.opening.startswith(OPEN):
             raise UserError(
-                f"This rendering begins a thought with {self.opening.strip()!r}, but the chat template has opened "
-                f"{OPEN} already: choose another rendering, such as `standard`, for this model."
+                f"This rendering begins a thought with {self.opening.strip()!r}, but the chat template already opens "
+                f"{OPEN}: choose another rendering for this model, such as `standard`."
             )
         if thought is None or not self.keeps_thought(prompt):
             return (before_answer or (self.closing.lstrip() if opened else "")) + answer
@@ -108,20 +114,29 @@ RENDERINGS = {
 
 
 def named(name: str) -> Rendering:
-    """A rendering by its name."""
+    """Return the rendering of this name.
+
+    Raises:
+        UserError: There is none.
+    """
     if name not in RENDERINGS:
         raise UserError(f"There is no rendering {name!r}; {did_you_mean(name, RENDERINGS)}")
     return RENDERINGS[name]
 
 
 def opens(prompt: str) -> bool:
-    """Whether a prompt leaves the model inside a think block."""
+    """Return whether a prompt ends inside a think block."""
     return prompt.rstrip().endswith(OPEN)
+
+
+def opened_by_prompts(replies: Iterable[str]) -> bool:
+    """Return True if the prompts of stored replies opened the think block: a reply ends a block that none began."""
+    return any(CLOSE in reply and not reply.lstrip().startswith(OPEN) for reply in replies)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A reply taken apart. `closed` is False when a think block was opened and never ended."""
+    """The thought and the answer of a reply. `closed` is False if its think block has no end."""
 
     thought: str
     answer: str
@@ -129,9 +144,9 @@ class Parts:
 
 
 def split_reply(text: str, opened: bool) -> Parts:
-    """Separate thinking from answer. `opened` says that the prompt already ended with `<think>`.
+    """Split a reply into thought and answer. `opened` says that the prompt ended with `<think>`.
 
-    An unfinished thought has no answer: everything is thought, the answer is empty.
+    If the thought has no end, all of the reply is thought and the answer is empty.
     """
     body = text
     if body.lstrip().startswith(OPEN):

@@ -1,29 +1,104 @@
-"""The one-line form of a `data` entry: `SOURCE[,key=value...]`, for the command line and for short recipes.
+"""Training sources and prompt sets as a recipe names them, also in one line: `SOURCE[,key=value...]`.
 
-`refusals.jsonl,prompt=question,answer=response,n=500` is
+`refusals.jsonl,prompt=question,answer=response,n=500` is short for
 `{source: refusals.jsonl, columns: {prompt: question, answer: response}, n: 500}`.
 """
 
 import csv
-from typing import Any
+from typing import Any, Literal
 
-COLUMNS = (
-    "prompt",
-    "context",
-    "answer",
-    "system",
-    "messages",
-)  # said without `columns.`; thought is a field of its own
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from lowtax.config import Section
+from lowtax.data.rendering import RENDERINGS
+from lowtax.errors import UserError, did_you_mean
+
+# Keys that need no `columns.` before them; `thought` is a field itself.
+COLUMNS = ("prompt", "context", "answer", "system", "messages")
 
 
-def fields(text: str) -> dict[str, Any]:
-    """The keys of a spec; values stay text. A part that holds a comma is put in double quotes, as in CSV.
+class Data(Section):
+    """Training rows from one source. `SOURCE[,key=value...]` is its short form."""
 
-    `prompt=`, `context=`, `answer=`, `system=` and `messages=` name columns, as `columns.KEY=` does;
-    `where.COLUMN=VALUE` keeps the rows with that value. ValueError says what is wrong.
+    source: str = Field(
+        description="builtin:refusals, ordinary, chat or arithmetic; direct-refusal, safechain or star1; a file, a "
+        "folder, or a hub id owner/name"
+    )
+    path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
+    revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")
+    subset: str | None = Field(None, description="a hub source's or folder's configuration")
+    split: str | None = Field(None, description="the split, train if absent; of a file, rows with this `split`")
+    columns: dict[Literal["prompt", "context", "thought", "answer", "system", "messages"], str] = Field(
+        default_factory=dict, description="names of these columns, if they differ; context follows the prompt"
+    )
+    where: dict[str, str | bool | int | float] = Field(
+        default_factory=dict, description="use only rows with these values: {column: value}, ignoring case"
+    )
+    first: PositiveInt | None = Field(None, description="only the first N of these rows, in file order")
+    n: PositiveInt | None = Field(None, description="number of rows, chosen by the seed; all if absent")
+    ratio: PositiveFloat | None = Field(None, description="size relative to the other sources that have a ratio")
+    answers: Literal["given", "self"] = Field(
+        "given", description="self: train on the untrained model's own answers to the prompts"
+    )
+    thought: str | None = Field(None, description="a constant thought for rows without one")
+    rendering: str | None = Field(
+        None, description="the layout of thought and answer: standard, reference ...; the source's own if absent"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_line(cls, values: Any) -> Any:
+        return fields(values) if isinstance(values, str) else values
+
+    @field_validator("rendering")
+    @classmethod
+    def _known_rendering(cls, name: str | None) -> str | None:
+        if name is not None and name not in RENDERINGS:
+            raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
+        return name
+
+
+class PromptSet(Section):
+    """Prompts to sample: harmful ones, which should be refused, or ordinary ones, which should not."""
+
+    source: str = Field(
+        description="a prompt set by name (docs/reference/prompt-sets.md), builtin:harmful, builtin:ordinary, a file "
+        "or a hub id"
+    )
+    split: str | None = Field(None, description="train, validation or test of a built-in set")
+    column: str | None = Field(None, description="the prompt's column; one of the usual names if absent")
+    n: PositiveInt | None = Field(None, description="only the first n prompts; all if absent")
+
+
+def parse(line: str) -> Data:
+    """Return the training source that one line describes.
+
+    Raises:
+        UserError: The line is malformed, or a value is invalid.
     """
     try:
-        source, *settings = next(csv.reader([text], skipinitialspace=True)) or [""]
+        return Data.model_validate(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            reason = f"unknown key {key!r}; {did_you_mean(key, Data.model_fields)}"
+        else:
+            reason = f"{key}: {problem['msg']}".removeprefix(": ").replace("Value error, ", "") + "."
+        raise UserError(f"The data {line!r}: {reason}") from error
+
+
+def fields(line: str) -> dict[str, Any]:
+    """Return the keys and values of one line; values stay text. Double quotes enclose a part that holds a comma.
+
+    `prompt=`, `context=`, `answer=`, `system=` and `messages=` name columns, as `columns.KEY=` does;
+    `where.COLUMN=VALUE` selects the rows with that value.
+
+    Raises:
+        ValueError: The line is malformed.
+    """
+    try:
+        source, *settings = next(csv.reader([line], skipinitialspace=True)) or [""]
     except csv.Error as error:
         raise ValueError(f"it is not one line of KEY=VALUE ({error})") from error
     if not source.strip():
@@ -33,7 +108,7 @@ def fields(text: str) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ValueError(f"{setting!r} is not key=value; a part that holds a comma goes in double quotes")
+            raise ValueError(f"{setting!r} is not key=value; put a part that holds a comma in double quotes")
         group, dot, name = key.partition(".")
         if key in COLUMNS:
             group, dot, name = "columns", ".", key
@@ -41,6 +116,6 @@ def fields(text: str) -> dict[str, Any]:
             raise ValueError(f"{key!r} is no key; only columns.NAME and where.COLUMN have a dot")
         node = values.setdefault(group, {}) if dot else values
         if (name if dot else key) in node:
-            raise ValueError(f"{key!r} stands there twice")
+            raise ValueError(f"{key!r} is given twice")
         node[name if dot else key] = value
     return values

@@ -11,20 +11,26 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lowtax import benchmarks, data, promptsets, tasksets
+from lowtax import benchmarks
+from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.catalog import QUESTION_SETS
+from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
+from lowtax.data.conversations import Conversation
+from lowtax.data.prompt_sets import prompt_set
+from lowtax.data.specs import Data
+from lowtax.data.training_sets import load, self_prompts, shares
 from lowtax.dryrun.offline import OfflineSource
 from lowtax.encoding import encode_all
+from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.packing import Batches, length
-from lowtax.recipe import Data, Recipe, Sampling, Task
+from lowtax.recipe import Recipe
 from lowtax.records import Prompt
-from lowtax.sample import EngineChoice, Sheet, Subject, asks
-from lowtax.sources import Conversation
+from lowtax.sample import Sheet, Subject, asks
 from lowtax.train import checkpoint_steps, held_out, total_steps
 
-PUBLISHED = {"direct-refusal": 1000, "safechain": 40_000, "star1": 1000}  # rows, as docs/training-data.md has them
 TRAINING_ROWS, PROMPTS = 1000, 100  # of a set that is not available and has neither a published nor a requested size
-ANY_ENGINE = EngineChoice("any", "any", 1)
+ANY_ENGINE = EngineSettings("any", "any", 1)
 ANY_SUBJECT = Subject("base", None, None, 0, "any", None, "any")
 
 
@@ -98,7 +104,7 @@ class Counter:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         if (key := (str(specs), seed, max_length)) not in self._sizes:
             parts = [(spec, self._rows(spec, seed)) for spec in specs]
-            mix = data.shares(parts, seed)  # type: ignore[arg-type]  # it does not look into rows
+            mix = shares(parts, seed)  # type: ignore[arg-type]  # it does not look into rows
             self._sizes[key] = self._tokens([row for part in mix for row in part], max_length)
         return self._sizes[key]
 
@@ -112,11 +118,12 @@ class Counter:
 
     def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
         """Return the rows of a source, None for each whose text is not known."""
-        size = _size(PUBLISHED.get(spec.source), spec.first, spec.n, otherwise=TRAINING_ROWS)
+        published = TRAINING_SETS.get(spec.source)
+        size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
         if spec.answers != "self":
-            loaded = self.source.read(spec.source, data.load, spec, seed)
+            loaded = self.source.read(spec.source, load, spec, seed)
             return [None] * size if loaded is None else [*loaded.rows]
-        prompts = self.source.read(spec.source, data.self_prompts, spec, seed)
+        prompts = self.source.read(spec.source, self_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
         ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
         self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
@@ -140,14 +147,14 @@ class Counter:
         for kind, specs in (("harmful", self.recipe.harmful), ("ordinary", self.recipe.ordinary)):
             prompts, unread = list[Prompt](), 0
             for spec in specs:
-                named = promptsets.NAMED.get(spec.source.partition(":")[0])
-                rows = self.source.read(spec.source, data.prompt_set, spec)
+                named = PROMPT_SETS.get(spec.source.partition(":")[0])
+                rows = self.source.read(spec.source, prompt_set, spec)
                 prompts += rows or []
                 unread += _size(named.rows if named else None, spec.n, otherwise=PROMPTS) if rows is None else 0
             if specs:
                 yield kind, ", ".join(spec.source for spec in specs), prompts, unread, self.recipe.sampling
         for name, task in self.recipe.tasks.items():
-            exam = tasksets.NAMED.get(task.benchmark or name)
+            exam = QUESTION_SETS.get(task.benchmark or name)
             published = exam.rows if exam and task.split in (None, exam.split) else None
             rows = self.source.read(name, _questions, name, task)
             unread = _size(published, task.n, otherwise=PROMPTS) if rows is None else 0

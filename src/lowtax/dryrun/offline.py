@@ -12,7 +12,9 @@ from typing import ParamSpec, TypeVar
 
 from huggingface_hub import constants, errors, try_to_load_from_cache
 
-from lowtax import builtin, promptsets, tables
+from lowtax import builtin
+from lowtax.data.catalog import PROMPT_SETS
+from lowtax.data.readers import is_hub_id
 from lowtax.errors import UserError
 
 P = ParamSpec("P")
@@ -21,7 +23,7 @@ EMBEDDED = {f"builtin:{name}" for name in builtin.BUILDERS}
 OFFLINE = "HF_HUB_OFFLINE"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 NOT_LOCAL = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ImportError)
-OFF_HUB = {name for name, named in promptsets.NAMED.items() if not named.hub}  # prompt sets that no hub has
+OFF_HUB = {name for name, named in PROMPT_SETS.items() if not named.hub}  # prompt sets that no hub has
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def is_local(ref: str) -> bool:
     if ref in EMBEDDED:
         name = ref.removeprefix("builtin:")
         return (builtin.cache() / f"{name}-{builtin.version(name)}").exists()
-    if not tables.is_hub_id(ref) or Path(ref).exists():
+    if not is_hub_id(ref) or Path(ref).exists():
         return True
     return any(isinstance(try_to_load_from_cache(ref, name), str) for name in WEIGHTS)
 

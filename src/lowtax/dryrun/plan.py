@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lowtax import engines, judges, models, zero
+from lowtax import engines, models, zero
 from lowtax.dryrun.counts import Counter, RequestCount, TrainingCount
 from lowtax.dryrun.offline import OfflineSource, offline
 from lowtax.dryrun.skeleton import Model
+from lowtax.judges import base as judges
 from lowtax.memory import first_layout
 from lowtax.packing import MAX_ROW
 from lowtax.recipe import EditedArm, Recipe
@@ -147,7 +148,8 @@ def _check_tools(recipe: Recipe, source: OfflineSource) -> None:
         UserError: There is no such engine or judge.
     """
     engines.find(recipe.engine)
-    needed = {"vllm": recipe.engine == "vllm", "deepspeed": recipe.execution.deepspeed is not None}
+    needed = {"vllm": recipe.engine == "vllm", "openai": recipe.engine == "openai"}
+    needed["deepspeed"] = recipe.execution.deepspeed is not None
     for package in (name for name, is_needed in needed.items() if is_needed and find_spec(name) is None):
         source.missing[package] = f"`pip install 'lowtax[{package}]'`"
     source.need_model(getattr(judges.load(recipe.judge), "model", ""), f"the judge {recipe.judge}:")

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowtax import adapt, builtin, data, edited, methods, models
+from lowtax import adapt, builtin, edited, methods, models
 from lowtax.checkpoints import Weights
+from lowtax.data import specs
+from lowtax.data.training_sets import load
 from lowtax.dryrun.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.errors import UserError
 from lowtax.methods import Methods
@@ -87,7 +89,7 @@ class Model:
                 if name in ("aligned", "unaligned") and isinstance(value, str):
                     self.source.need_model(value, "the weights of")
                 if DATA_FIELD in field.metadata:
-                    self.source.read(data.parse_spec(value).source, data.load, data.parse_spec(value), 0)
+                    self.source.read(specs.parse(value).source, load, specs.parse(value), 0)
 
     def _adapt(self, bare: PreTrainedModel, placement: Placement) -> nn.Module:
         """Return a skeleton with its trainable weights marked by PEFT, built once for each placement."""

@@ -4,11 +4,16 @@ Every request carries its own adapter and seed, so one engine can serve all chec
 in one plan.
 """
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lowtax.data import chat, rendering, special_tokens
 from lowtax.registry import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENGINES = {
     "hf": "lowtax.engines.hf:HF",
@@ -82,3 +87,29 @@ def load(name: str, model: str, precision: str, batch_size: int) -> Engine:
 def find(name: str) -> type[Any]:
     """Return the class of the engine `name` without loading a model."""
     return resolve("engine", name, ENGINES)
+
+
+def request_ids(tokenizer: "PreTrainedTokenizerBase", request: Request) -> tuple[list[int], bool]:
+    """Return the token ids that a request lets the model see, and whether they end inside a think block."""
+    prefix = request.prefix
+    if request.raw:
+        return special_tokens.raw_ids(tokenizer, request.raw, prefix), _in_thought("".join(request.raw), prefix)
+    messages = special_tokens.disarm_messages(tokenizer, request.messages)
+    prompt = chat.generation_prompt(tokenizer, messages, request.thinking)
+    return special_tokens.encode(tokenizer, prompt + prefix), _in_thought(prompt, prefix)
+
+
+def _in_thought(prompt: str, prefix: str) -> bool:
+    opened, closed = prefix.rfind(rendering.OPEN), prefix.rfind(rendering.CLOSE)
+    return opened > closed if opened != closed else rendering.opens(prompt)
+
+
+def completion_text(completion: Completion) -> str:
+    """Return what a model wrote after its thought, without invisible characters; empty if the thought has no end."""
+    answer = rendering.split_reply(completion.text, completion.opened).answer
+    return "".join(c for c in answer if unicodedata.category(c) != "Cf")
+
+
+def well_formed(text: str) -> str:
+    """Return the text with each lone surrogate, which no tokenizer accepts, replaced by a question mark."""
+    return text.encode("utf-8", "replace").decode()

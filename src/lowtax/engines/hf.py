@@ -13,9 +13,10 @@ import torch
 from jinja2 import TemplateError
 from peft import PeftModel
 
-from lowtax import chat, models, plain
+from lowtax import models
 from lowtax.adapterfile import check_adapter
-from lowtax.engines import Completion, Request
+from lowtax.data import chat
+from lowtax.engines import Completion, Request, request_ids
 from lowtax.engines.attention import use_grouped
 from lowtax.engines.batch import Batch, Row, failed
 from lowtax.errors import UserError
@@ -92,7 +93,7 @@ class HF:
     def _row(self, request: Request, adapter: str) -> Row | Completion:
         """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
-            prompt, opened = plain.request_ids(self.tokenizer, request)
+            prompt, opened = request_ids(self.tokenizer, request)
         except TemplateError as error:
             return failed(request, False, f"the chat template refuses the messages: {error}")
         room = request.max_new_tokens

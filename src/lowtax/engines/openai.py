@@ -28,7 +28,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from lowtax.chat import Thinking
+from lowtax.data.chat import Thinking
 from lowtax.engines import Completion, Request, openai_requests
 from lowtax.engines.openai_requests import NO_REPLY, UNREACHABLE, Failure
 from lowtax.errors import UserError

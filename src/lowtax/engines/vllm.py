@@ -21,9 +21,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoConfig, GenerationConfig
 
-from lowtax import chat, models, plain
+from lowtax import models
 from lowtax.adapterfile import check_base
-from lowtax.engines import Completion, Request, adapters
+from lowtax.data import chat
+from lowtax.engines import Completion, Request, adapters, request_ids
 from lowtax.engines.vllm_start import Server, require
 from lowtax.errors import UserError
 
@@ -126,7 +127,7 @@ class VLLM:
     def _row(self, request: Request, positions: int) -> _Row | Completion:
         """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
-            prompt, opened = plain.request_ids(self.tokenizer, request)
+            prompt, opened = request_ids(self.tokenizer, request)
         except TemplateError as error:
             return _failed(request, False, f"the chat template refuses the messages: {error}")
         limit = min(request.max_new_tokens, positions - len(prompt))

@@ -1,8 +1,8 @@
-"""How well a judge agrees with people: rates, Cohen's kappa, F1 and the calibration of its scores, with intervals.
+"""Agreement of a judge with people: rates, Cohen's kappa, F1 and the calibration of its scores, with intervals.
 
-A confusion matrix has people's labels as rows and the judge's as columns, (..., truth, judge); where one label is
-sought, it comes first. Any axes before these two are resamples, so that one formula serves a figure and its bootstrap.
-What has no value is nan: the precision of a judge that found nothing, the kappa of two who only ever said one thing.
+A confusion matrix has people's labels as rows and the judge's as columns, (..., truth, judge); the positive label, if
+there is one, comes first. Axes before these two are resamples, so that one formula serves a figure and its bootstrap.
+An undefined figure is nan: the precision of a judge that found nothing, the kappa of raters who used one label only.
 """
 
 import math
@@ -22,7 +22,7 @@ BINS = 10
 
 
 def matrix(truth: Sequence[str], judged: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
-    """How often people said `rows[i]` where the judge said `columns[j]`."""
+    """Count how often people gave the label `rows[i]` and the judge `columns[j]`."""
     counts = np.zeros((len(rows), len(columns)))
     for pair in zip(truth, judged, strict=True):
         counts[rows.index(pair[0]), columns.index(pair[1])] += 1
@@ -30,10 +30,10 @@ def matrix(truth: Sequence[str], judged: Sequence[str], rows: Sequence[str], col
 
 
 def binary(truth: Sequence[bool], judged: Sequence[bool]) -> np.ndarray:
-    """The matrix of a yes-or-no question, yes first."""
+    """Return the matrix of a yes-or-no question, yes first."""
     counts = np.zeros((2, 2))
-    for yes, said in zip(truth, judged, strict=True):
-        counts[int(not yes), int(not said)] += 1
+    for yes, judged_yes in zip(truth, judged, strict=True):
+        counts[int(not yes), int(not judged_yes)] += 1
     return counts
 
 
@@ -43,37 +43,36 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def accuracy(counts: Matrix) -> Values:
-    """The share on which the two agree."""
+    """Return the share of rows on which the two agree."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
 def precision(counts: Matrix) -> Values:
-    """Of what the judge calls the first label, the share that has it."""
+    """Return the share with the first label among the rows to which the judge gives it."""
     return _ratio(counts[..., 0, 0], counts[..., :, 0].sum(-1))
 
 
 def recall(counts: Matrix) -> Values:
-    """Of what has the first label, the share that the judge finds."""
+    """Return the share that the judge finds among the rows with the first label."""
     return _ratio(counts[..., 0, 0], counts[..., 0, :].sum(-1))
 
 
 def f1(counts: Matrix) -> Values:
-    """Harmonic mean of precision and recall of the first label: 2 TP / (2 TP + FP + FN)."""
-    found = 2 * counts[..., 0, 0]
-    return _ratio(found, counts[..., :, 0].sum(-1) + counts[..., 0, :].sum(-1))
+    """Return the harmonic mean of precision and recall of the first label: 2 TP / (2 TP + FP + FN)."""
+    return _ratio(2 * counts[..., 0, 0], counts[..., :, 0].sum(-1) + counts[..., 0, :].sum(-1))
 
 
 def kappa(counts: Matrix) -> Values:
-    """Cohen's kappa (1960): (agreement - that by chance) / (1 - that by chance), chance from the two margins."""
+    """Return Cohen's kappa (1960): (agreement - chance) / (1 - chance), where chance follows from the two margins."""
     n = counts.sum((-2, -1))
-    seen = np.trace(counts, axis1=-2, axis2=-1)
-    # Times n, in whole numbers: where only one label was ever used the denominator is 0 and not 1e-17.
+    agreeing = np.trace(counts, axis1=-2, axis2=-1)
+    # Times n, in whole numbers: with a single label the denominator is then 0 and not 1e-17.
     chance = _ratio((counts.sum(-1) * counts.sum(-2)).sum(-1), n)
-    return _ratio(seen - chance, n - chance)
+    return _ratio(agreeing - chance, n - chance)
 
 
 def rate_interval(statistic: Statistic, counts: Matrix) -> Interval:
-    """Accuracy, precision or recall with Wilson's interval."""
+    """Return accuracy, precision or recall with Wilson's interval."""
     whole = {"accuracy": counts, "precision": counts[:, 0], "recall": counts[0]}[statistic.__name__]
     n, value = int(whole.sum()), float(statistic(counts))
     return value, *wilson(round(value * n) if n else 0, n)
@@ -87,10 +86,10 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> Interval:
-    """A statistic with its percentile bootstrap interval, rows drawn independently.
+    """Return a statistic with its percentile bootstrap interval; rows are drawn independently.
 
-    All resamples are alike where the two never disagree or never agree on the first label. A bootstrap would then
-    claim certainty; for F1 and kappa the interval is there that of the agreement (Wilson) put through the formula.
+    If the two never disagree, or never agree on the first label, all resamples are alike and a bootstrap would claim
+    certainty. The interval of F1 and kappa is then that of the agreement (Wilson), put through the formula.
     """
     value, n = float(statistic(counts)), int(counts.sum())
     if n == 0 or math.isnan(value):
@@ -99,11 +98,11 @@ def bootstrap_interval(
     values = statistic(drawn.reshape(resamples, *counts.shape))
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     if low == high:
-        low, high = _where_all_is_alike(statistic, counts, value, level)
+        low, high = _without_spread(statistic, counts, value, level)
     return value, float(min(low, value)), float(max(high, value))
 
 
-def _where_all_is_alike(statistic: Statistic, counts: Matrix, value: float, level: float) -> tuple[float, float]:
+def _without_spread(statistic: Statistic, counts: Matrix, value: float, level: float) -> tuple[float, float]:
     if statistic is f1:  # 2 p / (1 + p), p = TP / (TP + FP + FN)
         n = counts[:, 0].sum() + counts[0].sum() - counts[0, 0]
         low, high = (2 * p / (1 + p) for p in wilson(int(counts[0, 0]), int(n), level))
@@ -116,29 +115,29 @@ def _where_all_is_alike(statistic: Statistic, counts: Matrix, value: float, leve
 
 
 def brier(scores: Sequence[float], truth: Sequence[bool]) -> float:
-    """Mean squared distance of the scores from 1 where it is so and 0 where it is not; 0.25 is always saying 0.5."""
+    """Return the mean squared distance of the scores from the truth, 1 or 0; a constant score of 0.5 gives 0.25."""
     if not scores:
         return NAN
     return float(np.mean((np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2))
 
 
 def reliability(scores: Sequence[float], truth: Sequence[bool], bins: int = BINS) -> list[dict[str, float]]:
-    """Bins of equal width that have rows: the mean score, the share that is so with Wilson's interval, and n."""
-    found = []
-    at = np.minimum((np.asarray(scores, dtype=float) * bins).astype(int), bins - 1)
-    for number in sorted(set(at.tolist())):
-        inside = [(score, yes) for score, yes, where in zip(scores, truth, at, strict=True) if where == number]
+    """Return the non-empty bins of equal width: mean score, positive share with Wilson's interval, and n."""
+    curve = []
+    numbers = np.minimum((np.asarray(scores, dtype=float) * bins).astype(int), bins - 1)
+    for number in sorted(set(numbers.tolist())):
+        inside = [(score, yes) for score, yes, bin_ in zip(scores, truth, numbers, strict=True) if bin_ == number]
         n, positive = len(inside), sum(yes for _, yes in inside)
         low, high = wilson(positive, n)
         mean = sum(score for score, _ in inside) / n
-        found.append(
+        curve.append(
             {"from": number / bins, "to": (number + 1) / bins, "n": n, "score": mean}
             | {"positive": positive / n, "low": low, "high": high}
         )
-    return found
+    return curve
 
 
 def expected_calibration_error(curve: Sequence[dict[str, float]]) -> float:
-    """Mean distance of a bin's score from its share, bins weighted by their rows (Naeini et al. 2015)."""
+    """Return the mean distance of a bin's score from its share, weighted by rows (Naeini et al. 2015)."""
     n = sum(each["n"] for each in curve)
     return sum(each["n"] * abs(each["score"] - each["positive"]) for each in curve) / n if n else NAN

@@ -1,11 +1,13 @@
-"""Judges: given requests and what was written to them, each says whether the text refuses, or whether it is harmful."""
+"""The interface of judges, the table of those that lowtax has, and how one is loaded by name."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from lowtax import registry
+from lowtax.engines.settings import EngineSettings
 from lowtax.errors import UserError
 
+Text = Literal["answer", "thought", "both"]  # the part of a reply that is judged
 Label = Literal["refusal", "partial", "compliance", "safe", "unsafe", "unparsed", "failed"]
 Kind = Literal["refusal", "harm"]
 
@@ -20,19 +22,20 @@ BUILTIN = {
     "strongreject_gemma": "lowtax.judges.strongreject_gemma:StrongRejectGemma",
     "rubric": "lowtax.judges.rubric:Rubric",
 }
+NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
 
 NEED_MODEL = ("strongreject", "rubric")  # judges without a model of their own
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge says of one text.
+    """A judge's opinion of one text.
 
-    label: refusal, partial, compliance of a refusal judge; safe, unsafe of a harm judge; unparsed is no verdict, and
-        failed means that the judge's model wrote nothing.
-    score: how sure it is: the probability of unsafe (or of refusal), or what its own scale gives, from 0 to 1.
-    category: of harm, as the judge names it; several with commas.
-    detail: what the judge wrote, for whoever checks it.
+    label: refusal, partial or compliance of a refusal judge; safe or unsafe of a harm judge; unparsed is no verdict,
+        and failed means that the judge's model wrote nothing.
+    score: the probability of unsafe (or of refusal), or the value of the judge's own scale, from 0 to 1.
+    category: the kinds of harm as the judge names them, separated by commas.
+    detail: the text that the judge wrote, so that people can check it.
     """
 
     label: Label
@@ -41,28 +44,18 @@ class Opinion:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Through:
-    """How a judge that is a model runs: which engine, at what precision and batch size; `model` instead of its own."""
-
-    engine: str = "hf"
-    precision: str = "auto"
-    batch_size: int = 16
-    model: str | None = None
-
-
 class Judge(Protocol):
-    """Says of each text whether it refuses (kind refusal) or is harmful (kind harm).
+    """Labels texts: whether they refuse (kind refusal) or are harmful (kind harm).
 
-    The caller decides which text a judge sees (answer, thought, or both) and keeps replies without such a text from
-    it, so that a judge never guesses about them.
+    The caller decides which text a judge sees (answer, thought or both). Replies without such a text never reach it, so
+    that a judge never guesses about them.
     """
 
     name: str
     kind: Kind
 
     def judge(self, prompts: list[str], texts: list[str]) -> list[Opinion]:
-        """One opinion a text, in order. `prompts` are the plain requests that the texts answer."""
+        """Return one opinion per text, in order. `prompts` are the plain requests that the texts answer."""
         ...
 
 
@@ -76,33 +69,31 @@ def check(name: str) -> None:
     if plain not in BUILTIN:
         registry.resolve("judge", name, BUILTIN)()
     elif plain in NEED_MODEL:
-        model_of(plain, model)
+        require_model(plain, model)
 
 
-def model_of(judge: str, model: str) -> str:
-    """Return the model of a judge that has none of its own.
+def require_model(judge: str, model: str) -> None:
+    """Refuse to load a judge without a default model if no model is given.
 
     Raises:
         UserError: No model is given.
     """
     if not model:
-        raise UserError(
-            f"The judge {judge!r} has no model of its own and was given none: name a strong one, as {judge}:OWNER/NAME."
-        )
-    return model
+        raise UserError(f"The judge {judge!r} has no default model: name a strong one, as {judge}:OWNER/NAME.")
 
 
-def load(name: str, through: Through | None = None) -> Judge:
-    """The judge of a name, of `name:MODEL` for a model other than its own, or of an outsider's `path/file.py:Class`.
+def load(name: str, engine: EngineSettings | None = None, model: str | None = None) -> Judge:
+    """Load a judge by name, by `name:MODEL` for a model other than its own, or from `path/file.py:Class`.
+
+    engine, model: for judges that are language models; MODEL in the name takes precedence.
 
     Raises:
         UserError: There is no such judge.
     """
-    plain, _, model = name.partition(":")
+    plain, _, named_model = name.partition(":")
     if plain not in BUILTIN:
         return cast(Judge, registry.resolve("judge", name, BUILTIN)())
-    made = registry.resolve("judge", plain, BUILTIN)
-    through = through or Through()
-    if not getattr(made, "is_model", False):
-        return cast(Judge, made())
-    return cast(Judge, made(Through(through.engine, through.precision, through.batch_size, model or through.model)))
+    judge = registry.resolve("judge", plain, BUILTIN)
+    if not getattr(judge, "is_model", False):
+        return cast(Judge, judge())
+    return cast(Judge, judge(engine, named_model or model))

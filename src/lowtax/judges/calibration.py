@@ -1,9 +1,9 @@
-"""A judge against people: it reads replies that somebody labelled, and the two are compared.
+"""Compare a judge with people: it judges replies that people labelled, and the two are compared.
 
-Positive is what the judge is for: a refusal, in full or in part, for a refusal judge; unsafe for a harm judge; and
-among people's labels those that the user names. Rates are over the rows that the judge gave a verdict on. Unparsed and
-failed ones are neither right nor wrong and are counted apart, as are rows without a text to judge and those without a
-label. Intervals take the rows to be independent: they are too narrow where many rows share a prompt.
+Positive is what the judge detects: a refusal, in full or in part, for a refusal judge; unsafe for a harm judge; and of
+people's labels those that the user names. Rates cover the rows on which the judge gave a verdict. Unparsed and failed
+rows are neither right nor wrong and are counted separately, as are rows without a text to judge and rows without a
+label. Intervals assume that rows are independent, so they are too narrow where many rows share a prompt.
 """
 
 import math
@@ -11,30 +11,105 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lowtax import agreement
+from lowtax.data.readers import cell_text, read_table
+from lowtax.data.rendering import opened_by_prompts, split_reply
 from lowtax.errors import UserError
 from lowtax.files import write_json, write_text
-from lowtax.judges import Judge, Kind, Opinion
-from lowtax.labelled import Case
+from lowtax.judges import agreement
+from lowtax.judges.base import Judge, Kind, Opinion
 from lowtax.records import Row
 
+Part = Literal["text", "answer", "thought", "both"]
 POSITIVE = {"refusal": ("refusal", "partial"), "harm": ("unsafe",)}
 LABELS = {"refusal": ["refusal", "partial", "compliance"], "harm": ["unsafe", "safe"]}
 NO_VERDICT = ["unparsed", "failed"]
-SHOWN = 1500  # characters of a reply in disagreements.md
+EXCERPT = 1500  # characters of a reply in disagreements.md
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A case and what the judge said of it."""
+class Columns:
+    """The columns of a file, the labels that are positive, and the part of a reply that is judged.
+
+    on: `text` is the reply as it is; the others split a reply with a think block.
+    """
+
+    prompt: str
+    reply: str
+    label: str
+    positive: tuple[str, ...]
+    source: str | None = None
+    on: Part = "text"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled reply. `text` is the part that is judged; an empty one is skipped. `label` is empty if unlabelled."""
+
+    id: str
+    prompt: str
+    text: str
+    label: str
+    positive: bool
+    source: str = ""
+
+
+def read(path: Path, columns: Columns) -> list[Case]:
+    """Read the labelled replies of a CSV, JSON, JSONL or parquet file, in its order.
+
+    Raises:
+        UserError: The file cannot be read, lacks a column, or no row has a positive label.
+    """
+    rows = read_table(path)
+    present = {str(name): None for row in rows for name in row if name is not None}
+    for name in filter(None, (columns.prompt, columns.reply, columns.label, columns.source)):
+        if name not in present:
+            raise UserError(f"{path} has no column {name!r}; its columns are {', '.join(present)}.")
+    labels = [cell_text(row.get(columns.label)).strip() for row in rows]
+    distinct = sorted({label for label in labels if label})
+    positive = positive_labels(columns.positive, distinct)
+    if not any(label in positive for label in labels):
+        raise UserError(
+            f"No row of {path} has the label {' or '.join(map(repr, positive))} in {columns.label!r}: its "
+            f"{len(distinct)} labels are {', '.join(map(repr, distinct[:20]))}{' ...' if len(distinct) > 20 else ''}."
+        )
+    replies = [cell_text(row.get(columns.reply)) for row in rows]
+    opened = opened_by_prompts(replies)
+    return [
+        Case(
+            id=str(number),
+            prompt=cell_text(row.get(columns.prompt)),
+            text=_part(text, columns.on, opened),
+            label=label,
+            positive=label in positive,
+            source=cell_text(row.get(columns.source)) if columns.source else "",
+        )
+        for number, (row, text, label) in enumerate(zip(rows, replies, labels, strict=True), 1)
+    ]
+
+
+def positive_labels(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that names mean: each as it is, or a list with commas where there is no such label."""
+    return tuple(part.strip() for each in names for part in ([each] if each in labels else each.split(",")))
+
+
+def _part(text: str, on: Part, opened: bool) -> str:
+    parts = split_reply(text, opened)
+    both = f"{parts.thought}\n\n{parts.answer}"
+    part = {"text": text, "answer": parts.answer, "thought": parts.thought, "both": both}[on]
+    return part if on == "text" and part.strip() else part.strip()
+
+
+@dataclass(frozen=True)
+class JudgedCase:
+    """A case and the judge's opinion of it."""
 
     case: Case
     opinion: Opinion
 
 
-class Calibrated(Row):
+class CalibrationRow(Row):
     """A line of rows.jsonl: `id` is the row's number in the file, `label` people's, `judge_label` the judge's."""
 
     source: str
@@ -46,47 +121,51 @@ class Calibrated(Row):
     detail: str
 
 
-def ask(judge: Judge, cases: Sequence[Case]) -> list[Judged]:
-    """The judge's opinion of every case that has a label and a text."""
-    asked = [case for case in cases if case.label and case.text]
-    if not asked:
+def judge_cases(judge: Judge, cases: Sequence[Case]) -> list[JudgedCase]:
+    """Return the judge's opinion of every case that has a label and a text.
+
+    Raises:
+        UserError: There is none.
+    """
+    usable = [case for case in cases if case.label and case.text]
+    if not usable:
         raise UserError("No row has both a label and a text to judge: check --reply, --label and --on.")
-    opinions = judge.judge([case.prompt for case in asked], [case.text for case in asked])
-    return [Judged(*pair) for pair in zip(asked, opinions, strict=True)]
+    opinions = judge.judge([case.prompt for case in usable], [case.text for case in usable])
+    return [JudgedCase(*pair) for pair in zip(usable, opinions, strict=True)]
 
 
-def report(kind: Kind, judged: Sequence[Judged], cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
-    """All figures, over the rows with a verdict; `by_source` has those of each source. What has no value is None.
+def report(kind: Kind, judged: Sequence[JudgedCase], cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
+    """Compute all figures over the rows with a verdict; `by_source` has those of each source. Undefined ones are None.
 
     Returns:
         n, accuracy, precision, recall, f1, kappa, unparsed (with failed ones), and more: rows, failed, empty and
-        unlabelled rows, intervals, the confusion of all labels, and the calibration of the scores where there are any.
+        unlabelled rows, intervals, the confusion of all labels, and the calibration of the scores if there are any.
     """
     whole = _figures(kind, judged, cases, seed)
     sources = sorted({case.source for case in cases if case.source})
-    apart = {
+    by_source = {
         name: _figures(kind, [j for j in judged if j.case.source == name], [c for c in cases if c.source == name], seed)
         for name in sources
     }
-    return whole | ({"by_source": apart} if apart else {})
+    return whole | ({"by_source": by_source} if by_source else {})
 
 
-def _figures(kind: Kind, judged: Sequence[Judged], cases: Sequence[Case], seed: int) -> dict[str, Any]:
+def _figures(kind: Kind, judged: Sequence[JudgedCase], cases: Sequence[Case], seed: int) -> dict[str, Any]:
     valid = [each for each in judged if each.opinion.label not in NO_VERDICT]
-    said: list[str] = [each.opinion.label for each in judged]
+    labels: list[str] = [each.opinion.label for each in judged]
     counts = agreement.binary([j.case.positive for j in valid], [j.opinion.label in POSITIVE[kind] for j in valid])
     rates: tuple[Callable[[Any], Any], ...] = (agreement.accuracy, agreement.precision, agreement.recall)
     intervals = {rate.__name__: agreement.rate_interval(rate, counts) for rate in rates}
     for statistic in (agreement.f1, agreement.kappa):
         intervals[statistic.__name__] = agreement.bootstrap_interval(statistic, counts, seed=seed)
-    columns = list(dict.fromkeys([*LABELS[kind], *said, *NO_VERDICT]))
+    columns = list(dict.fromkeys([*LABELS[kind], *labels, *NO_VERDICT]))
     people = sorted({each.case.label for each in judged})
-    matrix = agreement.matrix([each.case.label for each in judged], said, people, columns)
+    matrix = agreement.matrix([each.case.label for each in judged], labels, people, columns)
     return {
         "n": len(valid),
         **{name: _number(value) for name, (value, _, _) in intervals.items()},
-        "unparsed": sum(said.count(label) for label in NO_VERDICT),
-        "failed": said.count("failed"),
+        "unparsed": sum(labels.count(label) for label in NO_VERDICT),
+        "failed": labels.count("failed"),
         "empty": sum(not case.text for case in cases),
         "unlabelled": sum(1 for case in cases if case.text and not case.label),
         "rows": len(cases),
@@ -99,7 +178,7 @@ def _figures(kind: Kind, judged: Sequence[Judged], cases: Sequence[Case], seed: 
     }
 
 
-def _calibration(valid: Sequence[Judged]) -> dict[str, Any] | None:
+def _calibration(valid: Sequence[JudgedCase]) -> dict[str, Any] | None:
     scored = [(each.opinion.score, each.case.positive) for each in valid if each.opinion.score is not None]
     if not scored:
         return None
@@ -117,15 +196,15 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
 
 
-def write(out: Path, found: dict[str, Any], judged: Sequence[Judged]) -> None:
-    """Write calibration.json, and rows.jsonl with every row that the judge was asked about."""
-    write_json(out / "calibration.json", found)
+def write(out: Path, figures: dict[str, Any], judged: Sequence[JudgedCase]) -> None:
+    """Write calibration.json, and rows.jsonl with every row that was judged."""
+    write_json(out / "calibration.json", figures)
     write_text(out / "rows.jsonl", "".join(_row(each).model_dump_json() + "\n" for each in judged))
 
 
-def _row(each: Judged) -> Calibrated:
+def _row(each: JudgedCase) -> CalibrationRow:
     case, opinion = each.case, each.opinion
-    return Calibrated(
+    return CalibrationRow(
         id=case.id,
         source=case.source,
         label=case.label,
@@ -137,26 +216,28 @@ def _row(each: Judged) -> Calibrated:
     )
 
 
-def disagreements(kind: Kind, judged: Sequence[Judged], n: int, seed: int) -> str:
-    """Some rows on which the judge and people disagree, drawn by seed, as Markdown for a reader."""
-    apart = [
+def disagreements(kind: Kind, judged: Sequence[JudgedCase], n: int, seed: int) -> str:
+    """Return up to n rows on which the judge and people disagree, drawn by seed, as Markdown."""
+    disagreeing = [
         each
         for each in judged
         if each.opinion.label not in NO_VERDICT and (each.opinion.label in POSITIVE[kind]) != each.case.positive
     ]
-    drawn = sorted(random.Random(seed).sample(apart, min(n, len(apart))), key=lambda each: int(each.case.id))
-    head = f"# {len(drawn)} of {len(apart)} disagreements (seed {seed})\n"
-    return "\n".join([head, *map(_shown, drawn)])
+    drawn = random.Random(seed).sample(disagreeing, min(n, len(disagreeing)))
+    drawn.sort(key=lambda each: int(each.case.id))
+    head = f"# {len(drawn)} of {len(disagreeing)} disagreements (seed {seed})\n"
+    return "\n".join([head, *map(_markdown, drawn)])
 
 
-def _shown(each: Judged) -> str:
+def _markdown(each: JudgedCase) -> str:
     case, opinion = each.case, each.opinion
     score = "" if opinion.score is None else f", score {opinion.score:.3f}"
     source = f", {case.source}" if case.source else ""
     parts = [f"## Row {case.id}{source}: people {case.label}, judge {opinion.label}{score}\n"]
     for name, text in (("Prompt", case.prompt), ("Reply", case.text), ("The judge wrote", opinion.detail)):
         if text:
-            cut = text[:SHOWN] + (f" ... ({len(text) - SHOWN} more characters)" if len(text) > SHOWN else "")
-            quoted = "\n".join(f"    {line}" for line in cut.splitlines())  # indented: its own Markdown stays text
+            rest = f" ... ({len(text) - EXCERPT} more characters)" if len(text) > EXCERPT else ""
+            # Indented, so that the text's own Markdown has no effect.
+            quoted = "\n".join(f"    {line}" for line in (text[:EXCERPT] + rest).splitlines())
             parts.append(f"{name}:\n\n{quoted}\n")
     return "\n".join(parts)

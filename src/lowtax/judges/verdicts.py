@@ -1,56 +1,57 @@
-"""Replies x judge -> verdicts: does the answer refuse? The thought is removed first unless asked for."""
+"""Turn stored replies into verdicts: the judged part of each reply goes to a judge, and its opinion is stored."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lowtax import judges
+from lowtax.engines.settings import EngineSettings
 from lowtax.files import append_rows, read_rows
-from lowtax.recipe import Text as Judged
+from lowtax.judges.base import Opinion, Text, load
 from lowtax.records import Reply, Verdict, row_id
 
-DETAIL = 300  # characters of what a judge wrote that are kept
-CHUNK = 512  # texts that a judge gets at once; their verdicts are then on disk
+DETAIL = 300  # characters of the judge's own text that are stored
+CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk
 
 
-def judge(
-    replies: Iterable[Reply], path: Path, name: str, judged: Judged, through: judges.Through | None = None
+def judge_replies(
+    replies: Iterable[Reply], path: Path, name: str, on: Text, engine: EngineSettings | None = None
 ) -> dict[str, Verdict]:
-    """Verdicts by reply id; those in `path` are kept, new ones appended, failed ones made again.
+    """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
-    A reply whose text was never produced is `failed`; one without the judged text is `unfinished` where its thought
-    never ended, else `unparsed`. None of them goes to the judge, which sees the plain goal of a prompt that wraps one.
+    A reply that was never produced is `failed`. One without the judged text is `unfinished` if its thought has no end,
+    else `unparsed`. None of these reaches the judge. If a prompt wraps a plain request, the judge sees the request.
     """
-    known = {row_id_: v for row_id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
     replies = list(replies)
-    ids = {r.id: row_id(r.id, r.text, r.finish, name, judged) for r in replies}
-    new = [r for r in replies if ids[r.id] not in known]
-    texts = {r.id: _text(r, judged) for r in new}
-    asked = {r.id for r in new if r.finish != "failed" and texts[r.id].strip()}
-    who = judges.load(name, through) if asked else None
+    verdicts = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
+    ids = {r.id: row_id(r.id, r.text, r.finish, name, on) for r in replies}
+    new = [r for r in replies if ids[r.id] not in verdicts]
+    texts = {r.id: text for r in new if r.finish != "failed" and (text := _text(r, on)).strip()}
+    model = load(name, engine) if texts else None
     for start in range(0, len(new), CHUNK):
-        part = new[start : start + CHUNK]
-        given = [r for r in part if r.id in asked]
-        opinions = who.judge([r.goal or r.prompt for r in given], [texts[r.id] for r in given]) if who and given else []
-        found = dict(zip([r.id for r in given], opinions, strict=True))
-        made = [
-            Verdict(id=ids[r.id], reply_id=r.id, judge=name, on=judged, **_verdict(r, found.get(r.id))) for r in part
+        chunk = new[start : start + CHUNK]
+        judged = [r for r in chunk if r.id in texts]
+        opinions = dict[str, Opinion]()
+        if model and judged:
+            listed = model.judge([r.goal or r.prompt for r in judged], [texts[r.id] for r in judged])
+            opinions = dict(zip([r.id for r in judged], listed, strict=True))
+        rows = [
+            Verdict(id=ids[r.id], reply_id=r.id, judge=name, on=on, **_fields(r, opinions.get(r.id))) for r in chunk
         ]
-        append_rows(path, made)
-        known |= {v.id: v for v in made}
-    return {r.id: known[ids[r.id]] for r in replies}
+        append_rows(path, rows)
+        verdicts |= {v.id: v for v in rows}
+    return {r.id: verdicts[ids[r.id]] for r in replies}
 
 
-def _text(reply: Reply, judged: Judged) -> str:
-    if judged == "both":
+def _text(reply: Reply, on: Text) -> str:
+    if on == "both":
         return f"{reply.thought}\n\n{reply.answer}".strip()
-    return reply.answer if judged == "answer" else reply.thought
+    return reply.answer if on == "answer" else reply.thought
 
 
-def _verdict(reply: Reply, opinion: judges.Opinion | None) -> dict[str, Any]:
+def _fields(reply: Reply, opinion: Opinion | None) -> dict[str, Any]:
     if opinion is None:
-        written = "unparsed" if reply.closed else "unfinished"
-        return {"label": "failed" if reply.finish == "failed" else written, "error": reply.error}
+        label = "unparsed" if reply.closed else "unfinished"
+        return {"label": "failed" if reply.finish == "failed" else label, "error": reply.error}
     return {
         "label": opinion.label,
         "score": opinion.score,

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from lowtax import benchmarks, grading
+from lowtax.benchmarks.base import Task
+from lowtax.data.rendering import split_reply
 from lowtax.errors import UserError, did_you_mean
-from lowtax.recipe import Task
 from lowtax.records import Prompt
-from lowtax.rendering import split_reply
 
 FOLDER = Path(__file__).parent
 OURS = ("opened",)  # settings beyond the fields of a recipe's task

@@ -7,8 +7,8 @@ from places import PUBLISHED
 from reference import functions
 
 from lowtax import mathematics, reference_rules
+from lowtax.data.readers import read_table
 from lowtax.mathematics import final, integer, same
-from lowtax.tables import read_table
 
 DATA = PUBLISHED
 pytest.importorskip("math_verify", reason="needs math-verify: pip install 'lowtax[eval]'")

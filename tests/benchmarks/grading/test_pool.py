@@ -10,9 +10,9 @@ from places import TESTS
 
 from lowtax import benchmarks, checker, grading
 from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Task
 from lowtax.engines import Completion
 from lowtax.errors import UserError
-from lowtax.recipe import Task
 from lowtax.records import Grade, Prompt
 
 HARD = f"{TESTS / 'support' / 'hard_exam.py'}:Hard"
@@ -137,7 +137,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without it
 sys.path.insert(0, {folder!r})
 from lowtax import benchmarks, grading
-from lowtax.recipe import Task
+from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 grading.SECONDS = 60.0
 exam = benchmarks.load("hard", Task(benchmark={hard!r}))

@@ -1,0 +1,37 @@
+"""Settings of engines: the engine that runs a model, and the way in which it draws replies."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lowtax.config import Section
+from lowtax.data.chat import Thinking
+
+Decoding = Literal["default", "zero_think", "less_think", "more_think"]
+
+
+class Sampling(Section):
+    """Sampling settings."""
+
+    max_new_tokens: PositiveInt = Field(96, description="tokens after which a reply is cut")
+    temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
+    top_p: PositiveFloat = Field(1.0, le=1.0, description="nucleus sampling: total probability of the likeliest tokens")
+    top_k: NonNegativeInt = Field(0, description="draw from the k likeliest tokens; 0 is all")
+    decoding: Decoding = Field("default", description="decoding mode of SafeChain: shorter or longer thoughts")
+    system: str | None = Field(None, description="a system prompt")
+    samples: PositiveInt = Field(1, description="replies per prompt")
+    seed: NonNegativeInt = Field(0, description="every reply's seed derives from this, its prompt and its number")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine by name, its precision, and how many rows it decodes together.
+
+    thinking: for chat templates with a switch.
+    """
+
+    name: str = "hf"
+    precision: str = "auto"
+    batch_size: int = 16
+    thinking: Thinking = "default"
