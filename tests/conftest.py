@@ -1,4 +1,4 @@
-"""What every test shares: no model hub, one tiny model, and the folders where copies of data sets are looked for.
+"""Fixtures for all tests: no model hub, one tiny model, and the folders of local copies of data sets.
 
 The embedded model lives in the user's cache, as in use.
 """
@@ -24,7 +24,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, where local copies of prompt sets and of task files are looked for."""
+    """An empty folder, in which local copies of prompt sets and of task files are searched."""
     return _looked_in(tmp_path, monkeypatch)
 
 

@@ -168,11 +168,13 @@ configs:
 
 
 def read(home: Path, *names: str, **environment: str) -> list[object]:
-    """What a process of its own reads with a cache of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", catalog.TASK_COPIES.variable))}
+    """The rows or errors of a separate process with a cache at `home`."""
+    variables = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", catalog.TASK_COPIES.variable))
+    }
     done = subprocess.run(
         [sys.executable, "-c", READING, *names],
-        env={**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
+        env={**variables, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -182,7 +184,7 @@ def read(home: Path, *names: str, **environment: str) -> list[object]:
 
 
 def snapshot(home: Path, name: str, files: dict[str, bytes]) -> None:
-    """A data set in the hub's cache, at the commit that is pinned for it."""
+    """Put a data set into the hub's cache, at the commit that is pinned for it."""
     root = (
         home
         / "hub"

@@ -1,4 +1,4 @@
-"""Arithmetic: problems whose worked thoughts are true, splits that never overlap, answers read as written."""
+"""Arithmetic: worked thoughts are true, splits never overlap, and written answers are extracted."""
 
 import operator
 import re
@@ -60,7 +60,7 @@ def test_word_problems_agree_with_their_own_numbers(many: list[Problem]):
     assert seen == set(meaning)
 
 
-def test_splits_are_disjoint_whatever_the_seeds():
+def test_splits_are_disjoint_for_any_seeds():
     keys = {s: {p.key for seed in range(3) for p in problems(300, s, seed)} for s in ("train", "validation", "test")}
     assert not keys["train"] & keys["test"]
     assert not keys["train"] & keys["validation"]
@@ -79,7 +79,7 @@ def test_problems_are_distinct_and_of_many_kinds():
     assert len({p.kind for p in found}) >= 7
 
 
-def test_questions_of_a_task_bring_their_answer():
+def test_questions_of_a_task_have_their_answer():
     task = Task(n=30, split="test", seed=1)
     rows = Arithmetic(task).rows()
     assert [(row.text, row.gold) for row in rows] == [(p.question, str(p.answer)) for p in problems(30, "test", 1)]

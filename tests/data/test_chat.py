@@ -1,4 +1,4 @@
-"""Chat: the exact tokens that are trained on, for every family of templates, and a reply taken apart."""
+"""Chat templates: the exact tokens that are trained on, for every family of templates, and how a reply is split."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def test_a_row_is_trained_in_the_context_it_is_sampled_in(think: bool):
 
 
 @pytest.mark.parametrize("think", [True, False])
-def test_what_is_trained_is_taken_apart_as_it_was_put_together(think: bool):
+def test_a_trained_text_is_split_into_its_thought_and_answer(think: bool):
     tokenizer = make_tokenizer(think)
     row = example(tokenizer, MESSAGES, "A thought.", "An answer.")
     reply = tokenizer.decode(row.completion[:-1])
@@ -153,7 +153,7 @@ def test_the_turn_ends_where_the_template_ends_it(name: str, end: str):
     assert row.completion[-1] == chat.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(end)
 
 
-def test_a_model_that_would_not_stop_is_found():
+def test_a_model_that_would_not_stop_is_reported():
     tokenizer = family("llama3")
     end = chat.end_of_turn(tokenizer)
     assert chat.stop_warning(tokenizer, [tokenizer.eos_token_id, end]) is None
@@ -217,7 +217,7 @@ def test_a_template_that_always_thinks_is_on_and_cannot_be_off():
         ("deepseek-v3.1", "default", ""),
     ],
 )
-def test_what_a_template_writes_before_an_answer_without_a_thought(name: str, how: str, before: str):
+def test_the_text_of_a_template_before_an_answer_without_a_thought(name: str, how: str, before: str):
     assert chat.turn(family(name), how).before_answer == before
 
 
@@ -269,7 +269,7 @@ def test_a_think_tag_without_its_line_break_gets_it():
     assert completion_text(bare, "T", "A", "reference") == "T</think>A"
 
 
-def test_without_a_thought_the_template_s_own_way_goes_first():
+def test_without_a_thought_the_text_of_the_template_takes_precedence():
     assert completion_text("<think>\n", None, "A") == "</think>\n\nA"
     assert completion_text("<think>\n", None, "A", before="\n</think>\n\n") == "\n</think>\n\nA"
     assert completion_text("assistant\n", None, "A", before="<think>\n\n</think>\n\n").endswith("\n\nA")
@@ -297,9 +297,7 @@ def test_unknown_rendering():
     answer=st.text(st.characters(exclude_characters="<", exclude_categories=["Cs"])),
     system=st.booleans(),
 )
-def test_what_is_trained_is_what_a_reply_is_taken_apart_into(
-    name: str, style: str, thought: str | None, answer: str, system: bool
-):
+def test_a_reply_is_split_into_what_was_trained(name: str, style: str, thought: str | None, answer: str, system: bool):
     tokenizer = TOKENIZERS[name]
     messages = [{"role": "system", "content": "Be kind."}] * (system and name != "gemma") + MESSAGES
     row = example(tokenizer, messages, thought, answer, style)
@@ -315,8 +313,8 @@ def test_what_is_trained_is_what_a_reply_is_taken_apart_into(
 TOKENIZERS = {name: family(name) for name in FAMILIES}
 
 
-def test_prompt_and_completion_are_tokenised_apart():
-    """Together, the last token of one and the first of the other can become a third that sampling never meets."""
+def test_prompt_and_completion_are_tokenised_separately():
+    """Together, the last token of one and the first of the other can become a token that sampling never meets."""
     tokenizer = family("chatml")
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts["pre_tokenizer"]["use_regex"] = False  # a line break and a letter may then merge
@@ -379,7 +377,7 @@ DOCS = (ROOT / "docs/guides/training-data.md").read_text()
 
 
 @pytest.mark.parametrize("name", rendering.RENDERINGS)
-def test_the_documentation_tells_where_a_rendering_is_from(name: str):
+def test_the_documentation_has_the_source_of_a_rendering(name: str):
     assert f"| `{name}` | {rendering.RENDERINGS[name].description} |" in DOCS
 
 

@@ -1,4 +1,4 @@
-"""Prompt sets by name: real copies have the published rows, and what cannot be had says what to do."""
+"""Prompt sets by name: real copies have the published rows, and a set that is missing says what to do."""
 
 import gzip
 import json
@@ -28,13 +28,13 @@ REAL = ("strongreject", "advbench", "xstest", "xstest-safe", "xstest-unsafe", "d
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("name", REAL)
 def test_real_copies_have_the_published_rows(name: str):
-    found = prompt_sets.load(name)
-    repeated = PROMPT_SETS[name].rows - len(found.prompts)
-    assert len({p.id for p in found.prompts}) == len(found.prompts)
-    assert found.note == ("1 repeated, left out" if name == "do-not-answer" else "")
+    whole = prompt_sets.load(name)
+    repeated = PROMPT_SETS[name].rows - len(whole.prompts)
+    assert len({p.id for p in whole.prompts}) == len(whole.prompts)
+    assert whole.note == ("1 repeated, left out" if name == "do-not-answer" else "")
     assert repeated == (name == "do-not-answer")
-    assert all(p.text.strip() and p.source == name and p.id == row_id(name, p.text) for p in found.prompts)
-    assert found.goals == {}
+    assert all(p.text.strip() and p.source == name and p.id == row_id(name, p.text) for p in whole.prompts)
+    assert whole.goals == {}
 
 
 @pytest.mark.usefixtures("published")
@@ -67,7 +67,7 @@ def test_a_named_set_and_its_file_have_the_same_texts(published: Path):
     assert by_file.origin == "strongreject.csv"
 
 
-# --- layouts that a copy may have
+# --- layouts of copies
 
 
 def test_harmbench_is_one_file_with_two_sets_in_it(copies: Path):
@@ -88,12 +88,12 @@ def test_harmbench_is_one_file_with_two_sets_in_it(copies: Path):
     assert standard.prompts[0].goal is None
 
 
-def test_a_copy_of_one_subset_needs_no_column_that_tells_subsets_apart(copies: Path):
+def test_a_copy_of_one_subset_needs_no_column_that_names_the_subset(copies: Path):
     write_jsonl(copies / "harmbench.jsonl", {"prompt": "Do a.", "category": "x"})
     assert [(p.text, p.category) for p in prompt_sets.load("harmbench").prompts] == [("Do a.", "x")]
 
 
-def test_rows_that_must_be_told_apart_are_never_mixed(copies: Path):
+def test_rows_of_different_sets_are_never_mixed(copies: Path):
     write_jsonl(copies / "xstest.jsonl", {"prompt": "How do I kill a process?", "type": "homonyms"})
     with pytest.raises(UserError, match=r"xstest.jsonl has no column label; its columns are prompt, type"):
         prompt_sets.load("xstest-safe")
@@ -113,12 +113,12 @@ def test_wildjailbreak_is_tab_separated(copies: Path):
     assert prompt_sets.load(f"{copies}/eval.tsv:label").prompts[0].text == "1"
 
 
-def test_a_copy_may_be_packed_and_its_column_named(copies: Path):
+def test_a_copy_may_be_compressed_and_its_column_named(copies: Path):
     packed = gzip.compress(b"q,category\nDo a.,x\nDo a.,y\n")
     (copies / "strongreject-small.csv.gz").write_bytes(packed)
-    found = prompt_sets.load("strongreject-small:q")
-    assert [(p.text, p.category) for p in found.prompts] == [("Do a.", "x")]
-    assert found.note == "2 rows instead of the 60 published; 1 repeated, left out"
+    whole = prompt_sets.load("strongreject-small:q")
+    assert [(p.text, p.category) for p in whole.prompts] == [("Do a.", "x")]
+    assert whole.note == "2 rows instead of the 60 published; 1 repeated, left out"
     with pytest.raises(UserError, match=r"has no column forbidden_prompt or prompt; its columns are q, category"):
         prompt_sets.load("strongreject-small")
 
@@ -144,12 +144,12 @@ def test_files_of_any_name(tmp_path: Path):
 
 
 def test_built_in_sets():
-    found = prompt_sets.load("builtin:harmful", split="test", n=3)
-    assert len(found.prompts) == 3
-    assert found.describe()["licence"] == "Apache-2.0"
+    whole = prompt_sets.load("builtin:harmful", split="test", n=3)
+    assert len(whole.prompts) == 3
+    assert whole.describe()["licence"] == "Apache-2.0"
 
 
-# --- what is not there
+# --- missing sets
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ from lowtax.data import prompt_sets
 from lowtax.errors import UserError
 for spec in sys.argv[1:]:
     try:
-        found = prompt_sets.load(spec)
-        print(json.dumps({"texts": [[p.text, p.category] for p in found.prompts], **found.describe()}))
+        whole = prompt_sets.load(spec)
+        print(json.dumps({"texts": [[p.text, p.category] for p in whole.prompts], **whole.describe()}))
     except UserError as error:
         print(json.dumps(str(error)))
 """
@@ -203,11 +203,11 @@ configs:
 
 
 def loaded(home: Path, *specs: str, **environment: str) -> list[object]:
-    """What a process of its own loads with a cache of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", PROMPT_COPIES.variable))}
+    """The prompts or errors of a separate process with a cache at `home`."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", PROMPT_COPIES.variable))}
     done = subprocess.run(
         [sys.executable, "-c", LOADING, *specs],
-        env={**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
+        env={**variables, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -272,8 +272,8 @@ def test_the_guide_has_a_line_for_every_set():
     table = {cells[1].strip(" `"): line for line in lines if len(cells := line.split("|")) > 5}
     for name, named in PROMPT_SETS.items():
         line = table[name]
-        for said in (f"{named.rows:,}", named.hub, named.subset or "", named.licence, named.citation):
-            assert said in line, (name, said)
+        for entry in (f"{named.rows:,}", named.hub, named.subset or "", named.licence, named.citation):
+            assert entry in line, (name, entry)
         assert ("gated" in line) == named.gated, name
         if named.unverified:
             assert named.unverified in line, name

@@ -1,67 +1,34 @@
-"""Data: the built-in sets are what they claim to be, and a file of the user's is read or refused."""
+"""Training sets: which rows they have, in which order, in which mix, and what a card records of them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-import yaml
+from datahub import COMMIT, cached, write_jsonl, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
-from lowtax import recipe
-from lowtax.data import prompt_sets, shipped, specs, training_sets
+from lowtax.data import prompt_sets, training_sets
 from lowtax.data.arithmetic import problems
-from lowtax.data.conversations import Conversation
+from lowtax.data.catalog import TRAINING_SETS
+from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation
 from lowtax.data.specs import Data, PromptSet
-from lowtax.data.training_sets import conversations
 from lowtax.errors import UserError
 from lowtax.records import Reply
 
-
-def rows(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (shipped.FOLDER / f"{name}.jsonl").read_text().splitlines()]
-
-
-def plain(text: str) -> str:
-    return " ".join("".join(c for c in text.lower() if c.isalnum() or c == " ").split())
-
-
-def test_counts():
-    assert 280 <= len(rows("harmful")) <= 350
-    assert len(rows("ordinary")) >= 150
-    assert len(rows("chat")) >= 200
-    for name in ("harmful", "ordinary"):
-        assert set(Counter(row["split"] for row in rows(name))) == {"train", "validation", "test"}
-    assert all(row["refusal"].strip() for row in rows("harmful") if row["split"] == "train")
-
-
-def test_no_prompt_stands_twice_in_any_split_of_any_file():
-    counts = Counter(plain(row["prompt"]) for name in ("harmful", "ordinary", "chat") for row in rows(name))
-    assert [prompt for prompt, n in counts.items() if n > 1] == []
-
-
-def test_ids_are_unique():
-    counts = Counter(row["id"] for name in ("harmful", "ordinary", "chat") for row in rows(name))
-    assert max(counts.values()) == 1
-
-
-def test_held_out_harm_brings_categories_that_training_never_saw():
-    categories = {s: {r["category"] for r in rows("harmful") if r["split"] == s} for s in ("train", "test")}
-    assert categories["test"] - categories["train"]
-
-
-def test_some_ordinary_requests_only_look_dangerous():
-    for split in ("train", "test"):
-        kinds = Counter(row["kind"] for row in rows("ordinary") if row["split"] == split)
-        assert len(kinds) >= 2, kinds
-
-
-def test_refusals_vary():
-    refusals = [row["refusal"] for row in rows("harmful") if row.get("refusal")]
-    assert len(set(refusals)) > 0.9 * len(refusals)
+CHAIN = [
+    {"instruction": "a", "label": "vanilla_harmful", "response": "Hm.\n</think>\n\nNo."},
+    {"instruction": "b", "label": "vanilla_benign", "response": "Hm.\n</think>\n\nYes."},
+    {"instruction": "c", "label": "vanilla_harmful", "response": "Without an end"},
+    {"instruction": "d", "label": "vanilla_harmful", "response": "So.</think>Never."},
+]
 
 
 @pytest.mark.parametrize("source", ["builtin:harmful", "builtin:ordinary"])
@@ -75,17 +42,15 @@ def test_what_is_trained_on_is_never_measured(source: str):
     assert not refused & {p.text for p in prompt_sets.prompt_set(PromptSet(source="builtin:harmful", split="test"))}
 
 
-def test_refusals_carry_the_reference_thought_or_the_recipe_s():
-    assert {c.thought for c in training_sets.conversations(Data(source="builtin:refusals"), 0)} == {
-        conversations.REFERENCE_THOUGHT
-    }
-    own = training_sets.conversations(Data(source="builtin:refusals", thought="No."), 0)
-    assert {c.thought for c in own} == {"No."}
+def test_refusals_have_the_reference_thought_or_the_recipe_s():
+    assert {c.thought for c in training_sets.conversations(Data(source="builtin:refusals"), 0)} == {REFERENCE_THOUGHT}
+    changed = training_sets.conversations(Data(source="builtin:refusals", thought="No."), 0)
+    assert {c.thought for c in changed} == {"No."}
 
 
 def test_arithmetic_rows_end_in_their_boxed_answer():
-    found = training_sets.conversations(Data(source="builtin:arithmetic", n=7), 5)
-    assert [c.answer for c in found] == [rf"The answer is \boxed{{{p.answer}}}." for p in problems(7, "train", 5)]
+    rows = training_sets.conversations(Data(source="builtin:arithmetic", n=7), 5)
+    assert [c.answer for c in rows] == [rf"The answer is \boxed{{{p.answer}}}." for p in problems(7, "train", 5)]
 
 
 def test_the_seed_chooses_and_orders():
@@ -103,7 +68,7 @@ def test_more_rows_than_there_are():
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("builtin:refusal", "'refusals'"),
         ("builtin:nothing-like-it", "known are"),
@@ -112,14 +77,9 @@ def test_more_rows_than_there_are():
         ("nowhere.jsonl", "cannot be read"),
     ],
 )
-def test_sources_that_cannot_be_trained_on(source: str, says: str):
-    with pytest.raises(UserError, match=says):
+def test_sources_that_cannot_be_trained_on(source: str, message: str):
+    with pytest.raises(UserError, match=message):
         training_sets.conversations(Data(source=source), 0)
-
-
-def test_unknown_split_names_those_there_are():
-    with pytest.raises(UserError, match="test, train, validation"):
-        prompt_sets.prompt_set(PromptSet(source="builtin:harmful", split="dev"))
 
 
 def test_a_file_of_conversations(tmp_path: Path):
@@ -127,18 +87,18 @@ def test_a_file_of_conversations(tmp_path: Path):
     path.write_text(
         '{"prompt": "a", "answer": "b"}\n\n{"prompt": "c", "answer": "d", "thought": "e"}\n', encoding="utf-8"
     )
-    found = training_sets.conversations(Data(source=str(path)), 0)
-    assert set(found) == {Conversation("a", None, "b"), Conversation("c", "e", "d")}
-    found = training_sets.conversations(Data(source=str(path), thought="t"), 0)
-    assert set(found) == {Conversation("a", "t", "b"), Conversation("c", "e", "d")}
+    rows = training_sets.conversations(Data(source=str(path)), 0)
+    assert set(rows) == {Conversation("a", None, "b"), Conversation("c", "e", "d")}
+    with_thought = training_sets.conversations(Data(source=str(path), thought="t"), 0)
+    assert set(with_thought) == {Conversation("a", "t", "b"), Conversation("c", "e", "d")}
 
 
 def test_prompts_of_a_csv_file(tmp_path: Path):
     path = tmp_path / "set.csv"
     path.write_text('id,request,category\n1,"How, then?",x\n2,"Two\nlines",y\n3,"How, then?",x\n', encoding="utf-8")
-    found = prompt_sets.prompt_set(PromptSet(source=str(path), column="request"))
-    assert [(p.text, p.category) for p in found] == [("How, then?", "x"), ("Two\nlines", "y")]
-    assert prompt_sets.prompt_set(PromptSet(source=str(path), column="request", n=1)) == found[:1]
+    prompts = prompt_sets.prompt_set(PromptSet(source=str(path), column="request"))
+    assert [(p.text, p.category) for p in prompts] == [("How, then?", "x"), ("Two\nlines", "y")]
+    assert prompt_sets.prompt_set(PromptSet(source=str(path), column="request", n=1)) == prompts[:1]
 
 
 @pytest.mark.parametrize("name", ["set.csv", "set.jsonl"])
@@ -152,7 +112,7 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
@@ -163,10 +123,10 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
         ("a.jsonl", b'{"prompt": "x", "answer": null}\n', "'answer'"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, says: str):
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         training_sets.conversations(Data(source=str(path)), 0)
     assert name in str(caught.value)
 
@@ -186,10 +146,10 @@ def test_the_model_s_own_answers_are_trained_on_only_when_finished():
             | changes
         )
 
-    kept = training_sets.self_conversations(
+    rows = training_sets.self_conversations(
         [reply(1), reply(2, closed=False), reply(3, finish="length"), reply(4, answer=""), reply(5, thought="")]
     )
-    assert kept == [Conversation("q1", "t", "a"), Conversation("q5", None, "a")]
+    assert rows == [Conversation("q1", "t", "a"), Conversation("q5", None, "a")]
     with pytest.raises(UserError, match="finished none"):
         training_sets.self_conversations([reply(1, closed=False)])
     rendered = training_sets.self_conversations([reply(1)], "thinksafe")
@@ -221,81 +181,71 @@ def test_the_record_names_what_was_trained_in_any_order():
     json.dumps(described)
 
 
-# --- one-line specs
+def test_fields_that_do_not_fit_the_source(tmp_path: Path):
+    path = str(write_jsonl(tmp_path / "x.jsonl", {"prompt": "p", "answer": "a", "reason": "r"}))
+    with pytest.raises(UserError, match="`subset` and `revision` are for"):
+        training_sets.load(Data(source=path, revision="main"), 0)
+    with pytest.raises(UserError, match="is a local source"):
+        training_sets.load(Data(source=path, path=path), 0)
+    with pytest.raises(UserError, match=r"takes no revision or where"):
+        training_sets.load(Data(source="builtin:chat", revision="main", where={"a": "b"}), 0)
+    with pytest.raises(UserError, match=r"column 'reason', but .* set columns.thought"):
+        training_sets.load(Data(source=path, thought="reason"), 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "spec"),
-    [
-        ("direct-refusal", Data(source="direct-refusal")),
-        (
-            "refusals.jsonl,prompt=question,answer=response,n=500",
-            Data(source="refusals.jsonl", columns={"prompt": "question", "answer": "response"}, n=500),
-        ),
-        (
-            "star1, path=a/star1.jsonl.gz,rendering=thinksafe",
-            Data(source="star1", path="a/star1.jsonl.gz", rendering="thinksafe"),
-        ),
-        (
-            "safechain,where.label=vanilla_harmful,where.a.b=c,first=1000,ratio=0.5",
-            Data(source="safechain", where={"label": "vanilla_harmful", "a.b": "c"}, first=1000, ratio=0.5),
-        ),
-        (
-            'x.csv,"thought=No, I will not.",columns.thought=why',
-            Data(source="x.csv", thought="No, I will not.", columns={"thought": "why"}),
-        ),
-        ("builtin:ordinary,answers=self", Data(source="builtin:ordinary", answers="self")),
-        (
-            "owner/name,revision=v1,subset=en,split=test",
-            Data(source="owner/name", revision="v1", subset="en", split="test"),
-        ),
-        ("x.jsonl,thought=a=b", Data(source="x.jsonl", thought="a=b")),
-    ],
-)
-def test_specs_of_one_line(text: str, spec: Data):
-    assert specs.parse(text) == spec
-    assert Data.model_validate(text) == spec
+def test_prompts_of_every_kind_of_source(tmp_path: Path):
+    write_parquet(tmp_path / "x.parquet", [{"q": "a", "kind": "k"}, {"q": "b", "kind": ""}, {"q": "a", "kind": "k"}])
+    prompts = prompt_sets.prompt_set(PromptSet(source=str(tmp_path / "x.parquet"), column="q"))
+    assert [(p.text, p.category) for p in prompts] == [("a", "k"), ("b", "")]
+    chain = str(write_jsonl(tmp_path / "chain.jsonl", *CHAIN))
+    spec = Data(source="safechain", path=chain, where={"label": "vanilla_harmful"}, answers="self")
+    assert sorted(p.text for p in training_sets.self_prompts(spec, 0)) == ["a", "c", "d"]
+    one = Data(source=str(tmp_path / "x.parquet"), columns={"prompt": "q"}, answers="self", n=1)
+    assert len(training_sets.self_prompts(one, 0)) == 1
+    with pytest.raises(UserError, match=r"remove columns \['system'\]"):
+        training_sets.self_prompts(
+            Data(source=chain, columns={"prompt": "instruction", "system": "label"}, answers="self"), 0
+        )
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "names no source"),
-        ("a\nb", "not one line"),
-        (",n=5", "names no source"),
-        ("star1,n", "'n' is not key=value"),
-        ("star1,n=5,n=6", "'n' is given twice"),
-        ("star1,prompt=a,columns.prompt=b", "is given twice"),
-        ("star1,size=5", "unknown key 'size'; known are"),
-        ("star1,rnedering=x", "did you mean 'rendering'"),
-        ("star1,rendering=standrad", "did you mean 'standard'"),
-        ("star1,n=many", "n: Input should be a valid integer"),
-        ("star1,n=0", "n: Input should be greater than 0"),
-        ("star1,ratio=-1", "ratio: "),
-        ("star1,columns.prmpt=x", "columns.prmpt"),
-        ("star1,sampling.n=x", "only columns.NAME and where.COLUMN"),
-        ("star1,answers=mine", "answers: Input should be 'given' or 'self'"),
-        ("star1,thought=No, I will not.", "is not key=value; put a part that holds a comma in double quotes"),
-    ],
-)
-def test_specs_that_are_refused(text: str, says: str):
-    with pytest.raises(UserError, match=re.escape(says)) as caught:
-        specs.parse(text)
-    assert str(caught.value).startswith(f"The data {text!r}: ")
-    assert "\n" not in str(caught.value)
+def test_loading_text_rows_imports_nothing_heavy():
+    heavy = {"torch", "transformers", "datasets", "pyarrow"}
+    code = f"import sys, lowtax.data.training_sets, lowtax.recipe; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
-def test_a_recipe_may_hold_specs_of_one_line(tmp_path: Path):
-    path = tmp_path / "recipe.yaml"
-    written = {"model": "m", "data": ["builtin:refusals,n=8", {"source": "x.jsonl", "where": {"safe": True}}]}
-    path.write_text(yaml.safe_dump(written))
-    loaded = recipe.load(path)
-    assert loaded.data == [Data(source="builtin:refusals", n=8), Data(source="x.jsonl", where={"safe": True})]
-    path.write_text(yaml.safe_dump(loaded.model_dump(mode="json", exclude_unset=True)))  # as a study keeps it
-    assert recipe.load(path).data == loaded.data
-    path.write_text(yaml.safe_dump({**written, "data": ["builtin:refusals,rendering=mine"]}))
-    with pytest.raises(UserError, match=r"data\.0\.rendering: there is no such rendering; known are"):
-        recipe.load(path)
+@pytest.mark.parametrize("name", TRAINING_SETS)
+def test_the_documentation_has_every_named_source(name: str):
+    docs = (ROOT / "docs/guides/training-data.md").read_text()
+    named = TRAINING_SETS[name]
+    (line,) = (line for line in docs.splitlines() if line.startswith(f"| `{name}` | `{named.hub}`: "))
+    assert f": {named.rows:,} " in line
+    assert line.endswith(f"| {named.licence} | {named.citation} |")
+
+
+def test_a_cached_data_set_is_the_same_by_name_and_by_id_and_its_commit_is_recorded(tmp_path: Path):
+    cached(tmp_path, "UWNSL/SafeChain", [CHAIN[:2], CHAIN[2:]])
+    code = """
+import json, sys
+from lowtax.data import specs, training_sets
+for line in sys.argv[1:]:
+    print(json.dumps(training_sets.load(specs.parse(line), 0).describe()))
+"""
+    lines = ("safechain", f"safechain,revision={COMMIT}", "UWNSL/SafeChain,prompt=instruction,answer=response,n=2")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *lines],
+        env={**variables, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    by_name, pinned, by_id = map(json.loads, done.stdout.splitlines())
+    assert {record["revision"] for record in (by_name, pinned, by_id)} == {COMMIT}
+    assert by_name["sha256"] == pinned["sha256"] != by_id["sha256"]
+    assert (by_name["rows"], by_name["skipped"], by_id["rows"]) == (3, 1, 2)
+    assert by_name["licence"] == TRAINING_SETS["safechain"].licence
 
 
 # --- mixes
@@ -334,20 +284,20 @@ def test_sizes_of_a_mix(parts: list[tuple[str, int, float | None]], expected: di
     st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.25, 0.5, 1, 2, 3.3])), min_size=1, max_size=4),
     st.integers(0, 3),
 )
-def test_a_mix_is_the_largest_that_repeats_no_row(given_: list[tuple[int, float]], seed: int):
-    parts = [part("abcd"[i], size, ratio) for i, (size, ratio) in enumerate(given_)]
-    unit = min(Fraction(str(ratio)) and Fraction(size) / Fraction(str(ratio)) for size, ratio in given_)
-    if any(unit * Fraction(str(ratio)) < 1 for _, ratio in given_):
+def test_a_mix_is_the_largest_that_repeats_no_row(sources: list[tuple[int, float]], seed: int):
+    parts = [part("abcd"[i], size, ratio) for i, (size, ratio) in enumerate(sources)]
+    unit = min(Fraction(str(ratio)) and Fraction(size) / Fraction(str(ratio)) for size, ratio in sources)
+    if any(unit * Fraction(str(ratio)) < 1 for _, ratio in sources):
         with pytest.raises(UserError, match=r"no row of [abcd]: its ratio .* is too small"):
             mix(parts, seed)
         return
     mixed = mix(parts, seed)
     assert max(Counter(mixed).values()) == 1
-    found = sizes(mixed)
-    assert any(found["abcd"[i]] == size for i, (size, _) in enumerate(given_))  # one source is used up
-    for i, (size, ratio) in enumerate(given_):
-        assert found["abcd"[i]] <= size
-        assert abs(found["abcd"[i]] - float(unit) * ratio) < 1
+    by_source = sizes(mixed)
+    assert any(by_source["abcd"[i]] == size for i, (size, _) in enumerate(sources))  # one source is used up
+    for i, (size, ratio) in enumerate(sources):
+        assert by_source["abcd"[i]] <= size
+        assert abs(by_source["abcd"[i]] - float(unit) * ratio) < 1
 
 
 def test_the_seed_chooses_what_a_mix_leaves_out():

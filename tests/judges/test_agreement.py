@@ -1,4 +1,4 @@
-"""Agreement: every statistic against its definition, row by row, and intervals that hold the truth."""
+"""Agreement: every statistic is compared with its definition, row by row, and intervals cover the truth."""
 
 import math
 import random
@@ -44,7 +44,7 @@ def test_rates_are_their_definitions(rows):
 
 @given(st.lists(st.tuples(labels, labels), min_size=1, max_size=40))
 def test_kappa_of_any_labels_is_its_definition(rows):
-    """Agreement by chance: over all pairs of a row of one and a row of the other."""
+    """Chance agreement is that over all pairs of a row of one and a row of the other."""
     truth, judged = [t for t, _ in rows], [j for _, j in rows]
     seen = sum(t == j for t, j in rows) / len(rows)
     chance = sum(t == j for t in truth for j in judged) / len(rows) ** 2
@@ -57,7 +57,7 @@ def test_kappa_of_any_labels_is_its_definition(rows):
 
 
 def test_known_values():
-    """Cohen's kappa of the often used table 20, 5, 10, 15: 0.7 seen, 0.5 by chance."""
+    """Cohen's kappa of the well-known table 20, 5, 10, 15: agreement 0.7, chance 0.5."""
     counts = np.array([[20.0, 5.0], [10.0, 15.0]])
     assert agreement.kappa(counts) == pytest.approx(0.4)
     assert agreement.precision(counts) == pytest.approx(20 / 30)
@@ -65,14 +65,14 @@ def test_known_values():
     assert agreement.f1(counts) == pytest.approx(40 / 55)
 
 
-def test_many_tables_at_once_are_each_one():
+def test_many_tables_at_once_give_what_each_gives():
     tables = np.random.default_rng(0).integers(0, 9, size=(5, 3, 2, 2)).astype(float)
     for statistic in (agreement.accuracy, agreement.precision, agreement.recall, agreement.f1, agreement.kappa):
         assert statistic(tables).shape == (5, 3)
         assert statistic(tables)[3, 1] == pytest.approx(statistic(tables[3, 1]), nan_ok=True)
 
 
-def test_matrix_of_a_label_that_is_not_there():
+def test_matrix_of_a_label_that_no_row_has():
     with pytest.raises(ValueError, match="'d' is not in"):
         agreement.matrix(["d"], ["a"], ["a"], ["a"])
 
@@ -88,7 +88,7 @@ def test_intervals_of_rates_are_wilson_s():
 
 @settings(max_examples=60, deadline=None)
 @given(pairs)
-def test_bootstrap_holds_the_value_and_is_the_same_again(rows):
+def test_the_bootstrap_interval_covers_the_value_and_is_reproducible(rows):
     counts = agreement.binary([t for t, _ in rows], [j for _, j in rows])
     for statistic in (agreement.f1, agreement.kappa):
         value, low, high = agreement.bootstrap_interval(statistic, counts, resamples=200)
@@ -152,7 +152,7 @@ def test_brier_and_calibration_error_are_their_definitions(rows):
         assert 0 <= each["low"] <= each["positive"] <= each["high"] <= 1
 
 
-def test_a_judge_that_knows_what_it_knows():
+def test_a_calibrated_judge():
     rng = random.Random(1)
     scores = [rng.random() for _ in range(4000)]
     truth = [rng.random() < s for s in scores]
@@ -167,7 +167,7 @@ def test_the_last_bin_has_the_scores_of_one():
     assert (last["from"], last["to"], last["n"], last["positive"]) == (0.9, 1.0, 2, 0.5)
 
 
-def test_nothing_has_no_value():
+def test_figures_of_no_rows_are_undefined():
     assert math.isnan(agreement.brier([], []))
     assert math.isnan(agreement.expected_calibration_error(agreement.reliability([], [])))
     assert all(math.isnan(x) for x in agreement.bootstrap_interval(agreement.kappa, np.zeros((2, 2))))

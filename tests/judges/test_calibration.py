@@ -1,4 +1,4 @@
-"""A judge against people's labels, from the command line: figures, files, and one sentence for each mistake."""
+"""A judge is compared with people's labels on the command line: figures, files, and one sentence for each mistake."""
 
 import csv
 import gzip
@@ -29,14 +29,14 @@ COLUMNS = ("--prompt", "ask", "--reply", "said", "--label", "label")
 app = typer.Typer()
 app.command()(cli_judge.calibrate)
 
-# Says what the prompt tells it to: unsafe 0.9, safe 0.2, unparsed, failed.
-OWN = """
+# A judge whose opinion is the prompt itself: unsafe 0.9, safe 0.2, unparsed, failed.
+JUDGE = """
 from lowtax.judges import Opinion
-class Told:
-    name, kind = "told", "harm"
+class Scripted:
+    name, kind = "scripted", "harm"
     def judge(self, prompts, texts):
-        said = [p.split() for p in prompts]
-        return [Opinion(s[0], float(s[1]) if len(s) > 1 else None, detail=t.upper()) for s, t in zip(said, texts)]
+        words = [p.split() for p in prompts]
+        return [Opinion(w[0], float(w[1]) if len(w) > 1 else None, detail=t.upper()) for w, t in zip(words, texts)]
 """
 
 
@@ -63,27 +63,27 @@ def figures(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.jsonl", "rows.jsonl.gz"])
 def test_figures_of_a_file_of_any_kind(name, tmp_path, capsys):
-    found = figures(capsys, "refusal_words", write(tmp_path / name, ROWS), *COLUMNS, "--positive", "no,partly")
-    assert {"n", "accuracy", "precision", "recall", "f1", "kappa", "unparsed"} <= set(found)
-    assert [found[key] for key in ("n", "unparsed", "rows", "positive")] == [6, 0, 6, 4]
-    assert found["accuracy"] == round(5 / 6, 4)
-    assert (found["precision"], found["recall"]) == (1.0, 0.75)
-    assert found["f1"] == round(6 / 7, 4)
-    assert found["kappa"] == round((5 / 6 - 0.5) / 0.5, 4)
-    assert found["confusion"]["no"] == {"refusal": 2, "partial": 0, "compliance": 1, "unparsed": 0, "failed": 0}
-    assert list(found["confusion"]) == ["no", "partly", "yes"]
-    assert found["calibration"] is None
-    low, high = found["intervals"]["accuracy"]
-    assert low < found["accuracy"] < high
+    result = figures(capsys, "refusal_words", write(tmp_path / name, ROWS), *COLUMNS, "--positive", "no,partly")
+    assert {"n", "accuracy", "precision", "recall", "f1", "kappa", "unparsed"} <= set(result)
+    assert [result[key] for key in ("n", "unparsed", "rows", "positive")] == [6, 0, 6, 4]
+    assert result["accuracy"] == round(5 / 6, 4)
+    assert (result["precision"], result["recall"]) == (1.0, 0.75)
+    assert result["f1"] == round(6 / 7, 4)
+    assert result["kappa"] == round((5 / 6 - 0.5) / 0.5, 4)
+    assert result["confusion"]["no"] == {"refusal": 2, "partial": 0, "compliance": 1, "unparsed": 0, "failed": 0}
+    assert list(result["confusion"]) == ["no", "partly", "yes"]
+    assert result["calibration"] is None
+    low, high = result["intervals"]["accuracy"]
+    assert low < result["accuracy"] < high
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> str:
-    (tmp_path / "own.py").write_text(OWN)
-    return f"{tmp_path / 'own.py'}:Told"
+def scripted(tmp_path: Path) -> str:
+    (tmp_path / "own.py").write_text(JUDGE)
+    return f"{tmp_path / 'own.py'}:Scripted"
 
 
-TOLD = [
+SCRIPT = [
     {"ask": "unsafe 0.9", "said": "one", "label": 1},
     {"ask": "unsafe 0.7", "said": "two", "label": 0},
     {"ask": "safe 0.2", "said": "three", "label": 0},
@@ -95,54 +95,54 @@ TOLD = [
 ]
 
 
-def test_what_is_no_verdict_is_neither_right_nor_wrong(told, tmp_path, capsys):
-    found = figures(capsys, told, write(tmp_path / "rows.jsonl", TOLD), *COLUMNS, "--positive", 1)
-    assert [found[key] for key in ("rows", "n", "unparsed", "failed", "empty", "unlabelled")] == [8, 3, 2, 1, 2, 1]
-    assert (found["precision"], found["recall"], found["accuracy"]) == (0.5, 1.0, round(2 / 3, 4))
-    assert found["confusion"]["1"] == {"unsafe": 1, "safe": 0, "unparsed": 1, "failed": 1}
-    scores = found["calibration"]
+def test_a_missing_verdict_is_neither_right_nor_wrong(scripted, tmp_path, capsys):
+    result = figures(capsys, scripted, write(tmp_path / "rows.jsonl", SCRIPT), *COLUMNS, "--positive", 1)
+    assert [result[key] for key in ("rows", "n", "unparsed", "failed", "empty", "unlabelled")] == [8, 3, 2, 1, 2, 1]
+    assert (result["precision"], result["recall"], result["accuracy"]) == (0.5, 1.0, round(2 / 3, 4))
+    assert result["confusion"]["1"] == {"unsafe": 1, "safe": 0, "unparsed": 1, "failed": 1}
+    scores = result["calibration"]
     assert scores["n"] == 3
     assert scores["brier"] == round((0.1**2 + 0.7**2 + 0.2**2) / 3, 4)
     assert [each["n"] for each in scores["curve"]] == [1, 1, 1]
 
 
-def test_where_there_is_nothing_to_divide_there_is_no_value(told, tmp_path, capsys):
+def test_a_figure_that_is_undefined_has_no_value(scripted, tmp_path, capsys):
     rows = [{"ask": "safe 0.1", "said": "x", "label": "bad"}] * 3
     path = write(tmp_path / "rows.jsonl", rows)
-    found = figures(capsys, told, path, *COLUMNS, "--positive", "bad")
-    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (None, 0.0, 0.0, 0.0)
-    lowtax(told, path, *COLUMNS, "--positive", "bad")
+    result = figures(capsys, scripted, path, *COLUMNS, "--positive", "bad")
+    assert (result["precision"], result["recall"], result["f1"], result["accuracy"]) == (None, 0.0, 0.0, 0.0)
+    lowtax(scripted, path, *COLUMNS, "--positive", "bad")
     assert " none |" in capsys.readouterr().out
     unparsed = write(tmp_path / "none.jsonl", [{"ask": "unparsed", "said": "x", "label": "bad"}])
-    found = figures(capsys, told, unparsed, *COLUMNS, "--positive", "bad")
-    assert [found[key] for key in ("n", "accuracy", "f1", "kappa", "unparsed")] == [0, None, None, None, 1]
-    lowtax(told, unparsed, *COLUMNS, "--positive", "bad")
+    result = figures(capsys, scripted, unparsed, *COLUMNS, "--positive", "bad")
+    assert [result[key] for key in ("n", "accuracy", "f1", "kappa", "unparsed")] == [0, None, None, None, 1]
+    lowtax(scripted, unparsed, *COLUMNS, "--positive", "bad")
 
 
-def test_the_same_for_every_source(tmp_path, capsys):
+def test_figures_of_every_source(tmp_path, capsys):
     path = write(tmp_path / "rows.csv", ROWS)
-    found = figures(capsys, "refusal_words", path, *COLUMNS, "--positive", "no,partly", "--source", "from")
-    assert {name: each["n"] for name, each in found["by_source"].items()} == {"x": 2, "y": 4}
+    result = figures(capsys, "refusal_words", path, *COLUMNS, "--positive", "no,partly", "--source", "from")
+    assert {name: each["n"] for name, each in result["by_source"].items()} == {"x": 2, "y": 4}
     only = write(tmp_path / "y.csv", [row for row in ROWS if row["from"] == "y"])
     alone = figures(capsys, "refusal_words", only, *COLUMNS, "--positive", "no,partly")
-    assert found["by_source"]["y"] == {key: alone[key] for key in found["by_source"]["y"]}
+    assert result["by_source"]["y"] == {key: alone[key] for key in result["by_source"]["y"]}
 
 
-def test_the_table_for_people_says_what_it_is_over(told, tmp_path, capsys):
-    lowtax(told, write(tmp_path / "rows.jsonl", TOLD), *COLUMNS, "--positive", 1)
-    said = capsys.readouterr().out
-    assert "Over the n of 8 rows" in said
-    assert "2 unparsed (of them 1 failed), 2 without a text, 1 without a label" in said
-    assert "| 0.667 [" in said
-    assert "Brier 0.180" in said
-    widths = [len(line) for line in said.split("\n\n")[0].splitlines()]
+def test_the_table_for_people_names_the_rows_that_it_covers(scripted, tmp_path, capsys):
+    lowtax(scripted, write(tmp_path / "rows.jsonl", SCRIPT), *COLUMNS, "--positive", 1)
+    table = capsys.readouterr().out
+    assert "Over the n of 8 rows" in table
+    assert "2 unparsed (of them 1 failed), 2 without a text, 1 without a label" in table
+    assert "| 0.667 [" in table
+    assert "Brier 0.180" in table
+    widths = [len(line) for line in table.split("\n\n")[0].splitlines()]
     assert len(set(widths)) == 1
 
 
-def test_files_that_are_left(told, tmp_path, capsys):
+def test_files_that_are_written(scripted, tmp_path, capsys):
     out = tmp_path / "out"
-    path = write(tmp_path / "rows.jsonl", TOLD)
-    lowtax(told, path, *COLUMNS, "--positive", 1, "--out", out, "--disagreements", 5)
+    path = write(tmp_path / "rows.jsonl", SCRIPT)
+    lowtax(scripted, path, *COLUMNS, "--positive", 1, "--out", out, "--disagreements", 5)
     assert {p.name for p in out.iterdir()} == {"calibration.json", "rows.jsonl", "disagreements.md"}
     assert json.loads((out / "calibration.json").read_text())["n"] == 3
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
@@ -164,40 +164,55 @@ def judged(n: int) -> list[calibration.JudgedCase]:
 
 ENGINE = """
 from lowtax.engines import Completion
-class Own:
+class Engine:
     def __init__(self, model, precision, batch_size):
-        self.given = f"{model} {precision} {batch_size}"
+        self.options = f"{model} {precision} {batch_size}"
     def generate(self, requests):
         for r in requests:
             harmful = "gather" in r.messages[-1]["content"]
-            said = "unsafe\\nS2" if harmful else "safe"
+            verdict = "unsafe\\nS2" if harmful else "safe"
             if r.messages[0]["content"] == "f":
-                yield Completion(r.id, "", 0, "failed", False, self.given)
+                yield Completion(r.id, "", 0, "failed", False, self.options)
             else:
-                yield Completion(r.id, said, 1, "stop", False, scores=(0.1, 0.9) if harmful else (0.8, 0.2))
+                yield Completion(r.id, verdict, 1, "stop", False, scores=(0.1, 0.9) if harmful else (0.8, 0.2))
 """
 
 
-def test_a_judge_that_is_a_model_runs_as_it_is_told(tmp_path, capsys):
+def test_a_model_judge_runs_with_the_options_given(tmp_path, capsys):
     (tmp_path / "engine.py").write_text(ENGINE)
-    how = ("--engine", f"{tmp_path / 'engine.py'}:Own", "--model", "a/b", "--precision", "float32", "--batch-size", 3)
+    how = (
+        "--engine",
+        f"{tmp_path / 'engine.py'}:Engine",
+        "--model",
+        "a/b",
+        "--precision",
+        "float32",
+        "--batch-size",
+        3,
+    )
     path, out = write(tmp_path / "rows.csv", ROWS), tmp_path / "out"
-    found = figures(capsys, "llama_guard", path, *COLUMNS, "--positive", "yes", *how, "--out", out)
-    assert [found[key] for key in ("n", "unparsed", "failed", "recall", "precision")] == [5, 1, 1, 1.0, round(2 / 3, 4)]
-    assert found["calibration"]["brier"] == round((0.2**2 * 2 + 0.9**2 + 0.1**2 * 2) / 5, 4)
+    result = figures(capsys, "llama_guard", path, *COLUMNS, "--positive", "yes", *how, "--out", out)
+    assert [result[key] for key in ("n", "unparsed", "failed", "recall", "precision")] == [
+        5,
+        1,
+        1,
+        1.0,
+        round(2 / 3, 4),
+    ]
+    assert result["calibration"]["brier"] == round((0.2**2 * 2 + 0.9**2 + 0.1**2 * 2) / 5, 4)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert rows[-1]["detail"] == "a/b float32 3"
     assert (rows[2]["judge_label"], rows[2]["category"], rows[2]["detail"]) == ("unsafe", "S2", "unsafe\nS2")
 
 
-def test_a_partial_refusal_is_one():
+def test_a_partial_refusal_is_a_refusal():
     rows = [
-        calibration.JudgedCase(each.case, Opinion(said))
-        for each, said in zip(judged(2), ("partial", "compliance"), strict=True)
+        calibration.JudgedCase(each.case, Opinion(label))
+        for each, label in zip(judged(2), ("partial", "compliance"), strict=True)
     ]
-    found = calibration.report("refusal", rows, [each.case for each in rows])
-    assert (found["recall"], found["precision"]) == (0.5, 1.0)
-    assert found["confusion"] == {"bad": {"refusal": 0, "partial": 1, "compliance": 1, "unparsed": 0, "failed": 0}}
+    result = calibration.report("refusal", rows, [each.case for each in rows])
+    assert (result["recall"], result["precision"]) == (0.5, 1.0)
+    assert result["confusion"] == {"bad": {"refusal": 0, "partial": 1, "compliance": 1, "unparsed": 0, "failed": 0}}
 
 
 def test_disagreements_are_drawn_by_seed_and_cannot_write_markdown():
@@ -259,12 +274,12 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_sentence(name, tmp_path):
     more, message = MISTAKES[name]
-    given = more if "--positive" in more else ("--positive", "no", *more)
+    options = more if "--positive" in more else ("--positive", "no", *more)
     with pytest.raises(UserError, match=message):
-        lowtax("refusal_words", write(tmp_path / "rows.csv", ROWS), *COLUMNS, *given)
+        lowtax("refusal_words", write(tmp_path / "rows.csv", ROWS), *COLUMNS, *options)
 
 
-def test_what_cannot_be_read_or_is_not_known(tmp_path):
+def test_unknown_judges_and_unreadable_files(tmp_path):
     path = write(tmp_path / "rows.csv", ROWS)
     with pytest.raises(UserError, match="There is no judge 'refusal_word'"):
         lowtax("refusal_word", path, *COLUMNS, "--positive", "no")
@@ -275,25 +290,25 @@ def test_what_cannot_be_read_or_is_not_known(tmp_path):
         lowtax("refusal_words", empty, *COLUMNS, "--positive", "no")
 
 
-def test_a_label_that_is_nowhere_is_said(tmp_path, capsys):
+def test_a_label_that_no_row_has_is_reported(tmp_path, capsys):
     lowtax("refusal_words", write(tmp_path / "rows.csv", ROWS), *COLUMNS, "--positive", "no,never", "--json")
-    said = capsys.readouterr()
-    assert "no row has the label 'never'" in said.err
-    assert json.loads(said.out)["positive"] == 3
+    printed = capsys.readouterr()
+    assert "no row has the label 'never'" in printed.err
+    assert json.loads(printed.out)["positive"] == 3
 
 
 @pytest.mark.skipif(not XSTEST.exists(), reason="the human-judged XSTest completions are not here")
 def test_people_s_labels_of_xstest(capsys):
     columns = ("--prompt", "prompt", "--reply", "completion", "--label", "final_label", "--source", "model")
-    found = figures(capsys, "refusal_words", XSTEST, *columns, "--positive", "2_full_refusal,3_partial_refusal")
-    assert [found[key] for key in ("n", "positive", "unparsed")] == [900, 316, 0]
-    assert found["accuracy"] > 0.85
-    assert found["precision"] > 0.9
-    matrix = found["confusion"]
+    result = figures(capsys, "refusal_words", XSTEST, *columns, "--positive", "2_full_refusal,3_partial_refusal")
+    assert [result[key] for key in ("n", "positive", "unparsed")] == [900, 316, 0]
+    assert result["accuracy"] > 0.85
+    assert result["precision"] > 0.9
+    matrix = result["confusion"]
     positive = ("2_full_refusal", "3_partial_refusal")
-    refused = sum(matrix[label][said] for label in positive for said in ("refusal", "partial"))
-    assert math.isclose(found["recall"], refused / 316, abs_tol=1e-4)
-    assert {name: each["n"] for name, each in found["by_source"].items()} == {
+    refused = sum(matrix[label][judged] for label in positive for judged in ("refusal", "partial"))
+    assert math.isclose(result["recall"], refused / 316, abs_tol=1e-4)
+    assert {name: each["n"] for name, each in result["by_source"].items()} == {
         "mistralguard": 450,
         "mistralinstruct": 450,
     }

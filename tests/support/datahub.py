@@ -1,5 +1,6 @@
-"""A small Hugging Face hub on this machine, which the real client talks to, and a cache as that client leaves it."""
+"""A small Hugging Face hub on this machine for the real client, and a cache in the layout of that client."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path
 
 
