@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 
 from lowtax import models
+from lowtax.adapt import adapt
 from lowtax.data import prompt_sets
 from lowtax.data.specs import PromptSet
 from lowtax.engines import Request
@@ -25,7 +26,6 @@ from lowtax.files import write_json
 from lowtax.placement import parse_mode
 from lowtax.provenance import provenance
 from lowtax.quiet import quiet_libraries
-from lowtax.train import adapt
 
 MODEL = "builtin:smollm2-135m-reasoner"
 RESULT = Path(__file__).parent / "results" / "mixed_adapters.json"

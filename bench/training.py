@@ -22,12 +22,12 @@ from torch import nn
 
 from lowtax import train as training
 from lowtax.adapt import adapt, first_trained_layer
-from lowtax.data.chat import Example
 from lowtax.data.conversations import Conversation
+from lowtax.encoding import Example
+from lowtax.job import Job
 from lowtax.packing import Batches, kept_memory, length
 from lowtax.placement import Placement
 from lowtax.progress import schedule
-from lowtax.train import Job
 from lowtax.training_settings import Execution, Train
 
 SIDES = ("lowtax", "trl", "trl_tuned", "plain")
@@ -79,13 +79,21 @@ def adapted(task: Task, precision: str) -> nn.Module:
 
 def lowtax(task: Task, out: Path) -> Timed:
     """Our loop, from a loaded model to the saved adapter."""
-    job = Job(task.model, task.placement, task.settings, 0, task.precision, task.rows, execution=task.execution)
+    job = Job(
+        model=task.model,
+        placement=task.placement,
+        settings=task.settings,
+        seed=0,
+        precision=task.precision,
+        rows=task.rows,
+        execution=task.execution,
+    )
     with kept_memory(), torch.random.fork_rng():  # as `train` does
         torch.manual_seed(0)
-        run = training._Run(job, out, lambda _: None, load=lambda ref, precision: task.load(precision))  # type: ignore[arg-type, return-value]
+        run = training.TrainingRun(job, out, lambda _: None, load=lambda ref, precision: task.load(precision))  # type: ignore[arg-type, return-value]
         made_before = run.seconds  # the hidden states below the first trained layer
         began = time.perf_counter()
-        run.to_the_end()
+        run.finish()
         seconds = time.perf_counter() - began + made_before
     losses = [json.loads(line)["loss"] for line in (out / "steps.jsonl").read_text().splitlines()]
     return Timed(seconds, losses)

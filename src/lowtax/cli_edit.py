@@ -61,11 +61,12 @@ def methods(
 
     Example: lowtax methods
     """
-    from lowtax.methods import listed, page
+    from lowtax.methods import docs_page
+    from lowtax.methods.loading import catalog
 
     if as_markdown:
-        return print(page.markdown(), end="")
-    entries = listed()
+        return print(docs_page.markdown(), end="")
+    entries = catalog()
     if as_json:
         return print(json.dumps(entries))
     for entry in entries:

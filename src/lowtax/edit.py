@@ -1,57 +1,81 @@
-"""A trained adapter edited into another one: factors in, factors out, the base read one matrix at a time.
+"""Edit a trained adapter: factors in, factors out, with the base read one matrix at a time.
 
     edit({"name": "project", "k": 16}, Path("adapter"), Path("adapter-projected"))
 
-The result is an adapter in PEFT's layout, of the base it was given with, and `card.json`: method, fields, source, and
-for each site ranks, norms, and the cosine of the update before and after, with the numbers that the method decided by.
-Methods give their updates as exact factors. `lost` is the distance of what is written to that, relative to its norm:
-zero but for float32, unless a `rank` was asked for, which keeps the nearest update of that rank.
+The result is an adapter in PEFT's layout for the same base, and `card.json`: method, fields, source, and for each site
+ranks, norms, and the cosine of the update before and after, with the numbers by which the method decided. Methods give
+their updates as exact factors. `lost` is the distance of what is written from the exact update, relative to its norm:
+zero up to float32, unless a `rank` is given, which keeps the nearest update of that rank.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from lowtax import __version__, methods
+from lowtax import __version__
 from lowtax.adapterfile import Adapter, read_adapter, write_adapter
 from lowtax.errors import UserError
 from lowtax.files import atomic_folder, write_json
 from lowtax.linalg import Factors, inner
-from lowtax.methods import Bound, Edit
+from lowtax.methods import loading
+from lowtax.methods.base import Edit, Probe
+from lowtax.methods.loading import ConfiguredMethod
 from lowtax.sites import Site, Sites, in_scope
 from lowtax.weights import Weights, open_weights
 
 Say = Callable[[str], None]
 Updates = Mapping[str, Factors]
-EXACT = 1e-5  # relative; more than float32 may lose
+EXACT = 1e-5  # relative; more than float32 rounding loses
 CARD = "card.json"
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditedAdapter:
     """An edited adapter on disk, and its card."""
 
     folder: Path
     card: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class OnDisk:
-    """The probe of an edit: other checkpoints can be read, but nothing is run."""
+class OfflineProbe(Probe):
+    """The probe of an edit: it reads other checkpoints, and runs no model.
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise UserError(f"This method asks for the {name} of a running model, and an edit sees weights alone.")
+    Every member but `weights` raises a UserError.
+    """
 
-    def weights(self, model: str) -> Weights:
-        """The matrices of another checkpoint, read as they are asked for."""
-        return open_weights(model)
+    def weights(self, ref: str) -> Weights:
+        """Return the matrices of another checkpoint, each read when it is accessed."""
+        return open_weights(ref)
+
+    def weight(self, name: str) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("the weight of a layer")
+
+    def variances(self, source: str, names: Iterable[str]) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("variances")
+
+    def directions(self, source: str, names: Iterable[str], k: int) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("directions")
+
+    def gradients(self, source: str, sites: Sites) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("gradients")
+
+    def rows_before(self, first: str, second: str, units: Tensor) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("the rows of a layer")
+
+
+def _no_model(request: str) -> UserError:
+    return UserError(f"This method needs {request} of a running model, and an edit reads stored weights only.")
 
 
 @torch.no_grad()
@@ -63,45 +87,48 @@ def edit(
     base: str | None = None,
     rank: int | None = None,
     say: Say = print,
-) -> Edited:
-    """Write the adapter that a method makes of another, as a whole or not at all.
+) -> EditedAdapter:
+    """Write the adapter that a method makes of another; it appears whole or not at all.
 
     Args:
-        spec: a method's specification; see `lowtax.methods`.
+        spec: the method's specification; see `lowtax.methods.loading`.
         adapter: a PEFT LoRA folder.
         out: a folder that is absent or empty.
-        base: the model reference that the adapter sits on; that of its configuration if absent.
+        base: the model that the adapter belongs to; the one in its configuration if None.
         rank: the largest rank of any site that the edit changes.
+        say: receives a sentence about the result.
 
     Raises:
-        UserError: a target in use, a method that edits nothing, an adapter that is no plain LoRA or not of this base.
+        UserError: `out` is not empty, the method does not edit, or the adapter is not a plain LoRA of this base.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty: choose another --out.")
-    bound = methods.load(spec)
-    if not isinstance(bound.method, Edit):
-        raise UserError(f"Method {spec['name']!r} acts in training, and this adapter is trained: name it in a recipe.")
-    given = read_adapter(adapter)
-    ref = base or given.base
+    configured = loading.load(spec)
+    if not isinstance(configured.method, Edit):
+        raise UserError(
+            f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
+        )
+    original = read_adapter(adapter)
+    ref = base or original.base
     weights = open_weights(ref)
-    every = sites_from(given, weights)
-    sites = {name: every[name] for name in in_scope(every, bound.only)}
-    state = bound.method.prepare(sites, OnDisk())
-    exact = bound.method.edit(sites, state)
-    if bound.only is not None:
+    all_sites = sites_from(original, weights)
+    sites = {name: all_sites[name] for name in in_scope(all_sites, configured.only)}
+    state = configured.method.prepare(sites, OfflineProbe())
+    exact = configured.method.edit(sites, state)
+    if configured.only is not None:
         exact = {name: exact[name] for name in sites if name in exact}
-    _refuse_broken(exact, str(spec["name"]))
-    kept = exact if rank is None else {name: x.truncated(rank) for name, x in exact.items()}
-    facts = _facts(spec, bound) | {"adapter": str(adapter), "base": ref, "asked_rank": rank}
-    made = _with(given, kept, ref)
-    sites_from(made, weights)  # a method may add sites, and those must fit too
-    card = _write(out, made, lambda new: facts | _figures(given.factors, exact, new, state))
+    _require_finite(exact, str(spec["name"]))
+    updates = exact if rank is None else {name: x.truncated(rank) for name, x in exact.items()}
+    facts = _facts(spec, configured) | {"adapter": str(adapter), "base": ref, "asked_rank": rank}
+    edited = _with_updates(original, updates, ref)
+    sites_from(edited, weights)  # a method may add sites, which must fit too
+    card = _write(out, edited, lambda new: facts | _figures(original.factors, exact, new, state))
     say(_sentence(out, card))
-    return Edited(out, card)
+    return EditedAdapter(out, card)
 
 
 def sites_from(adapter: Adapter, weights: Weights) -> Sites:
-    """The sites of an adapter on disk, by module name; W is read when it is asked for, one matrix at a time.
+    """Return the sites of an adapter on disk by module name; each W is read when it is accessed.
 
     Raises:
         UserError: The base lacks a module of the adapter, or has it in another shape.
@@ -109,44 +136,45 @@ def sites_from(adapter: Adapter, weights: Weights) -> Sites:
 
     def site(name: str, x: Factors) -> Site:
         scale = adapter.scales.get(name, 1.0)
-        if (found := weights.shape(name)) != x.shape:
+        if (shape := weights.shape(name)) != x.shape:
             raise UserError(
-                f"The adapter does not fit {weights.ref!r}: {name} is {found[0]} x {found[1]} there, and "
-                f"{x.shape[0]} x {x.shape[1]} in the adapter; give the base it was trained on with --base."
+                f"The adapter does not fit {weights.ref!r}: {name} is {shape[0]} x {shape[1]} there, and "
+                f"{x.shape[0]} x {x.shape[1]} in the adapter; name the base it was trained on with --base."
             )
         return Site(name, lambda: weights[name], x.a, x.b / scale, scale)
 
     return {name: site(name, x) for name, x in adapter.factors.items()}
 
 
-def _facts(spec: dict[str, Any], bound: Bound) -> dict[str, Any]:
+def _facts(spec: dict[str, Any], configured: ConfiguredMethod) -> dict[str, Any]:
+    """Return what the card says about the method."""
     return {
         "made_by": "lowtax edit",
         "version": __version__,
         "method": spec["name"],
-        "fields": bound.method.model_dump(),
-        "only": bound.only,
-        "source": methods.source(type(bound.method)),
+        "fields": configured.method.model_dump(),
+        "only": configured.only,
+        "source": loading.source(type(configured.method)),
     }
 
 
-def _refuse_broken(exact: Updates, name: str) -> None:
+def _require_finite(exact: Updates, name: str) -> None:
     for site, x in exact.items():
         if not (torch.isfinite(x.b).all() and torch.isfinite(x.a).all()):
             raise UserError(
-                f"Method {name!r} gave numbers that are not finite at {site}: check its fields and the weights."
+                f"Method {name!r} returned numbers that are not finite at {site}: check its fields and the weights."
             )
 
 
-def _with(given: Adapter, updates: Updates, ref: str) -> Adapter:
-    """The adapter with some updates replaced, or added, and its base named."""
-    config = copy(given.config)
+def _with_updates(adapter: Adapter, updates: Updates, ref: str) -> Adapter:
+    """Return an adapter with some updates replaced or added, and with its base named."""
+    config = copy(adapter.config)
     config.base_model_name_or_path = ref
-    return replace(given, config=config, factors={**given.factors, **updates})
+    return replace(adapter, config=config, factors={**adapter.factors, **updates})
 
 
 def _write(out: Path, adapter: Adapter, card: Callable[[Updates], dict[str, Any]]) -> dict[str, Any]:
-    """Write the folder of the edited adapter; its card describes the adapter as read back from there."""
+    """Write the folder as a whole, and return its card, which describes the adapter as read back."""
     with atomic_folder(out) as work:
         write_adapter(work, adapter)
         figures = card(read_adapter(work).factors)
@@ -156,15 +184,15 @@ def _write(out: Path, adapter: Adapter, card: Callable[[Updates], dict[str, Any]
     return figures
 
 
-# --- what the edit did
+# --- the figures of the card
 
 
 def _figures(before: Updates, exact: Updates, after: Updates, state: Any) -> dict[str, Any]:
-    """Of all sites as one vector, and of each."""
-    wanted = {**before, **exact}
+    """Return the figures of all sites as one vector, and of each site."""
+    expected = {**before, **exact}
     old, new = _norm(before), _norm(after)
     along = sum(float(inner(x, after[name])) for name, x in before.items())
-    apart: float = sum(_apart(after[name], x) ** 2 for name, x in wanted.items()) ** 0.5
+    distance: float = sum(_distance(after[name], x) ** 2 for name, x in expected.items()) ** 0.5
     return {
         "modules": len(after),
         "changed": len(exact),
@@ -172,8 +200,8 @@ def _figures(before: Updates, exact: Updates, after: Updates, state: Any) -> dic
         "norm_before": old,
         "norm_after": new,
         "cosine": along / (old * new) if old and new else None,
-        "lost": apart / norm if (norm := _norm(wanted)) else 0.0,
-        "sites": {name: _of_site(name, before, exact, after) | _decided(name, state) for name in after},
+        "lost": distance / norm if (norm := _norm(expected)) else 0.0,
+        "sites": {name: _of_site(name, before, exact, after) | _state_figures(name, state) for name in after},
     }
 
 
@@ -191,26 +219,26 @@ def _of_site(name: str, before: Updates, exact: Updates, after: Updates) -> dict
     }
 
 
-def _decided(name: str, state: Any) -> dict[str, float]:
-    """The numbers in what a method prepared for a site."""
-    found = state.get(name) if isinstance(state, dict) else None
-    return {k: v for k, v in found.items() if isinstance(v, int | float)} if isinstance(found, dict) else {}
+def _state_figures(name: str, state: Any) -> dict[str, float]:
+    """Return the numbers in the state that a method prepared for a site."""
+    of_site = state.get(name) if isinstance(state, dict) else None
+    return {k: v for k, v in of_site.items() if isinstance(v, int | float)} if isinstance(of_site, dict) else {}
 
 
 def _norm(updates: Updates) -> float:
-    """Of all updates as one vector."""
+    """Return the norm of all updates as one vector."""
     return math.sqrt(sum(float(x.sq_norm()) for x in updates.values()))
 
 
-def _apart(x: Factors, y: Factors) -> float:
-    """||X - Y||_F, without the cancellation of ||X||^2 - 2 <X, Y> + ||Y||^2."""
+def _distance(x: Factors, y: Factors) -> float:
+    """Return ||X - Y||_F without the cancellation of ||X||^2 - 2 <X, Y> + ||Y||^2."""
     return float(x.plus(Factors(-y.b, y.a)).svd()[1].norm())
 
 
-def _sentence(out: Path, found: dict[str, Any]) -> str:
-    cosine = "" if found["cosine"] is None else f", cosine {found['cosine']:.4f}"
-    lost = f"; rank {found['asked_rank']} lost {found['lost']:.2%} of it" if found["asked_rank"] else ""
+def _sentence(out: Path, figures: dict[str, Any]) -> str:
+    cosine = "" if figures["cosine"] is None else f", cosine {figures['cosine']:.4f}"
+    lost = f"; rank {figures['asked_rank']} lost {figures['lost']:.2%} of it" if figures["asked_rank"] else ""
     return (
-        f"  {out}: {found['changed']} of {found['modules']} updates edited, rank {found['rank']}, "
-        f"norm {found['norm_before']:.4g} -> {found['norm_after']:.4g}{cosine}{lost}"
+        f"  {out}: {figures['changed']} of {figures['modules']} updates edited, rank {figures['rank']}, "
+        f"norm {figures['norm_before']:.4g} -> {figures['norm_after']:.4g}{cosine}{lost}"
     )

@@ -18,12 +18,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lowtax import methods, models, trained
+from lowtax import models, trained
 from lowtax.adapterfile import check_adapter, fingerprint
 from lowtax.edit import CARD, edit
 from lowtax.errors import UserError
 from lowtax.files import read_json, write_json
-from lowtax.methods import Edit
+from lowtax.methods.base import Edit
+from lowtax.methods.loading import load
 from lowtax.provenance import provenance
 from lowtax.recipe import TO_ARM, EditedArm
 from lowtax.records import row_id
@@ -51,7 +52,7 @@ def check(name: str, arm: EditedArm) -> None:
     """
     for spec in arm.edits:
         try:
-            bound = methods.load(spec)
+            configured = load(spec)
             for field in ("aligned", "unaligned"):
                 if isinstance(ref := spec.get(field), str):
                     models.resolve(ref)
@@ -59,7 +60,7 @@ def check(name: str, arm: EditedArm) -> None:
                 check_adapter(Path(spec["to"]).expanduser())
         except UserError as error:
             raise UserError(f"edited.{name}: {error}") from error
-        if not isinstance(bound.method, Edit):
+        if not isinstance(configured.method, Edit):
             raise UserError(
                 f"edited.{name}: method {spec['name']!r} acts in training: name it under the methods of a trained arm."
             )

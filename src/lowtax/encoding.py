@@ -1,4 +1,4 @@
-"""A training set as tokens: all rows at once, what did not fit counted, and every example read back and compared."""
+"""Encode a training set as tokens: all rows at once, overlong rows counted, every example decoded and compared."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -8,17 +8,29 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from lowtax.data import chat, rendering, special_tokens
-from lowtax.data.chat import Example, Thinking
+from lowtax.data.chat import Thinking
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Examples, and what became of the other rows.
+class Example:
+    """A training conversation as tokens; only the completion carries loss.
 
-    rows: for each example, which row it is.
-    truncated: examples that lost their end, and with it the end-of-turn token, to `max_length`.
+    whole: the completion is complete; False if `max_length` cut off its end.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The examples of a training set, and counts of the rows that were cut or dropped.
+
+    rows: row number of each example.
+    truncated: examples that `max_length` cut, so that they have no end-of-turn token.
     dropped: rows whose prompt alone fills `max_length`.
     without_thought: rows whose thought has no place in their rendering after this prompt.
     """
@@ -30,9 +42,9 @@ class Encoded:
     without_thought: int = 0
 
     def notes(self) -> list[str]:
-        """A sentence for each thing that was not trained as given."""
+        """Return a sentence for each way in which rows are not trained as they are in the data."""
         total = len(self.examples) + self.dropped
-        said = (
+        counts = (
             (self.truncated, "training rows are longer than train.max_length and lose their end"),
             (self.dropped, "training rows are left out: their prompt alone fills train.max_length"),
             (
@@ -40,7 +52,7 @@ class Encoded:
                 "training rows lose their thought: their rendering has no place for it after this prompt",
             ),
         )
-        return [f"{number} of {total} {what}." for number, what in said if number]
+        return [f"{number} of {total} {text}." for number, text in counts if number]
 
 
 def encode_all(
@@ -49,16 +61,19 @@ def encode_all(
     max_length: int,
     thinking: Thinking = "default",
 ) -> Encoded:
-    """Rows as examples of at most `max_length` tokens, cut at the end, in order. Every whole one is checked.
+    """Return rows as examples of at most `max_length` tokens, in order; longer ones lose their end.
 
-    UserError if no row is left whole: a model would never see a turn end.
+    Every whole example is checked, as by `check`.
+
+    Raises:
+        UserError: There are no rows, none fits as a whole (the model would never see a turn end), or a check fails.
     """
     if not rows:
         raise UserError("There are no training rows.")
     around = chat.turn(tokenizer, thinking)
     written = [
-        chat.write(tokenizer, around, asked, row.thought, row.answer, row.rendering, thinking)
-        for row, asked in zip(
+        chat.write(tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking)
+        for row, messages in zip(
             rows,
             (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
             strict=True,
@@ -92,45 +107,54 @@ def encode_all(
 def check(
     tokenizer: PreTrainedTokenizerBase, example: Example, conversation: Conversation, masked_by_id: bool = False
 ) -> None:
-    """Read an example back from its tokens. UserError if its thought, its answer or its end-of-turn token is not
-    trained, or if a trainer that masks labels by id would not train the latter. A cut example is not checked."""
+    """Decode an example and compare it with its conversation. A cut example is not checked.
+
+    Args:
+        tokenizer: the tokenizer that made the example.
+        example: the example.
+        conversation: the row it was made from.
+        masked_by_id: also require that a trainer which masks labels by token id would train the end-of-turn token.
+
+    Raises:
+        UserError: Thought, answer or end-of-turn token is missing from what is trained.
+    """
     if masked_by_id and (warning := chat.masked_by_id_warning(tokenizer)):
         raise UserError(warning)
     if not example.whole:
         return
     layout, prompt = rendering.named(conversation.rendering), _decode(tokenizer, example.prompt)
-    asked = prompt if layout.as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
-    _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(asked))
+    sampled_prompt = prompt if layout.as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
+    _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(sampled_prompt))
 
 
 def _check(
     tokenizer: PreTrainedTokenizerBase, example: Example, conversation: Conversation, end: int, keeps_thought: bool
 ) -> None:
-    *said, last = example.completion
+    *body, last = example.completion
     name = tokenizer.convert_ids_to_tokens(end)
-    which = f"The training row {conversation.prompt[:60]!r}"
+    row = f"The training row {conversation.prompt[:60]!r}"
     if last != end:
         raise UserError(
-            f"{which} does not end with {name!r}, at which the model stops: it would never learn to stop; "
+            f"{row} does not end with {name!r}, at which the model stops, so it would never learn to stop; "
             "end its completion with chat.end_of_turn(tokenizer)."
         )
-    if end in said:
-        raise UserError(f"{which} holds the end-of-turn token {name!r} inside of its answer: take it out of the text.")
-    wanted = {"answer": conversation.answer}
+    if end in body:
+        raise UserError(f"{row} has the end-of-turn token {name!r} inside its answer: remove it from the text.")
+    expected = {"answer": conversation.answer}
     if keeps_thought:
-        wanted["thought"] = conversation.thought or ""
-    trained = _decode(tokenizer, said)
-    found = _plain(trained)
-    for what, text in wanted.items():
-        if _plain(text) not in found:
+        expected["thought"] = conversation.thought or ""
+    trained = _decode(tokenizer, body)
+    normalised = _normalised(trained)
+    for part, text in expected.items():
+        if _normalised(text) not in normalised:
             raise UserError(
-                f"{which} loses its {what} on the way to tokens: {text.strip()[:60]!r} became {trained[:120]!r}; "
-                "look at the chat template and the tokenizer, or at what made these tokens."
+                f"{row} loses its {part} in tokenization: {text.strip()[:60]!r} became {trained[:120]!r}; "
+                "check the chat template and the tokenizer, or what made these tokens."
             )
 
 
-def _plain(text: str) -> str:
-    """Text without what tokenizers may rightly change: white space and compatibility characters."""
+def _normalised(text: str) -> str:
+    """Return a text without what tokenizers may change: white space and compatibility characters."""
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 
@@ -139,23 +163,23 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def show(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
-    """An example as it is trained: the prompt dim, what carries loss green, special tokens bold, line breaks marked.
+    """Return an example as it is trained: the prompt dim, the completion green, special tokens bold.
 
-    The two parts have headings, so that it can be read without colours.
+    Line breaks are marked, and headings separate the two parts, so that it can be read without colours.
     """
     shown = Text()
     parts = (("prompt, no loss", example.prompt, "dim"), ("trained", example.completion, "green"))
-    for what, ids, style in parts:
-        shown.append(f"--- {what}: {len(ids)} tokens\n", style="bold")
+    for heading, ids, style in parts:
+        shown.append(f"--- {heading}: {len(ids)} tokens\n", style="bold")
         for special, run in _runs(tokenizer, ids):
             text = _decode(tokenizer, run)
             shown.append(text if special else text.replace("\n", "↵\n"), style=f"bold {style}" if special else style)
-        shown.append("\n" if example.whole or what != "trained" else " [cut here by max_length]\n", style="bold")
+        shown.append("\n" if example.whole or heading != "trained" else " [cut here by max_length]\n", style="bold")
     return shown
 
 
 def _runs(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[bool, list[int]]]:
-    """Neighbouring tokens of a kind, special or not: characters of several tokens stay whole."""
+    """Split tokens into runs of special and ordinary ones; characters of several tokens stay whole in a run."""
     specials = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     runs: list[tuple[bool, list[int]]] = []
     for token in ids:

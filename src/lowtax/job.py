@@ -1,10 +1,11 @@
-"""A training job: all that decides its result, how it is told from another, and what its cards say."""
+"""The training job: everything that decides a run, its comparison with an earlier run, and the content of its cards."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lowtax.checkpoints import Checkpoint
+from lowtax.data.chat import Thinking
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
 from lowtax.files import read_json
@@ -16,11 +17,24 @@ from lowtax.records import row_id
 from lowtax.training_settings import Execution, Train
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that decides a training run; two equal jobs give the same weights on the same machine.
+    """Everything that decides a training run; two equal jobs give the same weights on the same machine.
 
-    `execution`, `sources` and `mode` say how it runs and where it comes from, and decide nothing.
+    model: a hub id, a folder or builtin:NAME.
+    placement: the weights that are trained.
+    settings: learning rate, steps, batch size and so on; the recipe's `train`.
+    seed: of new LoRA factors, held-out rows, order of examples and dropout.
+    precision: of frozen weights and of the forward pass: float32, bfloat16 or float16.
+    rows: the training conversations.
+    methods: specifications of the methods that act in training.
+    thinking: position of the chat template's thinking switch.
+
+    The other fields do not change the result; a run may resume with different ones.
+
+    execution: how the run uses the hardware; the recipe's `execution`.
+    sources: origin of the rows, for the cards.
+    mode: the mode string that named the placement, for the cards.
     """
 
     model: str
@@ -30,13 +44,14 @@ class Job:
     precision: str
     rows: list[Conversation]
     methods: list[dict[str, Any]] = field(default_factory=list)
-    thinking: str = "default"
+    thinking: Thinking = "default"
+
     execution: Execution = field(default_factory=Execution)
     sources: list[dict[str, Any]] = field(default_factory=list)
     mode: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The job as data, to be compared with that of an earlier run in the same folder."""
+        """Return the fields that decide the result as JSON data; the rows as their number and hash."""
         return {
             "model": self.model,
             "placement": self.placement.model_dump(mode="json"),
@@ -48,29 +63,33 @@ class Job:
             "rows": {"n": len(self.rows), "hash": row_id([asdict(row) for row in self.rows])},
         }
 
-    def refuse_another(self, out: Path) -> None:
-        """UserError if the folder holds the run of another job; it names what differs."""
-        wanted = _flat(self.describe())
+    def require_same(self, out: Path) -> None:
+        """Check that a folder has no run of another job.
+
+        Raises:
+            UserError: It has; the first differences are named.
+        """
+        now = _flat(self.describe())
         for name in ("card.json", "job.json"):
             if not (out / name).exists():
                 continue
-            found = read_json(out / name)
-            was = _flat(found["job"] if name == "card.json" else found)
-            differs = [
-                f"{key} was {was.get(key, 'absent')}, now {wanted.get(key, 'absent')}"
-                for key in sorted(was.keys() | wanted.keys())
-                if was.get(key) != wanted.get(key)
+            stored = read_json(out / name)
+            before = _flat(stored["job"] if name == "card.json" else stored)
+            differences = [
+                f"{key} was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key) != now.get(key)
             ]
-            if differs:
-                more = f" and {len(differs) - 3} more" if differs[3:] else ""
+            if differences:
+                more = f" and {len(differences) - 3} more" if differences[3:] else ""
                 raise UserError(
-                    f"{out} was trained with other settings ({'; '.join(differs[:3])}{more}); "
+                    f"{out} was trained with other settings ({'; '.join(differences[:3])}{more}); "
                     "choose another --out, or delete that folder to train it again."
                 )
 
     def facts(self, checkpoint: Checkpoint, trainable: int) -> Facts:
-        """What the model card of one of its checkpoints says."""
-        made = hardware()
+        """Return the content of the model card of a checkpoint."""
+        machine = hardware()
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
             model=self.model,
@@ -87,12 +106,21 @@ class Job:
             peak_memory_gb=round(peak_memory_gb(), 2),
             methods=[str(spec["name"]) for spec in self.methods],
             mode=self.mode,
-            hardware=made["accelerator"] or f"CPU, {made['cpu_threads']} threads",
+            hardware=machine["accelerator"] or f"CPU, {machine['cpu_threads']} threads",
             versions=versions(),
         )
 
-    def card(self, found: list[Checkpoint], trainable: int, revision: str | None, processes: int) -> dict[str, Any]:
-        """What card.json says of the finished run; `revision` is the model's commit on the hub."""
+    def card(
+        self, checkpoints: list[Checkpoint], trainable: int, revision: str | None, processes: int
+    ) -> dict[str, Any]:
+        """Return the content of card.json after the run.
+
+        Args:
+            checkpoints: all checkpoints, in order.
+            trainable: the number of trained parameters that can move.
+            revision: the model's commit on the hub.
+            processes: the number of processes.
+        """
         return {
             "job": self.describe(),
             "model_revision": revision,
@@ -100,19 +128,20 @@ class Job:
             "execution": self.execution.model_dump(),
             "processes": processes,
             "trainable_parameters": trainable,
-            "checkpoints": [asdict(c) for c in found],
+            "checkpoints": [asdict(c) for c in checkpoints],
             "peak_memory_gb": round(peak_memory_gb(), 2),
             **provenance(),
         }
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Return nested mappings as one mapping with dotted keys."""
     if not isinstance(value, dict):
         return {key: value}
     return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{key}.{name}".lstrip(".")).items()}
 
 
 def _data_facts(source: dict[str, Any]) -> DataFacts:
+    """Return what a model card says about one source of rows."""
     names = {"license": "licence"} | {name: name for name in ("source", "rows", "hub", "revision")}
     return DataFacts(**{ours: source.get(theirs) for ours, theirs in names.items()})

@@ -1,11 +1,11 @@
-"""How much memory training takes, by arithmetic: weights, gradients, optimiser, activations, logits; without torch.
+"""Estimate the memory of training: weights, gradients, optimiser, activations and logits. Torch is not needed.
 
-Sources: Rajbhandari et al., ZeRO (arXiv:1910.02054, section 3: 16 bytes a trained weight with Adam in mixed precision),
-DeepSpeed 0.19's defaults for its buffers, accelerate 1.15's float32 shards for FSDP2, and this package's own loop
-(`checkpoints.Weights`, `objective.TargetLoss`). All sizes are in bytes; c is the bytes of a number in a forward pass.
-GB are 10^9 bytes.
+Sources: Rajbhandari et al., ZeRO (arXiv:1910.02054, section 3: 16 bytes per trained weight with Adam in mixed
+precision), DeepSpeed 0.19's defaults for its buffers, accelerate 1.15's float32 shards for FSDP2, and lowtax's own
+loop (`parameters.TrainedParameters`, `objective.TargetLoss`). All sizes are in bytes; c is the bytes of a number in a
+forward pass. GB are 10^9 bytes.
 
-Not counted: the CUDA context, fragmentation, and what exists for a moment only (`MARGIN` stands for them).
+The CUDA context, fragmentation and short-lived tensors are not counted; `MARGIN` allows for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Offload = Literal["none", "optimizer", "all"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MARGIN = 1.1
 CARD = 80 * 2**30
-"""What a card of 80 GB holds."""
+"""Bytes of a GPU of 80 GB."""
 SLICE = 2**30
 """Float32 logits that exist at a time on a GPU (`objective.SLICE_BYTES`)."""
 LIVE, BUCKET, PREFETCH, GROUP = 10**9, 5 * 10**8, 5 * 10**7, 10**9
@@ -31,7 +31,7 @@ LIVE, BUCKET, PREFETCH, GROUP = 10**9, 5 * 10**8, 5 * 10**7, 10**9
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each GPU, and in the host's memory for all GPUs of one machine together."""
+    """Bytes on each GPU, and on the host for all GPUs of one machine together."""
 
     weights: float
     gradients: float
@@ -43,17 +43,17 @@ class Memory:
 
     @property
     def states(self) -> float:
-        """Weights, gradients and optimiser on one GPU."""
+        """Return the bytes of weights, gradients and optimiser on one GPU."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def gpu(self) -> float:
-        """The sum on one GPU."""
+        """Return the bytes of all parts on one GPU."""
         return self.states + self.working + self.activations + self.logits
 
     @property
     def fits(self) -> bool:
-        """Whether a card of 80 GB is enough, with the margin."""
+        """Test whether a GPU of 80 GB is enough, with the margin."""
         return self.gpu * MARGIN <= CARD
 
 
@@ -70,15 +70,20 @@ def training_memory(
     checkpointing: bool = False,
     methods: bool = False,
 ) -> Memory:
-    """Memory of a training step.
+    """Return the memory of a training step.
 
     Args:
-        lora: None for full fine-tuning.
-        gpus: processes, all of one machine where the host's memory is concerned.
-        stage: none (data parallel if there are several), zero2, zero3 (DeepSpeed) or fsdp2 (accelerate).
-        offload: none, optimizer, or all (weights too) to the host; DeepSpeed only.
-        tokens: in one forward pass of one GPU. targets: of them with loss; all if absent.
-        methods: whether some act in training; where states are sharded, they see whole float32 copies (`gathered`).
+        shape: the model.
+        lora: the adapter; None for full fine-tuning.
+        precision: of frozen weights and of the forward pass.
+        gpus: processes; all on one machine, for the host's memory.
+        stage: none (data parallel on several GPUs), zero2, zero3 (DeepSpeed) or fsdp2 (accelerate).
+        offload: what moves to the host: none, optimizer, or all (weights too). DeepSpeed only.
+        tokens: tokens in one forward pass of one GPU.
+        targets: tokens with loss among them; all if None.
+        checkpointing: gradient checkpointing.
+        methods: methods act in training; where states are sharded, they see whole float32 copies
+            (`parameters.GatheredParameters`).
     """
     c = BYTES[precision]
     trained = lora.parameters(shape) if lora else shape.parameters
@@ -88,15 +93,15 @@ def training_memory(
     if stage == "none":
         live = 4 if lora else c  # factors are float32 in every precision
         masters = 0 if live == 4 else 4 * trained
-        buckets = live * trained if gpus > 1 else 0  # of data parallel
+        buckets = live * trained if gpus > 1 else 0  # data parallel's
         return Memory(c * frozen + live * trained, 4 * trained, masters + 8 * trained, buckets, activations, logits)
     share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
-        # Shards in float32; embeddings, and one block with the next, whole in precision c, with their gradients.
+        # Shards are float32. Embeddings, and two neighbouring blocks, are whole in precision c, with their gradients.
         whole = 2 * shape.embedding + 2 * shape.block + (0 if lora else 2 * shape.embedding + shape.block)
         return Memory(c * frozen / gpus + 4 * share, 4 * share, 8 * share, c * whole + copies, activations, logits)
     weights = c * (frozen + trained) / (1 if stage == "zero2" else gpus)
-    # The last: float32 gradients of the weights that are being stepped.
+    # Second term: float32 gradients of the weights that are being stepped.
     gradients = c * share + 4 * (share if stage == "zero2" else min(share, GROUP))
     optimizer = 12 * share
     gathered = 0 if stage == "zero2" else min(LIVE + PREFETCH, shape.parameters) + shape.embedding
@@ -180,7 +185,7 @@ def first_layout(
 
 
 def _activations(shape: Shape, lora: Lora | None, c: int, tokens: int, checkpointing: bool) -> int:
-    """Kept for backward by the layers from the first trained one up; with checkpointing, their inputs and one layer."""
+    """Return what layers from the first trained one up keep for backward; with checkpointing, inputs and one layer."""
     layers = shape.layers - (lora.first if lora else 0)
     with_factors = lora.last - lora.first + 1 if lora else 0
     bare = shape.activation(c, () if lora else None) * tokens
@@ -191,11 +196,11 @@ def _activations(shape: Shape, lora: Lora | None, c: int, tokens: int, checkpoin
 
 
 def _logits(shape: Shape, c: int, targets: int, whole: bool, full: bool) -> int:
-    """Logits and their gradient at the target positions.
+    """Return the bytes of logits and their gradient at the target positions.
 
     Whole weights: a float32 slice and half as much for its gradient; with full fine-tuning also the gradient of the
-    output matrix, in float32 and once in c. Sharded: transformers' own logits, their float32 copy, its log-softmax, and
-    gradients.
+    output matrix, in float32 and in c. Sharded weights: transformers' own logits, their float32 copy, its log-softmax,
+    and gradients.
     """
     if not whole:
         return (2 * c + 12) * shape.vocabulary * targets
@@ -203,7 +208,7 @@ def _logits(shape: Shape, c: int, targets: int, whole: bool, full: bool) -> int:
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/scaling.md, by name, in Markdown. Rows of 2,048 tokens, bfloat16."""
+    """Return the tables of docs/guides/scaling.md by name, in Markdown: rows of 2,048 tokens, bfloat16."""
     return {"shapes": _shapes(), "one-gpu": _one_gpu(), "sharded": _sharded(), "32b": _largest()}
 
 
@@ -218,9 +223,9 @@ def _yes(memory: Memory) -> str:
 def _shapes() -> str:
     head = "model, blocks, weights, GB in bfloat16, kB a token and block: full, rank 1 on `up_proj`, checkpointed"
     rows = [
-        (name, s.layers, f"{s.parameters:,}", _gb(2 * s.parameters), *(f"{size / 1e3:,.0f}" for size in kept))
+        (name, s.layers, f"{s.parameters:,}", _gb(2 * s.parameters), *(f"{size / 1e3:,.0f}" for size in sizes))
         for name, s in SHAPES.items()
-        for kept in [(s.activation(2), s.activation(2, ("up_proj",)), 2 * s.hidden)]
+        for sizes in [(s.activation(2), s.activation(2, ("up_proj",)), 2 * s.hidden)]
     ]
     return markdown_table([head.split(", "), *rows])
 
@@ -244,10 +249,10 @@ def _sharded() -> str:
     rows: list[Sequence[object]] = []
     for name in ("R1-Distill-Qwen-7B", "R1-Distill-Qwen-14B"):
         for stage in ("zero2", "zero3", "fsdp2"):
-            found = [
+            by_gpus = [
                 training_memory(SHAPES[name], stage=stage, gpus=n, tokens=2048, checkpointing=True) for n in (2, 4, 8)
             ]
-            rows.append((name, stage, *(f"{_gb(m.gpu)}{'' if m.fits else ' (too much)'}" for m in found)))
+            rows.append((name, stage, *(f"{_gb(m.gpu)}{'' if m.fits else ' (too much)'}" for m in by_gpus)))
     return markdown_table([head.split(", "), *rows])
 
 

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a line a step in `steps.jsonl`, a progress bar, and trackers."""
+"""Progress of a training run: a line per step in `steps.jsonl`, a progress bar, trackers, and the learning rate."""
 
 import json
 import math
@@ -23,8 +23,12 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step. `loss` is the mean over its trained tokens, without the methods' `penalty`; `tokens` are
-    all that went through the model; `seconds` count from the beginning of training."""
+    """One optimiser step.
+
+    loss: mean over the trained tokens, without the methods' penalty.
+    tokens: all tokens that went through the model.
+    seconds: since training began.
+    """
 
     step: int
     loss: float
@@ -36,7 +40,7 @@ class Step:
 
 
 class Log:
-    """Writes steps to `steps.jsonl` and says them. Only the main process has one that does."""
+    """Record of steps in `steps.jsonl`, in trackers and on the terminal; only the main process writes."""
 
     def __init__(self, folder: Path, total: int, acc: Accelerator, say: Say, done: int) -> None:
         self.path, self.total, self.acc, self.say = folder / "steps.jsonl", total, acc, say
@@ -47,13 +51,13 @@ class Log:
             acc.init_trackers("lowtax")
 
     def _forget_after(self, step: int) -> None:
-        """Of an earlier run, keep the steps whose result the resumed run starts from. All processes know them."""
+        """Drop the steps of a killed run that the resumed run repeats, and load the others in every process."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        rows = [json.loads(line) for line in kept]
+        valid = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        rows = [json.loads(line) for line in valid]
         self.tokens, self.losses = sum(row["tokens"] for row in rows), [row["loss"] for row in rows]
         if self.acc.is_main_process:
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            write_text(self.path, "".join(line + "\n" for line in valid))
 
     def _progress(self, done: int) -> tuple[Progress | None, TaskID]:
         console = Console(file=sys.stderr)
@@ -79,16 +83,19 @@ class Log:
         if self._bar:
             self._bar.update(self._task, completed=step.step, description=text)
         if not self._bar and (step.step % 10 == 0 or step.step == self.total):
-            left = (self.total - step.step) * step.seconds / max(step.step, 1)
-            eta = f"  {time.strftime('%H:%M:%S', time.gmtime(left))} left" if step.step < self.total else ""
+            remaining = (self.total - step.step) * step.seconds / max(step.step, 1)
+            eta = f"  {time.strftime('%H:%M:%S', time.gmtime(remaining))} left" if step.step < self.total else ""
             self.say(f"  step {step.step}/{self.total}  {text}{eta}")
 
     def rising(self) -> float | None:
-        """The mean loss of the last steps, if it is a nat a token above that of the first: training diverges."""
+        """Return the mean loss of the last `WINDOW` steps if training diverges, otherwise None.
+
+        It diverges if that mean is more than one nat per token above the mean of the first `WINDOW` steps.
+        """
         if len(self.losses) < 2 * WINDOW:
             return None
-        now = sum(self.losses[-WINDOW:]) / WINDOW
-        return now if now > sum(self.losses[:WINDOW]) / WINDOW + 1 else None
+        recent = sum(self.losses[-WINDOW:]) / WINDOW
+        return recent if recent > sum(self.losses[:WINDOW]) / WINDOW + 1 else None
 
     def close(self) -> None:
         """Stop the bar and the trackers."""
@@ -98,21 +105,24 @@ class Log:
             self.acc.end_training()
 
 
-def diverged(step: int, what: str, lr: float, kept: str | None) -> UserError:
-    """The sentence about a run that stopped because its loss or gradient is no number, or rises."""
-    saved = f"{kept} is kept" if kept else "no checkpoint was saved yet"
-    return UserError(f"Training diverged at step {step} ({what}); lower the learning rate, now {lr:g}; {saved}.")
+def diverged(step: int, reason: str, lr: float, checkpoint: str | None) -> UserError:
+    """Return the error for a run whose loss rises, or whose loss or gradient is not finite."""
+    saved = f"{checkpoint} is kept" if checkpoint else "no checkpoint was saved yet"
+    return UserError(f"Training diverged at step {step} ({reason}); lower the learning rate, now {lr:g}; {saved}.")
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then cosine to zero. `step` counts from 0; unlike transformers', no step has a rate of 0."""
+    """Return the factor of the learning rate: linear warm-up, then cosine to zero.
+
+    `step` counts from 0. Unlike transformers' schedule, no step has a factor of 0.
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def peak_memory_gb() -> float:
-    """Gigabytes at the peak: of the accelerator, or of the process."""
+    """Return peak memory in gigabytes, of the accelerator if there is one, otherwise of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

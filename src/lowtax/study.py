@@ -26,6 +26,7 @@ from lowtax import (
     encoding,
     engines,
     examine,
+    launch,
     models,
     recipe,
     safety,
@@ -39,13 +40,13 @@ from lowtax.data.specs import Data
 from lowtax.engines.settings import EngineSettings
 from lowtax.errors import UserError, did_you_mean
 from lowtax.files import read_json, write_json, write_text
+from lowtax.job import Job
 from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies
 from lowtax.provenance import provenance
 from lowtax.recipe import Recipe
 from lowtax.records import Verdict, row_id
 from lowtax.sample import Ask, Sheet, Subject, collect, replies_of
-from lowtax.train import Job
 
 Say = Callable[[str], None]
 SETS = ("harmful", "ordinary")
@@ -58,7 +59,7 @@ class Study:
     def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
         self.recipe, self.out, self.say = settings, out, say
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
-        self.is_main = distributed.world()[0] == 0
+        self.is_main = launch.world()[0] == 0
         self.precision = models.precision(settings.precision, settings.execution.deepspeed)
         self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking)
         self.base = Subject(
@@ -108,7 +109,7 @@ class Study:
         """
         jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
-            job.refuse_another(self._arm_folder(arm, seed))
+            job.require_same(self._arm_folder(arm, seed))
         for making in self.makings():
             if making.begun():
                 jobs_of = {arm: self.job(arm, making.seed).describe() for arm in making.arm.made_of()}
@@ -364,7 +365,7 @@ class Study:
 
 
 def _refuse_launch(stage: str) -> None:
-    if distributed.world()[1] > 1:
+    if launch.world()[1] > 1:
         raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
 
 

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON: checked against the recipe, and told what lowtax's loop does by itself."""
+"""Read a user's DeepSpeed JSON, check it against the recipe, and fill in what lowtax's loop does itself."""
 
 import json
 from collections.abc import Callable
@@ -18,20 +18,20 @@ SIZES: dict[str, Callable[[int], int]] = {  # hidden size -> elements
 def ds_config(
     path: Path, settings: Train, precision: str, processes: int, micro_batch_size: int | None = None
 ) -> dict[str, Any]:
-    """The user's DeepSpeed JSON with every "auto" filled from the recipe, and refused where the two disagree.
+    """Return the user's DeepSpeed JSON with every "auto" filled from the recipe.
 
-    The loop deals out examples, accumulates and schedules the learning rate by itself: to DeepSpeed every forward
-    pass is a batch of one a process, and what the file says about optimiser and schedule is checked and left out.
+    The loop itself divides examples, accumulates gradients and schedules the learning rate. To DeepSpeed every forward
+    pass is a batch of one per process; the file's optimiser and schedule are checked and removed.
 
     Raises:
-        UserError: The file is no such JSON, or says otherwise than the recipe.
+        UserError: The file is not a DeepSpeed JSON, or contradicts the recipe.
     """
     config = read(path)
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
-        found = zero.get("stage") if isinstance(zero, dict) else zero
-        raise UserError(f"{path}: zero_optimization.stage is {found!r}; lowtax trains with stage 1, 2 or 3.")
-    _refuse_other(path, config, settings, precision, processes, micro_batch_size)
+        stage = zero.get("stage") if isinstance(zero, dict) else zero
+        raise UserError(f"{path}: zero_optimization.stage is {stage!r}; lowtax trains with stage 1, 2 or 3.")
+    _require_agreement(path, config, settings, precision, processes, micro_batch_size)
     scaling = _without_auto(config.get("fp16") or {})
     for section in ("optimizer", "scheduler", "fp16", "bf16"):
         config.pop(section, None)
@@ -50,12 +50,16 @@ def ds_config(
     }
 
 
-def _refuse_other(
+def _require_agreement(
     path: Path, config: dict[str, Any], settings: Train, precision: str, processes: int, micro: int | None
 ) -> None:
-    """UserError for the first value that is not the recipe's."""
+    """Check every value against the recipe.
+
+    Raises:
+        UserError: One contradicts it; the first is named.
+    """
     passes = None if micro is None else -(-settings.batch_size // (micro * processes))
-    ours = {  # key of the file: (where lowtax has it, what is right)
+    expected = {  # key of the file: (its name in lowtax, the recipe's value)
         "optimizer.type": ("the optimizer", "AdamW"),
         "optimizer.params.lr": ("train.lr", settings.lr),
         "optimizer.params.weight_decay": ("train.weight_decay", settings.weight_decay),
@@ -70,12 +74,12 @@ def _refuse_other(
         "fp16.enabled": ("float16 as precision", precision == "float16"),
         "bf16.enabled": ("bfloat16 as precision", precision == "bfloat16"),
     }
-    for key, (name, value) in ours.items():
-        found = _at(config, key)
+    for key, (name, value) in expected.items():
+        in_file = _value_at(config, key)
         free = key == "gradient_accumulation_steps" and micro is None
-        if found not in (None, "auto", value) and not free:
+        if in_file not in (None, "auto", value) and not free:
             raise UserError(
-                f"{path} says {key} = {json.dumps(found)}, but {name} is {json.dumps(value)}: make them agree, or "
+                f"{path} has {key} = {json.dumps(in_file)}, but {name} is {json.dumps(value)}: make them agree, or "
                 'write "auto" there.'
             )
 
@@ -97,7 +101,8 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
+def _value_at(config: dict[str, Any], key: str) -> Any:
+    """Return the value at a dotted key; None if there is none."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, dict):
@@ -107,11 +112,11 @@ def _at(config: dict[str, Any], key: str) -> Any:
 
 
 def fill_sizes(zero: dict[str, Any], hidden: int) -> dict[str, Any]:
-    """The zero_optimization section with sizes for "auto", from the model's hidden size, as transformers fills them."""
+    """Return the zero_optimization section with sizes for "auto", from the hidden size, as transformers does."""
     return {key: SIZES[key](hidden) if value == "auto" else value for key, value in zero.items()}
 
 
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
-    """What DeepSpeed itself decides where "auto" stands; sizes wait for the model."""
-    kept = {key: value for key, value in config.items() if value != "auto" or key in SIZES}
-    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    """Return a section without its "auto" values, which DeepSpeed decides; sizes stay until the model is known."""
+    explicit = {key: value for key, value in config.items() if value != "auto" or key in SIZES}
+    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in explicit.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
-from lowtax.methods import load
+from lowtax.methods.loading import load
 from lowtax.methods.safe_lora import SafeLoRA, along
 from lowtax.methods.splora import SPLoRA
 from lowtax.sites import Site, Sites
@@ -154,7 +154,7 @@ def test_sites_without_an_alignment_are_left_alone_and_a_pair_without_one_is_ref
     with pytest.raises(UserError, match="one checkpoint"):
         run(SafeLoRA(aligned="same", unaligned="same"), sites, probe)
     probe.known["aligned"][second] = torch.zeros(3, 3)
-    with pytest.raises(UserError, match="another shape"):
+    with pytest.raises(UserError, match="a different shape"):
         run(SafeLoRA(aligned="aligned"), sites, probe)
 
 
@@ -218,5 +218,3 @@ def test_specifications_that_are_refused():
     ):
         with pytest.raises(UserError, match=said):
             load(spec)
-    with pytest.raises(UserError, match="lowtax edit"):
-        SafeLoRA(aligned="aligned").prepare(many(1), None)

@@ -14,22 +14,10 @@ from typer.testing import CliRunner
 
 from lowtax import cli_edit, models
 from lowtax.adapt import adapt
-from lowtax.edit import OnDisk
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
-from lowtax.methods import (
-    MOMENTS,
-    TABLE,
-    Attached,
-    Edit,
-    Method,
-    departures,
-    fails,
-    listed,
-    load,
-    load_all,
-    moments,
-    source,
-)
+from lowtax.methods.base import MOMENTS, Edit, Method, moments
+from lowtax.methods.loading import TABLE, ActiveMethods, catalog, departures, fails, load, load_all, source
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.safe_lora import Pair, along
 from lowtax.methods.spf import SPF
@@ -62,7 +50,7 @@ PAGE = ROOT / "docs/reference/methods.md"
 
 
 def test_every_method_of_the_table_is_listed_with_its_source_departures_and_failures():
-    found = {one["name"]: one for one in listed()}
+    found = {one["name"]: one for one in catalog()}
     assert set(found) == set(TABLE)
     for name, one in found.items():
         assert one["moments"], name
@@ -127,14 +115,14 @@ def test_methods_that_would_break_what_another_holds_are_refused():
     for parts, said in (
         (
             [(ssah, own), (salora, own)],
-            "SaLoRA would change what SSAH holds: leave one of them out, or give each its own",
+            "SaLoRA would change what SSAH holds: remove one of them, or give each its own",
         ),
         ([(salora, own), (spf, own)], "SPF would change what SaLoRA holds: name SPF first"),
     ):
         with pytest.raises(UserError, match=said):
-            Attached(parts)
-    Attached([(spf, own), (ssah, own), (penalty, own)])
-    Attached([(ssah, own), (salora, other)])
+            ActiveMethods(parts)
+    ActiveMethods([(spf, own), (ssah, own), (penalty, own)])
+    ActiveMethods([(ssah, own), (salora, other)])
 
 
 OWN = """
@@ -154,9 +142,9 @@ def test_a_method_of_ones_own_says_what_it_says_and_acts_after_a_step(tmp_path: 
     own = load({"name": f"{tmp_path / 'own.py'}:Own"}).method
     kind = type(own)
     assert [source(kind), departures(kind), fails(kind), *moments(kind)] == ["", "", "", "after_step"]
-    attached, states, published = Attached([(own, {}), (Method(), {}), (own, {})]), [[], None, []], []
+    attached, states, published = ActiveMethods([(own, {}), (Method(), {}), (own, {})]), [[], None, []], []
     for step in (1, 2):
-        attached.after_step(states, OnDisk(), step, lambda: published.append([*states[0], *states[2]]))
+        attached.after_step(states, OfflineProbe(), step, lambda: published.append([*states[0], *states[2]]))
     assert states == [[1, 2], None, [1, 2]]
     assert published == [
         [1],
@@ -169,14 +157,14 @@ def test_a_method_of_ones_own_says_what_it_says_and_acts_after_a_step(tmp_path: 
 
 def test_an_edit_in_training_is_refused(aligned: str):
     model = adapt(models.load_model(aligned), Placement(rank=1), aligned)
-    with pytest.raises(UserError, match="Scale edits adapters that are trained"):
+    with pytest.raises(UserError, match="Scale edits adapters after training"):
         load_all([{"name": "scale", "by": 2}]).on(model)
 
 
 def test_the_probe_of_an_edit_reads_checkpoints_and_runs_nothing(aligned: str):
-    assert OnDisk().weights(aligned)["model.layers.1.mlp.up_proj"].shape == (64, 32)
+    assert OfflineProbe().weights(aligned)["model.layers.1.mlp.up_proj"].shape == (64, 32)
     with pytest.raises(UserError, match="gradients"):
-        OnDisk().gradients("builtin:refusals,n=2", {})
+        OfflineProbe().gradients("builtin:refusals,n=2", {})
 
 
 def app() -> typer.Typer:

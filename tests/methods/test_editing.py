@@ -18,7 +18,7 @@ from lowtax.adapterfile import CONFIG, WEIGHTS, read_adapter
 from lowtax.edit import edit, sites_from
 from lowtax.errors import UserError
 from lowtax.linalg import overlap, top_singular
-from lowtax.methods import listed
+from lowtax.methods.loading import catalog
 from lowtax.weights import open_weights
 
 IDS = torch.arange(2, 14)[None]
@@ -104,7 +104,7 @@ def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
         "intruders": {"threshold": 1.0, "keep": 0.5},
     }
     before = logits(base, adapter)
-    names = [one["name"] for one in listed() if one["moments"] in (["edit"], ["prepare", "edit"])]
+    names = [one["name"] for one in catalog() if one["moments"] in (["edit"], ["prepare", "edit"])]
     assert {*own, "lox", "project"} <= set(names)
     for name in {*own, "lox", "project"}:
         made = edit({"name": name, **own.get(name, {})}, adapter, tmp_path / name, say=quiet)
@@ -204,7 +204,7 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
             {"name": f"{tmp_path}/own.py:Curious"},
             new,
             {},
-            "asks for the variances of a running model, and an edit sees weights alone",
+            "needs variances of a running model, and an edit reads stored weights only",
         ),
         ({"name": "interpolate", "to": str(tmp_path / "none"), "at": 1}, new, {}, "not a PEFT adapter folder"),
         ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
 from lowtax.linalg import overlap, top_singular
-from lowtax.methods import Edit, load
+from lowtax.methods.base import Edit
 from lowtax.methods.intruders import Intruders, nearest
+from lowtax.methods.loading import load
 from lowtax.methods.project import Project
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.scale import Scale
@@ -28,7 +30,7 @@ def site(out: int = 12, inp: int = 8, rank: int = 2, seed: int = 0, scale: float
 def edited(method: Edit, *sites: Site) -> list[Tensor]:
     """The new dW of each site, dense in float64; its old one where the method leaves it alone."""
     named = {str(i): one for i, one in enumerate(sites)}
-    new = method.edit(named, method.prepare(named, None))
+    new = method.edit(named, method.prepare(named, OfflineProbe()))
     return [(new[name] if name in new else one.factors()).dense().double() for name, one in named.items()]
 
 
@@ -85,7 +87,7 @@ def test_a_hard_projection_leaves_no_overlap_is_idempotent_and_can_keep_the_norm
     for side in ("left", "right", "both", "block"):
         named = {"0": s}
         project, kept = Project(k=5, side=side), Project(k=5, side=side, keep_norm=True)
-        state = project.prepare(named, None)
+        state = project.prepare(named, OfflineProbe())
         new = project.edit(named, state)["0"]
         taken = 1 - (new.dense().norm() / dense(s).norm()).square().item()
         assert state["0"]["share"] == pytest.approx(taken, rel=1e-4)
@@ -103,12 +105,12 @@ def test_a_block_grows_the_rank_by_the_smaller_of_two():
         s = site(30, 20, rank)
         named = {"0": s}
         project = Project(k=k, side="block")
-        assert project.edit(named, project.prepare(named, None))["0"].rank == expected
+        assert project.edit(named, project.prepare(named, OfflineProbe()))["0"].rank == expected
 
 
 def test_ridge_is_for_one_side():
     for wrong in ({"side": "block"}, {"strength": 0.5}):
-        with pytest.raises(UserError, match="ridge takes the place of strength"):
+        with pytest.raises(UserError, match="ridge replaces strength"):
             load({"name": "project", "ridge": 0.1, **wrong})
 
 
@@ -131,7 +133,7 @@ def test_intruders_are_those_of_whole_decompositions(out, inp, rank, seed, k, ke
     s = site(out, inp, rank, seed, scale=size)
     expected, n = merged(s.weight.double(), dense(s), k, 0.7, keep)
     method = Intruders(k=k, threshold=0.7, keep=keep)
-    state = method.prepare({"0": s}, None)
+    state = method.prepare({"0": s}, OfflineProbe())
     assert state["0"]["intruders"] == n
     torch.testing.assert_close(edited(method, s)[0], expected, rtol=1e-3, atol=1e-3)
 
@@ -143,19 +145,21 @@ def test_a_planted_intruder_is_found_and_taken_out_of_a_large_weight():
     x = torch.randn(400, 1, generator=g)
     x = x - U @ (U.T @ x)
     s = Site("0", W, torch.randn(1, 300, generator=g) / 17, 40 * x / x.norm(), 1.0)
-    assert Intruders().prepare({"0": Site("0", W, s.a, 0 * s.b, 1.0)}, None)["0"]["intruders"] == 0
-    state = Intruders(keep=0).prepare({"0": s}, None)
+    assert Intruders().prepare({"0": Site("0", W, s.a, 0 * s.b, 1.0)}, OfflineProbe())["0"]["intruders"] == 0
+    state = Intruders(keep=0).prepare({"0": s}, OfflineProbe())
     assert state["0"]["intruders"] == 1
     assert edited(Intruders(keep=1), s)[0].allclose(dense(s), atol=1e-4)
     new = edited(Intruders(keep=0), s)[0]
-    assert Intruders().prepare({"0": Site("0", W + new.float(), s.a, 0 * s.b, 1.0)}, None)["0"]["intruders"] == 0
+    assert (
+        Intruders().prepare({"0": Site("0", W + new.float(), s.a, 0 * s.b, 1.0)}, OfflineProbe())["0"]["intruders"] == 0
+    )
     assert (W.double() + new).norm() < (W.double() + dense(s)).norm()
 
 
 def test_the_rank_grows_and_as_published_it_does_not_and_says_what_that_lost():
     s = site(12, 9, 1, scale=6.0)
     exact, short = (Intruders(threshold=0.9, keep=0, as_published=published) for published in (False, True))
-    one, two = exact.prepare({"0": s}, None)["0"], short.prepare({"0": s}, None)["0"]
+    one, two = exact.prepare({"0": s}, OfflineProbe())["0"], short.prepare({"0": s}, OfflineProbe())["0"]
     assert one["a"].shape[0] == 1 + one["intruders"] > 1 == two["a"].shape[0]
     assert one["lost"] < 1e-6
     whole, kept = edited(exact, s)[0], edited(short, s)[0]
@@ -186,7 +190,7 @@ def test_s3lora_removes_the_most_concentrated_whatever_their_size():
     flat, peaked, small = with_spectrum([9, 9, 9]), with_spectrum([5, 1, 1]), with_spectrum([0.05, 0.001, 0.001])
     method = S3LoRA(number=2)
     named = {"flat": flat, "peaked": peaked, "small": small}
-    state = method.prepare(named, None)
+    state = method.prepare(named, OfflineProbe())
     assert {name: round(found["score"], 4) for name, found in state.items()} == {
         "flat": 0.3333,
         "peaked": 0.7143,
@@ -202,7 +206,7 @@ def test_s3lora_normalised_is_the_spectrum_of_the_dense_normalised_matrix(by: st
     s = site(7, 9, 3)
     D = dense(s)
     S = torch.linalg.svdvals(D / D.norm(dim=1 if by == "rows" else 0, keepdim=True))
-    state = S3LoRA(normalised=by).prepare({"0": s}, None)
+    state = S3LoRA(normalised=by).prepare({"0": s}, OfflineProbe())
     assert state["0"]["score"] == pytest.approx((S[0] / S.sum()).item(), rel=1e-4)
 
 
@@ -210,22 +214,25 @@ def test_s3lora_of_equal_scores_removes_the_larger_and_refuses_rank_one():
     one, two = with_spectrum([2.002, 1.001]), with_spectrum([4, 2], seed=1)
     method = S3LoRA(number=1)
     for named in ({"one": one, "two": two}, {"two": two, "one": one}):
-        assert set(method.edit(named, method.prepare(named, None))) == {"two"}
+        assert set(method.edit(named, method.prepare(named, OfflineProbe()))) == {"two"}
     with pytest.raises(UserError, match=r"rank 1 \(layer\.up_proj\)"):
-        S3LoRA().prepare({"layer.up_proj": site(rank=1)}, None)
+        S3LoRA().prepare({"layer.up_proj": site(rank=1)}, OfflineProbe())
 
 
 def test_s3lora_as_published_measures_size_and_not_concentration():
     s = site(6, 9, 3)
     scores = [
-        S3LoRA(as_published=True).prepare({"0": Site("0", s.weight, s.a, c * s.b, 1.0)}, None)["0"]["score"]
+        S3LoRA(as_published=True).prepare({"0": Site("0", s.weight, s.a, c * s.b, 1.0)}, OfflineProbe())["0"]["score"]
         for c in (1e-6, 1e-3, 1.0)
     ]
     assert scores[0] < 0.1 < 0.5 < scores[1] < 0.99 < scores[2] <= 1
-    proper = [S3LoRA().prepare({"0": Site("0", s.weight, s.a, c * s.b, 1.0)}, None)["0"]["score"] for c in (1e-3, 1.0)]
+    proper = [
+        S3LoRA().prepare({"0": Site("0", s.weight, s.a, c * s.b, 1.0)}, OfflineProbe())["0"]["score"]
+        for c in (1e-3, 1.0)
+    ]
     assert proper[0] == pytest.approx(proper[1])
     with pytest.raises(UserError, match=r"more outputs than inputs"):
-        S3LoRA(as_published=True).prepare({"0": site(9, 6, 3)}, None)
+        S3LoRA(as_published=True).prepare({"0": site(9, 6, 3)}, OfflineProbe())
 
 
 def test_s3lora_as_published_is_a_transcription_of_the_code():
@@ -237,7 +244,7 @@ def test_s3lora_as_published_is_a_transcription_of_the_code():
         (torch.median((X @ v) * u) * torch.outer(u, v) for u in U[:5] for v in V[:5]), key=lambda Y: (X - Y).abs().sum()
     )
     S = torch.linalg.svdvals(rows * best)
-    found = S3LoRA(as_published=True).prepare({"0": s}, None)["0"]["score"]
+    found = S3LoRA(as_published=True).prepare({"0": s}, OfflineProbe())["0"]["score"]
     assert found == pytest.approx((S[0] / (S.sum() + 1e-6)).item(), rel=1e-4)
 
 

@@ -101,6 +101,6 @@ def test_as_published_loses_small_updates_to_bfloat16():
 
 
 def test_what_is_refused():
-    for method, said in ((LoX(k=0, aligned="aligned"), "k: 0"), (LoX(unaligned="aligned"), "needs aligned beside it")):
+    for method, said in ((LoX(k=0, aligned="aligned"), "k: 0"), (LoX(unaligned="aligned"), "needs aligned too")):
         with pytest.raises(UserError, match=said):
             run(method, site(), torch.zeros(12, 8))

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lowtax import models
 from lowtax.adapt import adapt
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
-from lowtax.methods import Method, load, load_all
+from lowtax.methods.base import Method
+from lowtax.methods.loading import load, load_all
 from lowtax.methods.orthogonal import Orthogonal
 from lowtax.placement import ALIASES, Placement, mode_methods, parse_mode
 from lowtax.sites import Site
@@ -30,7 +32,7 @@ def site(out: int = 12, inp: int = 8, seed: int = 0) -> Site:
 
 def penalty(method: Orthogonal, *sites: Site) -> Tensor:
     named = {str(i): one for i, one in enumerate(sites)}
-    return method.penalty(named, method.prepare(named, None))
+    return method.penalty(named, method.prepare(named, OfflineProbe()))
 
 
 def dense(s: Site, k: int, side: str, weighted: bool, relative: bool) -> Tensor:
@@ -107,7 +109,7 @@ def test_gradients_are_on_the_factors_alone_and_those_of_the_dense_formula(side:
     s, t = site(), site()
     s.weight.requires_grad_()
     method = Orthogonal(beta=1, k=K, side=side, relative=True)
-    state = method.prepare({"0": s}, None)
+    state = method.prepare({"0": s}, OfflineProbe())
     assert not any(span.requires_grad for span in state["0"].values())
     method.penalty({"0": s}, state).backward()
     dense(t, K, side, True, True).backward()
@@ -118,7 +120,7 @@ def test_gradients_are_on_the_factors_alone_and_those_of_the_dense_formula(side:
 
 @pytest.mark.parametrize(("side", "kept"), [("left", {"left"}), ("right", {"right"}), ("both", {"left", "right"})])
 def test_only_the_spans_in_use_are_kept(side: str, kept: set[str]):
-    assert set(Orthogonal(beta=1, k=K, side=side).prepare({"0": site()}, None)["0"]) == kept
+    assert set(Orthogonal(beta=1, k=K, side=side).prepare({"0": site()}, OfflineProbe())["0"]) == kept
 
 
 def test_shapes_are_those_of_the_annotations():
@@ -127,7 +129,7 @@ def test_shapes_are_those_of_the_annotations():
 
     method = Orthogonal(beta=1, k=K, side="both")
     assert jaxtyped(typechecker=beartype.beartype)(Orthogonal.penalty)(
-        method, {"0": site()}, method.prepare({"0": site()}, None)
+        method, {"0": site()}, method.prepare({"0": site()}, OfflineProbe())
     )
 
 
@@ -190,7 +192,7 @@ def test_as_published_is_what_the_references_code_does(words: str, k: int, adapt
     side = "both" if "both" in words else "left"
     theirs = reference_penalty(model, 0.5, k, targets, side, "uniform" not in words, "norm" in words)
     methods = load_all([{**spec, "as_published": True}]).on(model)
-    mine = methods.penalty(methods.prepare())
+    mine = methods.penalty(methods.prepare(OfflineProbe()))
     torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=1e-7)
     grads = [torch.autograd.grad(value, factors(model), allow_unused=True) for value in (mine, theirs)]
     for a, b in zip(*grads, strict=True):
@@ -207,13 +209,17 @@ def test_as_published_right_which_no_mode_reaches(adapted):
     model = adapted(Placement(rank=2))
     methods = load_all([{"name": "orthogonal", "beta": 1, "k": 5, "side": "right", "as_published": True}]).on(model)
     theirs = reference_penalty(model, 1, 5, ["gate_proj", "up_proj", "down_proj"], "right", True, False)
-    torch.testing.assert_close(methods.penalty(methods.prepare()), theirs, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(methods.penalty(methods.prepare(OfflineProbe())), theirs, rtol=2e-5, atol=1e-7)
 
 
 def test_k_collapses_after_the_first_module_as_published_and_only_then(adapted):
     model = adapted(Placement(rank=2, ranks={"layers.1.mlp.up_proj": 1}))
     for published, expected in ((True, [6, 2, 2, 2, 2, 1, 1, 1, 1]), (False, [6] * 9)):
-        (state,) = load_all([{"name": "orthogonal", "beta": 1, "k": 6, "as_published": published}]).on(model).prepare()
+        (state,) = (
+            load_all([{"name": "orthogonal", "beta": 1, "k": 6, "as_published": published}])
+            .on(model)
+            .prepare(OfflineProbe())
+        )
         assert [len(span["left"]) for span in state.values()] == expected
 
 
@@ -224,7 +230,7 @@ def test_where_the_two_agree(adapted):
     for published in (True, False):
         spec = {"name": "orthogonal", "beta": 1, "k": 3, "relative": True, "as_published": published}
         methods = load_all([spec]).on(model)
-        values.append(methods.penalty(methods.prepare()))
+        values.append(methods.penalty(methods.prepare(OfflineProbe())))
     torch.testing.assert_close(*values, rtol=1e-2, atol=0)
     assert not torch.equal(*values)
 
@@ -245,13 +251,13 @@ def test_states_are_saved_and_given_back_bit_for_bit(adapted, tmp_path: Path):
         {"name": "orthogonal", "beta": 1, "k": 6, "side": "both"},
         {"name": "orthogonal", "beta": 1, "only": ["up_proj"]},
     ]
-    states = load_all(specs).on(model).prepare()
+    states = load_all(specs).on(model).prepare(OfflineProbe())
     torch.save(states, tmp_path / "states.pt")
     fresh = load_all(specs).on(model)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5)  # a state computed from now on would differ
-    back = fresh.prepare(saved=torch.load(tmp_path / "states.pt", weights_only=True))
+    back = fresh.prepare(OfflineProbe(), saved=torch.load(tmp_path / "states.pt", weights_only=True))
     for one, other in zip(states, back, strict=True):
         assert list(one) == list(other)
         assert all(torch.equal(span, other[name][side]) for name, s in one.items() for side, span in s.items())
@@ -263,7 +269,7 @@ def test_penalties_add_and_only_limits_what_a_method_sees(adapted):
 
     def value(*specs: dict[str, Any]) -> float:
         methods = load_all(specs).on(model)
-        return methods.penalty(methods.prepare()).item()
+        return methods.penalty(methods.prepare(OfflineProbe())).item()
 
     whole = {"name": "orthogonal", "beta": 1, "k": 4}
     parts = [whole | {"only": [name]} for name in ("gate_proj", "up_proj", "down_proj")]
@@ -276,7 +282,7 @@ def test_penalties_add_and_only_limits_what_a_method_sees(adapted):
 def test_the_penalty_pulls_the_update_out_of_the_span(adapted):
     model = adapted(Placement(rank=2))
     methods = load_all([{"name": "orthogonal", "beta": 1, "k": 4, "weighted": False, "relative": True}]).on(model)
-    states = methods.prepare()
+    states = methods.prepare(OfflineProbe())
     optimizer = torch.optim.Adam(factors(model), lr=0.02)
     values = []
     for _ in range(60):
@@ -300,7 +306,7 @@ def test_no_methods_is_no_penalty_also_for_full_fine_tuning(adapted):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({}, "needs a name .*known are: .*orthogonal"),
+        ({}, "needs a name .*the names are .*orthogonal"),
         ({"name": "orthogonl", "beta": 1}, "no method 'orthogonl'; did you mean 'orthogonal'"),
         ({"name": "orthogonal", "beta": 1, "sied": "left"}, "no field 'sied'; did you mean 'side'"),
         ({"name": "orthogonal", "beta": 1, "onyl": ["up_proj"]}, "did you mean 'only'"),
@@ -319,9 +325,9 @@ def test_specifications_that_are_refused(spec: dict[str, Any], said: str):
 
 def test_every_mode_gives_a_specification_that_loads():
     for words in WORDS:
-        bound = load(mode_methods(f"lora_mlp_orthogonal{words}_r2_beta1e-3_k4")[0])
-        assert isinstance(bound.method, Orthogonal)
-        assert (bound.method.beta, bound.method.k, bound.method.as_published) == (1e-3, 4, False)
+        configured = load(mode_methods(f"lora_mlp_orthogonal{words}_r2_beta1e-3_k4")[0])
+        assert isinstance(configured.method, Orthogonal)
+        assert (configured.method.beta, configured.method.k, configured.method.as_published) == (1e-3, 4, False)
 
 
 OUTSIDER = """
@@ -349,16 +355,20 @@ def test_a_method_of_ones_own_acts_on_gradients_in_place(adapted, tmp_path: Path
     model(input_ids=ids, labels=ids).loss.backward()
     before = [p.grad.clone() for p in factors(model)]
     methods = load_all([{"name": f"{tmp_path}/own.py:Shrink", "by": 0.5}]).on(model)
-    states = methods.prepare()
+    states = methods.prepare(OfflineProbe())
     assert methods.penalty(states) == 0.0
     methods.after_backward(states)
     assert states == [{"calls": [9, 9]}]
     assert all(torch.equal(p.grad, 0.5 * g) for p, g in zip(factors(model), before, strict=True))
-    with pytest.raises(UserError, match="is no method"):
+    with pytest.raises(UserError, match="is not a method"):
         load({"name": f"{tmp_path}/own.py:Stranger"})
 
 
 def test_a_method_is_frozen_and_by_default_does_nothing():
-    assert (Method().prepare({}, None), Method().penalty({}, None), Method().edit({}, None)) == (None, 0.0, {})
+    assert (Method().prepare({}, OfflineProbe()), Method().penalty({}, None), Method().edit({}, None)) == (
+        None,
+        0.0,
+        {},
+    )
     with pytest.raises(ValueError, match="frozen"):
         Orthogonal(beta=1).beta = 2

@@ -1,5 +1,6 @@
 """SaLoRA: the same function at the start, no output along the safety features, and an ordinary adapter at the end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.linalg import top_singular
 from lowtax.methods.salora import SaLoRA
 from lowtax.placement import Placement
 from lowtax.sites import Site, Sites, sites_of
-from lowtax.train import Job, _Run, train
+from lowtax.train import TrainingRun, train
 from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
@@ -31,9 +33,16 @@ IDS = torch.arange(40, 70)[None]
 
 
 def job(model: Path, spec: dict[str, Any] = SPEC, precision: str = "float32", **settings: Any) -> Job:
-    given = {"lr": 1e-2, "steps": 6, "batch_size": 3, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
-    placement = Placement(modules=("q_proj", "v_proj", "up_proj", "down_proj"), rank=6, alpha=12, dropout=0.1)
-    return Job(str(model), placement, Train.model_validate(given | settings), 0, precision, ROWS, [spec])
+    values = {"lr": 1e-2, "steps": 6, "batch_size": 3, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
+    return Job(
+        model=str(model),
+        placement=Placement(modules=("q_proj", "v_proj", "up_proj", "down_proj"), rank=6, alpha=12, dropout=0.1),
+        settings=Train.model_validate(values | settings),
+        seed=0,
+        precision=precision,
+        rows=ROWS,
+        methods=[spec],
+    )
 
 
 def quiet(_: str) -> None:
@@ -48,7 +57,7 @@ def logits(model: Any) -> Tensor:
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_at_the_start_the_model_is_the_base(tmp_path: Path, kind: str):
     folder = make_model(tmp_path / "m", kind)
-    run = _Run(job(folder), tmp_path / "out", quiet)
+    run = TrainingRun(job(folder), tmp_path / "out", quiet)
     base = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(logits(run.model), logits(base), rtol=0, atol=1e-5)
     for site in sites_of(run.model).values():
@@ -58,7 +67,7 @@ def test_at_the_start_the_model_is_the_base(tmp_path: Path, kind: str):
 
 
 def test_bfloat16_weights_are_left_as_they_are(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model, precision="bfloat16"), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, precision="bfloat16"), tmp_path, quiet)
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     for name, site in sites_of(run.model).items():
         assert torch.equal(site.weight, base.get_submodule(name).weight)
@@ -66,7 +75,7 @@ def test_bfloat16_weights_are_left_as_they_are(tiny_model: Path, tmp_path: Path)
 
 
 def test_the_start_is_the_paper_s(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model), tmp_path, quiet)
     sites = sites_of(run.model)
     task = run.probe.directions(SPEC["task"], sites, SPEC["rank_task"])
     for name, site in sites.items():
@@ -80,10 +89,10 @@ def test_the_start_is_the_paper_s(tiny_model: Path, tmp_path: Path):
 
 
 def test_safety_features_stay_and_the_constant_half_keeps_its_bits(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model), tmp_path, quiet)
     sites = sites_of(run.model)
     before = {name: (site.a.detach().clone(), site.b.detach().clone()) for name, site in sites.items()}
-    run.to_the_end()  # with a weight decay of 0.5
+    run.finish()  # with a weight decay of 0.5
     for name, site in sites.items():
         half, (a, b), span = site.rank // 2, before[name], run.states[0][name]["span"]
         assert torch.equal(site.a[half:], a[half:])
@@ -121,8 +130,8 @@ def test_trains_what_the_paper_s_parametrisation_trains():
 
 
 def test_plain_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model), tmp_path, quiet)
-    run.to_the_end()
+    run = TrainingRun(job(tiny_model), tmp_path, quiet)
+    run.finish()
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     untrained = logits(base)
     loaded = PeftModel.from_pretrained(base, tmp_path / "checkpoint-6")
@@ -149,20 +158,20 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
 
 
 def test_only_the_trained_half_counts(tiny_model: Path, tmp_path: Path):
-    found = _Run(job(tiny_model), tmp_path / "1", quiet).trainable
-    plain = job(tiny_model)
-    assert 2 * found == _Run(Job(*[getattr(plain, k) for k in list(vars(plain))[:6]]), tmp_path / "2", quiet).trainable
+    with_salora = TrainingRun(job(tiny_model), tmp_path / "1", quiet).trainable
+    plain_lora = TrainingRun(replace(job(tiny_model), methods=[]), tmp_path / "2", quiet).trainable
+    assert 2 * with_salora == plain_lora
 
 
 @pytest.mark.parametrize(
     ("rank", "spec", "said"),
     [
-        (3, SPEC, "rank 3 of model.layers.0.mlp.gate_proj is odd; give twice the rank you want"),
+        (3, SPEC, "rank 3 of model.layers.0.mlp.gate_proj is odd; set twice the rank you want"),
         (2, SPEC | {"rank_safety": 64}, "has 64 outputs .* too little for rank_safety 64"),
-        (66, SPEC, "rank 32 at most, too little for .* a trained rank of 33"),
+        (66, SPEC, "a rank of at most 32, too little for .* a trained rank of 33"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, rank: int, spec: dict[str, Any], said: str):
-    bad = Job(str(tiny_model), Placement(rank=rank), Train(steps=1), 0, "float32", ROWS, [spec])
+    bad = replace(job(tiny_model, spec), placement=Placement(rank=rank), settings=Train(steps=1))
     with pytest.raises(UserError, match=said):
         train(bad, tmp_path, quiet)

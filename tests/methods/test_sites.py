@@ -119,13 +119,13 @@ def test_names_do_not_change_inside_a_wrapper(adapted):
 
 
 def test_no_sites_without_lora_on_linear_layers(adapted, tmp_path: Path):
-    with pytest.raises(UserError, match="remove methods, or use LoRA"):
+    with pytest.raises(UserError, match="remove it, or use LoRA"):
         sites_of(adapted(kind="full"))
     embedding = adapted(modules=["up_proj", "embed_tokens"])
-    with pytest.raises(UserError, match=r"model\.embed_tokens is none"):
+    with pytest.raises(UserError, match=r"model\.embed_tokens is not linear"):
         sites_of(embedding)
     assert len(sites_of(embedding, ["up_proj"])) == 3
     shape = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "num_local_experts": 2}
     experts = MixtralForCausalLM(MixtralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, vocab_size=300))
-    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts is none"):
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts is not linear"):
         sites_of(adapt(experts, Placement(parameters="mlp.experts.down_proj", dropout=0), "ref"))

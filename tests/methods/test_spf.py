@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowtax.data.conversations import Conversation
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.methods.spf import SPF
 from lowtax.placement import parse_mode
 from lowtax.sites import Site, Sites
-from lowtax.train import Job, _Run, train
+from lowtax.train import TrainingRun, train
 from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
@@ -101,9 +103,16 @@ def test_the_global_test_asks_for_the_sum():
 
 
 def job(model: Path, mode: str = "lora_mlp_r2", n: int = 6, **spec: Any) -> Job:
-    given = {"lr": 1e-2, "steps": n, "batch_size": 3, "checkpoint_steps": 2, "warmup_steps": 0, "validation": 1}
-    placement = parse_mode(mode).model_copy(update={"dropout": 0.0})
-    return Job(str(model), placement, Train.model_validate(given), 0, "float32", ROWS, [{"name": "spf"} | spec])
+    values = {"lr": 1e-2, "steps": n, "batch_size": 3, "checkpoint_steps": 2, "warmup_steps": 0, "validation": 1}
+    return Job(
+        model=str(model),
+        placement=parse_mode(mode).model_copy(update={"dropout": 0.0}),
+        settings=Train.model_validate(values),
+        seed=0,
+        precision="float32",
+        rows=ROWS,
+        methods=[{"name": "spf"} | spec],
+    )
 
 
 def quiet(_: str) -> None:
@@ -114,7 +123,7 @@ def quiet(_: str) -> None:
 def test_the_safety_gradient_is_that_of_the_weights_it_was_due_at(
     tiny_model: Path, tmp_path: Path, every: int, at: int
 ):
-    run = _Run(job(tiny_model, every=every), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, every=every), tmp_path, quiet)
     sites: Sites = run.methods.parts[0][1]
     gradients = {0: run.probe.gradients(SPF().safety, sites)}
     for step in range(1, 7):
@@ -131,7 +140,9 @@ def test_with_update_no_step_goes_against_safety(tiny_model: Path, tmp_path: Pat
     """To first order: <W_new - W_old, G_s> <= 0 for each tensor. Without it AdamW's memory does."""
 
     def worst(update: bool) -> float:
-        run = _Run(job(tiny_model, mode, k=999, update=update, projector="conflict"), tmp_path / str(update), quiet)
+        run = TrainingRun(
+            job(tiny_model, mode, k=999, update=update, projector="conflict"), tmp_path / str(update), quiet
+        )
         sites: Sites = run.methods.parts[0][1]
         found = []
         for _ in range(6):
@@ -154,8 +165,8 @@ def test_it_keeps_the_safety_rows_likely_where_plain_training_does_not(tiny_mode
     """Training on answers that begin otherwise raises the refusals' loss; the projection makes it rise less."""
 
     def loss(**spec: Any) -> float:
-        run = _Run(job(tiny_model, "full", n=12, **spec), tmp_path / str(len(spec)), quiet)
-        run.to_the_end()
+        run = TrainingRun(job(tiny_model, "full", n=12, **spec), tmp_path / str(len(spec)), quiet)
+        run.finish()
         run.model.eval()
         (e,) = run.probe.examples("builtin:refusals,n=1")
         ids, labels = torch.tensor([e.prompt + e.completion]), torch.tensor([[-100] * len(e.prompt) + e.completion])
@@ -184,5 +195,5 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
 
 
 def test_it_needs_the_model(tiny_model: Path):
-    with pytest.raises(UserError, match="spf looks at the untrained model"):
-        SPF().prepare({}, None)
+    with pytest.raises(UserError, match="needs gradients of a running model"):
+        SPF().prepare({}, OfflineProbe())

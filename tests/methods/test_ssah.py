@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.methods.ssah import SSAH
 from lowtax.placement import Placement
 from lowtax.sites import sites_of
-from lowtax.train import Job, _Run, train
+from lowtax.train import TrainingRun, train
 from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
@@ -26,7 +27,15 @@ FULL = {"kind": "full"}
 def job(model: Path, placement: dict[str, Any], precision: str = "float32", **spec: Any) -> Job:
     given = {"lr": 1e-2, "steps": 6, "batch_size": 3, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
     settings = Train.model_validate(given | {"validation": 1})
-    return Job(str(model), Placement.model_validate(placement), settings, 0, precision, ROWS, [SPEC | spec])
+    return Job(
+        model=str(model),
+        placement=Placement.model_validate(placement),
+        settings=settings,
+        seed=0,
+        precision=precision,
+        rows=ROWS,
+        methods=[SPEC | spec],
+    )
 
 
 def quiet(_: str) -> None:
@@ -57,7 +66,7 @@ def test_units_are_chosen_by_differences_and_sums(fields: dict[str, Any], held: 
 
 
 def test_scores_are_variance_times_squared_norm(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model, FULL, cu=0), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, FULL, cu=0), tmp_path, quiet)
     name = "model.layers.1.mlp.down_proj"
     strength = run.probe.linear(name).weight.double().square().sum(0)
     safe, useful = (run.probe.variances(SPEC[rows], [name])[name] * strength for rows in ("safety", "utility"))
@@ -71,7 +80,7 @@ def test_scores_are_variance_times_squared_norm(tiny_model: Path, tmp_path: Path
 @torch.no_grad()
 def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: str):
     """Each of them moved alone moves just the channels of o_proj that hold it: heads share values."""
-    run = _Run(job(make_model(tmp_path / "m", kind), FULL), tmp_path / "out", quiet)
+    run = TrainingRun(job(make_model(tmp_path / "m", kind), FULL), tmp_path / "out", quiet)
     v, o = (f"model.layers.0.self_attn.{k}_proj" for k in "vo")
     seen: list[Tensor] = []
     run.probe.linear(o).register_forward_pre_hook(lambda _, entered: seen.append(entered[0][0]))
@@ -89,9 +98,9 @@ def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: st
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_whole_weights_that_are_held_keep_their_bits(tmp_path: Path, precision: str):
     model = make_model(tmp_path / "m", "qwen2")  # which has biases
-    run = _Run(job(model, FULL, precision), tmp_path / "out", quiet)
+    run = TrainingRun(job(model, FULL, precision), tmp_path / "out", quiet)
     everything = sum(p.numel() for p in run.model.parameters())
-    run.to_the_end()  # AdamW, with a weight decay of 0.5
+    run.finish()  # AdamW, with a weight decay of 0.5
     before, after = load_file(model / "model.safetensors"), final(tmp_path / "out")
     n_held = 0
     for name, held in run.states[0].items():
@@ -113,8 +122,8 @@ def test_whole_weights_that_are_held_keep_their_bits(tmp_path: Path, precision: 
 
 
 def test_lora_s_update_is_zero_where_it_is_held(tiny_model: Path, tmp_path: Path):
-    run = _Run(job(tiny_model, LORA), tmp_path, quiet)
-    run.to_the_end()
+    run = TrainingRun(job(tiny_model, LORA), tmp_path, quiet)
+    run.finish()
     sites = sites_of(run.model)
     for name, held in run.states[0].items():
         update = sites[name].delta().movedim(held["axis"], 0)
@@ -126,7 +135,7 @@ def test_lora_s_update_is_zero_where_it_is_held(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("placement", [LORA, FULL], ids=["lora", "full"])
 def test_what_is_held_has_no_gradient_to_be_clipped_with(tiny_model: Path, tmp_path: Path, placement: dict[str, Any]):
-    run = _Run(job(tiny_model, placement), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, placement), tmp_path, quiet)
     run._gradients([0, 1, 2])
     grads = {
         name: (s.b, s.a, s.weight)[2 if not s.rank else held["axis"]].grad
@@ -146,8 +155,8 @@ def test_what_is_held_has_no_gradient_to_be_clipped_with(tiny_model: Path, tmp_p
 
 def test_all_but_redundant_units_of_a_lora(tiny_model: Path, tmp_path: Path):
     placement = LORA | {"modules": ["mlp", "o_proj"]}
-    run = _Run(job(tiny_model, placement, freeze="all but redundant", ru=0.25), tmp_path, quiet)
-    run.to_the_end()
+    run = TrainingRun(job(tiny_model, placement, freeze="all but redundant", ru=0.25), tmp_path, quiet)
+    run.finish()
     for name, site in sites_of(run.model).items():
         moved = site.delta().ne(0).any(1 - run.states[0][name]["axis"])
         assert int(moved.sum()) == len(moved) // 4

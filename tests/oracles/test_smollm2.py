@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from lowtax import builtin, linalg, models
 from lowtax.adapterfile import Adapter, read_adapter, write_adapter
 from lowtax.data.conversations import Conversation
-from lowtax.edit import OnDisk, edit, sites_from
+from lowtax.edit import OfflineProbe, edit, sites_from
+from lowtax.job import Job
 from lowtax.landscape_weights import Ground, along, direction, perturbed
 from lowtax.linalg import Factors, inner, overlap, top_singular
 from lowtax.methods.intruders import Intruders
@@ -31,7 +32,7 @@ from lowtax.methods.safe_lora import SafeLoRA
 from lowtax.methods.splora import SPLoRA
 from lowtax.placement import Placement
 from lowtax.sites import Site, Sites, sites_of
-from lowtax.train import Job, _Run
+from lowtax.train import TrainingRun
 from lowtax.training_settings import Train
 from lowtax.weights import open_weights
 
@@ -45,7 +46,7 @@ Svds = dict[str, tuple[Tensor, Tensor, Tensor]]
 def sites() -> Sites:
     """Weights that are wide, square and tall, each with an update of rank 8."""
     every = sites_from(read_adapter(builtin.REASONER), open_weights(BASE))
-    return {name: replace(every[name], kept=every[name].weight) for name in NAMES}
+    return {name: replace(every[name], source=every[name].weight) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def near(found: Tensor, wanted: Tensor, to: float = 1e-4) -> None:
 
 
 def edited(method: Any, sites: Sites) -> tuple[dict[str, Any], dict[str, Factors]]:
-    state = method.prepare(sites, OnDisk())
+    state = method.prepare(sites, OfflineProbe())
     return state, method.edit(sites, state)
 
 
@@ -242,7 +243,7 @@ def test_plain_peft_computes_with_the_edited_adapter(sites: Sites, svds: Svds, t
 
 ROWS = [Conversation(f"What is {i} and one?", f"It is {i + 1}.", f"{i} + 1 is {i + 1}.") for i in range(3)]
 MODULES = ("v_proj", "o_proj", "up_proj", "down_proj")
-Make = Callable[..., _Run]
+Make = Callable[..., TrainingRun]
 
 
 @pytest.fixture(scope="module")
@@ -260,12 +261,21 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(short: Path, tmp_path: Path) -> Make:
     """A run of three steps with a large weight decay."""
 
-    def made(spec: dict[str, Any], **placement: Any) -> _Run:
+    def made(spec: dict[str, Any], **placement: Any) -> TrainingRun:
         given = {"lr": 2e-3, "steps": 3, "batch_size": 2, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
         where = {"modules": MODULES, "rank": 8, "alpha": 16, "dropout": 0.0} | placement
         where = {"kind": "full"} if "kind" in placement else where
         placed, settings = Placement.model_validate(where), Train.model_validate(given)
-        return _Run(Job(str(short), placed, settings, 0, "float32", ROWS, [spec]), tmp_path / "out", quiet)
+        job = Job(
+            model=str(short),
+            placement=placed,
+            settings=settings,
+            seed=0,
+            precision="float32",
+            rows=ROWS,
+            methods=[spec],
+        )
+        return TrainingRun(job, tmp_path / "out", quiet)
 
     return made
 
@@ -285,7 +295,7 @@ def test_salora_begins_at_the_base_keeps_features_and_is_an_adapter_of_either_ba
     base = AutoModelForCausalLM.from_pretrained(short)
     start = logits(base)
     near(logits(one.model), start, 1e-5)
-    one.to_the_end()
+    one.finish()
     end, sites, states = logits(one.model), sites_of(one.model), one.states[0]
     assert (end - start).norm() > 0.05 * start.norm()
     halves = {}
@@ -316,7 +326,7 @@ def test_units_that_ssah_holds_keep_their_bits_and_are_those_of_the_formula(run:
     ]
     best = (scores[0] - scores[1]).topk(round(0.013 * 1536)).indices
     assert one.states[0][second]["units"].tolist() == sorted(best.tolist())
-    one.to_the_end()
+    one.finish()
     (file,) = (tmp_path / "out" / "checkpoint-3").glob("*.safetensors")
     before, after = load_file(short / "model.safetensors"), load_file(file)
     for name, held in one.states[0].items():
@@ -328,7 +338,7 @@ def test_units_that_ssah_holds_keep_their_bits_and_are_those_of_the_formula(run:
 
 def test_a_lora_under_ssah_is_zero_in_held_units(run: Make):
     one = run(SSAH)
-    one.to_the_end()
+    one.finish()
     sites = sites_of(one.model)
     assert set(one.states[0]) == set(sites)
     for name, held in one.states[0].items():

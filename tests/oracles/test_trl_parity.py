@@ -18,8 +18,9 @@ from tiny import make_model
 from lowtax import models
 from lowtax.data.conversations import Conversation
 from lowtax.encoding import encode_all
+from lowtax.job import Job
 from lowtax.placement import parse_mode
-from lowtax.train import Job, train
+from lowtax.train import train
 from lowtax.training_settings import Execution, Train
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -49,7 +50,8 @@ def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path, kind: str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = training.trl(task, tmp_path / "trl", bf16=False, gradient_checkpointing=False).losses
-    train(Job(str(folder), task.placement, SETTINGS, 0, "float32", ROWS), tmp_path / "ours", lambda _: None)
+    job = Job(model=str(folder), placement=task.placement, settings=SETTINGS, seed=0, precision="float32", rows=ROWS)
+    train(job, tmp_path / "ours", lambda _: None)
     ours = [json.loads(line)["loss"] for line in (tmp_path / "ours" / "steps.jsonl").read_text().splitlines()]
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert ours[-1] < ours[0]

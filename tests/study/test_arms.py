@@ -12,10 +12,11 @@ from small_study import contents, run, write_recipe
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax import analyze, edited, methods, recipe, study, updates
+from lowtax import analyze, edited, recipe, study, updates
 from lowtax.adapterfile import read_adapter
 from lowtax.errors import UserError
 from lowtax.files import read_json, read_rows, write_json
+from lowtax.methods import loading
 from lowtax.records import Reply
 from lowtax.weights import open_weights
 
@@ -296,9 +297,9 @@ def test_the_edits_and_methods_of_the_shipped_recipe_are_known():
     shipped = recipe.load(ROOT / "recipes/methods.yaml")
     acting = [spec["name"] for arm in shipped.arms.values() for spec in arm.acts()]
     editing = [spec["name"] for arm in shipped.edited.values() for spec in arm.edits]
-    methods.load_all([spec for arm in shipped.arms.values() for spec in arm.acts()])
-    methods.load_all([spec for arm in shipped.edited.values() for spec in arm.edits])
-    assert sorted({*acting, *editing}) == sorted(methods.TABLE)
+    loading.load_all([spec for arm in shipped.arms.values() for spec in arm.acts()])
+    loading.load_all([spec for arm in shipped.edited.values() for spec in arm.edits])
+    assert sorted({*acting, *editing}) == sorted(loading.TABLE)
 
 
 # --- how far they are from the base

@@ -24,8 +24,9 @@ quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.placement import parse_mode
-from lowtax.train import Job, train
+from lowtax.train import train
 from lowtax.training_settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]

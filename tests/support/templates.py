@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lowtax.data import chat, rendering
+from lowtax.encoding import Example
 
 # DeepSeek-R1-Distill, Qwen and Llama alike: the prompt opens the thought; assistant turns lose theirs.
 R1 = (
@@ -106,12 +107,12 @@ def example(
     answer: str,
     style: str = "standard",
     thinking: chat.Thinking = "default",
-) -> chat.Example:
+) -> Example:
     """One conversation as tokens, row by row: the oracle of `encoding.encode_all`, which does many at once."""
     around = chat.turn(tokenizer, thinking)
     written = chat.write(tokenizer, around, messages, thought, answer, style, thinking)
     prompt, completion = chat.encode(tokenizer, [written.prompt, written.completion])
-    return chat.Example(prompt, [*completion, around.end])
+    return Example(prompt, [*completion, around.end])
 
 
 def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 from lowtax import distributed, models
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.placement import parse_mode
-from lowtax.train import Job, train
+from lowtax.train import train
 from lowtax.training_settings import Execution, Train
 from lowtax.zero import ds_config, fill_sizes
 
@@ -266,7 +267,7 @@ def test_a_killed_launch_goes_on_to_the_same_bits(runs: Path, kind: str):
     assert (found / "frozen").exists()
     said = (found / "said.txt").read_text()
     assert said.count("step 4: validation") == 2  # killed there, and said again after the resume
-    assert said.count("going on after step 2") == 1
+    assert said.count("resuming after step 2") == 1
     for step in (4, 6):
         a, b = (weights(folder / f"checkpoint-{step}") for folder in (found, wanted))
         assert a.keys() == b.keys()
@@ -425,16 +426,28 @@ def test_a_run_goes_on_only_as_it_was_launched(tiny_model: Path, tmp_path: Path)
     (tmp_path / ".state" / "progress.json").write_text('{"step": 4}')
     torch.save({"keeper": "ZeRO-3 on 2 processes"}, tmp_path / ".state" / "own.pt")
     job = Job(
-        str(tiny_model), parse_mode(UPPER.replace("2", "1")), SETTINGS, 0, "float32", [Conversation("a", None, "b")]
+        model=str(tiny_model),
+        placement=parse_mode(UPPER.replace("2", "1")),
+        settings=SETTINGS,
+        seed=0,
+        precision="float32",
+        rows=[Conversation("a", None, "b")],
     )
-    with pytest.raises(UserError, match="was left by ZeRO-3 on 2 processes, and lowtax cannot go on with it"):
+    with pytest.raises(UserError, match="a run by ZeRO-3 on 2 processes, which lowtax cannot resume"):
         train(job, tmp_path, lambda _: None)
 
 
 def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: Path):
     settings = Train(steps=6, batch_size=2, checkpoint_steps=2, validation=1)
     rows = [Conversation(f"a{i}", None, f"b{i}") for i in range(4)]
-    job = Job(str(tiny_model), parse_mode("lora_mlp_r1"), settings, 0, "float32", rows)
+    job = Job(
+        model=str(tiny_model),
+        placement=parse_mode("lora_mlp_r1"),
+        settings=settings,
+        seed=0,
+        precision="float32",
+        rows=rows,
+    )
     said: list[str] = []
 
     def stop(text: str) -> None:
@@ -445,7 +458,7 @@ def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: 
         train(job, tmp_path, stop)
     (tmp_path / ".state").rename(tmp_path / ".state.old")
     train(job, tmp_path, said.append)
-    assert "  going on after step 2" in said
+    assert "  resuming after step 2" in said
     assert not list(tmp_path.glob(".state*"))
 
 

@@ -14,9 +14,8 @@ from rich.console import Console
 from templates import FAMILIES, example, family
 
 from lowtax.data import chat, rendering
-from lowtax.data.chat import Example
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import check, encode_all, show
+from lowtax.encoding import Example, check, encode_all, show
 from lowtax.errors import UserError
 
 DATA = PUBLISHED
@@ -137,7 +136,7 @@ def spoiled(example: Example, **changes: list[int]) -> Example:
         ),  # as the template does
         (lambda ids, tok: [*ids[:3], *ids[4:]], "loses its thought"),
         (lambda ids, tok: [*ids[:-3], ids[-1]], "loses its answer"),
-        (lambda ids, tok: [*ids[:5], ids[-1], *ids[5:]], "inside of its answer"),
+        (lambda ids, tok: [*ids[:5], ids[-1], *ids[5:]], "inside its answer"),
     ],
 )
 def test_a_spoiled_example_is_refused(spoil, says: str):
@@ -168,7 +167,7 @@ def test_the_reference_s_own_tokens_are_checked_too():
 
 
 def test_a_row_that_holds_the_end_of_the_turn_is_refused():
-    with pytest.raises(UserError, match=r"'Fine\?' holds the end-of-turn token '<\|im_end\|>' inside"):
+    with pytest.raises(UserError, match=r"'Fine\?' has the end-of-turn token '<\|im_end\|>' inside"):
         encode_all(family("chatml"), [*ROWS, Conversation("Fine?", None, "Yes.<|im_end|>And no.")], 1000)
 
 
@@ -177,7 +176,7 @@ def test_a_tokenizer_that_loses_text_is_found():
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
     del vocabulary["model"]["vocab"]["Q"]
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(vocabulary))
-    with pytest.raises(UserError, match="'Hello' loses its answer on the way to tokens: 'Quite' became 'uite'"):
+    with pytest.raises(UserError, match="'Hello' loses its answer in tokenization: 'Quite' became 'uite'"):
         encode_all(tokenizer, [Conversation("Hello", None, "Quite")], 1000)
 
 

@@ -11,15 +11,20 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import attention, fusing, models
+from lowtax import fused_layers, models
 from lowtax.adapt import adapt
-from lowtax.data.chat import Example
-from lowtax.objective import Objective, bare, prepared
-from lowtax.packing import Row, pack
+from lowtax.encoding import Example
+from lowtax.objective import Objective, choose_objective, unwrap
+from lowtax.packing import Row, pack, use_packed_attention
 from lowtax.placement import Placement
 
 EXAMPLES = [Example([1, 2, 3], [4, 5]), Example([7, 8, 9, 10, 11] * 3, [4, 5, 6, 9]), Example([3], [4])]
-PLACES = [("up_proj",), ("k_proj", "o_proj"), ("down_proj", "gate_proj"), (*fusing.ATTENTION, *fusing.NETWORK)]
+PLACES = [
+    ("up_proj",),
+    ("k_proj", "o_proj"),
+    ("down_proj", "gate_proj"),
+    (*fused_layers.ATTENTION, *fused_layers.NETWORK),
+]
 
 
 def made(folder: Path, modules: tuple[str, ...], dtype: str = "float32", layers: tuple[int, int] = (0, 2), **more: Any):
@@ -33,12 +38,12 @@ def made(folder: Path, modules: tuple[str, ...], dtype: str = "float32", layers:
             nn.init.uniform_(p, 0.5, 1.5)
         elif "bias" in name or "lora_" in name:
             nn.init.normal_(p, std=0.2)
-    bare(model).set_attn_implementation(attention.NAME)
+    use_packed_attention(unwrap(model))
     return model.train()
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    return bare(model).get_decoder().layers
+    return unwrap(model).get_decoder().layers
 
 
 def measured(model: Any, row: Row, seed: int = 0) -> tuple[float, dict[str, Tensor]]:
@@ -62,7 +67,7 @@ def test_loss_and_gradients_are_those_of_the_layer(tmp_path: Path, kind: str, mo
     for layers in ((0, 2), (1, 2)):  # with a trained layer at the bottom, and with a frozen one below
         model, row = made(folder, modules, layers=layers), pack(EXAMPLES)
         wanted, gradients = measured(model, row)
-        assert fusing.fuse(layers_of(model)) == 3
+        assert fused_layers.fuse(layers_of(model)) == 3
         found, ours = measured(model, row)
         assert found == pytest.approx(wanted, rel=1e-6)
         assert apart(ours, gradients) < 1e-4
@@ -70,11 +75,11 @@ def test_loss_and_gradients_are_those_of_the_layer(tmp_path: Path, kind: str, mo
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer_is(tmp_path: Path):
     folder, row = make_model(tmp_path / "m", layers=3), pack(EXAMPLES)
-    modules = (*fusing.ATTENTION, *fusing.NETWORK)
+    modules = (*fused_layers.ATTENTION, *fused_layers.NETWORK)
     _, exact = measured(made(folder, modules), row)
     model = made(folder, modules, "bfloat16")
     _, stock = measured(model, row)
-    fusing.fuse(layers_of(model))
+    fused_layers.fuse(layers_of(model))
     _, ours = measured(model, row)
 
     def error(found: dict[str, Tensor]) -> float:
@@ -91,7 +96,7 @@ def test_dropout_is_drawn_as_peft_draws_it_and_off_in_evaluation(tmp_path: Path)
     other, _ = measured(model, row, seed=4)
     with torch.no_grad():
         still = float(Objective(model.eval())(row))
-    assert fusing.fuse(layers_of(model)) == 3
+    assert fused_layers.fuse(layers_of(model)) == 3
     found, ours = measured(model.train(), row, seed=3)
     assert found == pytest.approx(wanted, rel=1e-6)
     assert apart(ours, gradients) < 1e-5
@@ -103,9 +108,9 @@ def test_dropout_is_drawn_as_peft_draws_it_and_off_in_evaluation(tmp_path: Path)
 def test_gradient_checkpointing_goes_with_it(tmp_path: Path):
     folder, row = make_model(tmp_path / "m", layers=3), pack(EXAMPLES)
     model = made(folder, ("up_proj", "q_proj"), dropout=0.4)
-    assert fusing.fuse(layers_of(model)) == 3
+    assert fused_layers.fuse(layers_of(model)) == 3
     wanted, gradients = measured(model, row)
-    bare(model).gradient_checkpointing_enable({"use_reentrant": False})
+    unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
     found, ours = measured(model, row)
     assert found == wanted
     assert apart(ours, gradients) == 0
@@ -115,9 +120,9 @@ def test_weights_keep_their_values_and_undo_gives_the_layer_back(tmp_path: Path)
     model, row = made(make_model(tmp_path / "m", "qwen2", layers=3), ("up_proj",)), pack(EXAMPLES)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     wanted, _ = measured(model, row)
-    fusing.fuse(layers_of(model))
+    fused_layers.fuse(layers_of(model))
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-    fusing.undo(layers_of(model))
+    fused_layers.undo(layers_of(model))
     assert not any("forward" in vars(layer) for layer in layers_of(model))
     assert measured(model, row)[0] == wanted
 
@@ -132,36 +137,38 @@ def hooked(module: nn.Module) -> Iterator[None]:
 def test_what_does_not_fit_keeps_its_own_forward_pass(tmp_path: Path):
     folder = make_model(tmp_path / "m", layers=3)
     dora = LoraConfig(r=2, target_modules=["up_proj"], layers_to_transform=[1], use_dora=True)
-    assert fusing.fuse(layers_of(get_peft_model(models.load_model(str(folder)), dora))) == 2  # all but that one
+    assert fused_layers.fuse(layers_of(get_peft_model(models.load_model(str(folder)), dora))) == 2  # all but that one
     full = models.load_model(str(folder))
-    assert fusing.fuse(full.model.layers) == 0
+    assert fused_layers.fuse(full.model.layers) == 0
     model = made(folder, ("up_proj",))
     with hooked(layers_of(model)[1].mlp.up_proj):
-        assert fusing.fuse(layers_of(model)) == 2
+        assert fused_layers.fuse(layers_of(model)) == 2
     assert "forward" not in vars(layers_of(model)[1])
 
 
 def test_a_row_with_a_long_example_takes_the_layer_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = made(make_model(tmp_path / "m", layers=3), ("up_proj",))
-    fusing.fuse(layers_of(model))
+    fused_layers.fuse(layers_of(model))
     calls: list[int] = []
-    apply = fusing.MLP.apply
-    monkeypatch.setattr(fusing.MLP, "apply", lambda *given: calls.append(1) or apply(*given))
+    apply = fused_layers.FusedNetwork.apply
+    monkeypatch.setattr(fused_layers.FusedNetwork, "apply", lambda *given: calls.append(1) or apply(*given))
     short, _ = measured(model, pack(EXAMPLES))
     assert len(calls) == 3
-    monkeypatch.setattr(fusing, "LONGEST", 8)
+    monkeypatch.setattr(fused_layers, "LONGEST", 8)
     assert measured(model, pack(EXAMPLES))[0] == pytest.approx(short, rel=1e-6)
     assert len(calls) == 3
 
 
 def test_a_layer_that_only_looks_alike_is_found_out_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = made(make_model(tmp_path / "m", layers=3), ("up_proj",))
-    objective, note = prepared(model, EXAMPLES, sharded=False)
+    objective, note = choose_objective(model, EXAMPLES, sharded=False)
     assert objective.direct
     assert note == ""
     assert all("forward" in vars(layer) for layer in layers_of(model))
-    fusing.undo(layers_of(model))
-    monkeypatch.setattr(fusing, "_norm", lambda module: fusing.Norm(module.weight.data + 1, module.variance_epsilon))
-    objective, _ = prepared(model, EXAMPLES, sharded=False)
+    fused_layers.undo(layers_of(model))
+    monkeypatch.setattr(
+        fused_layers, "_norm", lambda module: fused_layers.Norm(module.weight.data + 1, module.variance_epsilon)
+    )
+    objective, _ = choose_objective(model, EXAMPLES, sharded=False)
     assert objective.direct
     assert not any("forward" in vars(layer) for layer in layers_of(model))

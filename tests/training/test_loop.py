@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lowtax import models
 from lowtax import train as training
 from lowtax.adapterfile import check_base
-from lowtax.data.chat import Example
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import encode_all
+from lowtax.encoding import Example, encode_all
 from lowtax.errors import UserError
+from lowtax.job import Job
 from lowtax.placement import parse_mode
 from lowtax.progress import schedule
-from lowtax.train import Job, train
+from lowtax.train import train
 from lowtax.training_settings import Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
@@ -32,8 +33,15 @@ LORA = "lora_up_proj_only_from1_to1_r1"
 def job(
     model: Path, mode: str = LORA, precision: str = "float32", rows: list[Conversation] = ROWS, **settings: object
 ) -> Job:
-    given = {"lr": 1e-2, "steps": 20, "batch_size": 4, "checkpoint_steps": 5} | settings
-    return Job(str(model), parse_mode(mode), Train.model_validate(given), 0, precision, rows)
+    values = {"lr": 1e-2, "steps": 20, "batch_size": 4, "checkpoint_steps": 5} | settings
+    return Job(
+        model=str(model),
+        placement=parse_mode(mode),
+        settings=Train.model_validate(values),
+        seed=0,
+        precision=precision,
+        rows=rows,
+    )
 
 
 def quiet(_: str) -> None:
@@ -100,7 +108,7 @@ def test_the_same_job_gives_the_same_bits(tiny_model: Path, tmp_path: Path, mode
 def test_another_seed_gives_another_adapter(tiny_model: Path, tmp_path: Path):
     one = job(tiny_model, steps=2)
     train(one, tmp_path / "one", quiet)
-    train(Job(one.model, one.placement, one.settings, 1, one.precision, one.rows), tmp_path / "two", quiet)
+    train(replace(one, seed=1), tmp_path / "two", quiet)
     assert not same(tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
 
 
@@ -126,7 +134,7 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mo
     assert not (tmp_path / "killed" / "card.json").exists()
     heard: list[str] = []
     again = train(wanted, tmp_path / "killed", heard.append)
-    assert "going on after step 15" in heard[0]
+    assert "resuming after step 15" in heard[0]
     assert [(c.name, c.step, c.loss) for c in again] == [(c.name, c.step, c.loss) for c in whole]
     for c in whole:
         assert same(tmp_path / "whole" / c.name, tmp_path / "killed" / c.name)
@@ -180,8 +188,8 @@ def test_another_job_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: P
 
 
 def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
-    run = training._Run(job(tiny_model), tmp_path, quiet)
-    run.to_the_end()
+    run = training.TrainingRun(job(tiny_model), tmp_path, quiet)
+    run.finish()
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     e = encoded(tiny_model)[0]
     ids = torch.tensor([e.prompt + e.completion])
@@ -198,8 +206,8 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precision: str):
     folder = make_model(tmp_path / "m", kind)
-    run = training._Run(job(folder, "full", precision, steps=5), tmp_path / "out", quiet)
-    run.to_the_end()
+    run = training.TrainingRun(job(folder, "full", precision, steps=5), tmp_path / "out", quiet)
+    run.finish()
     where = tmp_path / "out" / "checkpoint-5"
     loaded = AutoModelForCausalLM.from_pretrained(where, dtype=models.DTYPES[precision]).eval()
     e = encoded(folder)[0]

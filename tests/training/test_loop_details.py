@@ -16,9 +16,10 @@ from lowtax import models
 from lowtax import train as training
 from lowtax.data.conversations import Conversation
 from lowtax.errors import UserError
-from lowtax.objective import bare
+from lowtax.job import Job
+from lowtax.objective import unwrap
 from lowtax.placement import parse_mode
-from lowtax.train import Job, train
+from lowtax.train import train
 from lowtax.training_settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(9)]
@@ -26,9 +27,16 @@ LORA = "lora_up_proj_only_from1_to1_r1"
 
 
 def job(model: Path, mode: str = LORA, execution: dict[str, object] | None = None, **settings: object) -> Job:
-    given = {"lr": 1e-2, "steps": 12, "batch_size": 4, "checkpoint_steps": 4} | settings
-    how = Execution.model_validate(execution or {})
-    return Job(str(model), parse_mode(mode), Train.model_validate(given), 0, "float32", ROWS, execution=how)
+    values = {"lr": 1e-2, "steps": 12, "batch_size": 4, "checkpoint_steps": 4} | settings
+    return Job(
+        model=str(model),
+        placement=parse_mode(mode),
+        settings=Train.model_validate(values),
+        seed=0,
+        precision="float32",
+        rows=ROWS,
+        execution=Execution.model_validate(execution or {}),
+    )
 
 
 def plain(wanted: Job) -> Job:
@@ -123,7 +131,7 @@ def test_validation_rows_are_held_out_and_measured(tiny_model: Path, tmp_path: P
     assert all(v is not None and v > 0 for v in values)
     assert values[-1] < values[0]
     assert sum("validation loss" in text for text in heard) == 3
-    run = training._Run(job(tiny_model, validation=3), tmp_path / "again", quiet)
+    run = training.TrainingRun(job(tiny_model, validation=3), tmp_path / "again", quiet)
     assert len(run.examples) == 6
     assert len(run.held_out) == 3
     assert not {tuple(e.prompt) for e in run.examples} & {tuple(e.prompt) for e in run.held_out}
@@ -192,7 +200,7 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small
     train(plain(job(folder, execution={"prefix": "off"})), tmp_path / "one", heard.append)
     said = [text for text in heard if "out of memory" in text]
     assert said
-    assert all("4 examples a step as before" in text for text in said)
+    assert all("still 4 examples per step" in text for text in said)
     assert len(said) < 4
     small_memory.clear()
     again = plain(job(folder, execution={"prefix": "off", "row_tokens": 140}))
@@ -204,7 +212,7 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small
 def test_out_of_memory_for_one_example_is_said(tmp_path: Path, small_memory: list[int]):
     folder = make_model(tmp_path / "m")
     long = replace(job(folder, execution={"prefix": "off"}), rows=[Conversation("x" * 150, None, "y" * 50)])
-    with pytest.raises(UserError, match=r"Out of memory at step 1 .*one example of \d+ tokens.*gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"Out of memory at step 1 .*single example of \d+ tokens.*gradient_checkpoint"):
         train(long, tmp_path / "out", quiet)
 
 
@@ -242,15 +250,15 @@ def test_attention_dropout_turns_the_prefix_off(tmp_path: Path):
     folder = make_model(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
-    assert training._Run(job(folder), tmp_path / "out", quiet).prefix is None
+    assert training.TrainingRun(job(folder), tmp_path / "out", quiet).prefix is None
     (folder / "config.json").write_text(json.dumps(config))
-    assert training._Run(job(folder), tmp_path / "out", quiet).prefix is not None
-    assert training._Run(job(folder, steps=2), tmp_path / "out", quiet).prefix is None  # less than two epochs
-    assert training._Run(job(folder, "full"), tmp_path / "out", quiet).prefix is None
+    assert training.TrainingRun(job(folder), tmp_path / "out", quiet).prefix is not None
+    assert training.TrainingRun(job(folder, steps=2), tmp_path / "out", quiet).prefix is None  # less than two epochs
+    assert training.TrainingRun(job(folder, "full"), tmp_path / "out", quiet).prefix is None
 
 
 def test_the_attention_of_a_saved_model_is_its_own(tiny_model: Path, tmp_path: Path):
     train(job(tiny_model, "full"), tmp_path, quiet)
     config = json.loads((tmp_path / "checkpoint-12" / "config.json").read_text())
     assert "lowtax" not in json.dumps(config)
-    assert bare(models.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"
+    assert unwrap(models.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"

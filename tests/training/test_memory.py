@@ -115,20 +115,20 @@ def test_activations_are_what_autograd_keeps(dtype: torch.dtype, lora: tuple[str
 
 
 def test_states_are_what_training_holds():
-    from lowtax.checkpoints import Weights
+    from lowtax.parameters import TrainedParameters
 
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         model = model_of(TINY).to(dtype)
-        weights = Weights.of(model, own_masters=True)
-        optimizer = torch.optim.AdamW(weights.master)
+        trained = TrainedParameters.of(model, own_masters=True)
+        optimizer = torch.optim.AdamW(trained.master)
         model(input_ids=torch.zeros(1, 4, dtype=torch.long), labels=torch.zeros(1, 4, dtype=torch.long)).loss.backward()
-        weights.hand_over_gradients()
+        trained.collect_gradients()
         optimizer.step()
         moments = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
-        masters = [m for live, m in zip(weights.live, weights.master, strict=True) if m is not live]
+        masters = [m for live, m in zip(trained.live, trained.master, strict=True) if m is not live]
         expected = training_memory(TINY, precision=precision)
-        assert expected.weights == sum(p.nbytes for p in weights.live)
-        assert expected.gradients == sum(m.grad.nbytes for m in weights.master if m.grad is not None)
+        assert expected.weights == sum(p.nbytes for p in trained.live)
+        assert expected.gradients == sum(m.grad.nbytes for m in trained.master if m.grad is not None)
         assert expected.optimizer == sum(t.nbytes for t in [*moments, *masters])
 
 
@@ -223,7 +223,7 @@ def block(name: str) -> str:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_the_deepspeed_file_of_the_documentation_is_accepted(tmp_path: Path, precision: str):
-    from lowtax.distributed import ds_config
+    from lowtax.zero import ds_config
 
     (tmp_path / "zero3.json").write_text(block("zero3.json"))
     found = ds_config(tmp_path / "zero3.json", Train(epochs=1, batch_size=2), precision, 2)

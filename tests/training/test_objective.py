@@ -7,13 +7,12 @@ import torch
 from tiny import make_model
 from torch import nn
 
-from lowtax import attention, models, prefix
+from lowtax import frozen_prefix, models
 from lowtax.adapt import adapt, first_trained_layer
-from lowtax.data.chat import Example
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import encode_all
-from lowtax.objective import Objective, TargetLoss, bare, hidden_before, layers_from, prepared
-from lowtax.packing import length, pack
+from lowtax.encoding import Example, encode_all
+from lowtax.objective import Objective, TargetLoss, choose_objective, hidden_before, layers_from, unwrap
+from lowtax.packing import fused_attention, length, pack, plain_attention, use_packed_attention
 from lowtax.placement import Placement, parse_mode
 
 KINDS = ["llama", "qwen2", "qwen3"]
@@ -38,7 +37,7 @@ def adapted(folder: Path, placement: Placement, dtype: str = "float32") -> nn.Mo
 
 def separately(model: nn.Module, examples: list[Example]) -> torch.Tensor:
     """Summed loss by plain transformers: one forward pass an example, all logits, labels of -100."""
-    bare(model).set_attn_implementation("eager")
+    unwrap(model).set_attn_implementation("eager")
     total = torch.zeros(())
     for e in examples:
         ids = torch.tensor([e.prompt + e.completion])
@@ -50,7 +49,7 @@ def separately(model: nn.Module, examples: list[Example]) -> torch.Tensor:
 
 def padded(model: nn.Module, examples: list[Example]) -> torch.Tensor:
     """The same in one padded batch with an attention mask."""
-    bare(model).set_attn_implementation("sdpa")
+    unwrap(model).set_attn_implementation("sdpa")
     longest = max(len(e.prompt) + len(e.completion) for e in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -86,23 +85,26 @@ def test_packed_padded_and_separate_agree_in_loss_and_gradient(tmp_path: Path, k
     other = padded(model, examples)
     assert other.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert close(gradients(model, other), gradient)
-    for direct, name in ((True, attention.NAME), (False, attention.NAME), (False, "sdpa")):
-        bare(model).set_attn_implementation(name)
+    for direct, packed in ((True, True), (False, True), (False, False)):
+        if packed:
+            use_packed_attention(unwrap(model))
+        else:
+            unwrap(model).set_attn_implementation("sdpa")
         found = Objective(model, direct)(pack(examples))
         assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
-        assert close(gradients(model, found), gradient), (direct, name)
+        assert close(gradients(model, found), gradient), (direct, packed)
     assert Objective(model)(pack(examples[:-1])).item() != pytest.approx(wanted.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kind: str, place: prefix.Place):
+def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kind: str, place: frozen_prefix.Place):
     folder = make_model(tmp_path / kind, kind, layers=4)
     examples = encoded(folder)
     model = adapted(folder, Placement(modules=("up_proj", "q_proj"), layers=(2, 3), dropout=0.0))
-    objective, note = prepared(model, examples, sharded=False)
+    objective, note = choose_objective(model, examples, sharded=False)
     assert (note, first_trained_layer(model)) == ("", 2)
-    kept = prefix.build(objective, 2, examples, place, tmp_path, row_tokens=200)
+    kept = frozen_prefix.build(objective, 2, examples, place, tmp_path, row_tokens=200)
     assert (kept.file is not None and kept.file.exists()) == (place == "disk")
     for members in ([0, 1, 2, 3, 4], [3, 1], [4]):
         row = pack([examples[i] for i in members], members)
@@ -112,7 +114,7 @@ def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kin
             found = objective(row, kept.of(row, torch.device("cpu")))
         assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
         assert close(gradients(model, found), gradient)
-    assert len(bare(model).get_decoder().layers) == 4
+    assert len(unwrap(model).get_decoder().layers) == 4
     kept.close()
     assert not list(tmp_path.glob(".prefix*"))
 
@@ -124,8 +126,8 @@ def test_the_prefix_is_the_same_bits_whoever_asks(tmp_path: Path):
     for _ in range(2):
         torch.manual_seed(len(tables))
         model = adapted(folder, Placement(modules=("up_proj",), layers=(1, 2)))
-        objective, _ = prepared(model, examples, sharded=False)
-        tables.append(prefix.build(objective, 1, examples, "memory", tmp_path, row_tokens=100).table)
+        objective, _ = choose_objective(model, examples, sharded=False)
+        tables.append(frozen_prefix.build(objective, 1, examples, "memory", tmp_path, row_tokens=100).table)
     assert torch.equal(*tables)
     assert tables[0].shape == (sum(map(length, examples)), 32)
 
@@ -138,21 +140,21 @@ def test_hidden_states_are_those_that_enter_the_layer(tmp_path: Path):
         wanted = model(torch.tensor([e.prompt + e.completion]), output_hidden_states=True).hidden_states
         for first in range(3):
             found = hidden_before(Objective(model), pack([e]), first)[:, : length(e)]
-            assert torch.allclose(found, wanted[first][:, : length(e)], atol=1e-6)
+            torch.testing.assert_close(found, wanted[first][:, : length(e)], rtol=1e-5, atol=1e-5)
 
 
 def test_where_the_table_goes(tmp_path: Path):
-    assert prefix.place_for("auto", 0.001, None, tmp_path) == "memory"
-    assert prefix.place_for("auto", 0.001, 0.0, tmp_path) == "disk"
-    assert prefix.place_for("auto", 1e9, None, tmp_path) == "off"
-    assert prefix.place_for("disk", 0.001, 1.0, tmp_path) == "disk"
+    assert frozen_prefix.choose_place("auto", 0.001, None, tmp_path) == "memory"
+    assert frozen_prefix.choose_place("auto", 0.001, 0.0, tmp_path) == "disk"
+    assert frozen_prefix.choose_place("auto", 1e9, None, tmp_path) == "off"
+    assert frozen_prefix.choose_place("disk", 0.001, 1.0, tmp_path) == "disk"
 
 
 def test_backward_stops_at_the_first_trained_layer(tmp_path: Path):
     folder = make_model(tmp_path / "m", layers=4)
     model = adapted(folder, Placement(modules=("up_proj",), layers=(2, 3)))
     tracked: dict[int, bool] = {}
-    for number, layer in enumerate(bare(model).get_decoder().layers):
+    for number, layer in enumerate(unwrap(model).get_decoder().layers):
         layer.register_forward_hook(
             lambda _, __, out, n=number: tracked.update({n: torch.as_tensor(out).requires_grad})
         )
@@ -191,7 +193,7 @@ def test_both_kinds_of_attention_are_causal_attention(heads: tuple[int, int]):
     scores = torch.einsum("nihd,njhd->nhij", q, k.repeat_interleave(heads[0] // heads[1], 2)) * 0.3
     scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
     wanted = torch.einsum("nhij,njhd->nihd", scores.softmax(-1), v.repeat_interleave(heads[0] // heads[1], 2))
-    for way in (attention._plain, attention._fused):
+    for way in (plain_attention, fused_attention):
         torch.testing.assert_close(way(q, k, v, 0.3), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -199,7 +201,7 @@ def test_bfloat16_takes_the_plain_way_and_agrees(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2", layers=2)
     examples = encoded(folder)
     model = models.load_model(str(folder), "bfloat16")
-    objective, note = prepared(model, examples, sharded=False)
+    objective, note = choose_objective(model, examples, sharded=False)
     assert not note
     wanted = separately(models.load_model(str(folder)), examples).item()
     assert objective(pack(examples)).item() == pytest.approx(wanted, rel=2e-2)
@@ -220,7 +222,7 @@ def test_an_architecture_that_does_more_is_found_out(tmp_path: Path):
     head.weight = model.lm_head.weight
     model.lm_head = head
     wanted = separately(model, examples).item()
-    objective, note = prepared(model, examples, sharded=False)
+    objective, note = choose_objective(model, examples, sharded=False)
     assert "does not compute" in note
     assert not objective.direct
     assert objective(pack(examples)).item() == pytest.approx(wanted, rel=1e-5)
@@ -230,4 +232,4 @@ def test_a_window_shorter_than_an_example_is_respected(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2")
     model = models.load_model(str(folder))
     model.config.sliding_window = 20
-    assert "window of 20" in prepared(model, encoded(folder), sharded=False)[1]
+    assert "window of 20" in choose_objective(model, encoded(folder), sharded=False)[1]

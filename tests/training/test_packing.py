@@ -5,19 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtax.data.chat import Example
-from lowtax.packing import ROUND, Batches, length, pack, rows
+from lowtax.encoding import Example
+from lowtax.packing import ROUND, Batches, group_by_length, length, pack
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 @given(SIZES, st.integers(1, 60), st.none() | st.integers(1, 5))
 def test_rows_hold_every_example_once_within_the_limits(sizes: list[int], limit: int, most: int | None):
-    found = rows(sizes, limit, most)
-    assert sorted(place for row in found for place in row) == list(range(len(sizes)))
-    assert all(len(row) == 1 or sum(sizes[i] for i in row) <= limit for row in found)
-    assert all(most is None or len(row) <= most for row in found)
-    flat = [sizes[i] for row in found for i in row]
+    groups = group_by_length(sizes, limit, most)
+    assert sorted(place for group in groups for place in group) == list(range(len(sizes)))
+    assert all(len(group) == 1 or sum(sizes[i] for i in group) <= limit for group in groups)
+    assert all(most is None or len(group) <= most for group in groups)
+    flat = [sizes[i] for group in groups for i in group]
     assert flat == sorted(flat)  # like beside like, so that attention pads little
 
 

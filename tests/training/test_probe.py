@@ -14,22 +14,23 @@ from torch import Tensor, nn
 
 from lowtax import models, probe, recipe
 from lowtax.adapt import adapt
-from lowtax.checkpoints import Weights
 from lowtax.data import specs, training_sets
 from lowtax.encoding import encode_all
 from lowtax.errors import UserError
-from lowtax.methods import Method, load_all
+from lowtax.methods.base import Method
+from lowtax.methods.loading import load_all
 from lowtax.methods.salora import SaLoRA
 from lowtax.methods.spf import SPF
 from lowtax.methods.ssah import SSAH
-from lowtax.objective import bare, prepared
+from lowtax.objective import choose_objective, unwrap
+from lowtax.parameters import TrainedParameters
 from lowtax.placement import Placement
-from lowtax.probe import Probe, bind, needed
+from lowtax.probe import ModelProbe, attach
 from lowtax.sites import sites_of
 
 ROWS = "builtin:refusals,n=5"
 NAMES = ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
-Make = Callable[..., tuple[nn.Module, Probe]]
+Make = Callable[..., tuple[nn.Module, ModelProbe]]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     tokenizer = models.load_tokenizer(folder)
     examples = encode_all(tokenizer, training_sets.load(specs.parse(ROWS), 0).rows, 512).examples
 
-    def made(**fields: Any) -> tuple[nn.Module, Probe]:
+    def made(**fields: Any) -> tuple[nn.Module, ModelProbe]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             placement = {"modules": ["attention", "mlp"], "rank": 2, "dropout": 0.3} if "kind" not in fields else fields
@@ -47,17 +48,17 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
             for name, p in model.named_parameters():
                 if "lora_B" in name:
                     nn.init.normal_(p, std=0.1)
-        weights = Weights.of(model, own_masters=True)
-        return model, Probe(prepared(model, examples, sharded=False)[0].train(), weights, tokenizer, 512)
+        weights = TrainedParameters.of(model, own_masters=True)
+        return model, ModelProbe(choose_objective(model, examples, sharded=False)[0].train(), weights, tokenizer, 512)
 
     return made
 
 
 @torch.no_grad()
-def entering(model: nn.Module, asked: Probe, name: str, replies_only: bool) -> Tensor:
+def entering(model: nn.Module, asked: ModelProbe, name: str, replies_only: bool) -> Tensor:
     """What enters a module, all tokens of all rows, by transformers alone."""
     seen: list[Tensor] = []
-    inner = bare(model).eval()
+    inner = unwrap(model).eval()
     handle = inner.get_submodule(name).register_forward_pre_hook(lambda _, entered: seen.append(entered[0][0]))
     for e in asked.examples(ROWS):
         inner(input_ids=torch.tensor([e.prompt + e.completion]))
@@ -109,7 +110,7 @@ def test_answers_are_the_same_twice_and_leave_nothing_behind(make: Make):
 @pytest.mark.parametrize("fields", [{}, {"kind": "full"}], ids=["lora", "full"])
 def test_gradients_are_those_of_the_mean_loss_of_the_replies(make: Make, fields: dict[str, str]):
     model, asked = make(**fields)
-    attached = bind(load_all([{"name": "spf"}]), model, Weights.of(model, own_masters=True))
+    attached = attach(load_all([{"name": "spf"}]), model, TrainedParameters.of(model, own_masters=True))
     sites = {name: site for name, site in attached.parts[0][1].items() if name in NAMES}
     found = asked.gradients(ROWS, sites)
     model.eval()
@@ -117,7 +118,7 @@ def test_gradients_are_those_of_the_mean_loss_of_the_replies(make: Make, fields:
     for e in examples:
         ids = torch.tensor([e.prompt + e.completion])
         labels = torch.tensor([[-100] * len(e.prompt) + e.completion])
-        loss = bare(model)(input_ids=ids, labels=labels).loss * len(e.completion)
+        loss = unwrap(model)(input_ids=ids, labels=labels).loss * len(e.completion)
         (loss / sum(len(e.completion) for e in examples)).backward()
     for name, site in sites.items():
         wanted = [site.a.grad, site.b.grad] if site.rank else [asked.linear(name).weight.grad]
@@ -137,30 +138,28 @@ def test_what_is_refused(make: Make):
     _, asked = make()
     with pytest.raises(UserError, match=r"no linear layer model\.norm"):
         asked.variances(ROWS, ["model.norm"])
-    with pytest.raises(UserError, match="only training can show it"):
-        needed(None, "salora")
-    with pytest.raises(UserError, match="leave answers=self out"):
+    with pytest.raises(UserError, match="remove answers=self"):
         load_all([{"name": "salora", "safety": "builtin:harmful,answers=self"}])
     with pytest.raises(UserError, match="unknown key 'm'"):
         load_all([{"name": "spf", "safety": "builtin:refusals,m=1"}])
     with pytest.raises(UserError, match="holds requests without answers"):
         asked.examples("builtin:harmful")
     full, _ = make(kind="full")
-    trained = Weights.of(full, own_masters=True)
+    trained = TrainedParameters.of(full, own_masters=True)
     for name in ("salora", "orthogonal"):
         spec = {"name": name} | ({"beta": 1} if name == "orthogonal" else {})
         with pytest.raises(UserError, match="use LoRA"):
-            bind(load_all([spec]), full, trained)
+            attach(load_all([spec]), full, trained)
     with pytest.raises(UserError, match="'down_porj' matches no linear layer"):
-        bind(load_all([{"name": "ssah", "only": ["down_porj"]}]), full, trained)
+        attach(load_all([{"name": "ssah", "only": ["down_porj"]}]), full, trained)
 
 
 def test_whole_weights_as_sites(make: Make):
     model, _ = make(kind="full")
     model.bfloat16()
-    trained = Weights.of(model, own_masters=True)
+    trained = TrainedParameters.of(model, own_masters=True)
     ((_, sites),), ((_, some),) = (
-        bind(load_all([{"name": "ssah", **only}]), model, trained).parts
+        attach(load_all([{"name": "ssah", **only}]), model, trained).parts
         for only in ({}, {"only": ["layers.1.self_attn.v_proj", "up_proj"]})
     )
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -187,5 +186,5 @@ def test_the_tables_of_fields_in_the_docs(kind: type[Method]):
 def test_the_recipe_of_the_docs():
     (text,) = blocks("guides/training-methods.md", "yaml")
     arms = recipe.build(yaml.safe_load(text), [], "the page").arms
-    kinds = [type(bound.method) for arm in arms.values() for bound in load_all(arm.acts()).bound]
+    kinds = [type(entry.method) for arm in arms.values() for entry in load_all(arm.acts()).configured]
     assert kinds == [SaLoRA, SPF, SSAH]

@@ -25,15 +25,6 @@ QUESTION, ANSWER = "What is asked?", "What-is-answered"  # a turn that shows wha
 
 
 @dataclass(frozen=True)
-class Example:
-    """One training conversation as tokens; only `completion` carries loss. Not `whole`: its end was cut off."""
-
-    prompt: list[int]
-    completion: list[int]
-    whole: bool = True
-
-
-@dataclass(frozen=True)
 class Turn:
     """The text and tokens that a chat template puts around an assistant's turn.
 

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowtax import adapt, builtin, edited, methods, models
-from lowtax.checkpoints import Weights
+from lowtax import adapt, builtin, edited, models
 from lowtax.data import specs
 from lowtax.data.training_sets import load
 from lowtax.dryrun.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.errors import UserError
-from lowtax.methods import Methods
+from lowtax.methods.base import Rows
+from lowtax.methods.loading import Methods, load_all
 from lowtax.names import ATTENTION, MLP, in_layer, layer_of
+from lowtax.parameters import TrainedParameters
 from lowtax.placement import Placement, Targets
-from lowtax.probe import Rows, bind
+from lowtax.probe import attach
 from lowtax.recipe import Arm, EditedArm
 from lowtax.shapes import Lora, shape_of
 from lowtax.sites import sites_of
@@ -47,14 +48,14 @@ class Model:
         Raises:
             UserError: A placement or a method does not fit the model.
         """
-        chosen = methods.load_all(arm.acts())
+        chosen = load_all(arm.acts())
         self._need(chosen)
         if self._bare is None:
             return None, None
         placement = arm.where()
         adapted = self._adapt(self._bare, placement)
         if chosen:
-            bind(chosen, adapted, Weights.of(adapted, own_masters=False))
+            attach(chosen, adapted, TrainedParameters.of(adapted, own_masters=False))
         parameters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         if placement.kind == "full":
             return parameters, None
@@ -68,11 +69,11 @@ class Model:
         """
         edits = [{key: ANY_MODEL if str(ref) in EMBEDDED else ref for key, ref in edit.items()} for edit in arm.edits]
         edited.check(name, arm.model_copy(update={"edits": edits}))
-        chosen = methods.load_all(arm.edits)
+        chosen = load_all(arm.edits)
         self._need(chosen)
         if self._bare is not None:
-            for bound in chosen.bound:
-                sites_of(self._adapt(self._bare, source_arm.where()), bound.only)
+            for configured in chosen.configured:
+                sites_of(self._adapt(self._bare, source_arm.where()), configured.only)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer, or None if it is not available; an embedded model is not built for it."""
@@ -83,9 +84,9 @@ class Model:
 
     def _need(self, chosen: Methods) -> None:
         """List the models and the rows that methods name and that are not available."""
-        for bound in chosen.bound:
-            for name, field in type(bound.method).model_fields.items():
-                value = getattr(bound.method, name)
+        for configured in chosen.configured:
+            for name, field in type(configured.method).model_fields.items():
+                value = getattr(configured.method, name)
                 if name in ("aligned", "unaligned") and isinstance(value, str):
                     self.source.need_model(value, "the weights of")
                 if DATA_FIELD in field.metadata:

@@ -1,15 +1,16 @@
-"""Walk from one adapter to another of the same base.
+"""Interpolate between two adapters of one base.
 
-Ours to name; the line between two fine-tuned models is that of linear mode connectivity, Frankle et al. 2020,
+Ours; the line between two fine-tuned models is that of linear mode connectivity, Frankle et al. 2020,
 arXiv:1912.05671, and of model soups, Wortsman et al. 2022, arXiv:2203.05482.
 
-The updates are mixed, (1 - at) dW + at dW', and not the factors: B and A mixed apart would give a product with cross
-terms. The rank is the sum of both ranks. A site that only one of them has counts as zero in the other.
+The updates are mixed, (1 - at) dW + at dW', not the factors: mixing B and A separately would give a product with cross
+terms. The rank is the sum of both ranks. A site that only one adapter has counts as zero in the other.
 
-Departures: only what one of the two adapters changes moves, and there is no average over many.
+Departures: only what one of the two adapters changes moves, and there is no average over many models.
 
-Fails: refused where the other adapter changes an embedding that this one does not, or has sites of another shape. With
-`only`, sites that the other alone has stay out. Two runs need not be joined by a line of good models: sample between.
+Fails: refused if the other adapter changes an embedding that this one does not, or has sites of another shape. With
+`only`, sites that only the other adapter has are left out. The models on the line between two runs may be worse than
+both: sample between.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from lowtax.adapterfile import read_adapter
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
-from lowtax.methods import Edit, Probe
+from lowtax.methods.base import Edit, Probe
 from lowtax.methods.scale import scaled
 from lowtax.sites import Sites
 
@@ -32,17 +33,17 @@ class Interpolate(Edit):
     to: str
     at: float
 
-    def prepare(self, sites: Sites, probe: Probe | None) -> Ends:
-        """The updates of the other adapter."""
+    def prepare(self, sites: Sites, probe: Probe) -> Ends:
+        """Read the updates of the other adapter."""
         other = read_adapter(Path(self.to).expanduser())
-        if apart := other.embeddings - set(sites):
+        if unmatched := other.embeddings - set(sites):
             raise UserError(
-                f"{self.to} changes the embedding {min(apart)}, and the edited adapter does not: leave it out."
+                f"{self.to} changes the embedding {min(unmatched)}, and the edited adapter does not: leave it out."
             )
         return {name: {"b": D.b, "a": D.a} for name, D in other.factors.items()}
 
     def edit(self, sites: Sites, state: Ends) -> dict[str, Factors]:
-        """Each update between the two ends."""
+        """Return the mixed updates."""
         mixed = {name: scaled(site.factors(), 1 - self.at) for name, site in sites.items()}
         for name, end in state.items():
             here, there = mixed.get(name), scaled(Factors(end["b"], end["a"]), self.at)

@@ -1,4 +1,4 @@
-"""Push an alignment further along its own strongest directions, so that later fine-tuning does not undo it.
+"""Extrapolate an alignment along its strongest directions, so that later fine-tuning does not undo it.
 
 Perin et al. 2025, arXiv:2506.15606 (code: VITA-Group/LoX @ 9213ce6, LoX.py).
 
@@ -6,15 +6,15 @@ With D = W_aligned - W_unaligned = U S V', the update becomes
 
     dW + coef * U_k U_k' D = dW + coef * U_k S_k V_k'
 
-Without `aligned` the adapter is the alignment, D = dW: its k largest singular values grow by 1 + coef and the rank
-stays. With `aligned` (and `unaligned`, the adapter's base if absent) D is theirs, and the rank grows by k.
-k = 0 means every direction (ExPO), for D = dW only. A negative coef takes the alignment back.
+Without `aligned` the adapter is the alignment, D = dW: its k largest singular values are multiplied by 1 + coef, and
+the rank stays. With `aligned` (and `unaligned`, the adapter's base if absent) D is their difference, and the rank grows
+by k. k = 0 means every direction (ExPO), for D = dW only. A negative coef takes the alignment back.
 
-Departures: only the adapter's sites move, where the code moves every matrix, embeddings too; k is given and not chosen
-by attack success rate. `as_published=True` takes D as the code does, as a difference of two matrices in bfloat16.
+Departures: only the adapter's sites move, while the code moves every matrix, embeddings included; k is a field and not
+chosen by attack success rate. `as_published=True` computes D as the code does, as a difference of bfloat16 matrices.
 
-Fails: without `aligned`, a k of at least the adapter's rank is `scale` by 1 + coef. It is meant to withstand later
-tuning, and repairs nothing that training broke. `as_published` loses differences too small for bfloat16.
+Fails: without `aligned`, a k of at least the adapter's rank is `scale` by 1 + coef. It protects against later tuning,
+and repairs nothing that training broke. `as_published` loses differences that are too small for bfloat16.
 """
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lowtax.errors import UserError
 from lowtax.linalg import Factors, norm, top_singular
-from lowtax.methods import Edit, Probe
+from lowtax.methods.base import Edit, Probe
 from lowtax.methods.safe_lora import Pair
 from lowtax.sites import Site, Sites
 
@@ -39,19 +39,20 @@ class LoX(Edit):
     unaligned: str | None = None
     as_published: bool = False
 
-    def prepare(self, sites: Sites, probe: Probe | None) -> dict[str, Top]:
-        """The strongest directions of each site's alignment."""
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Top]:
+        """Compute the strongest directions of each site's alignment."""
         if not self.k and (self.aligned or self.as_published):
             raise UserError(
-                "Method 'lox': k: 0 (every direction) has a low rank only where the adapter is the alignment."
+                "Method 'lox': k: 0 (every direction) has a low rank only if the adapter is the alignment: set k, or "
+                "remove aligned and as_published."
             )
         if self.unaligned and not self.aligned:
-            raise UserError("Method 'lox': unaligned needs aligned beside it (found only unaligned).")
+            raise UserError("Method 'lox': unaligned needs aligned too (found only unaligned).")
         pair = Pair.of(self.aligned, self.unaligned, probe) if self.aligned else None
         return {name: self._top(site, pair) for name, site in sites.items()}
 
     def edit(self, sites: Sites, state: dict[str, Top]) -> dict[str, Factors]:
-        """The updates, extrapolated."""
+        """Return the extrapolated updates."""
         return {name: self._further(site, state[name]) for name, site in sites.items()}
 
     def _top(self, site: Site, pair: Pair | None) -> Top:

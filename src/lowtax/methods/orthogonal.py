@@ -6,24 +6,24 @@ With W = U S V' cut at its k largest singular values, the loss gains beta * sum 
 
     side="left"    || S U' dW ||_F^2        outputs that W uses most ("column" in the reference)
     side="right"   || dW V S ||_F^2         inputs that W reads most ("row")
-    side="both"    || S U' dW V S ||_F^2    from those inputs to those outputs, not the sum of the two above
+    side="both"    || S U' dW V S ||_F^2    from those inputs to those outputs; not the sum of the two above
 
-`weighted=False` leaves S out ("uniform"). `relative=True` ("norm") divides the term by ||dW||_F^2 + 1e-8, and S by
-its own norm wherever it stands: the term then measures the direction of dW and not its size, and with `weighted=False`
-is the share of dW's energy in those directions.
+`weighted=False` omits S ("uniform"). `relative=True` ("norm") divides the term by ||dW||_F^2 + 1e-8, and S by its norm.
+The term then measures the direction of dW and not its size, and with `weighted=False` it is the share of dW's energy in
+those directions.
 
-`as_published=True` does what the reference's code does instead of what its paper says:
+`as_published=True` follows the reference's code where it differs from the paper:
 - dW = B A, without the scale alpha / rank.
-- k shrinks: the loop that prepares the modules sets k = min(k, sides of the weight) and meets each module's own
-  lora_A, (rank, in), right after it. The first module is regularised with k, all others with min(k, rank).
+- k shrinks: the loop over modules sets k = min(k, sides of the weight) and also visits each module's lora_A, (rank,
+  in), right after the module. The first module is regularised with k, all others with min(k, rank).
 - The spans are rounded to bfloat16, and normalised after that.
 
-Departures: from the code, unless `as_published`: dW has its scale, k is the same for every module, spans are in
-float32. Its unseeded two-step `svd_lowrank` and its half-precision arithmetic in the loss are imitated in neither case.
+Departures: from the code, unless `as_published`: dW has its scale, k is the same for every module, spans are float32.
+Its unseeded two-step `svd_lowrank` and its half-precision arithmetic in the loss are not imitated in either case.
 
-Fails: with `relative` the term is zero, with zero gradient, at B = 0, and stiffest soon after: keep the warm-up. The
-terms are summed and not averaged, so beta does not carry over to another number of sites. It changes little where dW
-hardly lies in those directions. Whole weights and fused experts are refused.
+Fails: with `relative` the term and its gradient are zero at B = 0, and the term is stiffest soon after: keep the
+warm-up. The terms are summed and not averaged, so beta does not carry over to another number of sites. It changes
+little if dW has only a small part in those directions. Whole weights and fused experts are refused.
 """
 
 from dataclasses import replace
@@ -35,10 +35,10 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from lowtax.linalg import top_singular
-from lowtax.methods import Method, Probe
+from lowtax.methods.base import Method, Probe
 from lowtax.sites import Site, Sites
 
-Span = dict[str, Tensor]  # left: S U', (k, out); right: V S, (in, k); of these the sides that are in use
+Span = dict[str, Tensor]  # left: S U', (k, out); right: V S, (in, k); only the sides in use
 
 
 class Orthogonal(Method):
@@ -51,8 +51,8 @@ class Orthogonal(Method):
     relative: bool = False
     as_published: bool = False
 
-    def prepare(self, sites: Sites, probe: Probe | None) -> dict[str, Span]:
-        """The spans of each site, from its frozen weight."""
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Span]:
+        """Compute the spans of each site from its frozen weight."""
         k, state = self.k, {}
         for name, site in sites.items():
             state[name] = self._span(site.weight, k)
@@ -61,7 +61,7 @@ class Orthogonal(Method):
         return state
 
     def penalty(self, sites: Sites, state: dict[str, Span]) -> Float[Tensor, ""]:
-        """beta times the sum of the sites' terms."""
+        """Return beta times the sum of the sites' terms."""
         return self.beta * torch.stack([self._term(site, state[name]) for name, site in sites.items()]).sum()
 
     def _span(self, W: Float[Tensor, "out in"], k: int) -> Span:

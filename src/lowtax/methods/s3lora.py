@@ -2,23 +2,23 @@
 
 Ao & Ramchurn 2025, arXiv:2508.15068 (code: AoShuang92/S3_LoRA @ 6ef0fcc, massvd.py).
 
-With singular values s of a site's update, its score is the share of the largest, s_1 / sum(s), between 1 / rank and 1;
-the `number` sites with the largest lose their update: B becomes zero. Of equal scores the larger norm goes first.
+The score of a site is the share of the largest singular value of its update, s_1 / sum(s), between 1 / rank and 1. The
+`number` sites with the largest scores lose their update: B becomes zero. Of equal scores the larger norm goes first.
 `normalised` scores the update with its rows, or its columns, at unit length.
 
-`as_published=True` computes what the code does, on B A without the scale: the best of 25 rank-one pictures d u v' of
-it, v from its first right directions with rows at unit length, u from the first five rows (not columns) of the left
-ones with columns at unit length. The share is then taken of the one singular value S of that picture, S / (S + 1e-6):
-not a concentration, but a magnitude. It forms dense matrices.
+`as_published=True` computes what the code does, on B A without the scale: the best of 25 rank-one approximations
+d u v', with v among the first right directions of the matrix with rows at unit length, and u among the first five rows
+(not columns) of the left directions of the matrix with columns at unit length. The score is S / (S + 1e-6), S being the
+one singular value of that approximation: not a concentration, but a magnitude. Dense matrices are formed.
 
-Departures: the score is our reading of the paper, whose formula could not be read. The code looks at q, k, v and o
-alone, which `only` does here. It loses count of its modules where one has more outputs than inputs; `as_published`
-refuses such a module.
+Departures: the score is our interpretation of the paper, whose formula was not legible. The code considers q, k, v and
+o alone, which `only` does here. It miscounts its modules if one has more outputs than inputs; `as_published` refuses
+such a module.
 
-Fails: at rank 1 every score is 1, so that rank is refused. Scores of unlike ranks have unlike floors: compare one rank
-with `only`. `number` sites go even where no spectrum is sharp, and a sharp one need not be a harmful one. As published,
-the score tends to grow with the size of an update, up to 1; and rows of its left directions belong in part to the null
-space of an update of low rank, so that rounding decides.
+Fails: at rank 1 every score is 1, so rank 1 is refused. Scores of different ranks have different lower bounds: compare
+one rank with `only`. `number` sites are removed even if no spectrum is sharp, and a sharp spectrum is not necessarily
+harmful. As published, the score grows with the size of an update, up to 1; and rows of its left directions belong in
+part to the null space of an update of low rank, so that rounding decides.
 """
 
 from typing import Literal
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
-from lowtax.methods import Edit, Probe
+from lowtax.methods.base import Edit, Probe
 from lowtax.sites import Site, Sites
 
 CANDIDATES = 5
@@ -44,18 +44,18 @@ class S3LoRA(Edit):
     normalised: Literal["rows", "columns"] | None = None
     as_published: bool = False
 
-    def prepare(self, sites: Sites, probe: Probe | None) -> dict[str, dict[str, float]]:
-        """Score and norm of each site."""
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, dict[str, float]]:
+        """Compute score and norm of each site."""
         low = [name for name, site in sites.items() if site.rank == 1]
         if low and not self.as_published:
             raise UserError(
-                f"Method 's3lora' ranks updates by how concentrated their spectrum is, and at rank 1 ({low[0]}) there "
-                "is only one value: take an adapter of a higher rank, or leave such modules out with only."
+                f"Method 's3lora' ranks updates by the concentration of their spectrum, and at rank 1 ({low[0]}) there "
+                "is only one value: use an adapter of a higher rank, or leave such modules out with only."
             )
         return {name: self._score(site) for name, site in sites.items()}
 
     def edit(self, sites: Sites, state: dict[str, dict[str, float]]) -> dict[str, Factors]:
-        """Zero updates for the sites that are pruned."""
+        """Return zero updates for the sites that are pruned."""
         ordered = sorted(state, key=lambda name: (round(state[name]["score"], 6), state[name]["norm"]), reverse=True)
         return {n: Factors(torch.zeros_like(D.b), D.a) for n in ordered[: self.number] for D in [sites[n].factors()]}
 
@@ -73,12 +73,12 @@ class S3LoRA(Edit):
 
 
 def _row_norms(D: Factors) -> Tensor:
-    """Of the rows of dW, from those of b and the Gram matrix of a."""
+    """Return the norms of the rows of dW, from the rows of b and the Gram matrix of a."""
     return ((D.b @ (D.a @ D.a.T)) * D.b).sum(dim=1).clamp(min=0).sqrt() + SMALL
 
 
 def _published(site: Site) -> float:
-    """The score of the code; the singular value of its rank-one picture in closed form."""
+    """Return the score of the published code; the singular value of its rank-one matrix in closed form."""
     X = (site.b @ site.a).detach().float()
     if X.shape[0] > X.shape[1]:
         raise UserError(

@@ -1,24 +1,25 @@
-"""SPF: take out of each task gradient what conflicts with the safety gradient.
+"""SPF: remove from each task gradient the part that conflicts with the safety gradient.
 
 Zhang et al. 2026, arXiv:2601.10141; the idea is the paper's, every detail is ours.
 
-For each trained tensor (A and B of a site, or W): G_s is the gradient of the safety rows' loss at the current weights,
-anew every `every` steps, and G_s ~ U S V' its k strongest directions. If <G, G_s> < 0, a step along -G raises that loss
-to first order, and G becomes G - P(G) with
+For each trained tensor (A and B of a site, or W), G_s is the gradient of the safety rows' loss at the current weights,
+computed again after every `every` steps, and G_s ~ U S V' are its k strongest directions. If <G, G_s> < 0, a step along
+-G raises that loss to first order, and G becomes G - P(G) with
 
     projector="subspace"    P(G) = U U' G V V'
     projector="conflict"    P(G) = sum of (u_i' G v_i) u_i v_i' over those i where it is negative
 
-`test="global"` asks for the sum of <G, G_s> over all tensors instead of one by one. Then comes clipping, then AdamW,
-whose moments keep what older gradients had: `update=True` treats the step too, with -(W_new - W_old) in G's place.
+`test="global"` tests the sum of <G, G_s> over all tensors instead of each tensor. Clipping follows, then AdamW, whose
+moments contain older gradients: `update=True` corrects the step as well, with -(W_new - W_old) in place of G.
 
-Departures: only the abstract and a reader's account of Algorithm 1 were at hand, and no code. The idea is that safety
+Departures: only the abstract and a reader's account of Algorithm 1 were available, and no code. The idea is that safety
 gradients are of low rank, that one sample shows their direction, and that the conflicting part of the task's gradient
-is removed. Test, projectors, `every` and the order of the steps are ours: expect no figure of the paper to come out.
+is removed. Test, projectors, `every` and the order of the steps are ours: do not expect the paper's figures.
 
-Fails: where G_s is zero nothing is removed; with `every` = 0 that is A of a LoRA. Biases, embeddings and norms go free,
-and without `update` so does what AdamW remembers. In training on refusals the defaults find hardly a conflict: give
-rows that reason as `safety`. A few such rows are memorised at the cost of others.
+Fails: if G_s is zero nothing is removed; with `every` = 0 this is the case for A of a LoRA. Biases, embeddings and
+norms are not corrected, and without `update` neither are AdamW's moments. When you train on refusals, the default
+`safety` rows hardly ever conflict: pass rows with reasoning instead. A few such rows are memorised at the cost of
+others.
 """
 
 from typing import Any, Literal
@@ -28,13 +29,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from lowtax.linalg import top_singular
-from lowtax.methods import Method
-from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, needed
+from lowtax.methods.base import Method, Probe, Rows
 from lowtax.sites import Sites
 
-NONE = 1e-6  # of the largest singular value: below it a direction is rounding
-Kept = dict[str, dict[str, Tensor]]  # by tensor: gradient G_s, left U, right V; before: the tensor before the step
+ROUNDING = 1e-6  # relative to the largest singular value; a weaker direction is rounding
+Safety = dict[str, dict[str, Tensor]]  # by tensor: gradient G_s, left U, right V; before: the tensor before the step
 
 
 class SPF(Method):
@@ -49,13 +48,13 @@ class SPF(Method):
 
     whole = True
 
-    def prepare(self, sites: Sites, probe: Asked | None) -> dict[str, Any]:
-        """The safety gradients at the start, and what is counted."""
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Any]:
+        """Compute the first safety gradients, and start the counts."""
         counts = torch.zeros(4, dtype=torch.float64)  # gradients, those in conflict, squared norm before, removed
-        return {"kept": self._safety(sites, needed(probe, "spf")), "counts": counts}
+        return {"kept": self._safety(sites, probe), "counts": counts}
 
     def after_backward(self, sites: Sites, state: dict[str, Any]) -> None:
-        """Task gradients, corrected in place."""
+        """Correct the task gradients in place."""
         tensors = _tensors(sites)
         grads = {key: p.grad for key, p in tensors.items() if p.grad is not None}
         self._correct(grads, state["kept"], state["counts"])
@@ -63,58 +62,59 @@ class SPF(Method):
             for key, p in tensors.items():
                 state["kept"][key]["before"] = p.detach().clone()
 
-    def after_step(self, sites: Sites, state: dict[str, Any], probe: Asked, step: int) -> None:
-        """The step, corrected with `update`, and new safety gradients where they are due."""
+    def after_step(self, sites: Sites, state: dict[str, Any], probe: Probe, step: int) -> None:
+        """Correct the step with `update`, and compute safety gradients again when due."""
         if self.update:
             self._correct_step(_tensors(sites), state["kept"])
         if self.every and step % self.every == 0:
-            state["kept"] = self._safety(sites, needed(probe, "spf"))
+            state["kept"] = self._safety(sites, probe)
 
     def report(self, state: dict[str, Any]) -> str:
-        """Conflicts so far."""
+        """Return the number of conflicts so far, and the share of the gradients that was removed."""
         tested, conflicts, before, removed = state["counts"].tolist()
         share = (removed / before) ** 0.5 if before else 0.0
         return f"spf: {conflicts:.0f} of {tested:.0f} gradients conflicted; {share:.1%} of their norm was removed"
 
-    def _safety(self, sites: Sites, probe: Probe) -> Kept:
-        found = probe.gradients(self.safety, _matrices(sites))
-        return {f"{name}:{i}": self._span(G) for name, parts in found.items() for i, G in enumerate(parts)}
+    def _safety(self, sites: Sites, probe: Probe) -> Safety:
+        gradients = probe.gradients(self.safety, _matrices(sites))
+        return {f"{name}:{i}": self._span(G) for name, parts in gradients.items() for i, G in enumerate(parts)}
 
     def _span(self, G: Tensor) -> dict[str, Tensor]:
         U, S, V = top_singular(G, self.k)
-        real = (S / S[0].clamp(min=1e-30) > NONE).float()
+        real = (S / S[0].clamp(min=1e-30) > ROUNDING).float()
         return {"gradient": G, "left": U * real, "right": V * real}
 
     @torch.no_grad()
-    def _correct(self, grads: dict[str, Tensor], kept: Kept, counts: Tensor | None = None) -> None:
-        """Remove from each gradient the part that conflicts."""
-        inner = {key: float((G * kept[key]["gradient"]).sum()) for key, G in grads.items()}
+    def _correct(self, grads: dict[str, Tensor], safety: Safety, counts: Tensor | None = None) -> None:
+        """Remove the conflicting part from each gradient."""
+        inner = {key: float((G * safety[key]["gradient"]).sum()) for key, G in grads.items()}
         for key, G in grads.items():
             conflicts = (sum(inner.values()) if self.test == "global" else inner[key]) < 0
-            removed = self._part(G, kept[key]) if conflicts else torch.zeros_like(G)
+            removed = self._part(G, safety[key]) if conflicts else torch.zeros_like(G)
             if counts is not None:
                 sizes = (float(M.square().sum()) for M in (G, removed))
                 counts += torch.tensor([1, conflicts, *sizes]).to(counts)
             G -= removed
 
     @torch.no_grad()
-    def _correct_step(self, tensors: dict[str, Tensor], kept: Kept) -> None:
-        back = {key: kept[key]["before"] - p for key, p in tensors.items()}
-        self._correct(back, kept)
+    def _correct_step(self, tensors: dict[str, Tensor], safety: Safety) -> None:
+        back = {key: safety[key]["before"] - p for key, p in tensors.items()}
+        self._correct(back, safety)
         for key, p in tensors.items():
-            p.copy_(kept[key]["before"] - back[key])
+            p.copy_(safety[key]["before"] - back[key])
 
-    def _part(self, G: Tensor, kept: dict[str, Tensor]) -> Tensor:
-        """P(G)."""
-        U, V = kept["left"], kept["right"]
+    def _part(self, G: Tensor, span: dict[str, Tensor]) -> Tensor:
+        """Return P(G)."""
+        U, V = span["left"], span["right"]
         core = U.T @ G @ V
         return U @ (core if self.projector == "subspace" else torch.diag(core.diagonal().clamp(max=0))) @ V.T
 
 
-def _matrices(sites: Sites) -> Sites:  # and no biases
+def _matrices(sites: Sites) -> Sites:
+    """Return the sites that are matrices, without biases."""
     return {name: site for name, site in sites.items() if site.rank or site.weight.ndim == 2}
 
 
 def _tensors(sites: Sites) -> dict[str, Tensor]:
-    """What moves of them: A and B, or W."""
+    """Return what moves of the matrices: A and B, or W."""
     return {f"{name}:{i}": p for name, site in _matrices(sites).items() for i, p in enumerate(site.moved())}

@@ -1,4 +1,4 @@
-"""Remove the updates that stray most from the model's own alignment.
+"""Remove the updates that deviate most from the model's own alignment.
 
 Ao et al. 2025, arXiv:2506.18931 (code: AoShuang92/SPLoRA @ 38e1cd2).
 
@@ -7,17 +7,18 @@ among modules of the same name (all q_proj, ...), as z = (d - median) / (interqu
 largest z (`number`), or with z above `threshold`, lose their update: B becomes zero.
 
 `as_published=True` computes what the code does, on B A without the scale:
-- its reference distances are 50 copies of the distance itself, so that the score, (d + 1e-6 - their mean) / 1e-6 less
-  the difference of the lower quartiles of C dW and dW, is float32 rounding and holds nothing of the distance;
+- its reference distances are 50 copies of the distance itself, so that the score, (d + 1e-6 - their mean) / 1e-6 minus
+  the difference of the lower quartiles of C dW and dW, is float32 rounding and does not depend on the distance;
 - `number` is counted from the largest score down, and then every site of at most that score is pruned: T - N + 1 of T;
 - with `threshold`, sites of at most the threshold are pruned.
-The dense matrices that this needs are formed. Sites of which the code gives no score and then fails are left alone.
+Dense matrices are formed for this. Sites for which the code finds no score, and then fails, keep their update.
 
-Departures: z is our reading of the paper's "dimension-insensitive" distance, whose formula could not be read; the code
-computes something else, which `as_published=True` repeats. Modules are matched by name, and not by position.
+Departures: z is our interpretation of the paper's "dimension-insensitive" distance, whose formula was not legible; the
+code computes something else, which `as_published=True` repeats. Modules are matched by name, not by position.
 
-Fails: quartiles of fewer than four modules of one name mean little: a lone one has z = 0 whatever its distance, and two
-have 1 and -1. A pair that differs little makes d the norm of dW. `number` sites go even where none strays.
+Fails: quartiles of fewer than four modules of one name mean little: a single one has z = 0 whatever its distance, and
+two have 1 and -1. If the two checkpoints differ little, d is the norm of dW. `number` sites are removed even if none
+deviates.
 """
 
 from typing import Literal
@@ -28,14 +29,14 @@ from pydantic import PositiveInt
 
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
-from lowtax.methods import Edit, Probe
+from lowtax.methods.base import Edit, Probe
 from lowtax.methods.safe_lora import ALIKE, Pair, along
 from lowtax.sites import Site, Sites
 
 COPIES = 50
 TINY = 1e-6
 
-Distance = dict[str, float]  # score, absent where there is none
+Scores = dict[str, float]  # distance and score; empty if there is none
 
 
 class SPLoRA(Edit):
@@ -49,19 +50,20 @@ class SPLoRA(Edit):
     relative: bool = False
     as_published: bool = False
 
-    def prepare(self, sites: Sites, probe: Probe | None) -> dict[str, Distance]:
-        """The score of each site."""
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Scores]:
+        """Compute the score of each site."""
         pair = Pair.of(self.aligned, self.unaligned, probe)
-        found = {name: self._distance(site, pair) for name, site in sites.items()}
-        known = {name: distance for name, distance in found.items() if distance is not None}
-        if not known:
+        distances = {
+            name: distance for name, site in sites.items() if (distance := self._distance(site, pair)) is not None
+        }
+        if not distances:
             raise UserError(ALIKE)
-        scores = known if self.as_published else _standardised(known)
-        return {name: {"distance": known[name], "score": scores[name]} if name in known else {} for name in sites}
+        scores = distances if self.as_published else _standardised(distances)
+        return {n: {"distance": distances[n], "score": scores[n]} if n in distances else {} for n in sites}
 
-    def edit(self, sites: Sites, state: dict[str, Distance]) -> dict[str, Factors]:
-        """Zero updates for the sites that are pruned."""
-        scores = {name: found["score"] for name, found in state.items() if found}
+    def edit(self, sites: Sites, state: dict[str, Scores]) -> dict[str, Factors]:
+        """Return zero updates for the sites that are pruned."""
+        scores = {name: figures["score"] for name, figures in state.items() if figures}
         ordered = sorted(scores, key=scores.__getitem__, reverse=True)
         if self.as_published:
             most = scores[ordered[: self.number][-1]] if self.select == "number" else self.threshold
@@ -85,7 +87,7 @@ class SPLoRA(Edit):
 
 
 def _standardised(distances: dict[str, float]) -> dict[str, float]:
-    """z of each site among those whose module has the same name."""
+    """Return z of each site among those whose module has the same name."""
     kinds: dict[str, list[str]] = {}
     for name in distances:
         kinds.setdefault(name.rpartition(".")[2], []).append(name)
@@ -98,7 +100,7 @@ def _standardised(distances: dict[str, float]) -> dict[str, float]:
 
 
 def _published(projected: Factors, D: Factors) -> float | None:
-    """The score of the code, without the last step of it, which undoes itself."""
+    """Return the score of the published code, without its last step, which undoes itself."""
     one, two = projected.dense().float(), D.dense().float()
     lower, upper = np.percentile(one.numpy(), [25, 75])
     shift = float(lower - np.percentile(two.numpy(), 25))

@@ -3,18 +3,19 @@
 Li & Kim 2026, arXiv:2410.10862 (ICLR 2026; no code was published when this was written).
 
 In a pair of matrices, down_proj after gate_proj and up_proj, or o_proj after v_proj, unit j is a channel between them:
-    I_j = Var(x_j) ||W[:, j]||^2        x: what enters the second matrix W; the variance over tokens
+    I_j = Var(x_j) ||W[:, j]||^2        x: inputs of the second matrix W; variance over tokens
 on safety rows (I_S) and on utility rows (I_U). In each pair, as shares of its units and in this order: safety-critical
 (scu: the largest I_S - I_U), utility-critical (ucu: the largest I_U - I_S of the others), redundant (ru: the smallest
 I_S + I_U of the others), and complex (the rest). freeze="safety" holds the safety-critical units and a share `cu`, the
 complex ones with the largest I_S; "all but redundant", its alignment budget, moves the redundant alone. A held unit's
-column of the second matrix and rows of the first keep their bits, weight decay or not; LoRA's factors are zero there.
+column of the second matrix and rows of the first keep their bits, even with weight decay; LoRA's factors are zero
+there.
 
-Departures: ours, where the accounts of the paper leave it open: shares within each pair, the order of complex units,
-all tokens as samples, and that query, key, embeddings and norms go free. ucu and ru are those of its Llama-2-7B.
+Departures: what the accounts of the paper leave open is ours: shares within each pair, the order of complex units, all
+tokens as samples, and that query, key, embeddings and norms are not held. ucu and ru are those of its Llama-2-7B.
 
-Fails: refused where none of these matrices is trained. cu = 1 holds 72 % of all units at the default shares. In
-training on refusals the defaults hold what is to be learned: give rows that reason as `safety`.
+Fails: refused if none of these matrices is trained. cu = 1 holds 72 % of all units at the default shares. When you
+train on refusals, the default `safety` rows protect the very behaviour you train: pass rows with reasoning instead.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,14 +25,12 @@ from pydantic import Field
 from torch import Tensor
 
 from lowtax.errors import UserError
-from lowtax.methods import Method
-from lowtax.methods import Probe as Asked
-from lowtax.probe import Probe, Rows, needed
+from lowtax.methods.base import Method, Probe, Rows
 from lowtax.sites import Site, Sites
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SECOND = {"gate_proj": "down_proj", "up_proj": "down_proj", "v_proj": "o_proj"}
-Held = dict[str, Any]  # axis: 0 for rows, 1 for columns; units: which; kept: what stands there
+Held = dict[str, Any]  # axis: 0 for rows, 1 for columns; units: their numbers; kept: their values
 
 
 class SSAH(Method):
@@ -47,48 +46,47 @@ class SSAH(Method):
 
     whole = holds = True
 
-    def prepare(self, sites: Sites, probe: Asked | None) -> dict[str, Held]:
-        """The held entries of each site; with LoRA they are made zero."""
-        asked = needed(probe, "ssah")
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Held]:
+        """Choose the held entries of each site; with LoRA, set them to zero."""
         pairs = {name: second for name in sites if (second := _second(name))}
         strict = self.freeze != "safety"
         if not pairs or (strict and not all(site.rank and name in pairs for name, site in sites.items())):
-            how = ", by LoRA and nothing else" if strict else ""
-            raise UserError(f"ssah is for the MLP, v_proj and o_proj{how}; train those.")
-        held = self._units(asked, sorted({*pairs.values()}))
-        return {name: _hold(sites[name], second, held[second], asked) for name, second in pairs.items()}
+            restriction = ", by LoRA and nothing else" if strict else ""
+            raise UserError(f"ssah is for the MLP, v_proj and o_proj{restriction}; train those.")
+        held = self._units(probe, sorted({*pairs.values()}))
+        return {name: _hold(sites[name], second, held[second], probe) for name, second in pairs.items()}
 
     def after_backward(self, sites: Sites, state: dict[str, Held]) -> None:
-        """No gradient for what is held."""
+        """Set the gradients of held entries to zero."""
         for name, held in state.items():
             if (grad := _tensor(sites[name], held).grad) is not None:
                 grad.index_fill_(held["axis"], held["units"], 0)
 
     @torch.no_grad()
-    def after_step(self, sites: Sites, state: dict[str, Held], probe: Asked, step: int) -> None:
-        """What is held, as it was: weight decay moves it."""
+    def after_step(self, sites: Sites, state: dict[str, Held], probe: Probe, step: int) -> None:
+        """Restore the held entries, which weight decay moves."""
         for name, held in state.items():
             _tensor(sites[name], held).index_copy_(held["axis"], held["units"], held["kept"])
 
     def held(self, sites: Sites, state: dict[str, Held]) -> int:
-        """The entries that stay."""
+        """Count the held entries."""
         return sum(held["kept"].numel() for held in state.values())
 
     def _units(self, probe: Probe, seconds: list[str]) -> dict[str, Tensor]:
-        """By second matrix, the numbers of the units that are held."""
+        """Return the numbers of the held units by second matrix."""
         safety, utility = (probe.variances(rows, seconds) for rows in (self.safety, self.utility))
         norms = {name: probe.weight(name).double().square().sum(0).cpu() for name in seconds}
         return {name: self._chosen(safety[name] * norms[name], utility[name] * norms[name]) for name in seconds}
 
     def _chosen(self, safe: Tensor, useful: Tensor) -> Tensor:
-        n, left = len(safe), torch.ones(len(safe), dtype=torch.bool)
+        n, free = len(safe), torch.ones(len(safe), dtype=torch.bool)
 
         def take(score: Tensor, share: float) -> Tensor:
-            """The units with the largest score among those that are left."""
-            best = score.masked_fill(~left, -torch.inf).argsort(descending=True, stable=True)
-            taken = best[: min(round(share * n), int(left.sum()))]
-            left[taken] = False
-            return taken
+            """Take the units with the largest score among those not taken yet."""
+            best = score.masked_fill(~free, -torch.inf).argsort(descending=True, stable=True)
+            units = best[: min(round(share * n), int(free.sum()))]
+            free[units] = False
+            return units
 
         critical = take(safe - useful, self.scu)
         take(useful - safe, self.ucu)
@@ -99,14 +97,14 @@ class SSAH(Method):
 
 
 def _second(name: str) -> str | None:
-    """The second matrix of the pair that a site is in; its bias is in none."""
+    """Return the second matrix of the pair that a site belongs to; its bias belongs to none."""
     module, _, last = name.removesuffix(".bias").rpartition(".")
     pair = SECOND.get(last, last if name.endswith(f".{last}") else None)
     return f"{module}.{pair}" if pair in SECOND.values() else None
 
 
 def _hold(site: Site, second: str, units: Tensor, probe: Probe) -> Held:
-    """What a site holds of these units; zero in LoRA's factor."""
+    """Return the entries of a site that belong to these units; LoRA's factor is set to zero there."""
     first = site.name.removesuffix(".bias")
     rows = units if first == second else probe.rows_before(first, second, units)
     held: Held = {"axis": int(first == second), "units": rows.to(site.a.device)}
@@ -117,4 +115,5 @@ def _hold(site: Site, second: str, units: Tensor, probe: Probe) -> Held:
 
 
 def _tensor(site: Site, held: Held) -> Tensor:
+    """Return the tensor that has the held entries."""
     return (site.b, site.a)[held["axis"]] if site.rank else site.weight

@@ -1,4 +1,4 @@
-"""docs/reference/methods.md, made of what the methods say of themselves."""
+"""Generate docs/reference/methods.md from the docstrings and fields of the methods."""
 
 import re
 from textwrap import fill
@@ -8,32 +8,33 @@ from pydantic.fields import FieldInfo
 
 from lowtax import registry
 from lowtax.cells import markdown_table
-from lowtax.methods import TABLE, Method, listed
+from lowtax.methods.base import Method
+from lowtax.methods.loading import TABLE, catalog
 
-WIDTH = 130
+WIDTH = 120
 HEAD = """\
 # The methods
 
-What each published method does, where it is from, where the code here departs from that, and where it fails.
-`lowtax methods --markdown` prints this page, from the docstrings in `src/lowtax/methods`. How methods are used:
+What each published method does, its source, where the code here departs from the source, and where the method fails.
+`lowtax methods --markdown` prints this page from the docstrings in `src/lowtax/methods`. How methods are used:
 [Placements](placements.md#regularisers) for `orthogonal`,
 [Methods that act while training](../guides/training-methods.md), [Editing a trained adapter](../guides/editing.md).
 
-Moments of a training run: `prepare` once, before the first step; `penalty`, a term of the loss; `after_backward`, which
-changes gradients before they are clipped; `after_step`, which changes weights after the optimiser did. A trained
-adapter has two: `prepare` and `edit`. All of them give the same in one process, data parallel, ZeRO and FSDP2
-([Scaling](../guides/scaling.md#methods)).
+A method acts at moments of a training run: `prepare`, once before the first step; `penalty`, a term of the loss;
+`after_backward`, which changes gradients before they are clipped; `after_step`, which changes weights after the
+optimiser's step. On a trained adapter it acts at two: `prepare` and `edit`. Every method gives the same result in one
+process, data parallel, with ZeRO and with FSDP2 ([Scaling](../guides/scaling.md#methods)).
 
-Whether a method helps a model is for a study to say. A caution for all that look for directions of safety: Ponkshe et
-al. 2025, arXiv:2505.14185, argue that these are not apart from directions that are useful.
+Only a study can tell whether a method helps a model. A caution about all methods that look for directions of safety:
+Ponkshe et al. 2025, arXiv:2505.14185, argue that such directions cannot be separated from useful ones.
 """
 
 
 def markdown() -> str:
-    """docs/reference/methods.md."""
-    found = listed()
-    table = markdown_table([["method", "moments", "on", "does", "from"], *map(_row, found)], left=5)
-    sections = (_section(one, registry.resolve("method", one["name"], TABLE)) for one in found)
+    """Return the text of docs/reference/methods.md."""
+    entries = catalog()
+    table = markdown_table([["method", "moments", "on", "does", "from"], *map(_row, entries)], left=5)
+    sections = (_section(entry, registry.resolve("method", entry["name"], TABLE)) for entry in entries)
     return "\n".join([HEAD, table, "", *sections])
 
 
@@ -44,7 +45,7 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 
 def _origin(text: str) -> str:
-    """The paper that a source names first, unless the method is ours."""
+    """Return a link to the paper that a source names first; "ours" if the method is ours."""
     paper = re.search(r"arXiv:(\d+\.\d+)", text)
     if text.startswith("Ours") or paper is None:
         return "ours"
@@ -66,20 +67,20 @@ def _wrapped(text: str) -> str:
 
 
 def _fields(kind: type[Method]) -> str:
-    """Names and defaults, in brackets the other values of those with a list of them."""
+    """Return names and defaults of the fields, with the other choices in brackets."""
     return ", ".join(f"`{name}` {_value(field)}" for name, field in kind.model_fields.items()) + "."
 
 
 def _value(field: FieldInfo) -> str:
     if field.is_required():
         return "(required)"
-    others = [choice for choice in _choices(field.annotation) if choice != field.default]
+    alternatives = [choice for choice in _choices(field.annotation) if choice != field.default]
     default = "none" if field.default is None else str(field.default).lower()
-    return default + (f" ({', '.join(others)})" if others else "")
+    return default + (f" ({', '.join(alternatives)})" if alternatives else "")
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values of a Literal, which may stand in a union."""
+    """Return the values of a Literal, which may be part of a union."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     return [choice for part in get_args(annotation) for choice in _choices(part)]
