@@ -1,6 +1,5 @@
-"""Edits that read the alignment between two checkpoints, against dense formulas in float64 written out here."""
+"""Edits that read the alignment between two checkpoints, against dense formulas in float64."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
 from lowtax.linalg import Factors
 from lowtax.methods.loading import load
@@ -21,14 +21,14 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 sizes = {"out": st.integers(1, 12), "inp": st.integers(1, 12), "rank": st.integers(1, 4), "seed": st.integers(0, 99)}
 
 
-@dataclass
-class Checkpoints:
-    """A probe that knows other checkpoints by name."""
+class Checkpoints(OfflineProbe):
+    """A probe with other checkpoints in memory, by name."""
 
-    known: dict[str, dict[str, Tensor]]
+    def __init__(self, checkpoints: dict[str, dict[str, Tensor]]) -> None:
+        self.checkpoints = checkpoints
 
-    def weights(self, model: str) -> dict[str, Tensor]:
-        return self.known[model]
+    def weights(self, ref: str) -> dict[str, Tensor]:
+        return self.checkpoints[ref]
 
 
 def site(out: int = 12, inp: int = 8, rank: int = 2, seed: int = 0, name: str = "0") -> Site:
@@ -43,14 +43,14 @@ def many(n: int, out: int = 12, inp: int = 8, kinds: tuple[str, ...] = ("up_proj
 
 
 def aligned(sites: Sites, size: float = 1.0, rank: int | None = None) -> Checkpoints:
-    """W + V under the name "aligned", V random and of a rank."""
+    """Return a probe with W + V as "aligned", V being random and of a rank, and with W as "same"."""
     g = torch.Generator().manual_seed(5)
-    found = {}
+    changed = {}
     for name, s in sites.items():
         out, inp = s.weight.shape
         r = rank or min(out, inp)
-        found[name] = s.weight + size * torch.randn(out, r, generator=g) @ torch.randn(r, inp, generator=g)
-    return Checkpoints({"aligned": found, "same": {name: s.weight for name, s in sites.items()}})
+        changed[name] = s.weight + size * torch.randn(out, r, generator=g) @ torch.randn(r, inp, generator=g)
+    return Checkpoints({"aligned": changed, "same": {name: s.weight for name, s in sites.items()}})
 
 
 def run(method: Any, sites: Sites, probe: Checkpoints) -> tuple[dict[str, Any], dict[str, Factors]]:
@@ -63,7 +63,7 @@ def dense(s: Site) -> Tensor:
 
 
 def V(s: Site, probe: Checkpoints) -> Tensor:
-    return probe.known["aligned"][s.name].double() - s.weight.double()
+    return probe.checkpoints["aligned"][s.name].double() - s.weight.double()
 
 
 # --- safe_lora
@@ -137,7 +137,7 @@ def test_what_safe_lora_selects():
     assert set(below) == set(ordered[:3])
     twins = {"a": site(name="a"), "b": site(name="b")}
     probe = aligned(twins)
-    probe.known["aligned"]["b"] = probe.known["aligned"]["a"].clone()
+    probe.checkpoints["aligned"]["b"] = probe.checkpoints["aligned"]["a"].clone()
     for published, n in ((False, 1), (True, 2)):
         assert len(run(SafeLoRA(aligned="aligned", number=1, as_published=published), twins, probe)[1]) == n
 
@@ -146,14 +146,14 @@ def test_sites_without_an_alignment_are_left_alone_and_a_pair_without_one_is_ref
     sites = many(2)
     probe = aligned(sites)
     first, second = sites
-    probe.known["aligned"][first] = sites[first].weight
+    probe.checkpoints["aligned"][first] = sites[first].weight
     for method in (SafeLoRA(aligned="aligned"), SPLoRA(aligned="aligned")):
         assert set(run(method, sites, probe)[1]) == {second}
         with pytest.raises(UserError, match="same weights at every site"):
             run(method.model_copy(update={"aligned": "same"}), sites, probe)
     with pytest.raises(UserError, match="one checkpoint"):
         run(SafeLoRA(aligned="same", unaligned="same"), sites, probe)
-    probe.known["aligned"][second] = torch.zeros(3, 3)
+    probe.checkpoints["aligned"][second] = torch.zeros(3, 3)
     with pytest.raises(UserError, match="a different shape"):
         run(SafeLoRA(aligned="aligned"), sites, probe)
 
@@ -161,11 +161,11 @@ def test_sites_without_an_alignment_are_left_alone_and_a_pair_without_one_is_ref
 def test_both_checkpoints_may_be_others_and_their_order_does_not_matter():
     sites = many(3)
     probe = aligned(sites)
-    probe.known["other"] = {name: 2 * s.weight for name, s in sites.items()}
+    probe.checkpoints["other"] = {name: 2 * s.weight for name, s in sites.items()}
     one, two = (
         run(SafeLoRA(aligned=a, unaligned=b), sites, probe)[1] for a, b in (("aligned", "other"), ("other", "aligned"))
     )
-    M = probe.known["aligned"]["layers.0.up_proj"].double() - 2 * sites["layers.0.up_proj"].weight.double()
+    M = probe.checkpoints["aligned"]["layers.0.up_proj"].double() - 2 * sites["layers.0.up_proj"].weight.double()
     D = dense(sites["layers.0.up_proj"])
     torch.testing.assert_close(one["layers.0.up_proj"].dense().double(), M @ M.T / M.norm() @ D, rtol=1e-3, atol=1e-3)
     for name in sites:
@@ -182,13 +182,13 @@ def test_splora_compares_distances_within_modules_of_one_name(relative: bool):
     state, new = run(SPLoRA(aligned="aligned", number=3, relative=relative), sites, probe)
     expected = {}
     for kind in ("up_proj", "down_proj"):
-        apart = {}
+        distances = {}
         for name, s in sites.items():
             if name.endswith(kind):
                 M, D = V(s, probe), dense(s)
-                apart[name] = ((M @ M.T / M.norm() @ D - D).norm() / (D.norm() if relative else 1)).item()
-        low, middle, high = np.percentile([*apart.values()], [25, 50, 75])
-        expected |= {name: (d - middle) / (high - low) for name, d in apart.items()}
+                distances[name] = ((M @ M.T / M.norm() @ D - D).norm() / (D.norm() if relative else 1)).item()
+        low, middle, high = np.percentile([*distances.values()], [25, 50, 75])
+        expected |= {name: (d - middle) / (high - low) for name, d in distances.items()}
     for name in sites:
         assert state[name]["score"] == pytest.approx(expected[name], abs=1e-3)
     assert set(new) == set(sorted(sites, key=expected.__getitem__)[-3:])
@@ -212,9 +212,9 @@ def test_splora_as_published_prunes_almost_everything_by_a_score_without_distanc
 
 
 def test_specifications_that_are_refused():
-    for spec, said in (
+    for spec, message in (
         ({"name": "safe_lora"}, "needs a value for 'aligned'"),
         ({"name": "splora", "aligned": "x", "number": 0}, "number"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load(spec)

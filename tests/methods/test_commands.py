@@ -1,4 +1,4 @@
-"""The list of methods and its page, and the commands `lowtax edit` and `lowtax methods`."""
+"""The table of methods and its page, methods in training, and the commands `lowtax edit` and `lowtax methods`."""
 
 import json
 import sys
@@ -50,9 +50,9 @@ PAGE = ROOT / "docs/reference/methods.md"
 
 
 def test_every_method_of_the_table_is_listed_with_its_source_departures_and_failures():
-    found = {one["name"]: one for one in catalog()}
-    assert set(found) == set(TABLE)
-    for name, one in found.items():
+    entries = {one["name"]: one for one in catalog()}
+    assert set(entries) == set(TABLE)
+    for name, one in entries.items():
         assert one["moments"], name
         assert set(one["moments"]) <= set(MOMENTS)
         assert "arXiv:" in one["source"] or one["source"].startswith("Ours"), name
@@ -63,10 +63,10 @@ def test_every_method_of_the_table_is_listed_with_its_source_departures_and_fail
         assert head[0].endswith("."), name
         assert "\n" not in head[0], name
         assert [sum(text.startswith(label) for text in head) for label in ("Departures: ", "Fails: ")] == [1, 1], name
-    assert found["orthogonal"]["moments"] == ["prepare", "penalty"]
-    assert found["spf"]["moments"] == ["prepare", "after_backward", "after_step"]
-    assert found["scale"]["moments"] == ["edit"]
-    assert {one["on"] for one in found.values()} == {"LoRA", "LoRA, whole weights", "a trained adapter"}
+    assert entries["orthogonal"]["moments"] == ["prepare", "penalty"]
+    assert entries["spf"]["moments"] == ["prepare", "after_backward", "after_step"]
+    assert entries["scale"]["moments"] == ["edit"]
+    assert {one["on"] for one in entries.values()} == {"LoRA", "LoRA, whole weights", "a trained adapter"}
     assert not isinstance(Method(), Edit)
 
 
@@ -83,8 +83,8 @@ def test_failures_that_the_page_names():
     g = torch.Generator().manual_seed(0)
     V, b, a = (torch.randn(shape, generator=g) for shape in ((8, 8), (8, 2), (2, 8)))
     torch.testing.assert_close(along(V, b, k=8), b, rtol=0, atol=1e-5)  # an exact projector, a square weight
-    kept = [along(c * V, b).norm() / b.norm() for c in (0.01, 10.0)]
-    assert kept[0] < 0.1 < 10 < kept[1]
+    shares = [along(c * V, b).norm() / b.norm() for c in (0.01, 10.0)]
+    assert shares[0] < 0.1 < 10 < shares[1]
     site = Site("x", V, a, b, 1.0)
     pair = Pair({"x": V + 1e-4 * V.flip(0)}, None)
     assert SPLoRA(aligned="aligned")._distance(site, pair) == pytest.approx((b @ a).norm().item(), rel=1e-2)
@@ -109,20 +109,20 @@ def test_failures_that_the_page_names():
 def test_methods_that_would_break_what_another_holds_are_refused():
     g = torch.Generator().manual_seed(0)
     site = Site("x", torch.randn(8, 8, generator=g), torch.zeros(2, 8), torch.zeros(8, 2), 1.0)
-    own, other = {"x": site}, {"y": site}
+    here, elsewhere = {"x": site}, {"y": site}
     salora, ssah, spf = (load({"name": name}).method for name in ("salora", "ssah", "spf"))
     penalty = load({"name": "orthogonal", "beta": 1}).method
-    for parts, said in (
+    for parts, message in (
         (
-            [(ssah, own), (salora, own)],
+            [(ssah, here), (salora, here)],
             "SaLoRA would change what SSAH holds: remove one of them, or give each its own",
         ),
-        ([(salora, own), (spf, own)], "SPF would change what SaLoRA holds: name SPF first"),
+        ([(salora, here), (spf, here)], "SPF would change what SaLoRA holds: name SPF first"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             ActiveMethods(parts)
-    ActiveMethods([(spf, own), (ssah, own), (penalty, own)])
-    ActiveMethods([(ssah, own), (salora, other)])
+    ActiveMethods([(spf, here), (ssah, here), (penalty, here)])
+    ActiveMethods([(ssah, here), (salora, elsewhere)])
 
 
 OWN = """
@@ -151,7 +151,7 @@ def test_a_method_of_ones_own_says_what_it_says_and_acts_after_a_step(tmp_path: 
         [1, 1],
         [1, 2, 1],
         [1, 2, 1, 2],
-    ]  # before the next one looks, and not for what does nothing
+    ]  # before the next method acts, and not for a method that does nothing
     assert (attached.held(states), attached.reports(states)) == (0, ["2 steps", "2 steps"])
 
 
@@ -168,14 +168,14 @@ def test_the_probe_of_an_edit_reads_checkpoints_and_runs_nothing(aligned: str):
 
 
 def app() -> typer.Typer:
-    made = typer.Typer()
-    made.command()(cli_edit.edit)
-    made.command()(cli_edit.methods)
-    return made
+    application = typer.Typer()
+    application.command()(cli_edit.edit)
+    application.command()(cli_edit.methods)
+    return application
 
 
-def words(*given: object) -> str:
-    result = CliRunner().invoke(app(), [str(word) for word in given], catch_exceptions=False)
+def words(*arguments: object) -> str:
+    result = CliRunner().invoke(app(), [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -185,12 +185,12 @@ def test_the_commands(aligned: str, adapter: Path, tmp_path: Path):
     listing = words("methods")
     assert "safe_lora  (prepare, edit)\n  Project the updates" in listing
     assert listing.count("\n  departures: ") == listing.count("\n  fails: ") == len(TABLE)
-    said = words("edit", "safe_lora", "--adapter", adapter, "--aligned", aligned, "--set", "number=2",
+    output = words("edit", "safe_lora", "--adapter", adapter, "--aligned", aligned, "--set", "number=2",
                  "--set", "only=[up_proj, down_proj]", "--out", tmp_path / "safe", "--json")  # fmt: skip
-    card = json.loads(said)
+    card = json.loads(output)
     assert (card["changed"], card["fields"]["number"], card["only"]) == (2, 2, ["up_proj", "down_proj"])
-    said = words("edit", "scale", "--adapter", adapter, "--sweep", "by=0.5,2", "--out", tmp_path / "s")
-    assert said.splitlines() == [f"edited: {tmp_path}/s/by-0.5", f"edited: {tmp_path}/s/by-2"]
+    output = words("edit", "scale", "--adapter", adapter, "--sweep", "by=0.5,2", "--out", tmp_path / "s")
+    assert output.splitlines() == [f"edited: {tmp_path}/s/by-0.5", f"edited: {tmp_path}/s/by-2"]
     norms = [json.loads((tmp_path / "s" / f"by-{by}" / "card.json").read_text())["norm_after"] for by in ("0.5", "2")]
     assert norms[1] == pytest.approx(4 * norms[0])
 

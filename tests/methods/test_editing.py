@@ -1,4 +1,4 @@
-"""Edits of adapters on disk: what is written is what the method said, plain PEFT loads it, and the card tells it."""
+"""Edits of adapters on disk: PEFT computes with the method's updates, and the card describes what is stored."""
 
 import json
 import shutil
@@ -32,18 +32,18 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapter(make: Make) -> Path:
-    """Rank 3, two of it in one module."""
+    """Return an adapter of rank 3, with rank 2 in one module."""
     return make(rank=3, ranks={UP: 2})
 
 
 def logits(base: str, adapter: Path) -> Tensor:
-    """Of plain PEFT."""
+    """Return the logits of PEFT with an adapter."""
     with torch.no_grad():
         return PeftModel.from_pretrained(models.load_model(base), str(adapter)).eval()(IDS).logits
 
 
 def by_hand(base: str, updates: dict[str, Tensor]) -> Tensor:
-    """Of the base with dense updates added."""
+    """Return the logits of the base with dense updates added."""
     model = models.load_model(base)
     with torch.no_grad():
         for name, D in updates.items():
@@ -52,20 +52,20 @@ def by_hand(base: str, updates: dict[str, Tensor]) -> Tensor:
 
 
 def quiet(_: str) -> None:
-    """Say nothing."""
+    """Ignore a message."""
 
 
-def test_plain_peft_computes_with_what_the_method_said(base: str, adapter: Path, tmp_path: Path):
-    made = edit({"name": "project", "k": 4, "side": "block"}, adapter, tmp_path / "new", say=quiet)
-    weights, given = open_weights(base), read_adapter(adapter).factors
+def test_peft_computes_with_the_updates_of_the_method(base: str, adapter: Path, tmp_path: Path):
+    edited = edit({"name": "project", "k": 4, "side": "block"}, adapter, tmp_path / "new", say=quiet)
+    weights, original = open_weights(base), read_adapter(adapter).factors
     expected = {}
-    for name, D in given.items():
+    for name, D in original.items():
         U, _, Vh = torch.linalg.svd(weights[name].double())
         D = D.dense().double()
         expected[name] = D - U[:, :4] @ U[:, :4].T @ D @ Vh[:4].T @ Vh[:4]
-    torch.testing.assert_close(logits(base, made.folder), by_hand(base, expected), rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(logits(base, made.folder), logits(base, adapter), atol=1e-3)
-    assert {path.name for path in made.folder.iterdir()} == {CONFIG, WEIGHTS, "card.json"}
+    torch.testing.assert_close(logits(base, edited.folder), by_hand(base, expected), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(logits(base, edited.folder), logits(base, adapter), atol=1e-3)
+    assert {path.name for path in edited.folder.iterdir()} == {CONFIG, WEIGHTS, "card.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
@@ -95,7 +95,7 @@ def test_the_card_says_what_was_done(base: str, adapter: Path, tmp_path: Path):
 def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
     base: str, aligned: str, adapter: Path, make: Make, tmp_path: Path
 ):
-    own = {
+    fields = {
         "interpolate": {"to": str(make(seed=1, rank=2)), "at": 0.3},
         "safe_lora": {"aligned": aligned, "number": 2},
         "splora": {"aligned": aligned, "number": 2},
@@ -105,21 +105,21 @@ def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
     }
     before = logits(base, adapter)
     names = [one["name"] for one in catalog() if one["moments"] in (["edit"], ["prepare", "edit"])]
-    assert {*own, "lox", "project"} <= set(names)
-    for name in {*own, "lox", "project"}:
-        made = edit({"name": name, **own.get(name, {})}, adapter, tmp_path / name, say=quiet)
-        after = logits(base, made.folder)
+    assert {*fields, "lox", "project"} <= set(names)
+    for name in {*fields, "lox", "project"}:
+        edited = edit({"name": name, **fields.get(name, {})}, adapter, tmp_path / name, say=quiet)
+        after = logits(base, edited.folder)
         assert after.isfinite().all(), name
         assert not torch.allclose(after, before, atol=1e-4), name
-        expected = by_hand(base, {n: x.dense() for n, x in read_adapter(made.folder).factors.items()})
+        expected = by_hand(base, {n: x.dense() for n, x in read_adapter(edited.folder).factors.items()})
         torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_scale_zero_is_the_base_and_one_is_the_adapter(base: str, adapter: Path, tmp_path: Path):
     for by, expected in ((0, by_hand(base, {})), (1, logits(base, adapter))):
-        made = edit({"name": "scale", "by": by}, adapter, tmp_path / str(by), say=quiet)
-        torch.testing.assert_close(logits(base, made.folder), expected, rtol=1e-4, atol=1e-5)
-    assert made.card["cosine"] == pytest.approx(1)
+        edited = edit({"name": "scale", "by": by}, adapter, tmp_path / str(by), say=quiet)
+        torch.testing.assert_close(logits(base, edited.folder), expected, rtol=1e-4, atol=1e-5)
+    assert edited.card["cosine"] == pytest.approx(1)
     assert json.loads((tmp_path / "0" / "card.json").read_text())["cosine"] is None
 
 
@@ -141,13 +141,13 @@ def test_interpolation_has_both_ends_and_the_union_of_sites(base: str, adapter: 
     assert set(read_adapter(alone.folder).factors) == set(one)
 
 
-def test_a_rank_that_is_asked_for_says_what_it_lost(adapter: Path, make: Make, tmp_path: Path):
+def test_a_requested_rank_reports_what_it_loses(adapter: Path, make: Make, tmp_path: Path):
     spec = {"name": "interpolate", "to": str(make(seed=1, rank=3)), "at": 0.5}
     whole = edit(spec, adapter, tmp_path / "whole", say=quiet)
     short = edit(spec, adapter, tmp_path / "short", rank=2, say=quiet)
     assert (whole.card["rank"], short.card["rank"]) == (6, 2)
-    exact, kept = (read_adapter(one.folder).factors for one in (whole, short))
-    lost = sum((exact[n].dense() - kept[n].dense()).square().sum() for n in exact).sqrt()
+    exact, truncated = (read_adapter(one.folder).factors for one in (whole, short))
+    lost = sum((exact[n].dense() - truncated[n].dense()).square().sum() for n in exact).sqrt()
     norm = sum(x.dense().square().sum() for x in exact.values()).sqrt()
     assert short.card["lost"] == pytest.approx((lost / norm).item(), rel=1e-4)
     assert short.card["lost"] > 0.1 > 1e-6 > whole.card["lost"]
@@ -168,9 +168,9 @@ def test_weights_are_read_one_at_a_time_and_only_when_asked_for(base: str, adapt
     assert torch.equal(sites[UP].weight, models.load_model(base).get_submodule(UP).weight)
     assert reads == [UP]
     assert sites[UP].weight is not sites[UP].weight
-    given = read_adapter(adapter)
-    assert sites[UP].scale == given.scales[UP] != 1  # B and A are those of training, which published forms look at
-    torch.testing.assert_close(sites[UP].delta(), given.factors[UP].dense())
+    original = read_adapter(adapter)
+    assert sites[UP].scale == original.scales[UP] != 1  # B and A are the stored ones, which published forms read
+    torch.testing.assert_close(sites[UP].delta(), original.factors[UP].dense())
 
 
 OWN = """
@@ -179,12 +179,12 @@ from lowtax.linalg import Factors
 from lowtax.methods import Edit
 
 class Broken(Edit):
-    '''Numbers that are none.'''
+    '''Return NaN.'''
     def edit(self, sites, state):
         return {name: Factors(site.b * float("nan"), site.a) for name, site in sites.items()}
 
 class Curious(Edit):
-    '''Wants to run the model.'''
+    '''Ask for a running model.'''
     def prepare(self, sites, probe):
         return probe.variances("builtin:refusals,n=2", list(sites))
 """
@@ -195,7 +195,7 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     small, new = str(make_model(tmp_path / "small", "qwen2", layers=1)), tmp_path / "new"
-    for spec, to, asked, said in (
+    for spec, to, options, message in (
         ({"name": "scale", "by": 2}, tmp_path / "full", {}, "is not empty"),
         ({"name": "orthogonal", "beta": 1}, new, {}, "'orthogonal' acts in training"),
         ({"name": "project", "only": ["gate"]}, new, {}, "'gate' matches no module"),
@@ -210,16 +210,16 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
         ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),
         ({"name": "scale", "by": 2}, new, {"base": small}, "stores no matrix"),
     ):
-        with pytest.raises(UserError, match=said):
-            edit(spec, adapter, to, **asked, say=quiet)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {"own.py", "full", "small", "__pycache__"}
+        with pytest.raises(UserError, match=message):
+            edit(spec, adapter, to, **options, say=quiet)
+    remaining = {path.name for path in tmp_path.iterdir()}
+    assert remaining <= {"own.py", "full", "small", "__pycache__"}
 
 
 def test_a_base_that_has_moved_is_the_one_the_result_names(base: str, adapter: Path, tmp_path: Path):
     moved = str(shutil.copytree(base, tmp_path / "moved"))
-    made = edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=moved, say=quiet)
-    assert made.card["base"] == read_adapter(made.folder).base == moved != read_adapter(adapter).base
+    edited = edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=moved, say=quiet)
+    assert edited.card["base"] == read_adapter(edited.folder).base == moved != read_adapter(adapter).base
 
 
 def test_a_base_of_other_shapes_is_refused(make: Make, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Edits that need the adapter and its base alone, against dense formulas in float64 written out here."""
+"""Edits that read the adapter and its base alone, against dense formulas in float64."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def site(out: int = 12, inp: int = 8, rank: int = 2, seed: int = 0, scale: float
 
 
 def edited(method: Edit, *sites: Site) -> list[Tensor]:
-    """The new dW of each site, dense in float64; its old one where the method leaves it alone."""
+    """Return the new dW of each site, dense in float64; the old one if the method does not change it."""
     named = {str(i): one for i, one in enumerate(sites)}
     new = method.edit(named, method.prepare(named, OfflineProbe()))
     return [(new[name] if name in new else one.factors()).dense().double() for name, one in named.items()]
@@ -71,7 +71,7 @@ def test_project_is_the_dense_formula(
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_ridge_minimises_what_it_says(side: str):
+def test_ridge_minimises_its_objective(side: str):
     s, ridge = site(7, 9, 3), 0.2
     U, S, V = directions(s, 4)
     (new,) = edited(Project(k=4, side=side, ridge=ridge), s)
@@ -86,16 +86,16 @@ def test_a_hard_projection_leaves_no_overlap_is_idempotent_and_can_keep_the_norm
     spans = top_singular(s.weight, 5)
     for side in ("left", "right", "both", "block"):
         named = {"0": s}
-        project, kept = Project(k=5, side=side), Project(k=5, side=side, keep_norm=True)
+        project, with_norm = Project(k=5, side=side), Project(k=5, side=side, keep_norm=True)
         state = project.prepare(named, OfflineProbe())
         new = project.edit(named, state)["0"]
-        taken = 1 - (new.dense().norm() / dense(s).norm()).square().item()
-        assert state["0"]["share"] == pytest.approx(taken, rel=1e-4)
+        removed = 1 - (new.dense().norm() / dense(s).norm()).square().item()
+        assert state["0"]["share"] == pytest.approx(removed, rel=1e-4)
         after = overlap(new, spans[0], spans[2])
         assert after["both" if side == "block" else side] < 1e-10
         again = Site("0", s.weight, new.a, new.b, 1.0)
         torch.testing.assert_close(edited(project, again)[0], new.dense().double(), **CLOSE)
-        (same_norm,) = edited(kept, s)
+        (same_norm,) = edited(with_norm, s)
         assert same_norm.norm() == pytest.approx(dense(s).norm().item(), rel=1e-5)
         torch.testing.assert_close(same_norm / same_norm.norm(), new.dense().double() / new.dense().norm(), **CLOSE)
 
@@ -118,13 +118,12 @@ def test_ridge_is_for_one_side():
 
 
 def merged(W: Tensor, D: Tensor, k: int, threshold: float, keep: float) -> tuple[Tensor, int]:
-    """The published algorithm with whole decompositions, as a new dW, and how many intruders it found."""
+    """Return the new dW of the published algorithm with full decompositions, and the number of its intruders."""
     U0 = torch.linalg.svd(W, full_matrices=False).U
     U, S, Vh = torch.linalg.svd(W + D, full_matrices=False)
-    found = [j for j in range(min(k, len(S))) if (U0.T @ U[:, j]).abs().max() < threshold]
-    return D + (keep - 1) * sum((S[j] * torch.outer(U[:, j], Vh[j]) for j in found), start=torch.zeros_like(D)), len(
-        found
-    )
+    intruders = [j for j in range(min(k, len(S))) if (U0.T @ U[:, j]).abs().max() < threshold]
+    removed = sum((S[j] * torch.outer(U[:, j], Vh[j]) for j in intruders), start=torch.zeros_like(D))
+    return D + (keep - 1) * removed, len(intruders)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -156,22 +155,22 @@ def test_a_planted_intruder_is_found_and_taken_out_of_a_large_weight():
     assert (W.double() + new).norm() < (W.double() + dense(s)).norm()
 
 
-def test_the_rank_grows_and_as_published_it_does_not_and_says_what_that_lost():
+def test_the_rank_grows_unless_as_published_which_reports_what_that_loses():
     s = site(12, 9, 1, scale=6.0)
     exact, short = (Intruders(threshold=0.9, keep=0, as_published=published) for published in (False, True))
     one, two = exact.prepare({"0": s}, OfflineProbe())["0"], short.prepare({"0": s}, OfflineProbe())["0"]
     assert one["a"].shape[0] == 1 + one["intruders"] > 1 == two["a"].shape[0]
     assert one["lost"] < 1e-6
-    whole, kept = edited(exact, s)[0], edited(short, s)[0]
-    assert two["lost"] == pytest.approx(((whole - kept).norm() / whole.norm()).item(), rel=1e-4)
-    assert torch.linalg.svdvals(whole)[0] == pytest.approx(kept.norm().item(), rel=1e-4)  # the nearest of that rank
+    whole, truncated = edited(exact, s)[0], edited(short, s)[0]
+    assert two["lost"] == pytest.approx(((whole - truncated).norm() / whole.norm()).item(), rel=1e-4)
+    assert torch.linalg.svdvals(whole)[0] == pytest.approx(truncated.norm().item(), rel=1e-4)  # the nearest of rank 1
 
 
-def test_the_nearest_direction_without_a_whole_decomposition_where_that_is_settled():
+def test_the_nearest_direction_needs_a_full_decomposition_only_in_doubt():
     g = torch.Generator().manual_seed(1)
     W = torch.randn(300, 200, generator=g)
     U = torch.linalg.qr(torch.randn(300, 2, generator=g)).Q
-    U[:, 0] = torch.linalg.svd(W).U[:, 150]  # a weak direction, which only the whole decomposition has
+    U[:, 0] = torch.linalg.svd(W).U[:, 150]  # a weak direction, which only the full decomposition has
     exact = (torch.linalg.svd(W, full_matrices=False).U.T @ U).abs().amax(dim=0)
     torch.testing.assert_close(nearest(W, U, 0.5), exact, atol=1e-4, rtol=1e-4)
     assert exact[0] > 0.99 > 0.5 > exact[1]
@@ -191,7 +190,7 @@ def test_s3lora_removes_the_most_concentrated_whatever_their_size():
     method = S3LoRA(number=2)
     named = {"flat": flat, "peaked": peaked, "small": small}
     state = method.prepare(named, OfflineProbe())
-    assert {name: round(found["score"], 4) for name, found in state.items()} == {
+    assert {name: round(figures["score"], 4) for name, figures in state.items()} == {
         "flat": 0.3333,
         "peaked": 0.7143,
         "small": 0.9615,
@@ -244,8 +243,8 @@ def test_s3lora_as_published_is_a_transcription_of_the_code():
         (torch.median((X @ v) * u) * torch.outer(u, v) for u in U[:5] for v in V[:5]), key=lambda Y: (X - Y).abs().sum()
     )
     S = torch.linalg.svdvals(rows * best)
-    found = S3LoRA(as_published=True).prepare({"0": s}, OfflineProbe())["0"]["score"]
-    assert found == pytest.approx((S[0] / (S.sum() + 1e-6)).item(), rel=1e-4)
+    score = S3LoRA(as_published=True).prepare({"0": s}, OfflineProbe())["0"]["score"]
+    assert score == pytest.approx((S[0] / (S.sum() + 1e-6)).item(), rel=1e-4)
 
 
 # --- scale

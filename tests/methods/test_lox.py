@@ -1,6 +1,4 @@
-"""LoX against its equations in float64, written out densely: of the adapter, of a pair of checkpoints, as published."""
-
-from dataclasses import dataclass
+"""LoX against dense formulas in float64: of the adapter, of a pair of checkpoints, and as published."""
 
 import pytest
 import torch
@@ -8,20 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
 from lowtax.methods.lox import LoX
 from lowtax.sites import Site
 
 
-@dataclass
-class Checkpoints:
-    """A probe that knows one other checkpoint."""
+class Checkpoints(OfflineProbe):
+    """A probe with one other checkpoint, "aligned", in memory."""
 
-    known: dict[str, Tensor]
+    def __init__(self, matrices: dict[str, Tensor]) -> None:
+        self.matrices = matrices
 
-    def weights(self, model: str) -> dict[str, Tensor]:
-        assert model == "aligned"
-        return self.known
+    def weights(self, ref: str) -> dict[str, Tensor]:
+        assert ref == "aligned"
+        return self.matrices
 
 
 def site(out: int = 12, inp: int = 8, rank: int = 2, seed: int = 0) -> Site:
@@ -34,9 +33,9 @@ def dense(s: Site) -> Tensor:
     return s.scale * s.b.double() @ s.a.double()
 
 
-def run(method: LoX, s: Site, known: Tensor | None = None) -> tuple[float, Tensor, int]:
-    """Share, new dW, its rank."""
-    probe = None if known is None else Checkpoints({"0": known})
+def run(method: LoX, s: Site, aligned: Tensor | None = None) -> tuple[float, Tensor, int]:
+    """Return the share, the new dW and its rank; `aligned` is the site's weight in the other checkpoint."""
+    probe = OfflineProbe() if aligned is None else Checkpoints({"0": aligned})
     state = method.prepare({"0": s}, probe)
     new = method.edit({"0": s}, state)["0"]
     return state["0"]["share"], new.dense().double(), new.rank
@@ -101,6 +100,6 @@ def test_as_published_loses_small_updates_to_bfloat16():
 
 
 def test_what_is_refused():
-    for method, said in ((LoX(k=0, aligned="aligned"), "k: 0"), (LoX(unaligned="aligned"), "needs aligned too")):
-        with pytest.raises(UserError, match=said):
+    for method, message in ((LoX(k=0, aligned="aligned"), "k: 0"), (LoX(unaligned="aligned"), "needs aligned too")):
+        with pytest.raises(UserError, match=message):
             run(method, site(), torch.zeros(12, 8))

@@ -1,4 +1,4 @@
-"""The orthogonality regularisers against dense formulas and the reference's loop, and methods as specifications."""
+"""The orthogonality regularisers against dense formulas and the reference's loop; specifications of methods."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def penalty(method: Orthogonal, *sites: Site) -> Tensor:
 
 
 def dense(s: Site, k: int, side: str, weighted: bool, relative: bool) -> Tensor:
-    """The formula of the paper written out with whole matrices."""
+    """Return the paper's formula from dense matrices."""
     U, S, Vh = torch.linalg.svd(s.weight)
     unit = S[:k].norm() if weighted and relative else 1.0
     strength = torch.diag(S[:k]) if weighted else torch.eye(k)
@@ -72,7 +72,7 @@ def test_relative_and_uniform_is_a_share_of_energy():
     )
     assert 0 < both <= min(left, right)
     assert max(left, right) < 1
-    whole = Orthogonal(beta=1, k=99, side="right", weighted=False, relative=True)  # no more than W has, which is all
+    whole = Orthogonal(beta=1, k=99, side="right", weighted=False, relative=True)  # more than W has: all directions
     assert penalty(whole, s).item() == pytest.approx(1, abs=1e-5)
 
 
@@ -118,9 +118,9 @@ def test_gradients_are_on_the_factors_alone_and_those_of_the_dense_formula(side:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("side", "kept"), [("left", {"left"}), ("right", {"right"}), ("both", {"left", "right"})])
-def test_only_the_spans_in_use_are_kept(side: str, kept: set[str]):
-    assert set(Orthogonal(beta=1, k=K, side=side).prepare({"0": site()}, OfflineProbe())["0"]) == kept
+@pytest.mark.parametrize(("side", "expected"), [("left", {"left"}), ("right", {"right"}), ("both", {"left", "right"})])
+def test_only_the_spans_in_use_are_kept(side: str, expected: set[str]):
+    assert set(Orthogonal(beta=1, k=K, side=side).prepare({"0": site()}, OfflineProbe())["0"]) == expected
 
 
 def test_shapes_are_those_of_the_annotations():
@@ -135,7 +135,7 @@ def test_shapes_are_those_of_the_annotations():
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module]:
-    """A tiny model with LoRA, all factors at random."""
+    """Return a function that adapts a tiny model, with all factors random."""
     folder = str(make_model(tmp_path_factory.mktemp("llama"), layers=3))
 
     def make(placement: Placement) -> nn.Module:
@@ -153,7 +153,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module
 def buffers_of_the_reference(
     model: nn.Module, k: int, targets: list[str], weighted: bool, normalise: bool
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Its loop over all modules whose name holds a target, LoRA's own parts included; k never grows again."""
+    """Yield the spans of the reference's loop over all modules whose name has a target, LoRA's parts included."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if weight is None or not any(target in name for target in targets):
@@ -224,7 +224,7 @@ def test_k_collapses_after_the_first_module_as_published_and_only_then(adapted):
 
 
 def test_where_the_two_agree(adapted):
-    """With relative, scale drops out: k below the rank then leaves bfloat16 as the only difference."""
+    """With `relative` the scale cancels, and with k below the rank only bfloat16 makes a difference."""
     model = adapted(Placement(rank=4))
     values = []
     for published in (True, False):
@@ -256,7 +256,7 @@ def test_states_are_saved_and_given_back_bit_for_bit(adapted, tmp_path: Path):
     fresh = load_all(specs).on(model)
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(1.5)  # a state computed from now on would differ
+            p.mul_(1.5)  # a state computed now would differ
     back = fresh.prepare(OfflineProbe(), saved=torch.load(tmp_path / "states.pt", weights_only=True))
     for one, other in zip(states, back, strict=True):
         assert list(one) == list(other)
@@ -304,7 +304,7 @@ def test_no_methods_is_no_penalty_also_for_full_fine_tuning(adapted):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ({}, "needs a name .*the names are .*orthogonal"),
         ({"name": "orthogonl", "beta": 1}, "no method 'orthogonl'; did you mean 'orthogonal'"),
@@ -318,8 +318,8 @@ def test_no_methods_is_no_penalty_also_for_full_fine_tuning(adapted):
         ({"name": "orthogonal", "beta": 1, "only": []}, "only is a list"),
     ],
 )
-def test_specifications_that_are_refused(spec: dict[str, Any], said: str):
-    with pytest.raises(UserError, match=said):
+def test_specifications_that_are_refused(spec: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
         load_all([spec])
 
 

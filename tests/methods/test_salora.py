@@ -1,4 +1,4 @@
-"""SaLoRA: the same function at the start, no output along the safety features, and an ordinary adapter at the end."""
+"""SaLoRA starts at the base model, keeps the outputs along safety features, and saves an ordinary adapter."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowtax.data.conversations import Conversation
+from lowtax.edit import OfflineProbe
 from lowtax.errors import UserError
 from lowtax.job import Job
 from lowtax.linalg import top_singular
@@ -62,7 +63,7 @@ def test_at_the_start_the_model_is_the_base(tmp_path: Path, kind: str):
     torch.testing.assert_close(logits(run.model), logits(base), rtol=0, atol=1e-5)
     for site in sites_of(run.model).values():
         half = site.scale * site.b[:, : site.rank // 2] @ site.a[: site.rank // 2]
-        assert half.norm() > 0.01 * site.weight.norm()  # which is no LoRA's zero: two halves cancel
+        assert half.norm() > 0.01 * site.weight.norm()  # not the zero of plain LoRA: two halves cancel
         assert site.delta().norm() < 1e-6 * half.norm()
 
 
@@ -83,8 +84,8 @@ def test_the_start_is_the_paper_s(tiny_model: Path, tmp_path: Path):
         U, S, V = top_singular(site.weight, half)
         C = torch.eye(len(safe)) - safe @ safe.T
         B, A = C @ task[name] @ task[name].T @ U @ torch.diag(S.sqrt()), torch.diag(S.sqrt()) @ V.T
-        found = site.scale * site.b[:, :half] @ site.a[:half]  # whatever alpha is
-        torch.testing.assert_close(found, B @ A, rtol=1e-4, atol=1e-5)
+        update = site.scale * site.b[:, :half] @ site.a[:half]  # whatever alpha is
+        torch.testing.assert_close(update, B @ A, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(safe.T @ safe, torch.eye(3), rtol=0, atol=1e-5)
 
 
@@ -103,7 +104,7 @@ def test_safety_features_stay_and_the_constant_half_keeps_its_bits(tiny_model: P
 
 
 def test_trains_what_the_paper_s_parametrisation_trains():
-    """B trained through C on W' = W - s C B0 A0, by AdamW with decay and clipping, against our projections."""
+    """Training B through C on W' = W - s C B0 A0, with AdamW, decay and clipping, equals our projections."""
     g = torch.Generator().manual_seed(0)
     W, X, Y = (torch.randn(shape, generator=g) for shape in ((8, 5), (20, 5), (20, 8)))
     span = torch.linalg.qr(torch.randn(8, 3, generator=g)).Q
@@ -124,7 +125,7 @@ def test_trains_what_the_paper_s_parametrisation_trains():
         torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
         ours.step()
         theirs.step()
-        method.after_step(sites, state, None, step)
+        method.after_step(sites, state, OfflineProbe(), step)
         torch.testing.assert_close(sites["x"].delta(), scale * (C @ B @ A - b0 @ a0), rtol=1e-3, atol=1e-4)
     assert sites["x"].delta().norm() > 0.5
 
@@ -148,11 +149,11 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
         if "step 6: validation" in text:
             raise Killed
 
-    wanted = job(tiny_model, validation=1)
-    train(wanted, tmp_path / "whole", quiet)
+    this_job = job(tiny_model, validation=1)
+    train(this_job, tmp_path / "whole", quiet)
     with pytest.raises(Killed):
-        train(wanted, tmp_path / "killed", kill)
-    train(wanted, tmp_path / "killed", quiet)
+        train(this_job, tmp_path / "killed", kill)
+    train(this_job, tmp_path / "killed", quiet)
     one, two = ((tmp_path / k / "checkpoint-6" / "adapter_model.safetensors").read_bytes() for k in ("whole", "killed"))
     assert one == two
 
@@ -164,14 +165,14 @@ def test_only_the_trained_half_counts(tiny_model: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("rank", "spec", "said"),
+    ("rank", "spec", "message"),
     [
         (3, SPEC, "rank 3 of model.layers.0.mlp.gate_proj is odd; set twice the rank you want"),
         (2, SPEC | {"rank_safety": 64}, "has 64 outputs .* too little for rank_safety 64"),
         (66, SPEC, "a rank of at most 32, too little for .* a trained rank of 33"),
     ],
 )
-def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, rank: int, spec: dict[str, Any], said: str):
+def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, rank: int, spec: dict[str, Any], message: str):
     bad = replace(job(tiny_model, spec), placement=Placement(rank=rank), settings=Train(steps=1))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         train(bad, tmp_path, quiet)

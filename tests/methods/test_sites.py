@@ -1,4 +1,4 @@
-"""A site is PEFT's layer seen as two matrices: same update, live parameters, the base model's names."""
+"""A site shows PEFT's layer as two matrices: the same update, live parameters, names of the base model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ IDS = torch.arange(2, 14)[None]
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module]:
-    """A three-layer Qwen2 with LoRA on the given placement, B filled."""
+    """Return a function that places LoRA in a three-layer Qwen2, with B nonzero."""
     folder = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2", layers=3))
 
     def make(**fields: object) -> nn.Module:

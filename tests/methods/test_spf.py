@@ -1,4 +1,4 @@
-"""SPF: what conflicts with the safety gradient is removed, nothing else is, and safety is looked at again in time."""
+"""SPF removes what conflicts with the safety gradient and nothing else, and renews the safety gradient when due."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def state_of(method: SPF, *gradients: Tensor) -> dict[str, Any]:
 
 
 def corrected(method: SPF, safety: list[Tensor], task: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """The gradients of A and B of one site after the method has seen them."""
+    """Return the gradients of A and B of one site after the method has changed them, and its state."""
     state = state_of(method, *safety)
     a, b = (torch.zeros_like(G).requires_grad_() for G in task)
     a.grad, b.grad = (G.clone() for G in task)
@@ -37,7 +37,7 @@ def corrected(method: SPF, safety: list[Tensor], task: list[Tensor]) -> tuple[li
 
 
 def dense(G: Tensor, safety: Tensor, k: int, projector: str) -> Tensor:
-    """G - P(G), with whole singular vectors."""
+    """Return G - P(G) from full singular vectors."""
     U, S, Vh = torch.linalg.svd(safety.double(), full_matrices=False)
     k = min(k, int((1e-6 * S[0] < S).sum()) if S[0] > 0 else 0)
     U, V, G = U[:, :k], Vh[:k].T, G.double()
@@ -63,11 +63,11 @@ def test_is_the_formula_written_out(out: int, inp: int, rank: int, k: int, seed:
     safety, task = ([torch.randn(shape, generator=g) for shape in shapes] for _ in range(2))
     if deficient:  # equal rows: rank 1
         safety = [G[:1].expand_as(G).contiguous() for G in safety]
-    found, state = corrected(SPF(k=k, projector=projector), safety, task)
+    corrected_gradients, state = corrected(SPF(k=k, projector=projector), safety, task)
     conflicts = [float((G * S).sum()) < 0 for G, S in zip(task, safety, strict=True)]
-    for mine, G, S, conflict in zip(found, task, safety, conflicts, strict=True):
-        wanted = dense(G, S, k, projector) if conflict else G.double()
-        torch.testing.assert_close(mine.double(), wanted, rtol=1e-4, atol=1e-5)
+    for mine, G, S, conflict in zip(corrected_gradients, task, safety, conflicts, strict=True):
+        expected = dense(G, S, k, projector) if conflict else G.double()
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-5)
         assert conflict or torch.equal(mine, G)
     assert state["counts"][:2].tolist() == [2, sum(conflicts)]
     assert float(state["counts"][3]) <= float(state["counts"][2]) * (1 + 1e-5)
@@ -86,9 +86,9 @@ def test_with_all_directions_no_conflict_is_left(projector: str):
 
 def test_no_safety_gradient_removes_nothing():
     zero, G = torch.zeros(2, 5), torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    found, state = corrected(SPF(k=2, test="global"), [zero, -G], [G, G])
-    assert torch.equal(found[0], G)  # in conflict as a whole, and yet without a direction
-    assert not torch.equal(found[1], G)
+    corrected_gradients, state = corrected(SPF(k=2, test="global"), [zero, -G], [G, G])
+    assert torch.equal(corrected_gradients[0], G)  # in conflict as a whole, and yet without a direction
+    assert not torch.equal(corrected_gradients[1], G)
     assert state["counts"][1] == 2
 
 
@@ -99,7 +99,7 @@ def test_the_global_test_asks_for_the_sum():
     with_global, _ = corrected(SPF(test="global"), [-G, 2 * G], [G, G])
     assert not torch.equal(with_matrix[0], G)
     assert torch.equal(with_global[0], G)
-    assert all(torch.equal(found[1], G) for found in (with_matrix, with_global))
+    assert all(torch.equal(corrected_gradients[1], G) for corrected_gradients in (with_matrix, with_global))
 
 
 def job(model: Path, mode: str = "lora_mlp_r2", n: int = 6, **spec: Any) -> Job:
@@ -137,14 +137,14 @@ def test_the_safety_gradient_is_that_of_the_weights_it_was_due_at(
 
 @pytest.mark.parametrize("mode", ["lora_mlp_r2", "full"])
 def test_with_update_no_step_goes_against_safety(tiny_model: Path, tmp_path: Path, mode: str):
-    """To first order: <W_new - W_old, G_s> <= 0 for each tensor. Without it AdamW's memory does."""
+    """To first order <W_new - W_old, G_s> <= 0 for each tensor; without `update`, AdamW's moments violate it."""
 
     def worst(update: bool) -> float:
         run = TrainingRun(
             job(tiny_model, mode, k=999, update=update, projector="conflict"), tmp_path / str(update), quiet
         )
         sites: Sites = run.methods.parts[0][1]
-        found = []
+        cosines = []
         for _ in range(6):
             kept = run.states[0]["kept"]
             tensors = {
@@ -153,8 +153,8 @@ def test_with_update_no_step_goes_against_safety(tiny_model: Path, tmp_path: Pat
             before = {key: p.detach().clone() for key, p in tensors.items() if key in kept}
             run._one_step(run.batches[run.step])
             moves = [(tensors[key].detach() - p, kept[key]["gradient"]) for key, p in before.items()]
-            found += [float((d * G).sum() / (d.norm() * G.norm())) for d, G in moves if d.norm() * G.norm() > 0]
-        return max(found)
+            cosines += [float((d * G).sum() / (d.norm() * G.norm())) for d, G in moves if d.norm() * G.norm() > 0]
+        return max(cosines)
 
     assert worst(update=True) < 1e-5
     if mode == "full":  # where these rows conflict at all
@@ -162,7 +162,7 @@ def test_with_update_no_step_goes_against_safety(tiny_model: Path, tmp_path: Pat
 
 
 def test_it_keeps_the_safety_rows_likely_where_plain_training_does_not(tiny_model: Path, tmp_path: Path):
-    """Training on answers that begin otherwise raises the refusals' loss; the projection makes it rise less."""
+    """Training on other answers raises the loss of refusals; with the projection it rises less."""
 
     def loss(**spec: Any) -> float:
         run = TrainingRun(job(tiny_model, "full", n=12, **spec), tmp_path / str(len(spec)), quiet)
@@ -184,14 +184,14 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
         if "step 4: validation" in text:
             raise Killed
 
-    wanted, said = job(tiny_model, k=2, every=3, update=True), list[str]()
-    train(wanted, tmp_path / "whole", said.append)
+    expected, messages = job(tiny_model, k=2, every=3, update=True), list[str]()
+    train(expected, tmp_path / "whole", messages.append)
     with pytest.raises(Killed):
-        train(wanted, tmp_path / "killed", kill)
-    train(wanted, tmp_path / "killed", quiet)
+        train(expected, tmp_path / "killed", kill)
+    train(expected, tmp_path / "killed", quiet)
     files = [next((tmp_path / kind / "checkpoint-6").glob("*.safetensors")) for kind in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert any("of 72 gradients conflicted" in text for text in said)  # 6 steps, A and B of 6 sites
+    assert any("of 72 gradients conflicted" in text for text in messages)  # 6 steps, A and B of 6 sites
 
 
 def test_it_needs_the_model(tiny_model: Path):

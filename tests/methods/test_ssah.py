@@ -1,4 +1,4 @@
-"""SSAH: which units are found, which entries are theirs, and that these keep their bits whatever the optimiser does."""
+"""SSAH chooses units by their scores, finds their entries, and keeps the bits of these whatever the optimiser does."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ FULL = {"kind": "full"}
 
 
 def job(model: Path, placement: dict[str, Any], precision: str = "float32", **spec: Any) -> Job:
-    given = {"lr": 1e-2, "steps": 6, "batch_size": 3, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
-    settings = Train.model_validate(given | {"validation": 1})
+    values = {"lr": 1e-2, "steps": 6, "batch_size": 3, "checkpoint_steps": 3, "weight_decay": 0.5, "warmup_steps": 0}
+    settings = Train.model_validate(values | {"validation": 1})
     return Job(
         model=str(model),
         placement=Placement.model_validate(placement),
@@ -79,7 +79,7 @@ def test_scores_are_variance_times_squared_norm(tiny_model: Path, tmp_path: Path
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @torch.no_grad()
 def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: str):
-    """Each of them moved alone moves just the channels of o_proj that hold it: heads share values."""
+    """Moving one row alone moves exactly the channels of o_proj that it feeds, since heads share values."""
     run = TrainingRun(job(make_model(tmp_path / "m", kind), FULL), tmp_path / "out", quiet)
     v, o = (f"model.layers.0.self_attn.{k}_proj" for k in "vo")
     seen: list[Tensor] = []
@@ -143,14 +143,14 @@ def test_what_is_held_has_no_gradient_to_be_clipped_with(tiny_model: Path, tmp_p
             run.states[0].items(), (run.methods.parts[0][1][name] for name in run.states[0]), strict=True
         )
     }
-    kept = {name: G.clone() for name, G in grads.items()}
+    copies = {name: G.clone() for name, G in grads.items()}
     run.methods.after_backward(run.states)
     for name, held in run.states[0].items():
         is_held = torch.zeros(grads[name].shape[held["axis"]], dtype=torch.bool).index_fill(0, held["units"], True)
-        now, before = (G.movedim(held["axis"], 0) for G in (grads[name], kept[name]))
+        now, before = (G.movedim(held["axis"], 0) for G in (grads[name], copies[name]))
         assert not now[is_held].any()
         assert torch.equal(now[~is_held], before[~is_held])
-    assert any(G.any() for G in kept.values())
+    assert any(G.any() for G in copies.values())
 
 
 def test_all_but_redundant_units_of_a_lora(tiny_model: Path, tmp_path: Path):
@@ -170,17 +170,17 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
         if "step 6: validation" in text:
             raise Killed
 
-    wanted = job(tiny_model, FULL, "bfloat16")
-    train(wanted, tmp_path / "whole", quiet)
+    this_job = job(tiny_model, FULL, "bfloat16")
+    train(this_job, tmp_path / "whole", quiet)
     with pytest.raises(Killed):
-        train(wanted, tmp_path / "killed", kill)
-    train(wanted, tmp_path / "killed", quiet)
+        train(this_job, tmp_path / "killed", kill)
+    train(this_job, tmp_path / "killed", quiet)
     one, two = final(tmp_path / "whole"), final(tmp_path / "killed")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize(
-    ("placement", "spec", "said"),
+    ("placement", "spec", "message"),
     [
         (LORA | {"modules": ["q_proj"]}, {}, "ssah is for the MLP, v_proj and o_proj; train those"),
         (FULL, {"freeze": "all but redundant"}, "by LoRA and nothing else; train those"),
@@ -189,7 +189,7 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
     ],
 )
 def test_what_cannot_be_is_refused(
-    tiny_model: Path, tmp_path: Path, placement: dict[str, Any], spec: dict[str, Any], said: str
+    tiny_model: Path, tmp_path: Path, placement: dict[str, Any], spec: dict[str, Any], message: str
 ):
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         train(job(tiny_model, placement, **spec), tmp_path, quiet)

@@ -1,7 +1,7 @@
-"""Trains in several processes, for test_distributed: `python ranks.py launches.json`.
+"""Train in several processes, for test_distributed: `python ranks.py launches.json`.
 
-What torchrun does for a program, this does for many short ones, and imports torch only once: for each launch it forks
-the processes, tells them their ranks, and waits. A launch ends with its jobs, or is killed where it freezes.
+This replaces torchrun for many short launches, and imports torch only once: for each launch it forks the processes,
+sets their ranks, and waits. A launch ends with its jobs, or is killed at the point where a job freezes.
 """
 
 import gc
@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as lowtax does, but we import DeepSpeed before it is forked
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # lowtax sets this too, but DeepSpeed is imported before the fork
 
 from lowtax.quiet import quiet_libraries
 
@@ -36,7 +36,7 @@ LIMIT = 60.0
 def job_of(spec: dict[str, Any]) -> Job:
     return Job(
         model=spec["model"],
-        placement=parse_mode(spec["mode"]).model_copy(update={"dropout": 0.0}),  # each process would draw its own
+        placement=parse_mode(spec["mode"]).model_copy(update={"dropout": 0.0}),  # each process would draw its own mask
         settings=Train.model_validate(spec["train"]),
         seed=0,
         precision=spec.get("precision", "float32"),
@@ -47,7 +47,7 @@ def job_of(spec: dict[str, Any]) -> Job:
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
-    """Every process does this. What it says goes to `said.txt`, and its errors to `error-RANK.txt`."""
+    """Train the jobs of a launch in one process; messages go to `said.txt`, errors to `error-RANK.txt`."""
     rank = os.environ.get("RANK", "0")
     if "ACCELERATE_USE_FSDP" in os.environ:
         shard_on_cpu()
@@ -68,7 +68,7 @@ def run(jobs: list[dict[str, Any]]) -> None:
 
 
 def shard_on_cpu() -> None:
-    """accelerate uses FSDP on accelerators only, and on a CPU goes on as data parallel. Torch can shard there too."""
+    """Make accelerate use FSDP on CPU, where it would silently fall back to data parallel; torch can shard there."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -93,7 +93,7 @@ def launch(jobs: list[dict[str, Any]], processes: int, environment: dict[str, st
         try:
             run(jobs)
             failed = 0
-        finally:  # a forked process must not go on with what its parent has yet to do
+        finally:  # a forked process must not continue with the parent's work
             if failed:
                 traceback.print_exc()
             sys.stderr.flush()
@@ -102,19 +102,19 @@ def launch(jobs: list[dict[str, Any]], processes: int, environment: dict[str, st
 
 
 def wait(children: list[int], frozen: list[Path]) -> None:
-    """Until all have ended. If one fails or a job is frozen, all are killed, as by the machine."""
+    """Wait until all processes have ended; kill all of them if one fails or a job is frozen."""
     end = time.monotonic() + LIMIT
-    left, failed = set(children), False
-    while left:
+    running, failed = set(children), False
+    while running:
         time.sleep(0.01)
-        for child in list(left):
+        for child in list(running):
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid:
-                left.remove(child)
+                running.remove(child)
                 failed |= os.waitstatus_to_exitcode(status) > 0
         late = time.monotonic() > end
         if failed or late or any(path.exists() for path in frozen):
-            for child in left:
+            for child in running:
                 os.kill(child, signal.SIGKILL)
         if late:
             sys.exit("a launch did not end")
@@ -123,10 +123,10 @@ def wait(children: list[int], frozen: list[Path]) -> None:
 
 
 def main() -> None:
-    # What each process would import by itself, and seconds for it.
+    # Each process would import these itself, which takes seconds.
     for name in ("torch._dynamo", "transformers.models.llama.modeling_llama", *sys.argv[2:]):
         importlib.import_module(name)
-    gc.freeze()  # what is here stays; collecting it again in each process takes as long as a job
+    gc.freeze()  # garbage collection in each process would take as long as a job
     for number, one in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         began = time.monotonic()
         for spec in one["jobs"]:

@@ -1,4 +1,4 @@
-"""Several processes on a CPU, by gloo: the same weights as one process, whatever shards them, and also after a kill."""
+"""Two processes on CPU (gloo) train the weights of one process, data parallel or sharded, and resume after a kill."""
 
 import json
 import os
@@ -35,7 +35,7 @@ FSDP = {
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-DECAY = {"train": {"weight_decay": 0.1}}  # which would move what a method holds
+DECAY = {"train": {"weight_decay": 0.1}}  # would move what a method holds
 LOOK = {"safety": "ROWS", "task": "OTHERS"}  # files of rows, written by `runs`
 RESUMED: dict[str, Any] = {"mode": "lora_mlp_r2", "train": {"steps": 6, "validation": 2}}
 JOBS: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def marked(kind: str, *more: str) -> Any:
 
 
 def zero_json(stage: int, **more: Any) -> dict[str, Any]:
-    """What users bring: "auto" values, and weights and optimiser in the host's memory."""
+    """Return a DeepSpeed JSON as users write it: "auto" values, and weights and optimiser offloaded to the host."""
     auto = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
     offload: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
     if stage == 3:
@@ -130,14 +130,14 @@ def zero_json(stage: int, **more: Any) -> dict[str, Any]:
             "round_robin_gradients": True,  # with which DeepSpeed would save scrambled weights
             **(offload if stage > 1 else {}),
         },
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own is compiled for a minute and more
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own optimiser takes a minute to compile
         **more,
     }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each way to train, with the folders of its jobs; `one` is one process."""
+    """Run all jobs in all ways to train; return a folder with one folder per way (`one`: a single process)."""
     root = tmp_path_factory.mktemp("runs")
     model = make_model(root / "model", layers=3)
 
@@ -193,9 +193,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = list(folder.glob("*.safetensors"))
-    assert len(found) == 1
-    return load_file(found[0])
+    result = list(folder.glob("*.safetensors"))
+    assert len(result) == 1
+    return load_file(result[0])
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -203,13 +203,13 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def distance(root: Path, kind: str, name: str, step: int, than: str = "one") -> float:
-    """How far two trained weights are apart, in units of how far training went: ||two - one|| / ||one - start||."""
+    """Return the distance of two runs relative to the way that training went: ||two - one|| / ||one - start||."""
     one, two = (weights(root / k / name / f"checkpoint-{step}") for k in (than, kind))
     assert one.keys() == two.keys()
     assert all(one[key].dtype == two[key].dtype == torch.float32 for key in one)
     start = weights(root / "model") if "full" in name else {k: 0 * v if "lora_B" in k else v for k, v in one.items()}
-    apart = sum((one[key] - two[key]).square().sum() for key in one)
-    return float(apart / sum((one[key] - start[key]).square().sum() for key in one)) ** 0.5
+    difference = sum((one[key] - two[key]).square().sum() for key in one)
+    return float(difference / sum((one[key] - start[key]).square().sum() for key in one)) ** 0.5
 
 
 CASES = [marked(kind, name) for kind, names in LAUNCHES.items() for name in names]
@@ -217,8 +217,8 @@ CASES = [marked(kind, name) for kind, names in LAUNCHES.items() for name in name
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_two_processes_train_what_one_does(runs: Path, kind: str, name: str):
-    # In bfloat16 the rows of two processes are rounded otherwise than one long row is, and sharded weights take
-    # transformers' own forward pass, which rounds elsewhere than the fused one.
+    # In bfloat16, two short rows round differently from one long row, and sharded weights use transformers' own
+    # forward pass, which rounds differently from the fused one.
     tolerance = 0.2 if "bf16" in name else 1e-5
     assert all(distance(runs, kind, name, step) < tolerance for step in (2, 4))
     norms = [[step["grad_norm"] for step in steps(runs / k / name)] for k in ("one", kind)]
@@ -241,7 +241,7 @@ def test_two_processes_train_what_one_does(runs: Path, kind: str, name: str):
     ("kind", "name"), [marked(k, name) for k, names in LAUNCHES.items() for name in names if "ssah_full" in name]
 )
 def test_what_a_method_holds_keeps_its_bits_in_all_processes(runs: Path, kind: str, name: str):
-    start, one, found = (
+    start, one, result = (
         weights(folder) for folder in (runs / "model", *(runs / k / name / "checkpoint-4" for k in ("one", kind)))
     )
     if "bf16" in name:
@@ -249,45 +249,45 @@ def test_what_a_method_holds_keeps_its_bits_in_all_processes(runs: Path, kind: s
     units = 0
     for key in (key for key in start if "mlp.down_proj" in key):
         held = (one[key] == start[key]).all(0)
-        assert torch.equal(found[key][:, held], start[key][:, held])
+        assert torch.equal(result[key][:, held], start[key][:, held])
         units += int(held.sum())
     assert units > 0
 
 
 @needs_deepspeed
 def test_both_ways_to_shard_agree_more_closely_in_bfloat16(runs: Path):
-    # Both use transformers' own forward pass. ZeRO-3's rotary frequencies rounded to bfloat16 would make it 0.1.
+    # Both use transformers' own forward pass. Rotary frequencies rounded to bfloat16 would raise this to 0.1.
     assert max(distance(runs, "zero3", "adapter_bf16", step, "fsdp2_bf16") for step in (2, 4)) < 0.02
 
 
 @pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "undisturbed" in "".join(names)])
-def test_a_killed_launch_goes_on_to_the_same_bits(runs: Path, kind: str):
-    wanted = runs / kind / [name for name in LAUNCHES[kind] if "undisturbed" in name][-1]
-    found = runs / kind / wanted.name.replace("undisturbed", "resumed")
-    assert (found / "frozen").exists()
-    said = (found / "said.txt").read_text()
-    assert said.count("step 4: validation") == 2  # killed there, and said again after the resume
-    assert said.count("resuming after step 2") == 1
+def test_a_killed_launch_resumes_with_the_same_bits(runs: Path, kind: str):
+    undisturbed = runs / kind / [name for name in LAUNCHES[kind] if "undisturbed" in name][-1]
+    result = runs / kind / undisturbed.name.replace("undisturbed", "resumed")
+    assert (result / "frozen").exists()
+    messages = (result / "said.txt").read_text()
+    assert messages.count("step 4: validation") == 2  # killed there, and measured again after resuming
+    assert messages.count("resuming after step 2") == 1
     for step in (4, 6):
-        a, b = (weights(folder / f"checkpoint-{step}") for folder in (found, wanted))
+        a, b = (weights(folder / f"checkpoint-{step}") for folder in (result, undisturbed))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    assert [step["step"] for step in steps(found)] == list(range(1, 7))
-    assert not list(found.glob(".state*"))
+    assert [step["step"] for step in steps(result)] == list(range(1, 7))
+    assert not list(result.glob(".state*"))
 
 
 @pytest.mark.parametrize("kind", [marked(kind) for kind in LAUNCHES])
 def test_only_the_first_process_speaks(runs: Path, kind: str):
-    said = [line for path in (runs / kind).glob("*/said.txt") for line in path.read_text().splitlines()]
-    assert said
-    assert {line[0] for line in said} == {"0"}
+    messages = [line for path in (runs / kind).glob("*/said.txt") for line in path.read_text().splitlines()]
+    assert messages
+    assert {line[0] for line in messages} == {"0"}
     assert len(steps(runs / kind / LAUNCHES[kind][0])) == 4
 
 
-def test_the_prefix_is_shared_out(runs: Path):
-    said = {name: (runs / "ddp" / name / "said.txt").read_text() for name in ("adapter", "full")}
-    assert "hidden states below layer 1" in said["adapter"]
-    assert "hidden states" not in said["full"]
+def test_processes_share_the_work_of_the_prefix(runs: Path):
+    messages = {name: (runs / "ddp" / name / "said.txt").read_text() for name in ("adapter", "full")}
+    assert "hidden states below layer 1" in messages["adapter"]
+    assert "hidden states" not in messages["full"]
 
 
 @pytest.mark.parametrize("kind", [marked(kind) for kind, names in LAUNCHES.items() if "full" in names])
@@ -309,33 +309,33 @@ def test_checkpoints_load_in_the_usual_libraries(runs: Path, kind: str):
 
 @pytest.mark.parametrize(("kind", "name"), [marked(kind, name) for kind, names in REFUSED.items() for name in names])
 def test_all_processes_refuse_what_cannot_be_sharded(runs: Path, kind: str, name: str):
-    said = [(runs / kind / name / f"error-{rank}.txt").read_text() for rank in (0, 1)]
-    assert said[0] == said[1]
-    assert said[0].startswith("The model's input and output share")
+    messages = [(runs / kind / name / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("The model's input and output embeddings share")
     assert not list((runs / kind / name).glob("checkpoint-*"))
 
 
 SETTINGS = Train(steps=8, batch_size=8, lr=1e-3)
 
 
-def checked(tmp_path: Path, config: Any, precision: str = "bfloat16", **more: Any) -> dict[str, Any]:
+def read_config(tmp_path: Path, config: Any, precision: str = "bfloat16", **more: Any) -> dict[str, Any]:
     path = tmp_path / "ds.json"
     path.write_text(config if isinstance(config, str) else json.dumps(config))
     return ds_config(path, SETTINGS, precision, 2, **more)
 
 
 def test_a_deepspeed_json_is_filled_from_the_recipe(tmp_path: Path):
-    found = checked(tmp_path, zero_json(3))
-    assert "optimizer" not in found
-    assert "fp16" not in found
-    assert found["bf16"] == {"enabled": True}
-    assert found["gradient_clipping"] == 1.0
-    assert (found["train_batch_size"], found["train_micro_batch_size_per_gpu"]) == (2, 1)
-    assert found["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": False}
-    sizes = fill_sizes(found["zero_optimization"], 100)
+    result = read_config(tmp_path, zero_json(3))
+    assert "optimizer" not in result
+    assert "fp16" not in result
+    assert result["bf16"] == {"enabled": True}
+    assert result["gradient_clipping"] == 1.0
+    assert (result["train_batch_size"], result["train_micro_batch_size_per_gpu"]) == (2, 1)
+    assert result["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": False}
+    sizes = fill_sizes(result["zero_optimization"], 100)
     assert (sizes["reduce_bucket_size"], sizes["stage3_prefetch_bucket_size"]) == (10_000, 9_000)
-    assert "bf16" not in checked(tmp_path, zero_json(3), "float32")
-    half = checked(tmp_path, zero_json(3, bf16={"enabled": False}), "float16")
+    assert "bf16" not in read_config(tmp_path, zero_json(3), "float32")
+    half = read_config(tmp_path, zero_json(3, bf16={"enabled": False}), "float16")
     assert half["fp16"] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
 
 
@@ -357,7 +357,7 @@ def test_the_reference_json_is_taken_as_it_is(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5, but train.max_grad_norm is 1.0"),
         ({"train_batch_size": 16}, "train_batch_size = 16, but train.batch_size is 8"),
@@ -374,23 +374,23 @@ def test_the_reference_json_is_taken_as_it_is(tmp_path: Path):
         ({"zero_optimization": 2}, "zero_optimization.stage is 2; "),
     ],
 )
-def test_a_deepspeed_json_that_contradicts_the_recipe_is_refused(tmp_path: Path, change: dict[str, Any], said: str):
+def test_a_deepspeed_json_that_contradicts_the_recipe_is_refused(tmp_path: Path, change: dict[str, Any], message: str):
     with pytest.raises(UserError) as refused:
-        checked(tmp_path, zero_json(2, **change), micro_batch_size=2)
-    assert said in str(refused.value)
+        read_config(tmp_path, zero_json(2, **change), micro_batch_size=2)
+    assert message in str(refused.value)
     assert str(tmp_path / "ds.json") in str(refused.value)
 
 
 def test_agreeing_values_are_no_contradiction(tmp_path: Path):
     same = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "train_micro_batch_size_per_gpu": 2}
-    assert checked(tmp_path, zero_json(2, **same), micro_batch_size=2)["train_batch_size"] == 2
-    assert checked(tmp_path, zero_json(2, gradient_accumulation_steps=1))["gradient_accumulation_steps"] == 1
+    assert read_config(tmp_path, zero_json(2, **same), micro_batch_size=2)["train_batch_size"] == 2
+    assert read_config(tmp_path, zero_json(2, gradient_accumulation_steps=1))["gradient_accumulation_steps"] == 1
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "is not valid JSON: "), ("[]", "is not a JSON object")])
-def test_what_is_no_json_is_refused(tmp_path: Path, text: str, said: str):
-    with pytest.raises(UserError, match=said):
-        checked(tmp_path, text)
+@pytest.mark.parametrize(("text", "message"), [("{", "is not valid JSON: "), ("[]", "is not a JSON object")])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path, text)
 
 
 def test_a_missing_deepspeed_json_is_refused(tmp_path: Path):
@@ -399,29 +399,29 @@ def test_a_missing_deepspeed_json_is_refused(tmp_path: Path):
 
 
 def test_what_the_launcher_cannot_give_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def made(precision: str = "float32", **execution: Any) -> None:
+    def make_accelerator(precision: str = "float32", **execution: Any) -> None:
         distributed.accelerator(Execution.model_validate(execution), SETTINGS, precision, tmp_path)
 
     (tmp_path / "ds.json").write_text(json.dumps(zero_json(2)))
-    needed = (
-        "a launcher, also for one device: torchrun" if find_spec("deepspeed") else "the deepspeed package: pip install"
+    requirement = (
+        "a launcher, even for one device: torchrun" if find_spec("deepspeed") else "the deepspeed package: pip install"
     )
-    with pytest.raises(UserError, match=f"needs {needed}"):
-        made(deepspeed=str(tmp_path / "ds.json"))
+    with pytest.raises(UserError, match=f"needs {requirement}"):
+        make_accelerator(deepspeed=str(tmp_path / "ds.json"))
     with pytest.raises(UserError, match="float16 trains on GPUs only"):
-        made("float16", deepspeed=str(tmp_path / "ds.json"))
+        make_accelerator("float16", deepspeed=str(tmp_path / "ds.json"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(
-        UserError, match=r"trains with FSDP2 on GPUs.* or leave FSDP out of it .here accelerate would run NO"
+        UserError, match=r"trains with FSDP2 on GPUs.* or remove FSDP from it .here accelerate would run NO"
     ):
-        made()
+        make_accelerator()
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="give lowtax its JSON, with --ds_config FILE"):
-        made()
+        make_accelerator()
 
 
-def test_a_run_goes_on_only_as_it_was_launched(tiny_model: Path, tmp_path: Path):
+def test_a_run_resumes_only_with_the_same_sharding(tiny_model: Path, tmp_path: Path):
     (tmp_path / ".state").mkdir()
     (tmp_path / ".state" / "progress.json").write_text('{"step": 4}')
     torch.save({"keeper": "ZeRO-3 on 2 processes"}, tmp_path / ".state" / "own.pt")
@@ -448,7 +448,7 @@ def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: 
         precision="float32",
         rows=rows,
     )
-    said: list[str] = []
+    messages: list[str] = []
 
     def stop(text: str) -> None:
         if "step 4: validation" in text:
@@ -457,20 +457,20 @@ def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         train(job, tmp_path, stop)
     (tmp_path / ".state").rename(tmp_path / ".state.old")
-    train(job, tmp_path, said.append)
-    assert "  resuming after step 2" in said
+    train(job, tmp_path, messages.append)
+    assert "  resuming after step 2" in messages
     assert not list(tmp_path.glob(".state*"))
 
 
 def test_an_error_of_one_process_ends_the_launch_with_one_sentence(tmp_path: Path):
-    # By torchrun and the command line, and with a DeepSpeed JSON if there is DeepSpeed.
+    # Through torchrun and the command line, with a DeepSpeed JSON if DeepSpeed is installed.
     make_model(tmp_path / "model")
     rows = [json.dumps({"prompt": f"What is {i}?", "thought": "Hm.", "answer": f"It is {i}."}) for i in range(6)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "ds.json").write_text(json.dumps(zero_json(2)))
     arm = tmp_path / "out" / "arms" / "lora_mlp_r2" / "seed-0"
     arm.mkdir(parents=True)
-    (arm / ".state.tmp").touch()  # a folder is to be made here, by the first process alone; the other one waits for it
+    (arm / ".state.tmp").touch()  # blocks the folder that rank 0 must create, while rank 1 waits
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     command = (
         "-m lowtax train --mode lora_mlp_r2 --model model --data rows.jsonl --out out --steps 4 --save-strategy steps "
@@ -488,12 +488,12 @@ def test_an_error_of_one_process_ends_the_launch_with_one_sentence(tmp_path: Pat
     )
     assert done.returncode != 0
     assert done.stderr.count("training lora_mlp_r2, seed 0") == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("lowtax: ")]
-    assert len(said) == 1
-    assert ".state could not be saved ([Errno 17]" in said[0]
+    messages = [line for line in done.stderr.splitlines() if line.startswith("lowtax: ")]
+    assert len(messages) == 1
+    assert ".state could not be saved ([Errno 17]" in messages[0]
     assert "exitcode  : 2" in done.stderr
-    assert done.stderr.count("Traceback") == 1  # torchrun's own
-    assert "accelerator" not in done.stdout + done.stderr  # which DeepSpeed would have to say
+    assert done.stderr.count("Traceback") == 1  # by torchrun itself
+    assert "accelerator" not in done.stdout + done.stderr  # a warning of DeepSpeed's
     assert (arm / "checkpoint-2" / "adapter_model.safetensors").exists()
     assert [step["step"] for step in steps(arm)] == [1, 2]
     assert json.loads((arm / "job.json").read_text())["settings"]["batch_size"] == 4

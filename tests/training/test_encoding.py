@@ -1,4 +1,4 @@
-"""Encoding: a training set as tokens, read back; what was cut or left out is counted."""
+"""Encoding a training set: examples decode to their rows; cut and dropped rows are counted."""
 
 import dataclasses
 import gzip
@@ -40,7 +40,7 @@ def test_all_at_once_is_one_by_one(name: str):
         assert e.prompt == chat.prompt_ids(tokenizer, row.messages)
 
 
-def test_system_and_earlier_turns_stand_in_the_prompt():
+def test_system_and_earlier_turns_are_in_the_prompt():
     tokenizer = family("r1")
     examples = encode_all(tokenizer, ROWS, 1000).examples
     assert tokenizer.decode(examples[1].prompt) == "<|begin|>Be kind.<|User|>And this?<|Assistant|><think>\n"
@@ -93,7 +93,7 @@ def test_overlong_rows_are_cut_at_the_end_left_out_and_counted():
     assert encoded.examples == [whole[0], Example(whole[2].prompt, whole[2].completion[:room], whole=False), whole[3]]
     assert (encoded.rows, encoded.truncated, encoded.dropped) == ([0, 2, 3], 1, 1)
     assert [note.split(" training")[0] for note in encoded.notes()] == ["1 of 4", "1 of 4"]
-    check(tokenizer, encoded.examples[1], rows[2])  # cut, so that its end is not missed
+    check(tokenizer, encoded.examples[1], rows[2])  # it is cut, so its missing end is accepted
     assert encode_all(tokenizer, rows, len(whole[1].prompt)).dropped == 1
     assert encode_all(tokenizer, rows, len(whole[1].prompt) + 1).dropped == 0
 
@@ -148,7 +148,7 @@ def test_a_spoiled_example_is_refused(spoil, says: str):
 
 
 def test_the_template_s_own_rendering_of_the_turn_is_refused():
-    """What conversational SFT with the stock R1-Distill template trains: the thought is gone."""
+    """Conversational SFT with the stock R1-Distill template trains these tokens, without the thought."""
     tokenizer, row = family("r1"), ROWS[0]
     turns = [*row.messages, {"role": "assistant", "content": f"<think>\n{row.thought}\n</think>\n\n{row.answer}"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)

@@ -1,4 +1,4 @@
-"""A fused layer computes what the layer does, in value and in gradient; what does not fit keeps its own."""
+"""Fused layers compute the loss and gradients of the layers they replace; layers that do not fit are left alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +27,10 @@ PLACES = [
 ]
 
 
-def made(folder: Path, modules: tuple[str, ...], dtype: str = "float32", layers: tuple[int, int] = (0, 2), **more: Any):
-    """A model of random norms, biases and adapters, so that nothing is one or zero."""
+def adapted_model(
+    folder: Path, modules: tuple[str, ...], dtype: str = "float32", layers: tuple[int, int] = (0, 2), **more: Any
+):
+    """Return a model with random norms, biases and adapters, so that no factor is one or zero."""
     torch.manual_seed(0)
     model = adapt(
         models.load_model(str(folder), dtype), Placement(modules=modules, layers=layers, rank=2, **more), str(folder)
@@ -46,7 +48,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return unwrap(model).get_decoder().layers
 
 
-def measured(model: Any, row: Row, seed: int = 0) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradients(model: Any, row: Row, seed: int = 0) -> tuple[float, dict[str, Tensor]]:
     torch.manual_seed(seed)
     model.zero_grad()
     loss = Objective(model)(row)
@@ -54,8 +56,8 @@ def measured(model: Any, row: Row, seed: int = 0) -> tuple[float, dict[str, Tens
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest relative difference of a gradient."""
+def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the largest relative difference of any gradient."""
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
@@ -65,25 +67,25 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 def test_loss_and_gradients_are_those_of_the_layer(tmp_path: Path, kind: str, modules: tuple[str, ...]):
     folder = make_model(tmp_path / "m", kind, layers=3)
     for layers in ((0, 2), (1, 2)):  # with a trained layer at the bottom, and with a frozen one below
-        model, row = made(folder, modules, layers=layers), pack(EXAMPLES)
-        wanted, gradients = measured(model, row)
+        model, row = adapted_model(folder, modules, layers=layers), pack(EXAMPLES)
+        expected, gradients = loss_and_gradients(model, row)
         assert fused_layers.fuse(layers_of(model)) == 3
-        found, ours = measured(model, row)
-        assert found == pytest.approx(wanted, rel=1e-6)
-        assert apart(ours, gradients) < 1e-4
+        loss, ours = loss_and_gradients(model, row)
+        assert loss == pytest.approx(expected, rel=1e-6)
+        assert largest_difference(ours, gradients) < 1e-4
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer_is(tmp_path: Path):
     folder, row = make_model(tmp_path / "m", layers=3), pack(EXAMPLES)
     modules = (*fused_layers.ATTENTION, *fused_layers.NETWORK)
-    _, exact = measured(made(folder, modules), row)
-    model = made(folder, modules, "bfloat16")
-    _, stock = measured(model, row)
+    _, exact = loss_and_gradients(adapted_model(folder, modules), row)
+    model = adapted_model(folder, modules, "bfloat16")
+    _, stock = loss_and_gradients(model, row)
     fused_layers.fuse(layers_of(model))
-    _, ours = measured(model, row)
+    _, ours = loss_and_gradients(model, row)
 
-    def error(found: dict[str, Tensor]) -> float:
-        pairs = [(found[name], wanted) for name, wanted in exact.items()]
+    def error(loss: dict[str, Tensor]) -> float:
+        pairs = [(loss[name], expected) for name, expected in exact.items()]
         return float(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).median())
 
     assert error(ours) < 1.3 * error(stock)
@@ -91,40 +93,40 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer_is(tmp_path: Path):
 
 def test_dropout_is_drawn_as_peft_draws_it_and_off_in_evaluation(tmp_path: Path):
     folder, row = make_model(tmp_path / "m", layers=3), pack(EXAMPLES)
-    model = made(folder, ("up_proj",), dropout=0.4)
-    wanted, gradients = measured(model, row, seed=3)
-    other, _ = measured(model, row, seed=4)
+    model = adapted_model(folder, ("up_proj",), dropout=0.4)
+    expected, gradients = loss_and_gradients(model, row, seed=3)
+    other, _ = loss_and_gradients(model, row, seed=4)
     with torch.no_grad():
         still = float(Objective(model.eval())(row))
     assert fused_layers.fuse(layers_of(model)) == 3
-    found, ours = measured(model.train(), row, seed=3)
-    assert found == pytest.approx(wanted, rel=1e-6)
-    assert apart(ours, gradients) < 1e-5
-    assert abs(other - wanted) > 1e-4
+    loss, ours = loss_and_gradients(model.train(), row, seed=3)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert largest_difference(ours, gradients) < 1e-5
+    assert abs(other - expected) > 1e-4
     with torch.no_grad():
         assert float(Objective(model.eval())(row)) == pytest.approx(still, rel=1e-6)
 
 
 def test_gradient_checkpointing_goes_with_it(tmp_path: Path):
     folder, row = make_model(tmp_path / "m", layers=3), pack(EXAMPLES)
-    model = made(folder, ("up_proj", "q_proj"), dropout=0.4)
+    model = adapted_model(folder, ("up_proj", "q_proj"), dropout=0.4)
     assert fused_layers.fuse(layers_of(model)) == 3
-    wanted, gradients = measured(model, row)
+    expected, gradients = loss_and_gradients(model, row)
     unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
-    found, ours = measured(model, row)
-    assert found == wanted
-    assert apart(ours, gradients) == 0
+    loss, ours = loss_and_gradients(model, row)
+    assert loss == expected
+    assert largest_difference(ours, gradients) == 0
 
 
 def test_weights_keep_their_values_and_undo_gives_the_layer_back(tmp_path: Path):
-    model, row = made(make_model(tmp_path / "m", "qwen2", layers=3), ("up_proj",)), pack(EXAMPLES)
+    model, row = adapted_model(make_model(tmp_path / "m", "qwen2", layers=3), ("up_proj",)), pack(EXAMPLES)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    wanted, _ = measured(model, row)
+    expected, _ = loss_and_gradients(model, row)
     fused_layers.fuse(layers_of(model))
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     fused_layers.undo(layers_of(model))
     assert not any("forward" in vars(layer) for layer in layers_of(model))
-    assert measured(model, row)[0] == wanted
+    assert loss_and_gradients(model, row)[0] == expected
 
 
 @contextmanager
@@ -140,27 +142,27 @@ def test_what_does_not_fit_keeps_its_own_forward_pass(tmp_path: Path):
     assert fused_layers.fuse(layers_of(get_peft_model(models.load_model(str(folder)), dora))) == 2  # all but that one
     full = models.load_model(str(folder))
     assert fused_layers.fuse(full.model.layers) == 0
-    model = made(folder, ("up_proj",))
+    model = adapted_model(folder, ("up_proj",))
     with hooked(layers_of(model)[1].mlp.up_proj):
         assert fused_layers.fuse(layers_of(model)) == 2
     assert "forward" not in vars(layers_of(model)[1])
 
 
 def test_a_row_with_a_long_example_takes_the_layer_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = made(make_model(tmp_path / "m", layers=3), ("up_proj",))
+    model = adapted_model(make_model(tmp_path / "m", layers=3), ("up_proj",))
     fused_layers.fuse(layers_of(model))
     calls: list[int] = []
     apply = fused_layers.FusedNetwork.apply
-    monkeypatch.setattr(fused_layers.FusedNetwork, "apply", lambda *given: calls.append(1) or apply(*given))
-    short, _ = measured(model, pack(EXAMPLES))
+    monkeypatch.setattr(fused_layers.FusedNetwork, "apply", lambda *args: calls.append(1) or apply(*args))
+    short, _ = loss_and_gradients(model, pack(EXAMPLES))
     assert len(calls) == 3
     monkeypatch.setattr(fused_layers, "LONGEST", 8)
-    assert measured(model, pack(EXAMPLES))[0] == pytest.approx(short, rel=1e-6)
+    assert loss_and_gradients(model, pack(EXAMPLES))[0] == pytest.approx(short, rel=1e-6)
     assert len(calls) == 3
 
 
 def test_a_layer_that_only_looks_alike_is_found_out_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = made(make_model(tmp_path / "m", layers=3), ("up_proj",))
+    model = adapted_model(make_model(tmp_path / "m", layers=3), ("up_proj",))
     objective, note = choose_objective(model, EXAMPLES, sharded=False)
     assert objective.direct
     assert note == ""

@@ -1,4 +1,4 @@
-"""Training: exact, deterministic, resumable after a kill, and readable by the usual libraries."""
+"""Training is deterministic, resumes after a kill with the same bits, and writes what PEFT and transformers read."""
 
 import errno
 import itertools
@@ -53,9 +53,9 @@ def encoded(model: Path, rows: list[Conversation] = ROWS) -> list[Example]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = list(folder.glob("*.safetensors"))
-    assert len(found) == 1
-    return load_file(found[0])
+    checkpoints = list(folder.glob("*.safetensors"))
+    assert len(checkpoints) == 1
+    return load_file(checkpoints[0])
 
 
 def same(one: Path, two: Path) -> bool:
@@ -66,13 +66,13 @@ def same(one: Path, two: Path) -> bool:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["full", "lora_qkvo_mlp_r4", LORA])
 def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
-    found = train(
+    checkpoints = train(
         job(tiny_model, mode, precision, batch_size=len(ROWS), lr=1e-2, checkpoint_steps=1, warmup_steps=0),
         tmp_path,
         quiet,
     )
-    assert [c.step for c in found] == list(range(1, 21))
-    assert found[-1].loss < 0.9 * found[0].loss
+    assert [c.step for c in checkpoints] == list(range(1, 21))
+    assert checkpoints[-1].loss < 0.9 * checkpoints[0].loss
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["job"]["precision"] == precision
     if mode == LORA:
@@ -93,11 +93,11 @@ def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
     ("mode", "precision"), [(LORA, "float32"), (LORA, "bfloat16"), ("full", "float32"), ("full", "bfloat16")]
 )
 def test_the_same_job_gives_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
-    wanted = job(tiny_model, mode, precision)
-    one = train(wanted, tmp_path / "one", quiet)
-    torch.manual_seed(12345)  # the caller's random state plays no part, and is left as it was
+    this_job = job(tiny_model, mode, precision)
+    one = train(this_job, tmp_path / "one", quiet)
+    torch.manual_seed(12345)  # the caller's random state has no effect, and is not changed
     before = torch.get_rng_state()
-    two = train(wanted, tmp_path / "two", quiet)
+    two = train(this_job, tmp_path / "two", quiet)
     assert torch.equal(torch.get_rng_state(), before)
     assert [(c.name, c.step, c.loss) for c in one] == [(c.name, c.step, c.loss) for c in two]
     for c in one:
@@ -113,10 +113,12 @@ def test_another_seed_gives_another_adapter(tiny_model: Path, tmp_path: Path):
 
 
 class Killed(BaseException):
-    """What no code of ours catches, as a kill."""
+    """An exception that the package does not catch, like a kill."""
 
 
 def killed_at(step: int):
+    """Return a `say` that ends the run at the log line of a step."""
+
     def say(text: str) -> None:
         if f"step {step}/" in text:
             raise Killed
@@ -126,15 +128,15 @@ def killed_at(step: int):
 
 @pytest.mark.parametrize(("mode", "precision"), [(LORA, "float32"), ("full", "bfloat16")])
 def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
-    wanted = job(tiny_model, mode, precision)
-    whole = train(wanted, tmp_path / "whole", quiet)
+    this_job = job(tiny_model, mode, precision)
+    whole = train(this_job, tmp_path / "whole", quiet)
     for step in (10, 20):  # after checkpoints 5 and 15, and 5 steps past each
         with pytest.raises(Killed):
-            train(wanted, tmp_path / "killed", killed_at(step))
+            train(this_job, tmp_path / "killed", killed_at(step))
     assert not (tmp_path / "killed" / "card.json").exists()
-    heard: list[str] = []
-    again = train(wanted, tmp_path / "killed", heard.append)
-    assert "resuming after step 15" in heard[0]
+    messages: list[str] = []
+    again = train(this_job, tmp_path / "killed", messages.append)
+    assert "resuming after step 15" in messages[0]
     assert [(c.name, c.step, c.loss) for c in again] == [(c.name, c.step, c.loss) for c in whole]
     for c in whole:
         assert same(tmp_path / "whole" / c.name, tmp_path / "killed" / c.name)
@@ -149,25 +151,25 @@ def full_disk(*_: object) -> None:
 def test_a_full_disk_at_a_checkpoint_loses_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ):
-    wanted = job(tiny_model)
-    train(wanted, tmp_path / "whole", quiet)
+    this_job = job(tiny_model)
+    train(this_job, tmp_path / "whole", quiet)
 
     def fill_the_disk(text: str) -> None:
         if "step 10/" in text:  # the checkpoint of step 10 is saved next
             monkeypatch.setattr(what, full_disk)
 
     with pytest.raises(UserError, match=r"No space left.*free some disk space"):
-        train(wanted, tmp_path / "full", fill_the_disk)
+        train(this_job, tmp_path / "full", fill_the_disk)
     monkeypatch.undo()
-    train(wanted, tmp_path / "full", quiet)
+    train(this_job, tmp_path / "full", quiet)
     for step in (5, 10, 15, 20):
         assert same(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "full" / f"checkpoint-{step}")
     assert {p.name for p in (tmp_path / "full").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
 
 
 def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path):
-    found = train(job(tiny_model, steps=10), tmp_path, quiet)
-    assert train(job(tiny_model, steps=10), tmp_path, killed_at(10)) == found
+    checkpoints = train(job(tiny_model, steps=10), tmp_path, quiet)
+    assert train(job(tiny_model, steps=10), tmp_path, killed_at(10)) == checkpoints
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -217,7 +219,7 @@ def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precisi
     assert AutoTokenizer.from_pretrained(where).chat_template
 
 
-def test_divergence_is_said(tiny_model: Path, tmp_path: Path):
+def test_divergence_is_a_user_error(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"diverged at step \d+ .*lower the learning rate, now 1e\+30"):
         train(job(tiny_model, "full", lr=1e30, warmup_steps=0), tmp_path, quiet)
 

@@ -1,4 +1,4 @@
-"""What the loop does besides lowering the loss: validation, early stop, logs, methods, and what goes wrong."""
+"""Parts of the loop: validation, early stopping, logs, methods, the frozen prefix, and failures."""
 
 import itertools
 import json
@@ -39,9 +39,9 @@ def job(model: Path, mode: str = LORA, execution: dict[str, object] | None = Non
     )
 
 
-def plain(wanted: Job) -> Job:
-    """The same without dropout, so that the layout of rows decides nothing but rounding."""
-    return replace(wanted, placement=wanted.placement.model_copy(update={"dropout": 0.0}))
+def without_dropout(this_job: Job) -> Job:
+    """Return the job without dropout, so that the layout of rows changes rounding only."""
+    return replace(this_job, placement=this_job.placement.model_copy(update={"dropout": 0.0}))
 
 
 def quiet(_: str) -> None:
@@ -52,8 +52,8 @@ def adapter(out: Path, step: int = 12) -> dict[str, torch.Tensor]:
     return load_file(out / f"checkpoint-{step}" / "adapter_model.safetensors")
 
 
-def apart(one: Path, two: Path) -> float:
-    """The largest difference of two adapters, relative to the largest weight."""
+def largest_difference(one: Path, two: Path) -> float:
+    """Return the largest difference of two adapters, relative to the largest weight."""
     a, b = adapter(one), adapter(two)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max() / b[name].abs().max()) for name in a)
@@ -78,10 +78,10 @@ def steps(out: Path) -> list[dict[str, float]]:
 )
 def test_how_it_runs_changes_no_more_than_rounding(tmp_path: Path, kind: str, execution: dict[str, object]):
     folder = make_model(tmp_path / "m", kind)
-    train(plain(job(folder)), tmp_path / "one", quiet)
-    train(plain(job(folder, execution=execution)), tmp_path / "two", quiet)
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-4
-    assert apart(tmp_path / "one", tmp_path / "one") == 0
+    train(without_dropout(job(folder)), tmp_path / "one", quiet)
+    train(without_dropout(job(folder, execution=execution)), tmp_path / "two", quiet)
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert largest_difference(tmp_path / "one", tmp_path / "one") == 0
     losses = [[row["loss"] for row in steps(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -97,10 +97,10 @@ def test_full_training_adds_up_rows_in_float32(tiny_model: Path, tmp_path: Path)
 
 
 def test_the_log_has_a_line_a_step(tiny_model: Path, tmp_path: Path):
-    found = train(job(tiny_model), tmp_path, quiet)
+    checkpoints = train(job(tiny_model), tmp_path, quiet)
     rows = steps(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 13))
-    assert rows[-1]["loss"] == pytest.approx(found[-1].loss, abs=1e-4)
+    assert rows[-1]["loss"] == pytest.approx(checkpoints[-1].loss, abs=1e-4)
     assert all(row["grad_norm"] > 0 and row["tokens"] > 100 and row["penalty"] == 0 for row in rows)
     assert [row["lr"] for row in rows[:5]] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
     assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(rows))
@@ -125,12 +125,12 @@ def test_a_resumed_log_repeats_no_step(tiny_model: Path, tmp_path: Path):
 
 
 def test_validation_rows_are_held_out_and_measured(tiny_model: Path, tmp_path: Path):
-    heard: list[str] = []
-    found = train(job(tiny_model, validation=3), tmp_path, heard.append)
-    values = [c.validation for c in found]
+    messages: list[str] = []
+    checkpoints = train(job(tiny_model, validation=3), tmp_path, messages.append)
+    values = [c.validation for c in checkpoints]
     assert all(v is not None and v > 0 for v in values)
     assert values[-1] < values[0]
-    assert sum("validation loss" in text for text in heard) == 3
+    assert sum("validation loss" in text for text in messages) == 3
     run = training.TrainingRun(job(tiny_model, validation=3), tmp_path / "again", quiet)
     assert len(run.examples) == 6
     assert len(run.held_out) == 3
@@ -141,12 +141,12 @@ def test_validation_rows_are_held_out_and_measured(tiny_model: Path, tmp_path: P
 
 
 def test_patience_stops_a_run_that_gets_no_better(tiny_model: Path, tmp_path: Path):
-    wanted = job(tiny_model, lr=1e-12, steps=40, checkpoint_steps=2, validation=3, patience=2)
-    heard: list[str] = []
-    found = train(wanted, tmp_path, heard.append)
-    assert found[-1].step < 40
-    assert any("no better validation loss in 2 checkpoints" in text for text in heard)
-    assert train(wanted, tmp_path, quiet) == found  # done, and not begun again
+    this_job = job(tiny_model, lr=1e-12, steps=40, checkpoint_steps=2, validation=3, patience=2)
+    messages: list[str] = []
+    checkpoints = train(this_job, tmp_path, messages.append)
+    assert checkpoints[-1].step < 40
+    assert any("no better validation loss in 2 checkpoints" in text for text in messages)
+    assert train(this_job, tmp_path, quiet) == checkpoints  # finished, so not started again
 
 
 def test_all_rows_held_out(tiny_model: Path, tmp_path: Path):
@@ -156,10 +156,10 @@ def test_all_rows_held_out(tiny_model: Path, tmp_path: Path):
 
 def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path: Path):
     method = [{"name": "orthogonal", "beta": 3.0, "k": 4, "only": ["up_proj"]}]
-    wanted = replace(job(tiny_model), methods=method)
+    this_job = replace(job(tiny_model), methods=method)
     train(job(tiny_model), tmp_path / "without", quiet)
-    train(wanted, tmp_path / "with", quiet)
-    assert apart(tmp_path / "with", tmp_path / "without") > 1e-3
+    train(this_job, tmp_path / "with", quiet)
+    assert largest_difference(tmp_path / "with", tmp_path / "without") > 1e-3
     penalties = [row["penalty"] for row in steps(tmp_path / "with")]
     assert penalties[0] == 0  # B begins at zero
     assert max(penalties) > 0
@@ -169,8 +169,8 @@ def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path
             raise Killed
 
     with pytest.raises(Killed):
-        train(wanted, tmp_path / "killed", kill)
-    train(wanted, tmp_path / "killed", quiet)
+        train(this_job, tmp_path / "killed", kill)
+    train(this_job, tmp_path / "killed", quiet)
     one, two = adapter(tmp_path / "with"), adapter(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UserError, match="methods was"):
@@ -179,12 +179,12 @@ def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path
 
 @pytest.fixture
 def small_memory() -> Iterator[list[int]]:
-    """An accelerator on which rows of more than 150 tokens do not fit; the list holds the rows that were tried."""
+    """Simulate a device on which rows of more than 150 tokens do not fit; yields the sizes of the rows tried."""
     tried: list[int] = []
     forward = training.Row.to
 
     def to(row: training.Row, device: torch.device) -> training.Row:
-        tried.extend([len(row.ids)] if row.members else [])  # not those of the check before training
+        tried.extend([len(row.ids)] if row.members else [])  # rows of the check before training have no members
         if row.members and len(row.ids) > 150:
             raise torch.OutOfMemoryError("no more than 150 tokens")
         return forward(row, device)
@@ -196,20 +196,20 @@ def small_memory() -> Iterator[list[int]]:
 
 def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small_memory: list[int]):
     folder = make_model(tmp_path / "m")
-    heard: list[str] = []
-    train(plain(job(folder, execution={"prefix": "off"})), tmp_path / "one", heard.append)
-    said = [text for text in heard if "out of memory" in text]
-    assert said
-    assert all("still 4 examples per step" in text for text in said)
-    assert len(said) < 4
+    messages: list[str] = []
+    train(without_dropout(job(folder, execution={"prefix": "off"})), tmp_path / "one", messages.append)
+    warnings = [text for text in messages if "out of memory" in text]
+    assert warnings
+    assert all("still 4 examples per step" in text for text in warnings)
+    assert len(warnings) < 4
     small_memory.clear()
-    again = plain(job(folder, execution={"prefix": "off", "row_tokens": 140}))
+    again = without_dropout(job(folder, execution={"prefix": "off", "row_tokens": 140}))
     train(again, tmp_path / "two", quiet)
     assert all(n <= 150 for n in small_memory)
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-3
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-3
 
 
-def test_out_of_memory_for_one_example_is_said(tmp_path: Path, small_memory: list[int]):
+def test_out_of_memory_for_one_example_is_a_user_error(tmp_path: Path, small_memory: list[int]):
     folder = make_model(tmp_path / "m")
     long = replace(job(folder, execution={"prefix": "off"}), rows=[Conversation("x" * 150, None, "y" * 50)])
     with pytest.raises(UserError, match=r"Out of memory at step 1 .*single example of \d+ tokens.*gradient_checkpoint"):
@@ -223,20 +223,20 @@ def test_a_loss_that_is_no_number_names_the_example_and_what_is_kept(tmp_path: P
     weights["model.embed_tokens.weight"][token] = math.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     rows = [*ROWS[:8], Conversation("Is ~ odd?", "It is.", "Yes.")]
-    wanted = replace(job(folder, batch_size=1, checkpoint_steps=1, steps=9), rows=rows)
+    this_job = replace(job(folder, batch_size=1, checkpoint_steps=1, steps=9), rows=rows)
     bad = next(step for step in range(9) if training.Batches(9, 1, 0)[step] == [8])
     with pytest.raises(UserError, match=rf"step {bad + 1} \(loss nan, first on the example .*Is ~ odd") as caught:
-        train(wanted, tmp_path / "out", quiet)
+        train(this_job, tmp_path / "out", quiet)
     assert (f"checkpoint-{bad} is kept" if bad else "no checkpoint") in str(caught.value)
-    kept = [p.name for p in (tmp_path / "out").glob("checkpoint-*")]
-    assert len(kept) == bad
-    assert all(torch.isfinite(t).all() for name in kept for t in adapter(tmp_path / "out", int(name[11:])).values())
+    saved = [p.name for p in (tmp_path / "out").glob("checkpoint-*")]
+    assert len(saved) == bad
+    assert all(torch.isfinite(t).all() for name in saved for t in adapter(tmp_path / "out", int(name[11:])).values())
 
 
 def test_a_rising_loss_stops_the_run(tiny_model: Path, tmp_path: Path):
-    wanted = job(tiny_model, "full", lr=3.0, steps=200, warmup_steps=12, max_grad_norm=1e9, checkpoint_steps=10)
+    this_job = job(tiny_model, "full", lr=3.0, steps=200, warmup_steps=12, max_grad_norm=1e9, checkpoint_steps=10)
     with pytest.raises(UserError, match=r"diverged at step \d+ \(the loss rose to .*lower the learning rate"):
-        train(wanted, tmp_path, quiet)
+        train(this_job, tmp_path, quiet)
     assert (tmp_path / "checkpoint-10").exists()
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of memory against what torch holds, and the tables of docs/guides/scaling.md against it."""
+"""The memory estimate against what torch allocates, and the tables of docs/guides/scaling.md against the estimate."""
 
 import re
 import subprocess
@@ -85,8 +85,8 @@ def test_factors_are_counted_as_the_placement_counts_them():
     assert adapted.get_nb_trainable_parameters()[0] == Lora(4, MLP + ATTENTION, 0, 2).parameters(TINY)
 
 
-def kept(shape: Shape, layers: int, dtype: torch.dtype, lora: tuple[str, ...] | None, tokens: int) -> int:
-    """Bytes that autograd keeps of a forward pass through the decoder, weights left out."""
+def saved_bytes(shape: Shape, layers: int, dtype: torch.dtype, lora: tuple[str, ...] | None, tokens: int) -> int:
+    """Return the bytes that autograd saves in a forward pass through the decoder, without weights."""
     model = model_of(shape, layers).to(dtype)
     if lora is not None:
         get_peft_model(model, LoraConfig(r=1, target_modules=list(lora), lora_dropout=0.05))
@@ -110,7 +110,7 @@ def kept(shape: Shape, layers: int, dtype: torch.dtype, lora: tuple[str, ...] | 
 def test_activations_are_what_autograd_keeps(dtype: torch.dtype, lora: tuple[str, ...] | None):
     tokens = 64
     for shape in (TINY, Shape(3, 96, 160, 3, 1, 40)):
-        block = kept(shape, 3, dtype, lora, tokens) - kept(shape, 2, dtype, lora, tokens)
+        block = saved_bytes(shape, 3, dtype, lora, tokens) - saved_bytes(shape, 2, dtype, lora, tokens)
         assert block == shape.activation(dtype.itemsize, lora) * tokens
 
 
@@ -134,9 +134,9 @@ def test_states_are_what_training_holds():
 
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64])
 def test_zero_is_as_deepspeed_estimates_it(gpus: int):
-    """`estimate_zero{2,3}_model_states_mem_needs` of deepspeed 0.19: 18 bytes a sharded weight, in ZeRO-2 two more.
+    """DeepSpeed 0.19 (`estimate_zero{2,3}_model_states_mem_needs`): 18 bytes per sharded weight, in ZeRO-2 two more.
 
-    Of ZeRO-3 it leaves out that only a sub-group's gradients are float32 at a time, and the 16-bit ones.
+    For ZeRO-3, DeepSpeed ignores that only a sub-group's gradients are float32 at a time, and the 16-bit gradients.
     """
     shape = SHAPES["R1-Distill-Qwen-32B"]
     p = shape.parameters
@@ -185,7 +185,7 @@ def test_layers_below_the_first_trained_one_keep_nothing():
 @pytest.mark.parametrize("lora", [None, Lora(4, MLP, 5, 20)])
 @pytest.mark.parametrize("offload", ["none", "all"])
 def test_methods_keep_whole_copies_where_states_are_sharded(lora: Lora | None, offload: str):
-    """In every process, however many there are, and on its GPU wherever the states are."""
+    """The copies are on the GPU of every process, wherever the states are."""
     shape = SHAPES["R1-Distill-Qwen-7B"]
     trained = lora.parameters(shape) if lora else shape.parameters
     for stage, copies in {"none": 0, "zero2": 8 * trained, "zero3": 8 * trained, "fsdp2": 8 * trained}.items():
@@ -204,9 +204,9 @@ def test_buffers_are_no_larger_than_the_model():
 def test_the_tables_of_the_documentation_are_the_arithmetic():
     text = SCALING.read_text()
     for name, table in tables().items():
-        found = re.search(rf"<!-- {name} -->\n(.*?)\n\n", text, flags=re.DOTALL)
-        assert found, f"docs/guides/scaling.md has no table {name}"
-        assert found[1] == table, f"table {name} is out of date: python -m lowtax.memory prints the new one"
+        match = re.search(rf"<!-- {name} -->\n(.*?)\n\n", text, flags=re.DOTALL)
+        assert match, f"docs/guides/scaling.md has no table {name}"
+        assert match[1] == table, f"table {name} is out of date: python -m lowtax.memory prints the new one"
 
 
 def test_torch_is_not_needed():
@@ -215,10 +215,10 @@ def test_torch_is_not_needed():
 
 
 def block(name: str) -> str:
-    """A code block of docs/guides/scaling.md."""
-    found = re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```", SCALING.read_text(), flags=re.DOTALL)
-    assert found, name
-    return found[1]
+    """Return a code block of docs/guides/scaling.md."""
+    match = re.search(rf"<!-- {re.escape(name)} -->\n```\w+\n(.*?)```", SCALING.read_text(), flags=re.DOTALL)
+    assert match, name
+    return match[1]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
@@ -226,19 +226,19 @@ def test_the_deepspeed_file_of_the_documentation_is_accepted(tmp_path: Path, pre
     from lowtax.zero import ds_config
 
     (tmp_path / "zero3.json").write_text(block("zero3.json"))
-    found = ds_config(tmp_path / "zero3.json", Train(epochs=1, batch_size=2), precision, 2)
-    assert found["zero_optimization"]["offload_param"]["device"] == "cpu"
-    assert found["gradient_clipping"] == 1.0
-    assert ("bf16" in found) == (precision == "bfloat16")
+    config = ds_config(tmp_path / "zero3.json", Train(epochs=1, batch_size=2), precision, 2)
+    assert config["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert config["gradient_clipping"] == 1.0
+    assert ("bf16" in config) == (precision == "bfloat16")
 
 
 def test_the_fsdp_file_of_the_documentation_is_one_of_accelerate(tmp_path: Path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     (tmp_path / "fsdp2.yaml").write_text(block("fsdp2.yaml"))
-    found = load_config_from_file(str(tmp_path / "fsdp2.yaml"))
-    assert found.fsdp_config["fsdp_version"] == 2
-    assert found.distributed_type == "FSDP"
+    config = load_config_from_file(str(tmp_path / "fsdp2.yaml"))
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.distributed_type == "FSDP"
 
 
 @pytest.mark.parametrize(

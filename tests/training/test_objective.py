@@ -1,4 +1,4 @@
-"""The loss of packed rows is that of separate passes, in value and in gradient, whatever is left out on the way."""
+"""The loss of packed rows equals that of separate forward passes, in value and gradient, on every fast path."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def encoded(model: Path) -> list[Example]:
 
 
 def adapted(folder: Path, placement: Placement, dtype: str = "float32") -> nn.Module:
-    """With both factors random, so that every gradient is there."""
+    """Return an adapted model with both factors random, so that every gradient is nonzero."""
     torch.manual_seed(0)
     model = adapt(models.load_model(str(folder), dtype), placement, str(folder))
     for name, p in model.named_parameters():
@@ -36,7 +36,7 @@ def adapted(folder: Path, placement: Placement, dtype: str = "float32") -> nn.Mo
 
 
 def separately(model: nn.Module, examples: list[Example]) -> torch.Tensor:
-    """Summed loss by plain transformers: one forward pass an example, all logits, labels of -100."""
+    """Return the summed loss by transformers alone: one forward pass per example, all logits, labels of -100."""
     unwrap(model).set_attn_implementation("eager")
     total = torch.zeros(())
     for e in examples:
@@ -48,7 +48,7 @@ def separately(model: nn.Module, examples: list[Example]) -> torch.Tensor:
 
 
 def padded(model: nn.Module, examples: list[Example]) -> torch.Tensor:
-    """The same in one padded batch with an attention mask."""
+    """Return the summed loss of one padded batch with an attention mask."""
     unwrap(model).set_attn_implementation("sdpa")
     longest = max(len(e.prompt) + len(e.completion) for e in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
@@ -68,7 +68,7 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    """Equal names, and values to 1e-5 of the largest."""
+    """Test for equal names, and for values within 1e-5 of the largest."""
     return one.keys() == two.keys() and all(
         (one[name] - two[name]).abs().max() <= 1e-5 * max(1e-3, two[name].abs().max()) for name in one
     )
@@ -80,20 +80,20 @@ def test_packed_padded_and_separate_agree_in_loss_and_gradient(tmp_path: Path, k
     folder = make_model(tmp_path / kind, kind, layers=3)
     examples = encoded(folder)
     model = adapted(folder, parse_mode(mode).model_copy(update={"dropout": 0.0}))
-    wanted = separately(model, examples)
-    gradient = gradients(model, wanted)
+    expected = separately(model, examples)
+    gradient = gradients(model, expected)
     other = padded(model, examples)
-    assert other.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert other.item() == pytest.approx(expected.item(), rel=1e-5)
     assert close(gradients(model, other), gradient)
     for direct, packed in ((True, True), (False, True), (False, False)):
         if packed:
             use_packed_attention(unwrap(model))
         else:
             unwrap(model).set_attn_implementation("sdpa")
-        found = Objective(model, direct)(pack(examples))
-        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
-        assert close(gradients(model, found), gradient), (direct, packed)
-    assert Objective(model)(pack(examples[:-1])).item() != pytest.approx(wanted.item(), rel=1e-3)
+        actual = Objective(model, direct)(pack(examples))
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert close(gradients(model, actual), gradient), (direct, packed)
+    assert Objective(model)(pack(examples[:-1])).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,22 +104,22 @@ def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kin
     model = adapted(folder, Placement(modules=("up_proj", "q_proj"), layers=(2, 3), dropout=0.0))
     objective, note = choose_objective(model, examples, sharded=False)
     assert (note, first_trained_layer(model)) == ("", 2)
-    kept = frozen_prefix.build(objective, 2, examples, place, tmp_path, row_tokens=200)
-    assert (kept.file is not None and kept.file.exists()) == (place == "disk")
+    prefix = frozen_prefix.build(objective, 2, examples, place, tmp_path, row_tokens=200)
+    assert (prefix.file is not None and prefix.file.exists()) == (place == "disk")
     for members in ([0, 1, 2, 3, 4], [3, 1], [4]):
         row = pack([examples[i] for i in members], members)
-        wanted = objective(row)
-        gradient = gradients(model, wanted)
+        expected = objective(row)
+        gradient = gradients(model, expected)
         with layers_from(model, 2):
-            found = objective(row, kept.of(row, torch.device("cpu")))
-        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
-        assert close(gradients(model, found), gradient)
+            actual = objective(row, prefix.of(row, torch.device("cpu")))
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert close(gradients(model, actual), gradient)
     assert len(unwrap(model).get_decoder().layers) == 4
-    kept.close()
+    prefix.close()
     assert not list(tmp_path.glob(".prefix*"))
 
 
-def test_the_prefix_is_the_same_bits_whoever_asks(tmp_path: Path):
+def test_the_prefix_has_the_same_bits_for_another_adapter(tmp_path: Path):
     folder = make_model(tmp_path / "m", layers=3)
     examples = encoded(folder)
     tables = []
@@ -137,10 +137,10 @@ def test_hidden_states_are_those_that_enter_the_layer(tmp_path: Path):
     e = encoded(folder)[2]
     model = models.load_model(str(folder))
     with torch.no_grad():
-        wanted = model(torch.tensor([e.prompt + e.completion]), output_hidden_states=True).hidden_states
+        expected = model(torch.tensor([e.prompt + e.completion]), output_hidden_states=True).hidden_states
         for first in range(3):
-            found = hidden_before(Objective(model), pack([e]), first)[:, : length(e)]
-            torch.testing.assert_close(found, wanted[first][:, : length(e)], rtol=1e-5, atol=1e-5)
+            actual = hidden_before(Objective(model), pack([e]), first)[:, : length(e)]
+            torch.testing.assert_close(actual, expected[first][:, : length(e)], rtol=1e-5, atol=1e-5)
 
 
 def test_where_the_table_goes(tmp_path: Path):
@@ -173,15 +173,15 @@ def test_the_loss_of_targets_is_cross_entropy(n: int, bias: bool, monkeypatch: p
     monkeypatch.setitem(objective.SLICE_BYTES, "cpu", 1)  # slices of 16 targets
     generator = torch.Generator().manual_seed(n)
     shapes = [(n, 8), (50, 8), (50,)]
-    given = [torch.randn(s, generator=generator, dtype=torch.float64).float().requires_grad_() for s in shapes]
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).float().requires_grad_() for s in shapes]
     targets = torch.randint(50, (n,), generator=generator)
-    h, w, b = given[0], given[1], given[2] if bias else None
-    found = TargetLoss.apply(h, w, b, targets)
-    wanted = nn.functional.cross_entropy(nn.functional.linear(h, w, b), targets, reduction="sum")
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    h, w, b = tensors[0], tensors[1], tensors[2] if bias else None
+    actual = TargetLoss.apply(h, w, b, targets)
+    expected = nn.functional.cross_entropy(nn.functional.linear(h, w, b), targets, reduction="sum")
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     leaves = [h, w, *([b] if b is not None else [])]
     for ours, theirs in zip(
-        torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True
+        torch.autograd.grad(3 * actual, leaves), torch.autograd.grad(3 * expected, leaves), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -192,40 +192,40 @@ def test_both_kinds_of_attention_are_causal_attention(heads: tuple[int, int]):
     q, k, v = (torch.randn(2, 9, n, 8, generator=generator) for n in (heads[0], heads[1], heads[1]))
     scores = torch.einsum("nihd,njhd->nhij", q, k.repeat_interleave(heads[0] // heads[1], 2)) * 0.3
     scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
-    wanted = torch.einsum("nhij,njhd->nihd", scores.softmax(-1), v.repeat_interleave(heads[0] // heads[1], 2))
+    expected = torch.einsum("nhij,njhd->nihd", scores.softmax(-1), v.repeat_interleave(heads[0] // heads[1], 2))
     for way in (plain_attention, fused_attention):
-        torch.testing.assert_close(way(q, k, v, 0.3), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(way(q, k, v, 0.3), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_takes_the_plain_way_and_agrees(tmp_path: Path):
+def test_plain_attention_in_bfloat16_agrees_with_float32(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2", layers=2)
     examples = encoded(folder)
     model = models.load_model(str(folder), "bfloat16")
     objective, note = choose_objective(model, examples, sharded=False)
     assert not note
-    wanted = separately(models.load_model(str(folder)), examples).item()
-    assert objective(pack(examples)).item() == pytest.approx(wanted, rel=2e-2)
+    expected = separately(models.load_model(str(folder)), examples).item()
+    assert objective(pack(examples)).item() == pytest.approx(expected, rel=2e-2)
 
 
 class Scaled(nn.Linear):
-    """An output matrix that does more than multiply, as some architectures' do."""
+    """An output matrix that also scales, as in some architectures."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 3 * super().forward(x)
 
 
-def test_an_architecture_that_does_more_is_found_out(tmp_path: Path):
+def test_an_architecture_that_also_scales_its_logits_takes_the_slow_path(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2")
     examples = encoded(folder)
     model = models.load_model(str(folder))
     head = Scaled(model.lm_head.in_features, model.lm_head.out_features, bias=False)
     head.weight = model.lm_head.weight
     model.lm_head = head
-    wanted = separately(model, examples).item()
+    expected = separately(model, examples).item()
     objective, note = choose_objective(model, examples, sharded=False)
     assert "does not compute" in note
     assert not objective.direct
-    assert objective(pack(examples)).item() == pytest.approx(wanted, rel=1e-5)
+    assert objective(pack(examples)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_window_shorter_than_an_example_is_respected(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Packed rows and batches: every example once, in the order that the seed says, nothing lost and nothing mixed."""
+"""Packed rows and batches: every example appears once, in the order of the seed, and keeps its tokens."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_rows_hold_every_example_once_within_the_limits(sizes: list[int], limit:
     assert all(len(group) == 1 or sum(sizes[i] for i in group) <= limit for group in groups)
     assert all(most is None or len(group) <= most for group in groups)
     flat = [sizes[i] for group in groups for i in group]
-    assert flat == sorted(flat)  # like beside like, so that attention pads little
+    assert flat == sorted(flat)  # similar lengths together, so that attention pads little
 
 
 def test_a_row_points_at_the_tokens_that_are_trained():
@@ -45,9 +45,9 @@ def test_the_layout_brings_every_token_to_its_line_and_back(sizes: list[tuple[in
     for line, (a, b) in zip(lines, sizes, strict=True):
         assert line[: a + b - 1].tolist() == list(range(start, start + a + b - 1))
         start += a + b - 1
-    filled = row.layout.unpad[real:]  # stands where no example does
-    assert bool((filled >= row.lengths[0]).all())
-    assert bool((filled < lines.shape[1]).all())
+    filler = row.layout.unpad[real:]  # places where no example is
+    assert bool((filler >= row.lengths[0]).all())
+    assert bool((filler < lines.shape[1]).all())
     assert length(Example([0] * sizes[0][0], [0] * sizes[0][1])) == row.lengths[0]
 
 
@@ -60,6 +60,6 @@ def test_every_epoch_sees_every_example_once(n: int, size: int):
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 2:
         assert len({tuple(epoch) for epoch in epochs}) > 1
-    for first in range(steps):  # a resumed run goes on with what the uninterrupted one would have seen
+    for first in range(steps):  # a resumed run sees the batches of the uninterrupted one
         assert Batches(n, size, 0)[first] == order[first * size : (first + 1) * size]
     assert n < 3 or [Batches(n, size, 1)[s] for s in range(steps)] != [plan[s] for s in range(steps)]

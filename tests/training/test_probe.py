@@ -1,4 +1,4 @@
-"""What methods see of the model, against the same computed plainly."""
+"""The probe of a training run, against the same quantities computed by transformers alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from places import ROOT
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import models, probe, recipe
+from lowtax import models, recipe
 from lowtax.adapt import adapt
 from lowtax.data import specs, training_sets
 from lowtax.encoding import encode_all
@@ -35,12 +35,12 @@ Make = Callable[..., tuple[nn.Module, ModelProbe]]
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """A tiny model as training has it, layers fused and dropout on, with a probe."""
+    """Build a tiny model as in training, with fused layers and dropout, and its probe."""
     folder = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2", layers=2))
     tokenizer = models.load_tokenizer(folder)
     examples = encode_all(tokenizer, training_sets.load(specs.parse(ROWS), 0).rows, 512).examples
 
-    def made(**fields: Any) -> tuple[nn.Module, ModelProbe]:
+    def build(**fields: Any) -> tuple[nn.Module, ModelProbe]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             placement = {"modules": ["attention", "mlp"], "rank": 2, "dropout": 0.3} if "kind" not in fields else fields
@@ -51,16 +51,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         weights = TrainedParameters.of(model, own_masters=True)
         return model, ModelProbe(choose_objective(model, examples, sharded=False)[0].train(), weights, tokenizer, 512)
 
-    return made
+    return build
 
 
 @torch.no_grad()
-def entering(model: nn.Module, asked: ModelProbe, name: str, replies_only: bool) -> Tensor:
-    """What enters a module, all tokens of all rows, by transformers alone."""
+def inputs_of(model: nn.Module, probe: ModelProbe, name: str, replies_only: bool) -> Tensor:
+    """Return the inputs of a module for all tokens of all rows, by transformers alone: (tokens, in)."""
     seen: list[Tensor] = []
     inner = unwrap(model).eval()
     handle = inner.get_submodule(name).register_forward_pre_hook(lambda _, entered: seen.append(entered[0][0]))
-    for e in asked.examples(ROWS):
+    for e in probe.examples(ROWS):
         inner(input_ids=torch.tensor([e.prompt + e.completion]))
         seen[-1] = seen[-1][len(e.prompt) :] if replies_only else seen[-1]
     handle.remove()
@@ -70,80 +70,80 @@ def entering(model: nn.Module, asked: ModelProbe, name: str, replies_only: bool)
 
 @pytest.mark.parametrize("fields", [{}, {"kind": "full"}], ids=["lora", "full"])
 def test_variances_are_those_of_all_tokens(make: Make, fields: dict[str, str]):
-    model, asked = make(**fields)
-    found = asked.variances(ROWS, NAMES)
+    model, probe = make(**fields)
+    actual = probe.variances(ROWS, NAMES)
     for name in NAMES:
-        torch.testing.assert_close(found[name], entering(model, asked, name, False).var(0), rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(actual[name], inputs_of(model, probe, name, False).var(0), rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("room", [2 << 30, 1])
 def test_directions_are_the_left_singular_vectors_of_the_outputs(
     make: Make, room: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(probe, "TABLE_BYTES", room)  # also in groups of one
-    model, asked = make()
-    found = asked.directions(ROWS, NAMES, 3)
+    monkeypatch.setattr("lowtax.probe.TABLE_BYTES", room)  # small: groups of one module
+    model, probe = make()
+    actual = probe.directions(ROWS, NAMES, 3)
     for name in NAMES:  # with more outputs than inputs, and with fewer
-        W = asked.linear(name).weight.detach().double()
-        U, S, _ = torch.linalg.svd(W @ entering(model, asked, name, True).T, full_matrices=False)
+        W = probe.linear(name).weight.detach().double()
+        U, S, _ = torch.linalg.svd(W @ inputs_of(model, probe, name, True).T, full_matrices=False)
         assert S[2] > 1.05 * S[3]
-        torch.testing.assert_close(found[name] @ found[name].T, (U[:, :3] @ U[:, :3].T).float(), rtol=0, atol=1e-4)
-        torch.testing.assert_close(found[name][:, :1].abs(), U[:, :1].abs().float(), rtol=0, atol=1e-4)
-        assert asked.directions(ROWS, [name], 999)[name].shape[1] <= min(W.shape)
+        torch.testing.assert_close(actual[name] @ actual[name].T, (U[:, :3] @ U[:, :3].T).float(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(actual[name][:, :1].abs(), U[:, :1].abs().float(), rtol=0, atol=1e-4)
+        assert probe.directions(ROWS, [name], 999)[name].shape[1] <= min(W.shape)
 
 
 def test_answers_are_the_same_twice_and_leave_nothing_behind(make: Make):
-    model, asked = make()
+    model, probe = make()
     sites = sites_of(model)
     before = torch.get_rng_state()
-    answers = [(asked.variances(ROWS, NAMES), asked.directions(ROWS, NAMES, 3)) for _ in range(2)]
-    gradients = [asked.gradients(ROWS, sites) for _ in range(2)]
+    answers = [(probe.variances(ROWS, NAMES), probe.directions(ROWS, NAMES, 3)) for _ in range(2)]
+    gradients = [probe.gradients(ROWS, sites) for _ in range(2)]
     for one, two in zip(*answers, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in NAMES)
     assert all(torch.equal(a, b) for name in sites for a, b in zip(*(g[name] for g in gradients), strict=True))
     assert torch.equal(torch.get_rng_state(), before)
-    assert asked.objective.training
+    assert probe.objective.training
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("fields", [{}, {"kind": "full"}], ids=["lora", "full"])
 def test_gradients_are_those_of_the_mean_loss_of_the_replies(make: Make, fields: dict[str, str]):
-    model, asked = make(**fields)
+    model, probe = make(**fields)
     attached = attach(load_all([{"name": "spf"}]), model, TrainedParameters.of(model, own_masters=True))
     sites = {name: site for name, site in attached.parts[0][1].items() if name in NAMES}
-    found = asked.gradients(ROWS, sites)
+    actual = probe.gradients(ROWS, sites)
     model.eval()
-    examples = asked.examples(ROWS)
+    examples = probe.examples(ROWS)
     for e in examples:
         ids = torch.tensor([e.prompt + e.completion])
         labels = torch.tensor([[-100] * len(e.prompt) + e.completion])
         loss = unwrap(model)(input_ids=ids, labels=labels).loss * len(e.completion)
         (loss / sum(len(e.completion) for e in examples)).backward()
     for name, site in sites.items():
-        wanted = [site.a.grad, site.b.grad] if site.rank else [asked.linear(name).weight.grad]
-        assert len(found[name]) == len(wanted)
-        for mine, theirs in zip(found[name], wanted, strict=True):
+        expected = [site.a.grad, site.b.grad] if site.rank else [probe.linear(name).weight.grad]
+        assert len(actual[name]) == len(expected)
+        for mine, theirs in zip(actual[name], expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
 def test_weights_of_another_checkpoint(make: Make, tmp_path: Path):
-    _, asked = make()
-    other = asked.weights(str(make_model(tmp_path, "qwen2", layers=2, seed=1)))
-    assert other[NAMES[0]].shape == asked.linear(NAMES[0]).weight.shape
-    assert not torch.equal(other[NAMES[0]].float(), asked.linear(NAMES[0]).weight)
+    _, probe = make()
+    other = probe.weights(str(make_model(tmp_path, "qwen2", layers=2, seed=1)))
+    assert other[NAMES[0]].shape == probe.linear(NAMES[0]).weight.shape
+    assert not torch.equal(other[NAMES[0]].float(), probe.linear(NAMES[0]).weight)
 
 
 def test_what_is_refused(make: Make):
-    _, asked = make()
+    _, probe = make()
     with pytest.raises(UserError, match=r"no linear layer model\.norm"):
-        asked.variances(ROWS, ["model.norm"])
+        probe.variances(ROWS, ["model.norm"])
     with pytest.raises(UserError, match="remove answers=self"):
         load_all([{"name": "salora", "safety": "builtin:harmful,answers=self"}])
     with pytest.raises(UserError, match="unknown key 'm'"):
         load_all([{"name": "spf", "safety": "builtin:refusals,m=1"}])
     with pytest.raises(UserError, match="holds requests without answers"):
-        asked.examples("builtin:harmful")
+        probe.examples("builtin:harmful")
     full, _ = make(kind="full")
     trained = TrainedParameters.of(full, own_masters=True)
     for name in ("salora", "orthogonal"):
