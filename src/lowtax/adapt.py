@@ -81,7 +81,7 @@ def first_trained_layer(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
-class Touched:
+class TrainableSummary:
     """Summary of the weights that a placement trains in one model; `share` is that of the base's weights."""
 
     modules: list[str]
@@ -108,7 +108,7 @@ class Touched:
         return "\n".join([*lines, share])
 
 
-def touched(ref: str, placement: Placement) -> Touched:
+def trainable_summary(ref: str, placement: Placement) -> TrainableSummary:
     """Summarise what `placement` trains in the model `ref`, from its configuration alone: no weights are loaded.
 
     PEFT itself places the factors, on torch's meta device, where tensors have shapes but no values.
@@ -125,7 +125,8 @@ def touched(ref: str, placement: Placement) -> Touched:
             targets = targets_in(model, placement)
         trained = [p.numel() for p in adapt(model, placement, ref).parameters() if p.requires_grad]
     layers = {layer for name in targets.modules + targets.parameters if (layer := layer_of(name)) is not None}
-    return Touched(targets.modules, targets.parameters, sorted(layers), sum(trained), total, sum(trained) / total)
+    share = sum(trained) / total
+    return TrainableSummary(targets.modules, targets.parameters, sorted(layers), sum(trained), total, share)
 
 
 def _lora_config(placement: Placement, targets: Targets) -> LoraConfig:

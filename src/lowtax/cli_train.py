@@ -220,12 +220,12 @@ def placements(
     quiet_libraries()
     import yaml
 
-    from lowtax.adapt import touched
+    from lowtax.adapt import trainable_summary
 
     key = "placement" if mode.lstrip().startswith("{") else "mode"
     arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
     placement = build({"model": model, "arms": {"arm": arm}}, [], "--mode").arms["arm"].where()
-    summary = touched(model, placement)
+    summary = trainable_summary(model, placement)
     print(json.dumps(summary.as_json()) if as_json else summary.describe())
 
 

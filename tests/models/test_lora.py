@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from lowtax import models
-from lowtax.adapt import adapt, first_trained_layer, touched
+from lowtax.adapt import adapt, first_trained_layer, trainable_summary
 from lowtax.errors import UserError
 from lowtax.names import ATTENTION, MLP
 from lowtax.placement import ALIASES, Placement, parse_mode
@@ -300,7 +300,7 @@ def test_touched_counts_what_peft_makes(kind: str, modules: list[str], ends: lis
     placement = Placement(modules=modules, layers=ends, rank=rank, ranks={modules[0]: rank + 1})
     model = base(kind)
     total = sum(p.numel() for p in model.parameters())
-    found = touched(str(folders[kind]), placement)
+    found = trainable_summary(str(folders[kind]), placement)
     adapted = adapt(model, placement, "ref")
     assert (found.trainable_parameters, found.total_parameters) == (count(adapted), total)
     assert found.share == count(adapted) / total
@@ -317,7 +317,7 @@ def test_touched_counts_what_peft_makes(kind: str, modules: list[str], ends: lis
     ],
 )
 def test_touched_for_what_lies_outside_the_layers_too(placement: Placement, folders, base):
-    found = touched(str(folders["qwen2"]), placement)
+    found = trainable_summary(str(folders["qwen2"]), placement)
     assert found.trainable_parameters == count(adapt(base("qwen2"), placement, "ref"))
     assert ("lm_head" in found.modules) == (placement.modules != ("all-linear",))
     assert ("1 x lm_head" in found.describe().splitlines()) == ("lm_head" in found.modules)
@@ -330,7 +330,7 @@ def test_touched_experts(tmp_path: Path):
     model = expert_model()
     model.config.save_pretrained(tmp_path)
     placement = Placement(parameters=EXPERTS, layers=(1, 3), rank=2, dropout=0)
-    found = touched(str(tmp_path), placement)
+    found = trainable_summary(str(tmp_path), placement)
     assert found.trainable_parameters == count(adapt(model, placement, "ref")) == 3 * 4 * 2 * (32 + 32 + 32 + 16)
     assert (found.modules, len(found.parameters), found.layers) == ([], 6, [1, 2, 3])
 
@@ -349,7 +349,7 @@ def test_touched_needs_the_configuration_alone_even_of_a_large_model(tmp_path: P
         num_key_value_heads=8,
         vocab_size=152064,
     )
-    found = touched(config_only(tmp_path, config), parse_mode("lora_up_proj_only_from16_to31_r1"))
+    found = trainable_summary(config_only(tmp_path, config), parse_mode("lora_up_proj_only_from16_to31_r1"))
     assert found.trainable_parameters == 16 * (5120 + 13824)  # 303,104, as of DeepSeek-R1-Distill-Qwen-14B
     assert found.total_parameters == 14_770_033_664
     assert found.layers == list(range(16, 32))
@@ -361,11 +361,11 @@ def test_touched_needs_the_configuration_alone_even_of_a_large_model(tmp_path: P
 
 def test_touched_refuses_what_is_not_there(tmp_path: Path, folders: dict[str, Path]):
     with pytest.raises(UserError, match="could not be read"):
-        touched(str(tmp_path), Placement())
+        trainable_summary(str(tmp_path), Placement())
     with pytest.raises(UserError, match="There is no model"):
-        touched(str(tmp_path / "absent"), Placement())
+        trainable_summary(str(tmp_path / "absent"), Placement())
     with pytest.raises(UserError, match=r"'up_prj' in layers 0\.\.4; did you mean 'up_proj'"):
-        touched(str(folders["llama"]), Placement(modules="up_prj"))
+        trainable_summary(str(folders["llama"]), Placement(modules="up_prj"))
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
     with pytest.raises(UserError, match="could not be read"):
-        touched(str(tmp_path), Placement())
+        trainable_summary(str(tmp_path), Placement())

@@ -349,7 +349,7 @@ def test_placements_are_those_that_peft_makes(tiny_model: Path):
     assert middle == (21_120, Lora(1, ("up_proj",), 10, 19))
     every = model.trained(Arm(placement={"modules": ["mlp", "q_proj"], "rank": 2, "ranks": {"q_proj": 8}}))
     assert every == (30 * (3 * 2 * (576 + 1536) + 8 * 2 * 576), Lora(8, (*MLP, "q_proj"), 0, 29))
-    by_peft = adapt.touched(str(tiny_model), placement := parse_mode("lora_qkvo_mlp_r3"))
+    by_peft = adapt.trainable_summary(str(tiny_model), placement := parse_mode("lora_qkvo_mlp_r3"))
     tiny = Model(str(tiny_model), OfflineSource()).trained(Arm(placement=placement))
     assert tiny[0] == by_peft.trainable_parameters
 
