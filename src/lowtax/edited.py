@@ -73,7 +73,7 @@ def cost(group: Sequence[Subject]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Making:
+class EditPlan:
     """The plan of one edited arm for one seed: its edits, and its folder in that of all arms."""
 
     name: str

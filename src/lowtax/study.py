@@ -110,10 +110,10 @@ class Study:
         jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
             job.require_same(self._arm_folder(arm, seed))
-        for making in self.makings():
-            if making.begun():
-                jobs_of = {arm: self.job(arm, making.seed).describe() for arm in making.arm.made_of()}
-                making.refuse_another(jobs_of)
+        for plan in self.edit_plans():
+            if plan.begun():
+                jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
+                plan.refuse_another(jobs_of)
         self.write_recipe()
         for (arm, seed), job in jobs.items():
             folder = self._arm_folder(arm, seed)
@@ -195,13 +195,13 @@ class Study:
         Raises:
             UserError: The folder holds the result of other edits or of another training.
         """
-        for making in self.makings():
-            making.make(self.say)
+        for plan in self.edit_plans():
+            plan.make(self.say)
 
-    def makings(self, only: str | None = None) -> list[edited.Making]:
+    def edit_plans(self, only: str | None = None) -> list[edited.EditPlan]:
         """Return the plans of all edited arms, or of one, for every seed."""
         return [
-            edited.Making(name, arm, seed, self.recipe.model, self.out / "arms")
+            edited.EditPlan(name, arm, seed, self.recipe.model, self.out / "arms")
             for name, arm in self.recipe.edited.items()
             for seed in self.recipe.seeds
             if only in (None, name)
@@ -216,7 +216,7 @@ class Study:
             UserError: A checkpoint has not been made yet.
         """
         trained_ones = [] if only in self.recipe.edited else self.trained(only)
-        return [self.base, *trained_ones, *(s for making in self.makings(only) for s in making.subjects(self.base))]
+        return [self.base, *trained_ones, *(s for plan in self.edit_plans(only) for s in plan.subjects(self.base))]
 
     def trained(self, only: str | None = None) -> list[Subject]:
         """Return every checkpoint of the trained arms, or of one."""
