@@ -250,6 +250,16 @@ def test_steps_and_checkpoints():
     assert training.checkpoint_steps(Train(steps=7), 20, 7) == {7}
 
 
+def test_the_seed_chooses_the_held_out_rows():
+    chosen = training.held_out(10, 3, seed=5)
+    assert len(chosen) == 3
+    assert chosen <= set(range(10))
+    assert chosen == training.held_out(10, 3, seed=5) != training.held_out(10, 3, seed=6)
+    assert training.held_out(10, 0, seed=5) == set()
+    with pytest.raises(UserError, match="holds out 10 of 10 rows"):
+        training.held_out(10, 10, seed=5)
+
+
 def test_learning_rate_rises_then_falls_to_nearly_nothing():
     rates = [schedule(step, 100, 5) for step in range(100)]
     assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
