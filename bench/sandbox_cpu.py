@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.humaneval import HumanEval
-from lowtax.sandbox_server import Server
+from lowtax.benchmarks.sandbox.server import Server
 
 
 def main() -> None:

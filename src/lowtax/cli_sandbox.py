@@ -26,7 +26,7 @@ def sandbox(
 
     Example: lowtax sandbox program.py --timeout 5 --memory 512
     """
-    from lowtax.sandbox import Limits, run
+    from lowtax.benchmarks.sandbox.run import Limits, run
 
     try:
         program = file.read_text()

@@ -1,14 +1,15 @@
-"""From a reply to a program to a score: which part of an answer is code, and whether it passes base and plus tests.
+"""Find the program in an answer and score it by its base and plus tests.
 
-The answer is what comes after the thought. Rules for the program, in this order (linear in the length of the answer):
+The answer is the text after the thought. The program is found by the first of these rules that applies (linear in the
+length of the answer):
 
     block        the last fenced block of Python that defines the function
     body         the last fenced block, put after the prompt, if it begins indented or returns at top level
-    text         the whole answer, where nothing is fenced and its first line is code; a definition or a body
+    text         the whole answer, if nothing is fenced and its first line is code; a definition or a body
 
-What defines the function gets the prompt's imports and helpers put before it. The tests are those of the data: asserts
-as source code (HumanEval, MBPP, the hub copies of EvalPlus), or inputs whose expected values are what the canonical
-solution returns (EvalPlus' own files), compared as EvalPlus 0.3.1 compares.
+The prompt's imports and helpers are put before a definition. The tests are those of the data: asserts as source code
+(HumanEval, MBPP, the hub copies of EvalPlus), or inputs whose expected values are what the canonical solution returns
+(EvalPlus' own files), compared as in EvalPlus 0.3.1.
 """
 
 import ast
@@ -23,13 +24,13 @@ from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Any
 
-from lowtax import sandbox
 from lowtax.benchmarks import Score
+from lowtax.benchmarks.sandbox import run as sandbox
+from lowtax.benchmarks.sandbox.run import Limits
 from lowtax.builtin import cache
 from lowtax.errors import UserError
 from lowtax.files import write_text
 from lowtax.records import row_id
-from lowtax.sandbox import Limits
 
 LIMITS = Limits(wall_s=10, cpu_s=10, memory_mb=1024, file_mb=16, processes=4)
 LIMITS_PLUS = Limits(wall_s=60, cpu_s=60, memory_mb=2048, file_mb=16, processes=4)
@@ -38,7 +39,7 @@ FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
 PYTHON = ("", "python", "py", "python3", "python2", "py3")
 CODE_LINE = re.compile(r"(?:def|async def|class|import|from)\s+\w|@\w|[ \t]+\S")
 RETURNS = re.compile(r"^(?:return|yield)\b", re.MULTILINE)
-MAKING: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the key of expected values
 ORACLES = {
     "find_zero": "root",
     "are_equivalent": "any",
@@ -53,11 +54,13 @@ ORACLES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: what stands before the answer's code, the function's name, and its tests by group.
+    """A problem with its tests.
 
-    `before` is what the tests import, which the program may use too.
-    A group has `source` and `setup`, or `inputs`, `oracle` and `tolerance`; `canonical` is then the program that gives
-    the expected values.
+    entry: the name of the function.
+    prompt: the code that the answer completes; empty if there is none.
+    canonical: the program that gives the expected values of groups with `inputs`.
+    groups: tests by name, with `source` and `setup`, or `inputs`, `oracle` and `tolerance`.
+    before: imports of the tests, which the program may use too.
     """
 
     id: str
@@ -69,8 +72,8 @@ class Problem:
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, code) of the fenced blocks in order; one that is never closed goes to the end."""
-    found: list[tuple[str, list[str]]] = []
+    """Return (language, code) of the fenced blocks in order; one that is never closed extends to the end."""
+    result: list[tuple[str, list[str]]] = []
     inside = ""
     for line in text.splitlines():
         fence = FENCE.match(line)
@@ -79,14 +82,14 @@ def blocks(text: str) -> list[tuple[str, str]]:
             inside = ""
         elif fence and "`" not in rest and (not inside or fence[2]):
             inside = fence[1]
-            found.append((fence[2].lower(), []))
+            result.append((fence[2].lower(), []))
         elif inside:
-            found[-1][1].append(line)
-    return [(language, "\n".join(lines)) for language, lines in found]
+            result[-1][1].append(line)
+    return [(language, "\n".join(lines)) for language, lines in result]
 
 
 def program(answer: str, problem: Problem) -> tuple[str | None, str]:
-    """The program in an answer, and the rule that found it or what was missing."""
+    """Return the program in an answer and the rule that found it, or None and what is missing."""
     text = answer.replace("\r\n", "\n")
     fenced = [(language, code) for language, code in blocks(text) if code.strip()]
     codes = [code for language, code in fenced if language in PYTHON] or [code for _, code in fenced]
@@ -103,7 +106,7 @@ def program(answer: str, problem: Problem) -> tuple[str | None, str]:
 
 
 def _body(code: str, problem: Problem, rule: str) -> tuple[str | None, str]:
-    """The prompt with a body after it, if there is a prompt and the code can be one."""
+    """Put code after the prompt, if there is a prompt and the code can be a body."""
     lines = "\n".join(dropwhile(lambda line: not line.strip(), code.rstrip().splitlines()))
     if problem.prompt and lines[:1] in (" ", "\t"):
         return f"{problem.prompt.rstrip()}\n{textwrap.indent(textwrap.dedent(lines), '    ')}\n", rule
@@ -113,51 +116,52 @@ def _body(code: str, problem: Problem, rule: str) -> tuple[str | None, str]:
 
 
 def _preamble(problem: Problem) -> str:
-    """Imports and helpers of the prompt, above the function that is asked for."""
-    found = re.search(rf"^(?:async\s+)?def\s+{re.escape(problem.entry)}\b", problem.prompt, re.MULTILINE)
-    above = problem.prompt[: found.start()] if found else problem.before
+    """Return the imports and helpers in the prompt, above the function that it asks for."""
+    definition = re.search(rf"^(?:async\s+)?def\s+{re.escape(problem.entry)}\b", problem.prompt, re.MULTILINE)
+    above = problem.prompt[: definition.start()] if definition else problem.before
     return f"{above.rstrip()}\n\n" if above.strip() else ""
 
 
 def score(problem: Problem, answer: str) -> Score:
-    """Whether the program in an answer passes every group of tests; the rule names the first call that fails."""
+    """Run every group of tests on the program in an answer; the rule names the first call that fails."""
     text, rule = program(answer, problem)
     if text is None:
         return Score(False, None, rule)
     groups = {name: _ready(group, problem) for name, group in problem.groups.items()}
     limits = LIMITS_PLUS if len(groups) > 1 or "plus" in groups else LIMITS
-    wrong, _ = sandbox.check(text, problem.entry, groups, limits)
-    if len(set(wrong.values())) == 1 and (first := next(iter(wrong.values()))).startswith("program: "):
-        return Score(False, text, f"{rule}; {first}")
-    said = [f"{name} {'passed' if not what else f'failed: {what}'}" for name, what in wrong.items()]
-    return Score(not any(wrong.values()), text, f"{rule}; {'; '.join(said)}")
+    results, _ = sandbox.check(text, problem.entry, groups, limits)
+    if any(result.kind == "unloadable" for result in results.values()):
+        return Score(False, text, f"{rule}; program: {next(iter(results.values())).text}")
+    passed = {name: result.kind == "passed" for name, result in results.items()}
+    shown = [f"{name} passed" if passed[name] else f"{name} failed: {result.text}" for name, result in results.items()]
+    return Score(all(passed.values()), text, f"{rule}; {'; '.join(shown)}")
 
 
 def _ready(group: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """The group with its expected values, which are made once and kept in the cache folder."""
+    """Add the expected values to a group; they are computed once and stored in the cache folder."""
     if "source" in group:
         return dict(group)
     key = row_id("expected", problem.canonical, problem.entry, group["inputs"], platform.python_version())
     path = cache() / "expected" / f"{key}.json"
-    with MAKING[key]:
+    with LOCKS[key]:
         if not path.exists():
-            found = sandbox.outputs(problem.canonical, problem.entry, group["inputs"], LIMITS_EXPECTED)
-            write_text(path, json.dumps(found))
+            expected = sandbox.outputs(problem.canonical, problem.entry, group["inputs"], LIMITS_EXPECTED)
+            write_text(path, json.dumps(expected))
     return {**group, "expected": json.loads(path.read_text())}
 
 
 def tests_by_source(source: str, setup: str) -> dict[str, Any]:
-    """A group of tests that is source code."""
+    """Make a group of tests from source code."""
     return {"setup": setup, "source": source}
 
 
 def tests_by_inputs(inputs: list[Any], entry: str, tolerance: float) -> dict[str, Any]:
-    """A group of tests that are inputs, already packed."""
+    """Make a group of tests from inputs that are already packed."""
     return {"inputs": inputs, "oracle": ORACLES.get(entry, ""), "tolerance": tolerance}
 
 
 def entry_in(code: str, tests: list[str], where: str) -> str:
-    """The function that the tests call and the solution defines; for data that does not name it."""
+    """Find the function that the tests call and the solution defines, for data that does not name it."""
     try:
         trees = [ast.parse(code), *(ast.parse(test) for test in tests)]
     except SyntaxError as error:
@@ -170,5 +174,5 @@ def entry_in(code: str, tests: list[str], where: str) -> str:
 
 
 def imports_of(code: str) -> list[str]:
-    """The imports of a solution: published tests ran beside it, and may use what it imports."""
+    """Return the imports of a solution: published tests run beside it, and may use what it imports."""
     return [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]

@@ -15,11 +15,11 @@ from places import PUBLISHED
 from lowtax import coding
 from lowtax.benchmarks import load
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.sandbox.roles import right
+from lowtax.benchmarks.sandbox.values import packed
 from lowtax.coding import Problem, blocks, program
 from lowtax.errors import UserError
 from lowtax.records import Prompt
-from lowtax.sandbox_plain import packed
-from lowtax.sandbox_roles import right
 
 HUMANEVAL = PUBLISHED / "HumanEval.jsonl.gz"
 needs_data = pytest.mark.skipif(not HUMANEVAL.exists(), reason="no copy of HumanEval.jsonl.gz beside the project")

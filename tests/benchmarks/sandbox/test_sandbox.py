@@ -26,10 +26,10 @@ from places import TESTS
 from typer.testing import CliRunner
 
 from lowtax import cli_sandbox
+from lowtax.benchmarks.sandbox.run import GroupOutcome, Limits, check, run
+from lowtax.benchmarks.sandbox.server import Server
+from lowtax.benchmarks.sandbox.values import NotPlain, Opaque, packed, unpacked
 from lowtax.errors import UserError
-from lowtax.sandbox import Limits, check, run
-from lowtax.sandbox_plain import NotPlain, Opaque, packed, unpacked
-from lowtax.sandbox_server import Server
 
 PROGRAMS = sorted((TESTS / "hostile").glob("*.txt"))
 SCRIPTS = [path for path in PROGRAMS if path.read_text().startswith("# script")]
@@ -37,6 +37,7 @@ FUNCTIONS = [path for path in PROGRAMS if path.read_text().startswith("# functio
 TIGHT = Limits(wall_s=2, cpu_s=2, memory_mb=256, file_mb=8, processes=8, output_bytes=100_000)
 TESTS = {"base": {"setup": "", "source": "assert answer(3) == 7919\nassert answer(4) == [1, (2,)]"}}
 MODES = ("auto", "plain")
+PASSED = {"base": GroupOutcome("passed")}
 LOOPS = ("alarm_off", "error_without_end", "excepthook", "traced", "thread_outlives", "recursion", "endless_errors")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -89,33 +90,47 @@ def test_a_hostile_script(path, mode):
 def test_a_hostile_function(path):
     began = time.monotonic()
     wrong, _ = check(path.read_text(), "answer", TESTS, replace(TIGHT, wall_s=0.4))
-    assert wrong["base"], "it passed"
+    assert wrong["base"].kind != "passed"
+    assert wrong["base"].text
     assert time.monotonic() - began < 3
     assert left_running(Server.running()) == []
 
 
 def test_the_right_function_passes(mode):
     right = "def answer(x):\n    print('noise')\n    return 7919 if x == 3 else [1, (2,)]\n"
-    assert check(right, "answer", TESTS, TIGHT)[0] == {"base": ""}
+    assert check(right, "answer", TESTS, TIGHT)[0] == PASSED
 
 
 def test_groups_of_tests_are_told_apart(mode):
     inputs = [packed([3]), packed([5])]
     plus = {"inputs": inputs, "expected": [packed(7919), packed(1.0)], "oracle": "", "tolerance": 0}
     wrong, _ = check("def answer(x):\n    return 7919 if x == 3 else x\n", "answer", {**TESTS, "plus": plus}, TIGHT)
-    assert wrong == {"base": "call 2: AssertionError", "plus": "call 2: AssertionError: 5 instead of 1.0"}
+    assert wrong == {
+        "base": GroupOutcome("failed", "call 2: AssertionError"),
+        "plus": GroupOutcome("failed", "call 2: AssertionError: 5 instead of 1.0"),
+    }
     wrong, _ = check("def answer(x):\n    return 7919 if x == 3 else 1 + 1e-9\n", "answer", {"plus": plus}, TIGHT)
-    assert wrong == {"plus": ""}
+    assert wrong == {"plus": GroupOutcome("passed")}
 
 
 def test_what_ended_a_function_is_said(mode):
     endless = "def answer(x):\n    while True: pass\n"
-    assert "longer than 0.3 s" in check(endless, "answer", TESTS, replace(TIGHT, wall_s=0.3))[0]["base"]
-    assert "exit code 0" in check("import os\ndef answer(x): os._exit(0)\n", "answer", TESTS, TIGHT)[0]["base"]
-    assert check("def other(x): pass\n", "answer", TESTS, TIGHT)[0] == {
-        "base": "program: KeyError: 'no answer in the program'"
-    }
-    assert "SyntaxError" in check("def answer(:\n", "answer", TESTS, TIGHT)[0]["base"]
+    late = check(endless, "answer", TESTS, replace(TIGHT, wall_s=0.3))[0]["base"]
+    assert late == GroupOutcome("ended", "call 1: the program ended (longer than 0.3 s)")
+    gone = check("import os\ndef answer(x): os._exit(0)\n", "answer", TESTS, TIGHT)[0]["base"]
+    assert gone == GroupOutcome("ended", "call 1: the program ended (exit code 0)")
+    absent = check("def other(x): pass\n", "answer", TESTS, TIGHT)[0]["base"]
+    assert absent == GroupOutcome("unloadable", "KeyError: 'no answer in the program'")
+    broken = check("def answer(:\n", "answer", TESTS, TIGHT)[0]["base"]
+    assert broken.kind == "unloadable"
+    assert "SyntaxError" in broken.text
+
+
+def test_the_words_of_an_error_do_not_decide_how_a_group_ended(mode):
+    for words in ("the program ended", "program: ended"):
+        program = f"def answer(x): raise RuntimeError({words!r})\n"
+        result = check(program, "answer", TESTS, TIGHT)[0]["base"]
+        assert result == GroupOutcome("failed", f"call 1: RuntimeError: {words}")
 
 
 def test_an_error_arrives_as_its_kind(mode):
@@ -123,13 +138,13 @@ def test_an_error_arrives_as_its_kind(mode):
         "try:\n    answer(0)\nexcept ZeroDivisionError as error:\n    assert 'zero' in str(error)\nelse:\n    assert 0"
     )
     group = {"base": {"setup": "", "source": source}}
-    assert check("def answer(x): return 1 / x\n", "answer", group, TIGHT)[0] == {"base": ""}
-    assert check("def answer(x): return 1\n", "answer", group, TIGHT)[0]["base"]
+    assert check("def answer(x): return 1 / x\n", "answer", group, TIGHT)[0] == PASSED
+    assert check("def answer(x): return 1\n", "answer", group, TIGHT)[0]["base"].kind == "failed"
 
 
 def test_tests_that_never_call_the_function_do_not_pass(mode):
     group = {"base": {"setup": "", "source": "def checks(candidate):\n    assert candidate(1)\n"}}
-    assert "never called" in check("def answer(x): return 1\n", "answer", group, TIGHT)[0]["base"]
+    assert "never called" in check("def answer(x): return 1\n", "answer", group, TIGHT)[0]["base"].text
 
 
 def test_a_script_in_full(mode):
@@ -172,8 +187,8 @@ def test_many_at_once(mode):
 
 def test_nothing_outlives_lowtax(tmp_path):
     code = (
-        "import threading, time; from lowtax import sandbox; from lowtax.sandbox import Limits, Server\n"
-        "threading.Thread(target=sandbox.run, args=('while True: pass', Limits(wall_s=60, cpu_s=60))).start()\n"
+        "import threading, time; from lowtax.benchmarks.sandbox.run import Limits, Server, run\n"
+        "threading.Thread(target=run, args=('while True: pass', Limits(wall_s=60, cpu_s=60))).start()\n"
         "print(Server.running().process.pid, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
@@ -196,7 +211,7 @@ def test_a_server_that_was_killed_is_started_again(mode):
 
 
 def test_without_namespaces_it_says_so_once_and_loudly():
-    code = "from lowtax.sandbox import run; run('pass'); run('pass')"
+    code = "from lowtax.benchmarks.sandbox.run import run; run('pass'); run('pass')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "LOWTAX_SANDBOX": "plain"}
     )

@@ -1,7 +1,8 @@
-"""The process that starts one program, waits for it, ends it with all that it started, and says how it ended.
+"""The process that starts one program, waits for it, ends it with all that it started, and reports how it ended.
 
-It never runs the program's code. With namespaces it is process 1 of its own, so that the kernel ends what is left
-inside when it ends; without them it adopts what the program leaves behind, and kills that. Standard library only.
+It never runs the program's code. With namespaces it is process 1 of its namespace, so the kernel ends everything
+inside when it ends; without them it adopts the processes that the program leaves behind, and kills them. Standard
+library only.
 """
 
 import os
@@ -17,21 +18,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lowtax import sandbox_kernel as kernel
-from lowtax import sandbox_roles as roles
-from lowtax.sandbox_plain import receive, send
+from . import kernel, roles
+from .values import receive, send
 
-FIRST_USER = (
-    1_879_048_192  # of users that no system has; each program is one of its own, so that its limits are its own
-)
+FIRST_USER = 1_879_048_192  # of users that no system has; each program is another one, so limits are not shared
 NOBODY = 65534
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a keeper stands on. mode: root, user or plain, as in `lowtax.sandbox`; ids: user and group that started it;
-    proc: an open /proc; user: one for this program alone, if root can give it one; keep_reading: see the kernel's;
-    filtered: whether system calls can be."""
+class KeeperSetup:
+    """Configuration of a keeper.
+
+    mode: root, user or plain (docs/sandbox.md).
+    ids: the user and group that started it.
+    proc: an open /proc.
+    user: a user for this program alone, if root can give it one.
+    keep_reading: see `kernel.give_up_privileges`.
+    filtered: True if the kernel can filter system calls.
+    """
 
     mode: str
     ids: tuple[int, int]
@@ -42,22 +46,22 @@ class Ground:
 
 
 class Keeper:
-    """Starts one program, waits for it, ends it, says how it ended."""
+    """Starts one program, waits for it, ends it, and reports how it ended."""
 
-    def __init__(self, ground: Ground, control: socket.socket, handles: list[int]) -> None:
-        self.ground, self.control, self.handles = ground, control, handles
+    def __init__(self, setup: KeeperSetup, control: socket.socket, handles: list[int]) -> None:
+        self.setup, self.control, self.handles = setup, control, handles
         self.folder = "/tmp"
 
     def keep(self) -> None:
-        """From the job to the report."""
+        """Receive the job, run it, and send the report."""
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.SUBREAPER, 1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self.ground.mode == "user":
-            kernel.map_ids(self.ground.proc, NOBODY, NOBODY, *self.ground.ids)
+        if self.setup.mode == "user":
+            kernel.map_ids(self.setup.proc, NOBODY, NOBODY, *self.setup.ids)
         job = receive(self.control)
         limits = job["limits"]
-        self._own_folder(limits["file_mb"])
+        self._make_folder(limits["file_mb"])
         began = time.monotonic()
         program = os.fork()
         if program == 0:
@@ -67,7 +71,7 @@ class Keeper:
         timed_out, status, usage = self._wait(program, began + limits["wall_s"])
         seconds = time.monotonic() - began
         self._end_the_rest()
-        if self.ground.mode == "plain":
+        if self.setup.mode == "plain":
             os.chdir("/")
             shutil.rmtree(self.folder, ignore_errors=True)
         code = os.waitstatus_to_exitcode(status)
@@ -75,31 +79,31 @@ class Keeper:
         report = {"timed_out": timed_out, "code": code, "seconds": round(seconds, 4), "peak_mb": round(peak, 1)}
         send(self.control, report | {"cpu_s": round(usage.ru_utime + usage.ru_stime, 4)})
 
-    def _own_folder(self, file_mb: int) -> None:
-        if self.ground.mode == "plain":
+    def _make_folder(self, file_mb: int) -> None:
+        if self.setup.mode == "plain":
             self.folder = tempfile.mkdtemp(prefix="lowtax-sandbox-")
-            if self.ground.user is not None:
-                os.chown(self.folder, self.ground.user, self.ground.user)
+            if self.setup.user is not None:
+                os.chown(self.folder, self.setup.user, self.setup.user)
         else:
-            owner = f",uid={self.ground.user},gid={self.ground.user}" if self.ground.user else ""
+            owner = f",uid={self.setup.user},gid={self.setup.user}" if self.setup.user else ""
             options = f"mode=700,size={file_mb}m,nr_inodes=4096{owner}"
             kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, options)
         os.chdir(self.folder)
 
     def _wait(self, program: int, deadline: float) -> tuple[bool, int, resource.struct_rusage]:
-        """Until the program ends, its time is up, or lowtax lets go of it; orphans are reaped meanwhile."""
+        """Wait until the program ends, its time is up, or lowtax closes the control socket; reap orphans meanwhile."""
         handle = os.pidfd_open(program)
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.register(self.control, select.POLLIN | select.POLLHUP)
         timed_out = False
         while True:
-            left = deadline - time.monotonic()
-            events = dict(poll.poll(max(0.0, min(left, 0.1)) * 1000 + 1))
+            remaining = deadline - time.monotonic()
+            events = dict(poll.poll(max(0.0, min(remaining, 0.1)) * 1000 + 1))
             if handle in events:
                 break
-            if left <= 0 or self.control.fileno() in events:
-                timed_out = left <= 0
+            if remaining <= 0 or self.control.fileno() in events:
+                timed_out = remaining <= 0
                 os.kill(program, signal.SIGKILL)
                 break
             self._reap(program)
@@ -110,19 +114,19 @@ class Keeper:
     def _reap(self, program: int) -> None:
         while True:
             try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None or found.si_pid == program:
+            if ended is None or ended.si_pid == program:
                 return
-            os.waitpid(found.si_pid, 0)
+            os.waitpid(ended.si_pid, 0)
 
     def _end_the_rest(self) -> None:
-        """End what the program started. In a namespace the kernel does it when this process ends, but later."""
+        """End what the program started. In a namespace the kernel does so when this process ends, but later."""
         for attempt in range(2000):
-            if self.ground.mode == "plain":
-                _kill_descendants(self.ground.proc)
-            elif os.getpid() == 1:  # everyone in this namespace, and nobody else
+            if self.setup.mode == "plain":
+                _kill_descendants(self.setup.proc)
+            elif os.getpid() == 1:  # all processes of this namespace, and no other
                 with suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)
             try:
@@ -133,7 +137,7 @@ class Keeper:
             time.sleep(0.0005 if attempt < 20 else 0.005)
 
     def _become(self, job: dict[str, Any]) -> None:
-        """In the program's process: give up everything, then play the role."""
+        """In the program's process: give up all privileges, then play the role."""
         code = 1
         try:
             self._confine(job["limits"])
@@ -158,17 +162,17 @@ class Keeper:
             os._exit(code & 255)
 
     def _play(self, job: dict[str, Any], ends: list[socket.socket]) -> None:
-        play, sent = roles.ROLES[job["role"]], job["job"]
+        play, work = roles.ROLES[job["role"]], job["job"]
         job.clear()
-        self.control = None  # type: ignore[assignment]  # closed already; nothing of the keeper is of use here
-        play(sent, *ends)
+        self.control = None  # type: ignore[assignment]  # closed already; the program must find nothing of the keeper
+        play(work, *ends)
 
     def _confine(self, limits: dict[str, int]) -> None:
         os.setsid()
-        alone = self.ground.mode == "plain"
-        own = _tasks_of(os.getuid(), self.ground.proc) if alone and self.ground.user is None else 0
-        wanted = [os.open("/dev/null", os.O_RDONLY), *self.handles]
-        high = [os.dup2(handle, 100 + i, inheritable=False) for i, handle in enumerate(wanted)]
+        alone = self.setup.mode == "plain"
+        others = _tasks_of(os.getuid(), self.setup.proc) if alone and self.setup.user is None else 0
+        handles = [os.open("/dev/null", os.O_RDONLY), *self.handles]
+        high = [os.dup2(handle, 100 + i, inheritable=False) for i, handle in enumerate(handles)]
         for i, handle in enumerate(high):
             os.dup2(handle, i)
         os.closerange(len(high), 1 << 16)
@@ -180,33 +184,33 @@ class Keeper:
             (resource.RLIMIT_AS, limits["memory_mb"] * megabyte, limits["memory_mb"] * megabyte),
             (resource.RLIMIT_FSIZE, limits["file_mb"] * megabyte, limits["file_mb"] * megabyte),
             (resource.RLIMIT_NOFILE, 64, 64),
-            (resource.RLIMIT_NPROC, own + limits["processes"], own + limits["processes"]),
+            (resource.RLIMIT_NPROC, others + limits["processes"], others + limits["processes"]),
         ):
             resource.setrlimit(kind, (soft, hard))
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)
-        kernel.give_up_privileges(self.ground.user, self.ground.keep_reading)
-        if self.ground.filtered:
+        kernel.give_up_privileges(self.setup.user, self.setup.keep_reading)
+        if self.setup.filtered:
             kernel.filter_calls(alone)
         os.environ.clear()
-        for name in [name for name in sys.modules if name.split(".")[0] == "lowtax"]:
+        for name in [name for name in sys.modules if name.split(".")[0] == __package__]:
             del sys.modules[name]
 
 
-def _stats(proc: int) -> dict[int, int]:
-    """Parent by process id."""
-    found = {}
+def _parents(proc: int) -> dict[int, int]:
+    """Return the parent of every process, by process id."""
+    parents = {}
     for name in os.listdir(proc):
         if name.isdigit():
             try:
                 with open(os.open(f"{name}/stat", os.O_RDONLY, dir_fd=proc)) as file:
-                    found[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+                    parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
                 continue
-    return found
+    return parents
 
 
 def _kill_descendants(proc: int) -> None:
-    parents = _stats(proc)
+    parents = _parents(proc)
     mine, grown = {os.getpid()}, True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in mine and pid not in mine}
@@ -220,11 +224,11 @@ def _kill_descendants(proc: int) -> None:
 
 
 def _tasks_of(uid: int, proc: int) -> int:
-    """How many threads a user has, which the kernel counts against the limit of processes."""
+    """Count the threads of a user, which the kernel counts against the limit of processes."""
     count = 0
     for name in os.listdir(proc):
         if name.isdigit():
             with suppress(OSError), open(os.open(f"{name}/status", os.O_RDONLY, dir_fd=proc)) as file:
-                said = dict(line.split(":", 1) for line in file if ":" in line)
-                count += int(said["Threads"]) if int(said["Uid"].split()[0]) == uid else 0
+                status = dict(line.split(":", 1) for line in file if ":" in line)
+                count += int(status["Threads"]) if int(status["Uid"].split()[0]) == uid else 0
     return count

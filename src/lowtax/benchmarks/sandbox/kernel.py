@@ -1,7 +1,7 @@
 """The Linux calls of the sandbox, by ctypes: namespaces, mounts, privileges, a filter of system calls.
 
-Runs inside the server process of `lowtax.sandbox_child`, so nothing but the standard library is imported. Every
-function raises OSError where the kernel says no.
+It runs inside the server process (`starter`), so only the standard library is imported. Every function raises OSError
+where the kernel refuses.
 
 Sources: namespaces(7), user_namespaces(7), pivot_root(2), prctl(2), capabilities(7), seccomp(2).
 """
@@ -43,23 +43,23 @@ ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 
 
-def checked(result: int, what: str) -> int:
-    """The result of a call, or what it failed with."""
+def checked(result: int, call: str) -> int:
+    """Return the result of a call, or raise its error."""
     if result == -1:
         code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+        raise OSError(code, f"{call}: {os.strerror(code)}")
     return result
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces that the flags name for new ones."""
+    """Move to new namespaces, of the kinds that the flags name."""
     checked(LIBC.unshare(flags), "unshare")
 
 
 def clone(flags: int) -> int:
-    """As `os.fork`, into new namespaces. Only for a process with one thread."""
+    """Fork, as `os.fork`, into new namespaces. Only for a process with one thread."""
     if MACHINE not in CLONE:
-        raise OSError(errno.ENOSYS, f"clone is not known on {MACHINE}")
+        raise OSError(errno.ENOSYS, f"clone is unknown on {MACHINE}")
     number = ctypes.c_long(CLONE[MACHINE])
     zero = ctypes.c_long(0)
     return checked(LIBC.syscall(number, ctypes.c_long(flags | SIGCHLD), zero, zero, zero, zero), "clone")
@@ -71,13 +71,13 @@ def prctl(option: int, value: int = 0) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     result = LIBC.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
     checked(result, f"mount {target}")
 
 
 def map_ids(proc: int, uid: int, gid: int, outer_uid: int, outer_gid: int) -> None:
-    """In a new user namespace: one user and one group, and no others. `proc` is an open /proc."""
+    """Map one user and one group, and no others, in a new user namespace. `proc` is an open /proc."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {outer_uid} 1"), ("gid_map", f"{gid} {outer_gid} 1")):
         handle = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(handle, text.encode())
@@ -85,7 +85,7 @@ def map_ids(proc: int, uid: int, gid: int, outer_uid: int, outer_gid: int) -> No
 
 
 def new_root(folder: str, shown: Iterable[tuple[str, str]]) -> None:
-    """Make an empty folder the root, with nothing in it but these (path, path inside), read-only, and a /tmp."""
+    """Make an empty folder the root; it shows only these (path, path inside), read-only, and a /tmp."""
     mount("none", "/", "none", REC | PRIVATE)
     mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, "mode=755,size=1m")
     for source, inside in shown:
@@ -114,9 +114,9 @@ def _show(source: str, target: str) -> None:
 
 
 def give_up_privileges(user: int | None, keep_reading: bool) -> None:
-    """Become that user and group, if one is given, without capabilities, for good.
+    """Drop all capabilities for good, and become that user and group, if one is given.
 
-    keep_reading: keep the one capability to read what others may not, where Python itself lies in such a folder.
+    keep_reading: keep the capability to read any file, for a Python that is in a folder which others may not read.
     """
     if user is not None:
         os.setgroups([])
@@ -137,19 +137,19 @@ def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def filter_calls(alone: bool) -> None:
-    """Refuse the system calls of DENIED, sockets but local ones and, with `alone`, signals to anyone.
+    """Refuse the system calls of DENIED, all but local sockets and, with `alone`, signals to any process.
 
-    A classic BPF program: load the number, compare, refuse with EPERM; the x32 numbers of x86_64 are refused as well.
+    A classic BPF program loads the number, compares, and refuses with EPERM; x32 numbers of x86_64 are refused too.
     """
     column = ("x86_64", "aarch64").index(MACHINE) if MACHINE in CLONE else None
     if column is None:
-        raise OSError(errno.ENOSYS, f"no filter is known for {MACHINE}")
+        raise OSError(errno.ENOSYS, f"there is no filter for {MACHINE}")
     numbers = [pair[column] for pair in (*DENIED.values(), *(DENIED_ALONE.values() if alone else ()))]
     load, equal, at_least, any_bit, result = 0x20, 0x15, 0x35, 0x45, 0x06
     refuse = _step(result, REFUSE | errno.EPERM)
     steps = [_step(load, 4), _step(equal, ARCHITECTURE[MACHINE], 1, 0), refuse, _step(load, 0)]
     steps += [_step(at_least, 0x40000000, 0, 1), refuse]
-    for number in numbers:  # clone3 must say that it does not exist: libc then uses clone, whose flags can be seen
+    for number in numbers:  # clone3 must seem not to exist: libc then uses clone, whose flags can be read
         code = errno.ENOSYS if number == DENIED["clone3"][column] else errno.EPERM
         steps += [_step(equal, number, 0, 1), _step(result, REFUSE | code)]
     steps += [_step(equal, CLONE[MACHINE], 0, 3), _step(load, 16), _step(any_bit, 0x7E020000, 0, 1), refuse]

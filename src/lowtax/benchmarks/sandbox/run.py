@@ -1,9 +1,9 @@
-"""Programs that nobody has read, run under limits. docs/sandbox.md says what this does not protect from.
+"""Run programs that nobody has read, under limits. docs/sandbox.md says what this does not protect from.
 
-    run(program, limits)                    a script: how it ended, what it wrote
-    check(program, entry, groups, limits)   a function: which groups of tests it passes
+    run(program, limits)                    a script: how it ended and what it wrote
+    check(program, entry, groups, limits)   a function: the groups of tests that it passes
 
-`check` keeps the tests, the expected values and the verdict in a second sandbox; the program's side only ever receives
+`check` keeps the tests, the expected values and the verdict in a second sandbox; the program's side only receives
 arguments and sends plain data back. So a program can end itself, redefine equality or read all of its own memory, and
 still passes only by returning the right values.
 """
@@ -18,16 +18,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lowtax.errors import UserError
-from lowtax.sandbox_plain import NotPlain, receive
-from lowtax.sandbox_server import GRACE, Server
+
+from .server import GRACE, Server
+from .values import NotPlain, receive
 
 Status = Literal["passed", "exited", "failed", "timeout", "killed", "output"]
+Kind = Literal["passed", "failed", "ended", "unloadable", "undecided"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds by the clock, and for each of its processes seconds of CPU and MB of memory;
-    MB of files in all; processes and threads at once; bytes of output on stdout and stderr together."""
+    """Limits of a program: seconds by the clock; for each of its processes seconds of CPU and MB of memory; MB of files
+    in all; processes and threads at once; bytes of output on stdout and stderr together."""
 
     wall_s: float = 10.0
     cpu_s: int = 10
@@ -39,11 +41,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """The end of a program.
 
     status: passed if it ran to its end; exited if it ended itself before that with code 0; failed with an error or
-    another code; timeout; killed by a signal; output if it wrote too much.
-    returned: its exit code, or minus the signal that ended it; None where a limit did.
+        another code; timeout; killed by a signal; output if it wrote too much.
+    returned: its exit code, or minus the signal that ended it; None where a limit ended it.
     """
 
     status: Status
@@ -57,13 +59,18 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def _ended(control: socket.socket) -> dict[str, Any]:
-    """The keeper's report; one that says nothing was killed together with its program."""
-    try:
-        found: dict[str, Any] = receive(control)
-        return found
-    except (EOFError, NotPlain, TimeoutError, OSError):
-        return {"timed_out": False, "code": -9, "seconds": 0.0, "cpu_s": 0.0, "peak_mb": 0.0}
+@dataclass(frozen=True)
+class GroupOutcome:
+    """The result of one group of tests.
+
+    kind: passed; failed, by a wrong value or an error; ended if the program's process ended before its tests did;
+        unloadable if the program raises an error as it is loaded or lacks the function; undecided if the tests
+        themselves did not end.
+    text: the first call that failed and its error, for people; empty if passed.
+    """
+
+    kind: Kind
+    text: str = ""
 
 
 def run(program: str, limits: Limits | None = None) -> Outcome:
@@ -84,7 +91,7 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
             texts, too_much = _read([pipes[0][0], pipes[1][0]], limits.output_bytes, deadline)
             if too_much:
                 control.shutdown(socket.SHUT_WR)
-            report = _ended(control)
+            report = _report(control)
         reached = _reached_end(ours, token)
     stdout, stderr = (text.decode(errors="replace") for text in texts)
     outcome = _outcome(report, reached, too_much, limits)
@@ -93,22 +100,22 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
 
 
 def _read(ends: Sequence[int], most: int, deadline: float) -> tuple[list[bytes], bool]:
-    """What was written until the pipes closed, the deadline passed or it was too much; and whether it was too much."""
+    """Read until the pipes close, the deadline passes or it is too much; return the texts, and True if too much."""
     texts = {end: bytearray() for end in ends}
-    left = most
+    remaining = most
     with selectors.DefaultSelector() as selector:
         for end in ends:
             selector.register(end, selectors.EVENT_READ)
-        while selector.get_map() and left >= 0 and (wait := deadline - time.monotonic()) > 0:
+        while selector.get_map() and remaining >= 0 and (wait := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(wait):
                 part = os.read(key.fd, 65536)
                 if not part:
                     selector.unregister(key.fd)
-                texts[key.fd] += part[: max(0, left)]
-                left -= len(part)
+                texts[key.fd] += part[: max(0, remaining)]
+                remaining -= len(part)
     for end in ends:
         os.close(end)
-    return [bytes(texts[end]) for end in ends], left < 0
+    return [bytes(texts[end]) for end in ends], remaining < 0
 
 
 def _reached_end(channel: socket.socket, token: str) -> bool:
@@ -117,6 +124,15 @@ def _reached_end(channel: socket.socket, token: str) -> bool:
         return bool(receive(channel) == {"token": token})
     except (EOFError, NotPlain, BlockingIOError, OSError):
         return False
+
+
+def _report(control: socket.socket) -> dict[str, Any]:
+    """Return the keeper's report; a keeper without one was killed together with its program."""
+    try:
+        report: dict[str, Any] = receive(control)
+        return report
+    except (EOFError, NotPlain, TimeoutError, OSError):
+        return {"timed_out": False, "code": -9, "seconds": 0.0, "cpu_s": 0.0, "peak_mb": 0.0}
 
 
 def _outcome(report: Mapping[str, Any], reached: bool, too_much: bool, limits: Limits) -> Outcome:
@@ -138,57 +154,61 @@ def _outcome(report: Mapping[str, Any], reached: bool, too_much: bool, limits: L
 
 def check(
     program: str, entry: str, groups: Mapping[str, Any], limits: Limits | None = None
-) -> tuple[dict[str, str], Outcome]:
-    """What is wrong in each group of tests, "" for nothing; and how the program's process ended.
+) -> tuple[dict[str, GroupOutcome], Outcome]:
+    """Run the tests of a function.
 
     groups: by name, either `setup` and `source`, Python code that calls the function or defines `check(candidate)`; or
-    `inputs` and `expected`, both as `sandbox_plain.packed` writes them, with `oracle` and `tolerance`.
+        `inputs` and `expected`, both as `values.packed` writes them, with `oracle` and `tolerance`.
+
+    Returns:
+        The result of each group, and the end of the program's process.
     """
     limits = limits or Limits()
-    found, outcome = _joined("test", {"groups": dict(groups), "entry": entry}, program, entry, limits)
+    report, outcome = _joined("test", {"groups": dict(groups), "entry": entry}, program, entry, limits)
     why = " ".join(outcome.notes) or f"exit code {outcome.returned}"
-    if not isinstance(found, dict):
-        return dict.fromkeys(groups, f"the tests did not end: {why}"), outcome
-    texts = {name: str(found.get(name, "no verdict")) for name in groups}
+    if not isinstance(report, dict):
+        return dict.fromkeys(groups, GroupOutcome("undecided", f"the tests did not end: {why}")), outcome
+    results = {name: GroupOutcome(*report.get(name, ("undecided", "no verdict"))) for name in groups}
     return {
-        name: f"{text} ({why})" if text.endswith("the program ended") else text for name, text in texts.items()
+        name: replace(result, text=f"{result.text} ({why})") if result.kind == "ended" else result
+        for name, result in results.items()
     }, outcome
 
 
 def outputs(program: str, entry: str, inputs: Sequence[Any], limits: Limits | None = None) -> list[Any]:
-    """What a trusted function returns for each input, both as `sandbox_plain.packed` writes them."""
+    """Return what a trusted function returns for each input, both as `values.packed` writes them."""
     limits = limits or Limits()
-    found, outcome = _joined("values", {"inputs": list(inputs)}, program, entry, limits)
-    if not isinstance(found, dict) or "values" not in found:
-        why = found.get("error") if isinstance(found, dict) else outcome.status
+    report, outcome = _joined("values", {"inputs": list(inputs)}, program, entry, limits)
+    if not isinstance(report, dict) or "values" not in report:
+        why = report.get("error") if isinstance(report, dict) else outcome.status
         raise UserError(
             f"The solution of {entry} that came with the tests does not run on its own inputs here ({why}): "
             "take another version of the file, or leave this problem out."
         )
-    return list(found["values"])
+    return list(report["values"])
 
 
 def _joined(
     role: str, job: Mapping[str, Any], program: str, entry: str, limits: Limits
 ) -> tuple[dict[str, Any] | None, Outcome]:
-    """A program in one sandbox, its caller in another: what the caller found, and how the program ended."""
+    """Run a program in one sandbox and its caller in another; return the caller's report and the end of the program."""
     server = Server.running()
     verdict, channel = socket.socketpair()
     mine, other = socket.socketpair()
     with verdict, channel, mine, other, open(os.devnull, "wb") as null:
         quiet = [null.fileno(), null.fileno()]
         caller_limits = replace(limits, wall_s=limits.wall_s + GRACE / 2, processes=1)
-        asked = server.start("serve", {"program": program, "entry": entry}, asdict(limits), [*quiet, other.fileno()])
+        callee = server.start("serve", {"program": program, "entry": entry}, asdict(limits), [*quiet, other.fileno()])
         other.close()
         caller = server.start(role, job, asdict(caller_limits), [*quiet, channel.fileno(), mine.fileno()])
         mine.close()
         channel.close()
-        with asked, caller:
-            verdict.settimeout(limits.wall_s + 3 * GRACE)  # if its process ends, this ends at once
+        with callee, caller:
+            verdict.settimeout(limits.wall_s + 3 * GRACE)  # returns at once if the process ends
             try:
-                found = receive(verdict)
+                report = receive(verdict)
             except (EOFError, NotPlain, TimeoutError):
-                found = None
+                report = None
             caller.shutdown(socket.SHUT_WR)
-            report = _ended(asked)
-    return found, replace(_outcome(report, True, False, limits), isolation=server.mode)
+            ended = _report(callee)
+    return report, replace(_outcome(ended, True, False, limits), isolation=server.mode)

@@ -1,4 +1,4 @@
-"""The server that starts sandboxed processes, seen from lowtax: one per process of lowtax, shared by its threads."""
+"""Start and use the server of sandboxed processes: one per process of lowtax, shared by its threads."""
 
 import importlib.util
 import os
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.errors import UserError
-from lowtax.sandbox_plain import NotPlain, receive, send
+
+from .values import NotPlain, receive, send
 
 GRACE = 2.0  # seconds that a keeper has to end its program after the time is up
 MODE = "LOWTAX_SANDBOX"
+# The child gets this folder as a package that has no parent, so that neither `lowtax` nor its `__init__` is imported.
 BOOT = (
-    "import sys, types; p = types.ModuleType('lowtax'); p.__path__ = [sys.argv[1]]; sys.modules['lowtax'] = p; "
-    "from lowtax.sandbox_child import main; main()"
+    "import sys, types; package = types.ModuleType('lowtax_sandbox'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['lowtax_sandbox'] = package; from lowtax_sandbox.starter import main; main()"
 )
 SHOWN = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -36,8 +38,8 @@ class Server:
         self.socket, theirs = socket.socketpair()
         self.lock = threading.Lock()
         library, package = str(Path(sysconfig.get_path("stdlib")).parent), Path(__file__).parent
-        found = importlib.util.find_spec("numpy")
-        site = Path(found.origin).parents[1] if found and found.origin else None
+        numpy = importlib.util.find_spec("numpy")
+        site = Path(numpy.origin).parents[1] if numpy and numpy.origin else None
         folders = [site / name for name in ("numpy", "numpy.libs") if (site / name).is_dir()] if site else []
         shown = [(path, path) for path in dict.fromkeys((*SHOWN, library)) if os.path.lexists(path)]
         shown = [(path, inside) for path, inside in shown if not _inside(path, shown)]
@@ -63,7 +65,7 @@ class Server:
             },
         )
         try:
-            said = receive(self.socket)
+            report = receive(self.socket)
         except (EOFError, NotPlain) as error:
             raise UserError(
                 f"The sandbox could not be started (its server ended with code {self.process.wait()}): it needs Linux; "
@@ -71,8 +73,8 @@ class Server:
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self.mode, self.notes = str(said["mode"]), list(said["notes"])
-        if not said["filtered"]:
+        self.mode, self.notes = str(report["mode"]), list(report["notes"])
+        if not report["filtered"]:
             print("WARNING: the sandbox cannot filter system calls here (docs/sandbox.md).", file=sys.stderr)
         if self.mode == "plain":
             why = "; ".join(self.notes) or f"{MODE} asks for it"
@@ -84,26 +86,26 @@ class Server:
 
     @classmethod
     def running(cls) -> "Server":
-        """This process's server, started if need be."""
+        """Return this process's server; it is started on first use."""
         mode = os.environ.get(MODE, "auto")
         if mode not in ("auto", "root", "user", "plain"):
             raise UserError(f"{MODE} is {mode!r}: it can be auto, root, user or plain.")
         if sys.platform != "linux":
             raise UserError(f"The sandbox needs Linux (this is {sys.platform}): grade code there, or in a container.")
         with cls._lock:
-            key = (os.getpid(), mode)  # a forked process needs one of its own
-            found = cls._running.get(key)
-            if found is not None and found.process.poll() is not None:
-                found.socket.close()
-                found = None
-            if found is None:
-                found = cls._running[key] = cls(mode)
-            return found
+            key = (os.getpid(), mode)  # a forked process needs another one
+            server = cls._running.get(key)
+            if server is not None and server.process.poll() is not None:
+                server.socket.close()
+                server = None
+            if server is None:
+                server = cls._running[key] = cls(mode)
+            return server
 
     def start(
         self, role: str, job: Mapping[str, Any], limits: Mapping[str, Any], handles: Sequence[int]
     ) -> socket.socket:
-        """Start one program; the socket tells how it ended, and closing it ends the program."""
+        """Start one program; the socket gets the report, and closing it ends the program."""
         ours, theirs = socket.socketpair()
         with theirs, self.lock:
             socket.send_fds(self.socket, [b"+"], [theirs.fileno(), *handles])
@@ -113,5 +115,5 @@ class Server:
 
 
 def _inside(path: str, shown: Sequence[tuple[str, str]]) -> bool:
-    """Whether a path lies in another that is shown, and not as a link."""
+    """Return True if a path is in another one that is shown, and is not a link."""
     return any(path != other and path.startswith(other + "/") for other, _ in shown) and not os.path.islink(path)

@@ -1,11 +1,11 @@
-"""The server that starts sandboxed processes: a small Python kept ready, which forks one limited process per program.
+"""The server that starts sandboxed processes: a small Python, kept ready, that forks one limited process per program.
 
     lowtax --(socket)--> server --(clone: new pid, mount, ipc and user namespaces)--> keeper --(fork)--> program
 
-The server has left the network and sees a root with nothing but Python's library, read-only. The keeper is process 1 of
-its namespace: it never runs the program's code, waits for it, and when it ends the kernel ends all that is left inside.
-It dies when its socket to lowtax closes, so nothing outlives lowtax. Where there are no namespaces, the keeper adopts
-what the program leaves behind and kills it. Standard library only; started by `lowtax.sandbox` as `python -s -P -S`.
+The server has left the network and sees a root that holds only Python's library, read-only. The keeper is process 1 of
+its namespace: it never runs the program's code, waits for it, and when it ends the kernel ends everything inside. It
+dies when its socket to lowtax closes, so nothing outlives lowtax. Without namespaces, the keeper adopts the processes
+that the program leaves behind and kills them. Standard library only; `server` starts it as `python -s -P -S`.
 """
 
 import os
@@ -15,9 +15,9 @@ import socket
 import sys
 from collections.abc import Callable
 
-from lowtax import sandbox_kernel as kernel
-from lowtax.sandbox_keeper import FIRST_USER, NOBODY, Ground, Keeper
-from lowtax.sandbox_plain import receive, send
+from . import kernel
+from .keeper import FIRST_USER, NOBODY, Keeper, KeeperSetup
+from .values import receive, send
 
 SPACES = kernel.NEW_PID | kernel.NEW_NS | kernel.NEW_IPC
 WARM = "abc bisect collections copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools json \
@@ -25,9 +25,9 @@ math operator random re statistics string typing"
 
 
 class Starter:
-    """What it could set up: `mode` root (real root), user (user namespaces) or plain (none), and why."""
+    """Sets up isolation: `mode` is root (real root), user (user namespaces) or plain (none), `notes` say why."""
 
-    def __init__(self, wanted: str, folder: str, shown: list[tuple[str, str]]) -> None:
+    def __init__(self, requested: str, folder: str, shown: list[tuple[str, str]]) -> None:
         self.ids = os.geteuid(), os.getegid()
         self.root = self.ids[0] == 0
         self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
@@ -36,15 +36,15 @@ class Starter:
         self.count = random.SystemRandom().randrange(1 << 20) << 6
         self.keep_reading = False
         self.filtered = _works(lambda: kernel.filter_calls(False)) == 0
-        for mode in {"auto": ["root", "user"] if self.root else ["user"], "plain": []}.get(wanted, [wanted]):
-            if self._tried(mode, folder, shown):
+        for mode in {"auto": ["root", "user"] if self.root else ["user"], "plain": []}.get(requested, [requested]):
+            if self._try(mode, folder, shown):
                 self.mode = mode
                 return
         kernel.prctl(kernel.DUMPABLE, 0)  # no program may open the memory of the server or a keeper
         self.keep_reading = self.root and not _readable_by_all(os.__file__)
 
-    def _tried(self, mode: str, folder: str, shown: list[tuple[str, str]]) -> bool:
-        """Try in a process of its own first, so that a failure half-way leaves this one as it was."""
+    def _try(self, mode: str, folder: str, shown: list[tuple[str, str]]) -> bool:
+        """Enter a mode; it is tried in another process first, so that a failure half-way leaves this one as it was."""
 
         def probe() -> None:
             self._enter(mode, folder, shown)
@@ -68,29 +68,29 @@ class Starter:
         kernel.new_root(folder, shown)
 
     def start(self, control: socket.socket, handles: list[int]) -> None:
-        """One more program: a keeper for it."""
+        """Start a keeper for one more program."""
         self.count += 1
         user = FIRST_USER + self.count % (1 << 26) if self.root and self.mode != "user" else None
-        ground = Ground(self.mode, self.ids, self.proc, user, self.keep_reading, self.filtered)
+        setup = KeeperSetup(self.mode, self.ids, self.proc, user, self.keep_reading, self.filtered)
         flags = 0 if self.mode == "plain" else SPACES | (kernel.NEW_USER if self.mode == "user" else 0)
         if (kernel.clone(flags) if flags else os.fork()) == 0:
             code = 1
             try:
-                Keeper(ground, control, handles).keep()
+                Keeper(setup, control, handles).keep()
                 code = 0
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                pass  # lowtax has gone or wants no more
+                pass  # lowtax is gone or has cancelled
             finally:
                 os._exit(code)
 
 
-def _works(what: Callable[[], None]) -> int:
-    """0 if it can be done, else the error's number; tried in a process of its own."""
+def _works(action: Callable[[], None]) -> int:
+    """Try an action in a process of its own; return 0, or the number of the error."""
     if child := os.fork():
         return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     code = 1
     try:
-        what()
+        action()
         code = 0
     except OSError as error:
         code = error.errno or 1
@@ -107,7 +107,7 @@ def _readable_by_all(path: str) -> bool:
 
 
 def main() -> None:
-    """Read what to show, say what could be set up, start keepers until lowtax goes."""
+    """Receive the setup, report which mode works, start keepers until lowtax closes the socket."""
     lowtax = socket.socket(fileno=os.dup(0))
     setup = receive(lowtax)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""Values that may cross from one process to another: plain data with its types, as JSON, in frames.
+"""Send values from one process to another: plain data with its types, as JSON, in frames.
 
-A tuple stays a tuple, True is not 1, sets, bytes, complex numbers, Decimals and Fractions cross as themselves. What is
-of a class of its own crosses as the plain data it is made of (a Counter as a dict), or else as `Opaque`, which equals
+A tuple stays a tuple, True is not 1; sets, bytes, complex numbers, Decimals and Fractions cross as themselves. A value
+of any other class crosses as the plain data it is made of (a Counter as a dict), or else as `Opaque`, which equals
 nothing: no code and no `__eq__` of a program ever crosses. Standard library only: this also runs inside the sandbox.
 """
 
@@ -19,7 +19,7 @@ EXACT = 2**63  # larger integers cross as hexadecimal digits, which are read in 
 
 
 class Opaque:
-    """A value that cannot cross: it has a kind and a truth value, and equals nothing but itself."""
+    """A value that cannot cross: it has a kind and a truth value, and equals only itself."""
 
     def __init__(self, kind: str, truth: bool = True) -> None:
         self.kind, self.truth = kind, truth
@@ -32,11 +32,11 @@ class Opaque:
 
 
 class NotPlain(ValueError):
-    """A value or a text that is no plain data."""
+    """Raised for a value or a text that is not plain data."""
 
 
 def packed(value: Any, depth: int = 0) -> Any:
-    """The value as JSON can hold it."""
+    """Return the value in a form that JSON can hold."""
     if depth > DEPTH:
         raise NotPlain(f"nested more than {DEPTH} deep")
     if value is None or value is True or value is False:
@@ -82,7 +82,7 @@ def _rare(value: Any, depth: int) -> Any:
 
 
 def unpacked(value: Any, depth: int = 0) -> Any:
-    """The value that `packed` was given. Raises NotPlain for anything that `packed` does not make."""
+    """Return the value that `packed` got. Raises NotPlain for anything that `packed` does not make."""
     if depth > 2 * DEPTH:
         raise NotPlain("nested too deep")
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -92,10 +92,10 @@ def unpacked(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, dict) or len(value) != 1:
         raise NotPlain("not one of the known kinds")
     [(kind, parts)] = value.items()
-    return _made(kind, parts, depth + 1)
+    return _from_parts(kind, parts, depth + 1)
 
 
-def _made(kind: str, parts: Any, depth: int) -> Any:
+def _from_parts(kind: str, parts: Any, depth: int) -> Any:
     if isinstance(parts, str):
         return _from_text(kind, parts)
     if not isinstance(parts, list):
@@ -131,7 +131,7 @@ def _from_text(kind: str, text: str) -> Any:
 
 
 def send(end: socket.socket, message: Any) -> None:
-    """One frame: four bytes of length, then JSON."""
+    """Send one frame: four bytes of length, then JSON."""
     text = json.dumps(message, separators=(",", ":")).encode()
     if len(text) > LARGEST:
         raise NotPlain(f"{len(text) // 2**20} MiB, more than {LARGEST // 2**20} MiB")
@@ -139,7 +139,7 @@ def send(end: socket.socket, message: Any) -> None:
 
 
 def receive(end: socket.socket) -> Any:
-    """The next frame; EOFError where the other side has gone, NotPlain where it wrote something else."""
+    """Return the next frame. Raises EOFError if the other side is closed, NotPlain if it wrote anything else."""
     size = struct.unpack(">I", _exactly(end, 4))[0]
     if size > LARGEST:
         raise NotPlain("a frame that is too large")
@@ -155,15 +155,15 @@ def _exactly(end: socket.socket, size: int) -> bytes:
         try:
             part = end.recv(min(size - len(parts), 1 << 20))
         except ConnectionError as error:
-            raise EOFError("the other side has gone") from error
+            raise EOFError("the other side is closed") from error
         if not part:
-            raise EOFError("the other side has gone")
+            raise EOFError("the other side is closed")
         parts += part
     return bytes(parts)
 
 
-def close(found: float, expected: float, tolerance: float) -> bool:
-    """|found - expected| <= tolerance + 1e-7 |expected|, as `numpy.allclose` has it; NaN is close to nothing."""
-    if math.isinf(found) or math.isinf(expected):
-        return found == expected
-    return abs(found - expected) <= tolerance + 1e-7 * abs(expected)
+def close(value: float, expected: float, tolerance: float) -> bool:
+    """Return |value - expected| <= tolerance + 1e-7 |expected|, as `numpy.allclose`; NaN is close to nothing."""
+    if math.isinf(value) or math.isinf(expected):
+        return value == expected
+    return abs(value - expected) <= tolerance + 1e-7 * abs(expected)
