@@ -1,8 +1,8 @@
-"""What all exams share: the same questions in the same order on every machine, their prompts, and their gold answers.
+"""Choose questions, write prompts, read gold answers and score replies: what all exams share.
 
-Which n problems, and in which order options stand, follow from hashes of the question's id and the exam seed alone:
-not from file order, n, the process or a cache. (In lm-evaluation-harness 0.4 a disk cache decides: the seed that first
-ran on a machine fixes the order of GPQA's options there.)
+The choice of n problems and the order of options follow from hashes of the question's id and the exam seed alone, not
+from file order, n, the process or a cache, so an exam is the same on every machine. (In lm-evaluation-harness 0.4 a
+disk cache decides: the seed that ran first on a machine fixes the order of GPQA's options there.)
 
 Prompts
     default     mathematics: the sentence that DeepSeek-R1's README recommends. Multiple choice: the prompt of OpenAI's
@@ -10,7 +10,7 @@ Prompts
     paper       those of Xue & Mirzasoleiman 2025 (code: YihaoXue/lora-safety-reasoning @ 7950048, tasks `AIME`, `AMC`,
     reference   `hendrycks_math_500` and `gpqa_diamond_better_prompt`), with their trailing newlines.
 
-No stop strings are ever sent. Those tasks stop at "Problem:", which cuts a thought that says this word.
+Stop strings are never sent. Those tasks stop at "Problem:", which cuts a thought that contains this word.
 """
 
 import json
@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowtax import answers, mathematics
 from lowtax.benchmarks import Score, catalog
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import extract, letters, mathematics, reference_rules
+from lowtax.benchmarks.grading.normalise import normalise
 from lowtax.data import readers
 from lowtax.errors import UserError
 from lowtax.records import Prompt, row_id
@@ -50,7 +51,7 @@ LAST_LINE = re.compile(r"\n(?:A|Answer):\s*([^\n]*\d[^\n]*)\s*\Z")
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question, `key` its id. Of its options the right one stands first, the rest are sorted."""
+    """A multiple-choice question; `key` is its id. The right option is first, the others are sorted."""
 
     key: str
     text: str
@@ -59,15 +60,15 @@ class Question:
 
 
 def shuffled(options: Sequence[str], key: str, seed: int) -> tuple[list[str], int]:
-    """The options in the order of this exam, and where the first of them, the right one, now stands."""
+    """Return the options in the order of this exam, and the new place of the first of them, the right one."""
     order = sorted(range(len(options)), key=lambda place: row_id("option order", key, seed, place))
     return [options[place] for place in order], order.index(0)
 
 
 def chosen(prompts: Iterable[tuple[str, Prompt]], n: int | None, seed: int) -> list[Prompt]:
-    """n of the prompts in the order of this exam, all if n is None: the first 10 of 20 are those of n = 10.
+    """Return n of the prompts in the order of this exam, all if n is None: the first 10 of 20 are those of n = 10.
 
-    prompts: each behind its question's id. A question that stands twice is asked once.
+    prompts: pairs of a question's id and its prompt. A question that occurs twice is asked once.
     """
     by_key: dict[str, Prompt] = {}
     for key, prompt in prompts:
@@ -77,7 +78,7 @@ def chosen(prompts: Iterable[tuple[str, Prompt]], n: int | None, seed: int) -> l
 
 
 def choice_rows(name: str, questions: Iterable[Question], task: Task) -> list[Prompt]:
-    """The prompts of a multiple-choice exam. An id is that of the question with its options in this order."""
+    """Return the prompts of a multiple-choice exam. An id is that of the question with its options in this order."""
     prompts = []
     for question in questions:
         shown, right = shuffled(question.options, question.key, task.seed)
@@ -94,68 +95,68 @@ def choice_rows(name: str, questions: Iterable[Question], task: Task) -> list[Pr
 
 
 def choice_score(row: Prompt, answer: str, preset: str) -> Score:
-    """Whether the answer names the right option; `reference` knows only A to D, by its own rules."""
+    """Compare the option that the answer chooses with the right one; `reference` knows A to D, by its own rules."""
     right = string.ascii_uppercase[right_place(str(row.gold), row.choices, f"question {row.id}")]
     if preset == "reference":
-        found, rule = answers.reference_letter(answer), "reference"
-    else:
-        found, rule = answers.letter(answer, row.choices)
-    return Score(found == right, found, rule)
+        letter = reference_rules.letter(answer)
+        return Score(letter == right, letter, "reference", checkable=letter is not None)
+    chosen_letter, rule = letters.letter(answer, row.choices)
+    return Score(chosen_letter == right, chosen_letter, rule.value, checkable=rule.boxed)
 
 
-def open_rows(name: str, task: Task, ask: Callable[[str, str], str] | None = None) -> list[Prompt]:
-    """The prompts of an exam with answers of one's own. ask: from a problem and the preset to the prompt."""
+def open_rows(name: str, task: Task, prompt: Callable[[str, str], str] | None = None) -> list[Prompt]:
+    """Return the prompts of an exam without options. prompt: writes the prompt from a problem and the preset."""
     prompts = []
     for number, row in enumerate(catalog.rows(name, task), 1):
         where = f"{task.file or name}, row {number}"
         problem = str(readers.cell(row, PROBLEM, where))
         gold = gold_answer(str(readers.cell(row, GOLD, where)))
         category = readers.find_column(row, ("subject", "category", "type"))
-        prompt = Prompt(
+        entry = Prompt(
             id=row_id(name, problem.strip()),
             source=name,
-            text=(ask or mathematics_prompt)(problem, task.preset),
+            text=(prompt or mathematics_prompt)(problem, task.preset),
             category=str(row[category] or "") if category else "",
             gold=gold,
         )
-        prompts.append((problem.strip(), prompt))
+        prompts.append((problem.strip(), entry))
     return chosen(prompts, task.n, task.seed)
 
 
 def open_score(row: Prompt, answer: str, preset: str) -> Score:
-    """Whether the final answer equals the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics."""
+    """Compare the final answer with the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics."""
     gold = gold_answer(str(row.gold))
     if preset == "reference":
-        correct, found = mathematics.reference_correct(answer, gold)
-        return Score(correct, found, "reference")
-    found, rule = mathematics.final(answer)
-    if found is None:
-        return Score(False, None, rule)
-    number, right = mathematics.integer(found), mathematics.integer(gold)
-    if number is not None and right is not None:
-        return Score(number == right, number, rule)
-    return Score(mathematics.same(found, gold), number or found, rule)
+        correct, content = reference_rules.correct(answer, gold)
+        return Score(correct, content, "reference", checkable=content is not None)
+    final, rule = extract.final_answer(answer)
+    if final is None:
+        return Score(False, None, rule.value)
+    ours, theirs = (normalise(extract.unboxed(text)) for text in (final, gold))
+    both_integers = ours.integer is not None and theirs.integer is not None
+    correct = ours.integer == theirs.integer if both_integers else mathematics.equal(ours, theirs)
+    return Score(correct, ours.integer or final, rule.value, checkable=rule.boxed)
 
 
 def mathematics_prompt(problem: str, preset: str) -> str:
-    """What a model is asked; the default strips the problem, the reference's prompt has it as it stands."""
+    """Write the prompt; the default strips the problem, the reference's leaves it as it is."""
     return MATHEMATICS.format(problem.strip()) if preset == "default" else MATHEMATICS_PAPER.format(problem)
 
 
 def choice_prompt(question: str, options: Sequence[str], preset: str) -> str:
-    """What a model is asked; the default strips question and options."""
-    letters = string.ascii_uppercase[: len(options)]
-    lettered = list(zip(letters, options, strict=True))
+    """Write the prompt; the default strips question and options."""
+    names = string.ascii_uppercase[: len(options)]
+    lettered = list(zip(names, options, strict=True))
     if preset == "default":
         lines = "\n".join(f"{letter}) {option.strip()}" for letter, option in lettered)
-        return CHOICE.format(letters=letters, question=question.strip(), options=lines)
+        return CHOICE.format(letters=names, question=question.strip(), options=lines)
     lines = "\n".join(f"({letter}) {option}" for letter, option in lettered)
-    listed = f"{', '.join(letters[:-1])}, or {letters[-1]}"
-    return CHOICE_PAPER.format(letters=listed, question=question, options=lines)
+    enumerated = f"{', '.join(names[:-1])}, or {names[-1]}"
+    return CHOICE_PAPER.format(letters=enumerated, question=question, options=lines)
 
 
 def right_place(gold: str | int, options: Sequence[str], where: str) -> int:
-    """Which option a gold answer names: a letter as `B`, `(B)` or `b.`, an index from 0, or the option's own text."""
+    """Return the place of the option that a gold answer names: `B`, `(B)` or `b.`, an index from 0, or its text."""
     text = str(gold).strip()
     count = len(options) or len(string.ascii_uppercase)
     letter = re.fullmatch(r"\W*([A-Za-z])\W*", text)
@@ -173,17 +174,17 @@ def right_place(gold: str | int, options: Sequence[str], where: str) -> int:
 
 
 def gold_answer(text: str) -> str:
-    """The final answer in a published solution: after the last `####`, a last line `A: 18`, in a box, or all of it."""
+    """Return the final answer of a solution: after the last `####`, in a last line `A: 18`, in a box, or all of it."""
     _, mark, after = text.rpartition("####")
     line = LAST_LINE.search(text)
     stated = after if mark else line[1] if line else None
     if stated is not None:
         return stated.strip().replace(",", "")
-    return answers.boxed(text) or text.strip()
+    return extract.boxed(text) or text.strip()
 
 
 def listed(value: Any, where: str) -> list[str]:
-    """Options as a file holds them: a list, the JSON text of one, or `{"text": [...]}`."""
+    """Read options as files hold them: a list, the JSON text of one, or `{"text": [...]}`."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax import exam, grading
+from lowtax import exam
 from lowtax.benchmarks import Score, catalog, load
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import pool
 from lowtax.errors import UserError
 from lowtax.exam import Question
 from lowtax.records import Prompt
@@ -320,7 +321,9 @@ def test_presets_decide_the_extraction():
     assert load("multiple_choice", Task(preset="default")).grade(row, text).correct
     assert load("multiple_choice", Task(preset="paper")).grade(row, text).correct
     assert load("multiple_choice", Task(preset="reference")).grade(row, text) == Score(False, None, "reference")
-    assert load("multiple_choice", Task(preset="reference")).grade(row, BOX % "B") == Score(True, "B", "reference")
+    assert load("multiple_choice", Task(preset="reference")).grade(row, BOX % "B") == Score(
+        True, "B", "reference", True
+    )
 
 
 # --- mathematics
@@ -374,7 +377,7 @@ def test_every_gold_answer_of_the_published_sets_is_right_and_its_neighbour_wron
 def test_mathematics_that_needs_algebra_is_graded_in_workers():
     row = Prompt(id="1", source="", text="", gold="\\frac{\\sqrt{8}}{2}")
     pairs = [(row, BOX % answer) for answer in ("\\sqrt{2}", "\\sqrt{3}", "\\frac{\\sqrt{8}}{2}")]
-    assert [score.correct for score in grading.grade_all(load("math500", Task()), pairs, workers=1)] == [
+    assert [score.correct for score in pool.grade_all(load("math500", Task()), pairs, workers=1)] == [
         True,
         False,
         True,
@@ -442,7 +445,7 @@ def test_the_gym_grades_in_workers():
     benchmark = load("reasoning_gym", Task(subset="spell_backward", n=20))
     rows = benchmark.rows()
     pairs = [(row, f"<answer>{row.gold if number % 2 else 'wrong'}</answer>") for number, row in enumerate(rows)]
-    assert [score.correct for score in grading.grade_all(benchmark, pairs, workers=1)] == [False, True] * 10
+    assert [score.correct for score in pool.grade_all(benchmark, pairs, workers=1)] == [False, True] * 10
 
 
 @gym_only

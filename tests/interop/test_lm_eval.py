@@ -20,8 +20,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from places import PUBLISHED
 from tiny import make_model
 
-from lowtax import answers, benchmarks, cli_tasks, lm_eval_tasks
+from lowtax import benchmarks, cli_tasks, lm_eval_tasks
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import letters
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.errors import UserError
 from lowtax.files import read_rows
@@ -288,7 +289,7 @@ def test_letters_are_found_as_by_lm_eval_s_gpqa_but_for_these(harness, reply, ou
         kind = harness.api.registry.get_filter(settings.pop("function"))
         found[each["name"]] = kind(**settings).apply([[reply]], [doc])[0][0]
     assert found == {"strict-match": strict, "flexible-extract": flexible}
-    assert answers.letter(reply, doc["choices"])[0] == ours
+    assert letters.letter(reply, doc["choices"])[0] == ours
 
 
 # --- our engines in the harness

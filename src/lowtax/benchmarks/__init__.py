@@ -1,4 +1,4 @@
-"""Reasoning exams, one file each: which questions, and whether a finished answer is right."""
+"""Reasoning exams, one file each: their questions, and how a finished answer is graded."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,44 +9,47 @@ from lowtax.records import Prompt
 
 TABLE = {
     "arithmetic": "lowtax.benchmarks.arithmetic:Arithmetic",
-    "aime24": "lowtax.benchmarks.aime:Aime",
-    "aime25": "lowtax.benchmarks.aime:Aime25",
-    "math500": "lowtax.benchmarks.math500:Math500",
-    "amc23": "lowtax.benchmarks.amc23:Amc23",
+    "aime24": "lowtax.benchmarks.competition_math:Aime",
+    "aime25": "lowtax.benchmarks.competition_math:Aime25",
+    "math500": "lowtax.benchmarks.competition_math:Math500",
+    "amc23": "lowtax.benchmarks.competition_math:Amc23",
     "gsm8k": "lowtax.benchmarks.gsm8k:Gsm8k",
     "gpqa_diamond": "lowtax.benchmarks.gpqa:Diamond",
     "gpqa_main": "lowtax.benchmarks.gpqa:Main",
     "gpqa_extended": "lowtax.benchmarks.gpqa:Extended",
     "mmlu": "lowtax.benchmarks.mmlu:Mmlu",
-    "multiple_choice": "lowtax.benchmarks.multiple_choice:MultipleChoice",
-    "math": "lowtax.benchmarks.open_answer:OpenAnswer",
+    "multiple_choice": "lowtax.benchmarks.custom:MultipleChoice",
+    "math": "lowtax.benchmarks.custom:OpenAnswer",
     "humaneval": "lowtax.benchmarks.humaneval:HumanEval",
     "humaneval_plus": "lowtax.benchmarks.humaneval:HumanEvalPlus",
     "mbpp": "lowtax.benchmarks.mbpp:Mbpp",
     "mbpp_plus": "lowtax.benchmarks.mbpp:MbppPlus",
-    "reasoning_gym": "lowtax.benchmarks.gym:Gym",
+    "reasoning_gym": "lowtax.benchmarks.reasoning_gym:Gym",
 }
 
 
 @dataclass(frozen=True)
 class Score:
-    """What became of an answer.
+    """The grade of one answer.
 
-    extracted: what was taken as the final answer, written so that equal answers are equal texts; None if there is none.
-    rule: which rule found it, or what was wrong: for people who read the rows.
+    extracted: the final answer, written so that equal answers are equal texts; None if there is none.
+    rule: the rule that found it, or what was wrong: prose for people, which no code reads.
+    checkable: True if a model checker may be asked about the answer when the rules reject it (see `checker`): it was in
+        a box, or the reference's rules read it.
     """
 
     correct: bool
     extracted: str | None
     rule: str = ""
+    checkable: bool = False
 
 
 class Benchmark(Protocol):
-    """An exam, made as `Class(task)`. `rows` is pure and `grade` needs no model: stored answers are graded again.
+    """An exam, made as `Class(task)`. `rows` is pure and `grade` needs no model, so stored answers can be graded again.
 
-    workers: what grading is done by, since an answer may be anything. `none`: here, for rules that cannot hang;
-    `processes`: a pool that survives a hang or a crash; `threads`: `grade` itself starts a limited process.
-    A class attribute `spelling_first = True` says that most answers are decided without algebra (see `grading`).
+    workers: where answers, which may be anything, are graded. `none`: in this process, for rules that cannot hang;
+    `processes`: in a pool that survives a hang or a crash; `threads`: here, since `grade` starts a limited process.
+    A class attribute `spelling_first = True` says that most answers are decided without algebra (see `grading.pool`).
     """
 
     workers: Literal["none", "processes", "threads"]
@@ -54,16 +57,16 @@ class Benchmark(Protocol):
     def __init__(self, task: Task) -> None: ...
 
     def rows(self) -> list[Prompt]:
-        """The questions, each with its gold answer."""
+        """Return the questions, each with its gold answer."""
         ...
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the text after the thought is right. `row.gold` may be as any published copy writes it."""
+        """Grade the text after the thought. `row.gold` may be written as in any published copy."""
         ...
 
 
 def load(name: str, task: Task | None = None) -> Benchmark:
-    """The benchmark of that name, or of `file.py:Class`, with its settings; the task's `benchmark` goes before."""
+    """Load a benchmark by name, or from `file.py:Class`, with its settings; the task's `benchmark` takes precedence."""
     settings = task or Task()
-    found: Benchmark = registry.resolve("task", settings.benchmark or name, TABLE)(settings)
-    return found
+    benchmark: Benchmark = registry.resolve("task", settings.benchmark or name, TABLE)(settings)
+    return benchmark

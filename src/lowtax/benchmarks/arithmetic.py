@@ -1,6 +1,6 @@
-"""Procedural arithmetic and short word problems: a reasoning exam that a 135M model can sit.
+"""Procedural arithmetic and short word problems: a reasoning exam for a model of 135M parameters.
 
-Dataset   `lowtax.problems`, generated; no download. No problem of a split stands in another.
+Dataset   `lowtax.problems`, generated; no download. The splits share no problem.
 Metric    the integer inside the last `\\boxed{}` of the answer equals the gold integer.
 Pattern   `rows` is a pure function of the task's n (100 if absent), split and seed.
 """
@@ -10,6 +10,7 @@ from typing import Literal
 
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading.extract import Rule
 from lowtax.data.arithmetic import problems
 from lowtax.records import Prompt, row_id
 
@@ -25,7 +26,7 @@ class Arithmetic:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """The questions with their gold integers."""
+        """Return the questions with their gold integers."""
         return [
             Prompt(
                 id=row_id("arithmetic", p.question),
@@ -38,11 +39,11 @@ class Arithmetic:
         ]
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the integer in the last box is the gold one."""
-        found = BOX.findall(answer)
-        digits = found[-1].replace(",", "") if found else ""
+        """Compare the integer in the last box with the gold one."""
+        boxes = BOX.findall(answer)
+        digits = boxes[-1].replace(",", "") if boxes else ""
         if not digits.strip("-"):
             return Score(False, None, "no integer in a box")
         plain = digits.lstrip("-").lstrip("0") or "0"
         number = f"-{plain}" if digits.startswith("-") and plain != "0" else plain
-        return Score(number == row.gold, number, "last box")
+        return Score(number == row.gold, number, Rule.BOX.value, checkable=True)

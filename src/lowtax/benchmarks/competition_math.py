@@ -1,8 +1,14 @@
-"""The American Invitational Mathematics Examination, 30 problems a year, answers from 0 to 999.
+"""Competition mathematics with one final answer: AIME, AMC and MATH-500.
 
-Dataset   `Maxwell-Jia/AIME_2024` and `math-ai/aime25` on the hub, or a local file; the reference's file will do.
-Metric    the final answer equals the gold integer: 025 = 25 = 25.0; an answer above 999 is not refused, only wrong.
-Preset    paper, reference: the prompt of the reference's task `AIME`, without its stop string "Problem:".
+    aime24    30   integers of 0 to 999   `Maxwell-Jia/AIME_2024` on the hub
+    aime25    30   integers of 0 to 999   `math-ai/aime25`
+    amc23     40   numbers                `math-ai/amc23`: the problems of 12A and 12B whose answer is a number
+    math500   500  mathematics            `HuggingFaceH4/MATH-500` (columns problem, answer, subject, level)
+
+Dataset   the hub's, or a local file; the reference's files will do.
+Metric    the final answer equals the gold one: 025 = 25 = 25.0; an integer above 999 is not refused, only wrong.
+Preset    paper, reference: the prompts of the reference's tasks `AIME`, `AMC` and `hendrycks_math_500`, without stop
+          strings such as "Problem:".
 """
 
 from typing import Literal
@@ -13,26 +19,44 @@ from lowtax.benchmarks.base import Task
 from lowtax.records import Prompt
 
 
-class Aime:
-    """The benchmark `aime24`; its subclass differs in the year."""
+class OpenExam:
+    """An exam whose answers are mathematics; a subclass names it."""
 
     workers: Literal["none", "processes", "threads"] = "processes"
     spelling_first = True
-    name = "aime24"
+    name: str
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """The problems with their gold answers."""
+        """Return the problems with their gold answers."""
         return exam.open_rows(self.name, self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the final answer equals the gold one."""
+        """Compare the final answer with the gold one."""
         return exam.open_score(row, answer, self.task.preset)
 
 
-class Aime25(Aime):
+class Aime(OpenExam):
+    """The benchmark `aime24`."""
+
+    name = "aime24"
+
+
+class Aime25(OpenExam):
     """The benchmark `aime25`."""
 
     name = "aime25"
+
+
+class Amc23(OpenExam):
+    """The benchmark `amc23`."""
+
+    name = "amc23"
+
+
+class Math500(OpenExam):
+    """The benchmark `math500`."""
+
+    name = "math500"

@@ -1,11 +1,11 @@
 """GPQA: four-choice questions of biology, physics and chemistry that a web search does not answer.
 
 Dataset   `Idavidrein/gpqa` on the hub, gated: 198 (diamond), 448 (main), 546 (extended); or a local CSV with columns
-          Question, Correct Answer, Incorrect Answer 1 to 3, and Record ID, which is the question's id if it is there.
+          Question, Correct Answer, Incorrect Answer 1 to 3, and Record ID, the question's id where present.
 Metric    the letter that the answer chooses is that of the right option.
-Preset    paper, reference: the prompt of `gpqa_diamond_better_prompt`, the options cleaned as lm-evaluation-harness
-          does it (the question is not): " [title]" becomes ". ", text in brackets goes, two blanks become one, once.
-          Brackets may be chemistry, so that the default leaves them.
+Preset    paper, reference: the prompt of `gpqa_diamond_better_prompt`, the options (not the question) cleaned as
+          lm-evaluation-harness does: " [title]" becomes ". ", text in brackets is removed, two blanks become one, once.
+          Brackets may be chemistry, so the default keeps them.
 """
 
 import re
@@ -32,13 +32,13 @@ class Diamond:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """The questions with the letter of the right option."""
-        given = enumerate(catalog.rows(self.name, self.task), 1)
-        asked = [_question(row, f"{self.name}, row {number}", self.task.preset) for number, row in given]
-        return exam.choice_rows(self.name, asked, self.task)
+        """Return the questions with the letter of the right option."""
+        rows = enumerate(catalog.rows(self.name, self.task), 1)
+        questions = [_question(row, f"{self.name}, row {number}", self.task.preset) for number, row in rows]
+        return exam.choice_rows(self.name, questions, self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the answer chooses the right option."""
+        """Compare the letter that the answer chooses with the right one."""
         return exam.choice_score(row, answer, self.task.preset)
 
 
@@ -58,9 +58,11 @@ def _question(row: Row, where: str, preset: str) -> Question:
     text = str(readers.cell(row, ["Question"], where))
     right, *wrong = (str(readers.cell(row, [name], where)) for name in OPTIONS)
     options = [right, *sorted(wrong)]
-    own, domain = readers.find_column(row, ["Record ID"]), readers.find_column(row, ["High-level domain"])
+    record, domain = readers.find_column(row, ["Record ID"]), readers.find_column(row, ["High-level domain"])
     return Question(
-        key=str(row[own]) if own and row[own] else row_id(text.strip(), sorted(option.strip() for option in options)),
+        key=str(row[record])
+        if record and row[record]
+        else row_id(text.strip(), sorted(option.strip() for option in options)),
         text=text,
         options=tuple(options if preset == "default" else map(_cleaned, options)),
         category=str(row[domain] or "") if domain else "",
@@ -68,5 +70,5 @@ def _question(row: Row, where: str, preset: str) -> Question:
 
 
 def _cleaned(option: str) -> str:
-    """An option as lm-evaluation-harness shows it."""
+    """Clean an option as lm-evaluation-harness does."""
     return re.sub(r"\[.*?\]", "", option.strip().replace(" [title]", ". ")).replace("  ", " ")

@@ -1,10 +1,10 @@
 """GSM8K: 1,319 word problems of primary school, whose answers are integers.
 
-Dataset   `openai/gsm8k`, main, split test, on the hub, or a local file; gold answers stand after `####`.
+Dataset   `openai/gsm8k`, main, split test, on the hub, or a local file; gold answers follow `####`.
 Metric    the final answer, boxed or not, equals the gold integer.
-Preset    paper: the problem and nothing else, as the reference's task `gsm8k_cot_zeroshot` asks it.
-          reference: its `flexible-extract` too, which its script for GSM8K reports: the last thing that looks like a
-          number, compared as text without commas, dollar signs and a last full stop.
+Preset    paper: the problem and nothing else, the prompt of the reference's task `gsm8k_cot_zeroshot`.
+          reference: also its filter `flexible-extract`, which its script for GSM8K reports: the last text that looks
+          like a number, compared without commas, dollar signs and a last full stop.
 """
 
 import re
@@ -28,15 +28,15 @@ class Gsm8k:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """The problems with their gold integers."""
-        return exam.open_rows("gsm8k", self.task, _ask)
+        """Return the problems with their gold integers."""
+        return exam.open_rows("gsm8k", self.task, _prompt)
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the final answer is the gold integer."""
+        """Compare the final answer with the gold integer."""
         if self.task.preset != "reference":
             return exam.open_score(row, answer, self.task.preset)
-        found = [first or second for first, second in FLEXIBLE.findall(answer)]
-        number = _bare(found[-1]) if found else None
+        numbers = [first or second for first, second in FLEXIBLE.findall(answer)]
+        number = _bare(numbers[-1]) if numbers else None
         return Score(number == _bare(exam.gold_answer(str(row.gold))), number, "reference: last number")
 
 
@@ -44,5 +44,5 @@ def _bare(number: str) -> str:
     return number.replace(",", "").replace("$", "").removesuffix(".")
 
 
-def _ask(problem: str, preset: str) -> str:
+def _prompt(problem: str, preset: str) -> str:
     return exam.mathematics_prompt(problem, preset) if preset == "default" else problem

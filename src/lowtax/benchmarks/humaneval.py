@@ -1,7 +1,7 @@
-"""HumanEval, and HumanEval+ with EvalPlus' further tests: 164 functions to be completed.
+"""HumanEval, and HumanEval+ with EvalPlus' further tests: 164 functions to complete.
 
 Dataset   `openai/openai_humaneval` (OpenAI's HumanEval.jsonl.gz is the same); `evalplus/humanevalplus`, whose `test`
-          has base and plus tests in one, or EvalPlus' own HumanEvalPlus.jsonl (v0.1.10), which keeps them apart.
+          joins base and plus tests, or EvalPlus' own HumanEvalPlus.jsonl (v0.1.10), which keeps them apart.
 Metric    the program in the answer passes all tests, in the sandbox; pass@1, or pass@k over the samples.
 Preset    paper, reference: EvalPlus' chat wording, without the start of the answer that it writes for the model.
 """
@@ -13,11 +13,11 @@ from typing import Any, Literal
 from lowtax import coding, exam
 from lowtax.benchmarks import Score, catalog
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.sandbox.values import packed
 from lowtax.coding import Problem
 from lowtax.data import readers
 from lowtax.errors import UserError
 from lowtax.records import Prompt, row_id
-from lowtax.sandbox_plain import packed
 
 DEFAULT = (
     "Complete the Python function below so that it does what its docstring says. "
@@ -40,54 +40,55 @@ class HumanEval:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.lock = threading.Lock()
-        self.known: dict[str, Problem] = {}
+        self.by_id: dict[str, Problem] = {}
 
     def problem(self, row: dict[str, Any]) -> Problem:
-        """A row of any of the published files."""
+        """Read a row of any of the published files."""
         where = f"{self.name} {row.get('task_id', '?')}"
         key, entry, prompt, canonical = (
             str(readers.cell(row, (name,), where))
             for name in ("task_id", "entry_point", "prompt", "canonical_solution")
         )
         if "base_input" in row:
-            wanted = (
-                {"base": row["base_input"], "plus": row.get("plus_input")} if self.plus else {"base": row["base_input"]}
-            )
-            if self.plus and wanted["plus"] is None:
+            if self.plus and row.get("plus_input") is None:
                 raise UserError(
                     f"{where} has no column plus_input, so no plus tests: give EvalPlus' HumanEvalPlus file."
                 )
+            inputs_by_group = {"base": row["base_input"], **({"plus": row["plus_input"]} if self.plus else {})}
             groups = {
                 name: coding.tests_by_inputs([packed(i) for i in inputs or []], entry, float(row.get("atol") or 0))
-                for name, inputs in wanted.items()
+                for name, inputs in inputs_by_group.items()
             }
         else:
             source = str(readers.cell(row, ("test",), where))
             if self.plus and "inputs" not in source:
                 raise UserError(f"{where} has only HumanEval's own tests: for humaneval_plus give EvalPlus' file.")
-            named = "base and plus" if self.plus else "base"
-            groups = {named: coding.tests_by_source(source, f"{prompt.rstrip()}\n    pass\n")}
+            name = "base and plus" if self.plus else "base"
+            groups = {name: coding.tests_by_source(source, f"{prompt.rstrip()}\n    pass\n")}
         return Problem(key, entry, prompt, prompt + canonical, groups)
 
     def problems(self) -> dict[str, Problem]:
-        """The problems by id, read once."""
+        """Return the problems by id; the file is read once."""
         with self.lock:
-            if not self.known:
-                found = [self.problem(row) for row in catalog.rows(self.name, self.task)]
-                self.known = {problem.id: problem for problem in found}
-            return self.known
+            if not self.by_id:
+                problems = [self.problem(row) for row in catalog.rows(self.name, self.task)]
+                self.by_id = {problem.id: problem for problem in problems}
+            return self.by_id
 
     def rows(self) -> list[Prompt]:
-        """The problems; the gold answer is a problem's id, by which its tests are found."""
-        asked = DEFAULT if self.task.preset == "default" else PAPER
+        """Return the problems; the gold answer is a problem's id, by which its tests are found."""
+        template = DEFAULT if self.task.preset == "default" else PAPER
         prompts = [
-            (p.id, Prompt(id=row_id(self.name, p.id), source=self.name, text=asked.format(p.prompt.strip()), gold=p.id))
+            (
+                p.id,
+                Prompt(id=row_id(self.name, p.id), source=self.name, text=template.format(p.prompt.strip()), gold=p.id),
+            )
             for p in self.problems().values()
         ]
         return exam.chosen(prompts, self.task.n, self.task.seed)
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the program in the answer passes; the gold is a problem's id, or its row as JSON."""
+        """Run the tests on the program in the answer; the gold is a problem's id, or its row as JSON."""
         gold = (row.gold or "").strip()
         if gold.startswith("{"):
             return coding.score(self.problem(json.loads(gold)), answer)

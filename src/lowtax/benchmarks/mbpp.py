@@ -1,7 +1,7 @@
-"""MBPP, and MBPP+ with EvalPlus' further tests: short functions asked for in a sentence and three asserts.
+"""MBPP, and MBPP+ with EvalPlus' further tests: short functions described by a sentence and three asserts.
 
 Dataset   `google-research-datasets/mbpp`, sanitized (257 of the test split) or, with split and file, full; `evalplus/
-          mbppplus` (378, its `test` has base and plus tests in one), or EvalPlus' own MbppPlus.jsonl (v0.2.0).
+          mbppplus` (378, its `test` joins base and plus tests), or EvalPlus' own MbppPlus.jsonl (v0.2.0).
 Metric    the program in the answer passes all tests, in the sandbox; pass@1, or pass@k over the samples.
 Preset    default: the prompt of Austin et al. 2021 (arXiv:2108.07732); paper, reference: EvalPlus' chat wording.
 """
@@ -12,11 +12,11 @@ from typing import Any
 from lowtax import coding, exam
 from lowtax.benchmarks import catalog
 from lowtax.benchmarks.humaneval import PAPER, HumanEval
+from lowtax.benchmarks.sandbox.values import packed
 from lowtax.coding import Problem
 from lowtax.data import readers
 from lowtax.errors import UserError
 from lowtax.records import Prompt, row_id
-from lowtax.sandbox_plain import packed
 
 DEFAULT = (
     "You are an expert Python programmer, and here is your task: {} Your code should pass these tests:\n\n{}\n\n"
@@ -32,7 +32,7 @@ def _tuples(values: list[Any]) -> list[Any]:
     return [tuple(value) for value in values]
 
 
-# What JSON lost of the inputs of MbppPlus.jsonl, by task: (tasks, the arguments as they were).
+# Types that JSON lost from the inputs of MbppPlus.jsonl: (tasks, a function that restores their arguments).
 RESTORED: tuple[tuple[str, Callable[[list[Any]], Any]], ...] = (
     ("2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809", _tuples),
     ("63 64 70 94 120 237 272 299 400 409 417 438 473 614 780", lambda a: [_tuples(part) for part in a]),
@@ -57,16 +57,16 @@ class Mbpp(HumanEval):
     name = "mbpp"
 
     def problem(self, row: dict[str, Any]) -> Problem:
-        """A row of any of the published files."""
+        """Read a row of any of the published files."""
         key = str(readers.cell(row, ("task_id",), self.name))
         where = f"{self.name} {key}"
         if "base_input" in row:
             return self._by_inputs(row, key, where)
         code = str(readers.cell(row, ("code",), where))
         tests = [str(test) for test in readers.cell(row, ("test_list",), where)]
-        given = row.get("test_imports")
+        test_imports = row.get("test_imports")
         entry = coding.entry_in(code, tests, where)
-        imports = "\n".join([*(given if given is not None else []), *coding.imports_of(code)])
+        imports = "\n".join([*(test_imports if test_imports is not None else []), *coding.imports_of(code)])
         setup = f"{imports}\n{row.get('test_setup_code') or ''}"
         source = str(readers.cell(row, ("test",), where)) if self.plus else "\n".join(tests)
         if self.plus and "inputs" not in source:
@@ -79,30 +79,30 @@ class Mbpp(HumanEval):
             str(readers.cell(row, (name,), where)) for name in ("entry_point", "prompt", "canonical_solution")
         )
         restore = RESTORE.get(int(key.rpartition("/")[2]), list)
-        wanted = {
+        inputs_by_group = {
             "base": row["base_input"],
             **({"plus": readers.cell(row, ("plus_input",), where)} if self.plus else {}),
         }
         groups = {
             name: coding.tests_by_inputs(
-                [packed(list(restore(given))) for given in inputs], entry, float(row.get("atol") or 0)
+                [packed(list(restore(values))) for values in inputs], entry, float(row.get("atol") or 0)
             )
-            for name, inputs in wanted.items()
+            for name, inputs in inputs_by_group.items()
         }
         return Problem(key, entry, "", f"{prompt}\n{canonical}", groups)
 
     def rows(self) -> list[Prompt]:
-        """The problems; the gold answer is a problem's id, by which its tests are found."""
-        given = catalog.rows(self.name, self.task)
-        keys = [str(readers.cell(row, ("task_id",), self.name)) for row in given]
+        """Return the problems; the gold answer is a problem's id, by which its tests are found."""
+        rows = catalog.rows(self.name, self.task)
+        keys = [str(readers.cell(row, ("task_id",), self.name)) for row in rows]
         prompts = [
-            (key, Prompt(id=row_id(self.name, key), source=self.name, text=self.asked(row, key), gold=key))
-            for key, row in zip(keys, given, strict=True)
+            (key, Prompt(id=row_id(self.name, key), source=self.name, text=self.prompt(row, key), gold=key))
+            for key, row in zip(keys, rows, strict=True)
         ]
         return exam.chosen(prompts, self.task.n, self.task.seed)
 
-    def asked(self, row: dict[str, Any], key: str) -> str:
-        """What a model is asked: the sentence, and all tests by default, the first of them in EvalPlus' wording."""
+    def prompt(self, row: dict[str, Any], key: str) -> str:
+        """Write the prompt: the sentence with all tests by default, with the first one in EvalPlus' wording."""
         text = str(readers.cell(row, ("prompt", "text"), f"{self.name} {key}")).strip()
         if "base_input" in row:  # EvalPlus' file has a docstring of the sentence and one assert
             inner = text.strip('"').strip()

@@ -1,9 +1,9 @@
-"""MMLU: four-choice questions of 57 subjects; `subset` names some of them, with commas.
+"""MMLU: four-choice questions of 57 subjects; `subset` selects some, separated by commas.
 
 Dataset   `cais/mmlu`, all, split test, on the hub (columns question, subject, choices, answer as an index), or a local
           file, whose answers may be letters.
-Metric    the letter that the answer chooses is that of the right option. Options are put into this exam's order, as for
-          every other exam; MMLU's own is not kept.
+Metric    the letter that the answer chooses is that of the right option. Options are reordered by a hash, as in
+          every other exam.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from lowtax import exam
 from lowtax.benchmarks import Score, catalog
 from lowtax.benchmarks.base import Task
-from lowtax.benchmarks.multiple_choice import questions
+from lowtax.benchmarks.custom import questions
 from lowtax.records import Prompt
 
 
@@ -24,10 +24,10 @@ class Mmlu:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """The questions of the subjects, with the letter of the right option."""
-        given = catalog.of_subjects(catalog.rows("mmlu", self.task), self.task.subset, "mmlu")
-        return exam.choice_rows("mmlu", questions(given, "mmlu"), self.task)
+        """Return the questions of the subjects with the letter of the right option."""
+        rows = catalog.of_subjects(catalog.rows("mmlu", self.task), self.task.subset, "mmlu")
+        return exam.choice_rows("mmlu", questions(rows, "mmlu"), self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:
-        """Whether the answer chooses the right option."""
+        """Compare the letter that the answer chooses with the right one."""
         return exam.choice_score(row, answer, self.task.preset)

@@ -7,14 +7,14 @@ dataset_kwargs; the filter `custom` receives all replies to all questions, where
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from lowtax import benchmarks, grading
+from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import pool
 from lowtax.data.rendering import split_reply
 from lowtax.errors import UserError, did_you_mean
 from lowtax.records import Prompt
@@ -85,9 +85,9 @@ def grades(replies: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) 
                 pairs.setdefault((exam["benchmark"], exam["task"]), []).append((result, row, parts.answer))
     for (name, task), finished in pairs.items():
         benchmark = benchmarks.load(name, Task.model_validate_json(task))
-        scores = grading.grade_all(benchmark, [(row, answer) for _, row, answer in finished])
+        scores = pool.grade_all(benchmark, [(row, answer) for _, row, answer in finished])
         for (result, _, _), score in zip(finished, scores, strict=True):
-            result |= {"finished": True, **asdict(score)}
+            result |= {"finished": True, "correct": score.correct, "extracted": score.extracted, "rule": score.rule}
     return [[json.dumps(result) for result in results] for results in graded]
 
 

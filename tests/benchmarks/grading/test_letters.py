@@ -5,7 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import functions
 
-from lowtax.answers import boxed, letter, reference_letter
+from lowtax.benchmarks.grading.extract import boxed
+from lowtax.benchmarks.grading.letters import letter
+from lowtax.benchmarks.grading.reference_rules import letter as reference_letter
 
 OPTIONS = ["Mars", "Venus", "a dog", "4.5 m/s"]
 

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from places import PUBLISHED
 from reference import functions
 
-from lowtax import mathematics, reference_rules
+from lowtax.benchmarks.grading import mathematics, reference_rules
+from lowtax.benchmarks.grading.extract import Rule, final_answer
+from lowtax.benchmarks.grading.mathematics import same
+from lowtax.benchmarks.grading.normalise import normalise
 from lowtax.data.readers import read_table
-from lowtax.mathematics import final, integer, same
 
 DATA = PUBLISHED
 pytest.importorskip("math_verify", reason="needs math-verify: pip install 'lowtax[eval]'")
@@ -324,12 +326,12 @@ def test_answers_that_say_more_than_the_gold_one(found, gold):
     ("It takes 160 min, which is 2 h 40 min.", "160"),
 ])  # fmt: skip
 def test_final_answers(text, found):
-    assert final(text)[0] == found
+    assert final_answer(text)[0] == found
 
 
 def test_a_box_goes_before_a_phrase_and_a_number():
-    assert final("\\boxed{5}. The answer is 6. Also 7.") == ("5", "last box")
-    assert final("The answer is 6. Also 7.") == ("6", "phrase")
+    assert final_answer("\\boxed{5}. The answer is 6. Also 7.") == ("5", Rule.BOX)
+    assert final_answer("The answer is 6. Also 7.") == ("6", Rule.PHRASE)
 
 
 @pytest.mark.parametrize(("text", "found"), [
@@ -338,7 +340,7 @@ def test_a_box_goes_before_a_phrase_and_a_number():
     ("9" * 5000, None),
 ])  # fmt: skip
 def test_integers(text, found):
-    assert integer(text) == found
+    assert normalise(text).integer == found
 
 
 def test_without_algebra_it_is_said_that_it_is_needed():
@@ -363,10 +365,11 @@ MANY = settings(max_examples=1000, deadline=6000, derandomize=True, suppress_hea
 @MANY
 @given(text=ANSWER)
 def test_any_text_has_an_answer_or_none_and_that_is_its_own_answer(text):
-    found, rule = final(text)
+    found, rule = final_answer(text)
     assert rule
-    if found is not None and final(found)[0] is not None and not set(found) & set("{}$*\\=#:\n") and " " not in found:
-        assert final(found)[0] == found
+    again = final_answer(found)[0] if found is not None else None
+    if again is not None and not set(found) & set("{}$*\\=#:\n") and " " not in found:
+        assert again == found
 
 
 @MANY
@@ -379,8 +382,8 @@ def test_any_two_texts_are_compared(text, gold):
 @MANY
 @given(text=ANSWER)
 def test_an_integer_is_its_own_integer(text):
-    found = integer(text)
-    assert found is None or integer(found) == found
+    found = normalise(text).integer
+    assert found is None or normalise(found).integer == found
 
 
 @pytest.mark.parametrize("text", [
@@ -391,11 +394,11 @@ def test_an_integer_is_its_own_integer(text):
 ])  # fmt: skip
 def test_long_texts_take_little_time(text):
     began = time.monotonic()
-    found, _ = final(text)
+    found, _ = final_answer(text)
     same(text, "5")
     same(found or "", "5")
     same(text[-250:], "5")
-    integer(text)
+    normalise(text)
     reference_rules.correct(text, "5")
     assert time.monotonic() - began < 6
 
@@ -407,8 +410,8 @@ SOLUTIONS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verifi
 @pytest.mark.skipif(not STORED.exists(), reason="needs OpenAI's labelled GSM8K solutions in ../shared/data")
 def test_labels_of_stored_solutions_are_met():
     rows = read_table(STORED)
-    stored = [(row[name], final(row["ground_truth"])[0]) for row in rows for name in SOLUTIONS]
-    agree = [same(final(each["solution"])[0], gold) == each["is_correct"] for each, gold in stored]
+    stored = [(row[name], final_answer(row["ground_truth"])[0]) for row in rows for name in SOLUTIONS]
+    agree = [same(final_answer(each["solution"])[0], gold) == each["is_correct"] for each, gold in stored]
     assert len(agree) == 5276
     assert all(agree)
 

@@ -1,10 +1,16 @@
-"""Where a reply states its final answer."""
+"""Extract the final answer that a text states: its last box, what follows "the answer is", a last line with a number.
+
+The text alone decides: the gold answer is not known here, and nothing is computed. All rules are linear in its length.
+"""
 
 import re
+from enum import StrEnum
 
-from lowtax import spelling
-from lowtax.answers import boxed
+from lowtax.benchmarks.grading import normalise
 
+BOX = re.compile(r"\\{1,3}(?:boxed|fbox)(?![A-Za-z])|\x08oxed(?=\s*\{)|\\.|[{}]", re.DOTALL)
+UNBRACED = re.compile(r"[ \t]*((?=[-+(\d.]|\\[A-Za-z{(]|[A-Za-z](?![A-Za-z]))(?:(?!\\[)\]])[^\n$])+)")
+BRACE = re.compile(r"\s*\{")
 SEARCHED = 8_000  # characters at the end in which an answer is looked for outside of a box
 BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|\\text\{[^{}]{0,12}\}|and|or|[a-z](?:_\{?\d\}?)?\s*=)*"
@@ -20,7 +26,7 @@ PHRASE = re.compile(
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 FORMULA = re.compile(r"(?<!\\)\$\$?(?=\S)([^$\n]+?)(?<=[^\s\\])\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 AMOUNT = re.compile(r"(?<![\w.^_{])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?: ?\d+/\d+|/\d+)?(?!\w*\d)")
-PROSE = re.compile(rf"(?<![\\\w{{])[A-Za-z]{{2,}}[ ,:]|{spelling.LONG_WORD.pattern}")
+PROSE = re.compile(rf"(?<![\\\w{{])[A-Za-z]{{2,}}[ ,:]|{normalise.LONG_WORD.pattern}")
 RESULT = re.compile(r"(?:=|\\approx|≈)\s*&?\s*([^=≈\n]{1,60})")
 EQUALS = re.compile(r"=|≈|\bequals\b|\\approx")
 ASIDE = re.compile(r"\([^()]*\)|,? which (?:is|equals) .*|,? or about .*")
@@ -31,129 +37,179 @@ CURRENCY = re.compile(r"\\?\$\s*|\\text\{\s*\$\s*\}")
 LONGEST_LINE = 2_000
 
 
-def final(text: str) -> tuple[str | None, str]:
-    """The final answer of a reply, and the rule that found it; None and "no answer" if there is none.
+class Rule(StrEnum):
+    """The rule that found an answer, or the reason why there is none; its value is the prose of a grade."""
 
-    The first rule that finds something counts, and inside a rule the last finding: a box (the last ones together if
-    nothing but "and", "or" or a comma stands between them); `#### 18`; a last line `A: 18`; a phrase such as "Final
-    Answer:" or "the answer is"; a reply that is an answer and nothing else; the last line with a number in
-    it: something bold, the right side of a formula, an amount, of several the result of the last calculation above.
+    BOX = "last box"
+    BOXED_SENTENCE = "sentence in the last box"
+    OPEN_BOX = "box not closed"
+    HASHES = "####"
+    LETTER_A = "A:"
+    PHRASE = "phrase"
+    ANSWER_ALONE = "the answer itself"
+    LAST_LINE = "last line"
+    NOTHING = "no answer"
+
+    @property
+    def boxed(self) -> bool:
+        """True if the answer was in a box."""
+        return self in (Rule.BOX, Rule.BOXED_SENTENCE)
+
+
+LINES = ((HASHES, Rule.HASHES), (LETTER_A, Rule.LETTER_A), (PHRASE, Rule.PHRASE))
+
+
+def final_answer(text: str) -> tuple[str | None, Rule]:
+    """Return the final answer of a reply and the rule that found it.
+
+    The first rule that finds something counts, and within a rule the last match: a box (the last ones together if only
+    "and", "or" or a comma is between them); `#### 18`; a last line `A: 18`; a phrase such as "Final Answer:" or "the
+    answer is"; a reply that is an answer and nothing else; the last line with a number in it: its bold part, the right
+    side of its formula, its amount, and of several amounts the result of the last calculation above.
     """
     box = _boxes(text)
-    if box is not None and len(re.findall(r"[A-Za-z]{2,}", spelling.plain(box))) >= 5 and "\\text" in box:
-        inside = re.sub(r"\\text\{([^{}]*)\}", r"\1", box)
-        return _amount(inside, text[: text.rfind("\\boxed")]) or box, "sentence in the last box"
+    if box is not None and "\\text" in box and len(re.findall(r"[A-Za-z]{2,}", normalise.plain(box))) >= 5:
+        sentence = re.sub(r"\\text\{([^{}]*)\}", r"\1", box)
+        return _amount(sentence, text[: text.rfind("\\boxed")]) or box, Rule.BOXED_SENTENCE
     if box is not None:
-        return box, "last box"
+        return box, Rule.BOX
     if UNCLOSED.search(text):
-        return None, "box not closed"
+        return None, Rule.OPEN_BOX
     end = text[-SEARCHED:].strip()
-    for pattern, rule in ((HASHES, "####"), (LETTER_A, "A:"), (PHRASE, "phrase")):
-        for found in reversed(list(pattern.finditer(end))):
-            if (value := _value(found[1], end[: found.start()], phrase=True)) is not None:
+    for pattern, rule in LINES:
+        for match in reversed(list(pattern.finditer(end))):
+            if (value := _value(match[1], end[: match.start()], phrase=True)) is not None:
                 return value, rule
     lines = [line.strip()[:LONGEST_LINE] for line in end.split("\n") if re.search(r"\w", line)]
-    if len(lines) == 1 and (whole := _bare(lines[0])) is not None:
-        return whole, "the answer itself"
+    if len(lines) == 1 and (whole := _answer_alone(lines[0])) is not None:
+        return whole, Rule.ANSWER_ALONE
     for line in reversed([line for line in lines if not ASIDE.fullmatch(line)][-3:]):
-        before = end[: end.rfind(line)]
-        if re.search(r"\d", line) and (value := _value(line, before)) is not None:
-            return value, "last line"
-    return None, "no answer"
+        above = end[: end.rfind(line)]
+        if re.search(r"\d", line) and (value := _value(line, above)) is not None:
+            return value, Rule.LAST_LINE
+    return None, Rule.NOTHING
+
+
+def boxed(text: str) -> str | None:
+    """Return the content of the last box that is closed, `\\boxed{5}`, `\\boxed 5` or `\\fbox{5}`, or None."""
+    opened: list[tuple[int, bool]] = []
+    last: tuple[int, int] | None = None
+    unbraced = -1
+    expected = -1  # where the brace of a box is
+    for token in BOX.finditer(text):
+        mark = token[0]
+        if len(mark) > 2 or mark[0] == "\x08":
+            brace = BRACE.match(text, token.end())
+            expected = brace.end() - 1 if brace else -1
+            unbraced = unbraced if brace else token.end()
+        elif mark == "{":
+            opened.append((token.start(), token.start() == expected))
+        elif mark == "}" and opened:
+            start, is_box = opened.pop()
+            if is_box and (last is None or start > last[0]) and text[start + 1 : token.start()].strip():
+                last = (start, token.start())
+    if unbraced > (last[0] if last else -1) and (match := UNBRACED.match(text, unbraced)):
+        content = match[1].strip().removesuffix(".").strip()
+        return content if content and content.count("{") == content.count("}") else None
+    return text[last[0] + 1 : last[1]].strip() if last else None
+
+
+def unboxed(answer: str) -> str:
+    """Return an answer without the box around it."""
+    return (boxed(answer) or answer) if "box" in answer else answer
 
 
 def _boxes(text: str) -> str | None:
-    """The content of the last box, or of several that are one answer, with commas."""
+    """Return the content of the last box, or of the last boxes that are one answer, joined by commas."""
     last = boxed(text)
     if last is None or text.count("\\boxed") < 2:
         return last
     contents = [last]
     start = text.rfind("\\boxed")
-    while len(contents) < 10 and (before := text.rfind("\\boxed", 0, start)) >= 0:
-        content = boxed(text[before:start])
-        closing = text.rfind("}", before, start)
+    while len(contents) < 10 and (earlier := text.rfind("\\boxed", 0, start)) >= 0:
+        content = boxed(text[earlier:start])
+        closing = text.rfind("}", earlier, start)
         between = text[closing + 1 : start]
         if content is None or closing < 0 or len(between) > 40 or not BETWEEN_BOXES.fullmatch(between):
             break
         if not re.search(r"and|or|,", between):
             break
         contents.insert(0, content)
-        start = before
+        start = earlier
     return ", ".join(dict.fromkeys(contents))
 
 
-def _bare(line: str) -> str | None:
-    """A line that is an answer and nothing else, as it is."""
-    inside = line.strip("*").strip()
-    short = spelling.plain(inside)
+def _answer_alone(line: str) -> str | None:
+    """Return a line that is an answer and nothing else, as it is."""
+    content = line.strip("*").strip()
+    short = normalise.plain(content)
     if not short or len(short) > 200:
         return None
-    if spelling.is_words(short):
-        return inside if len(short.split()) <= 2 else None
-    return inside.rstrip(".") if not spelling.has_words(short) else None
+    if normalise.is_words(short):
+        return content if len(short.split()) <= 2 else None
+    return content.rstrip(".") if not normalise.has_words(short) else None
 
 
-def _value(line: str, before: str, phrase: bool = False) -> str | None:
-    """The answer in what follows a phrase, or in a last line: a formula, something bold, an amount, a few words.
+def _value(line: str, above: str, phrase: bool = False) -> str | None:
+    """Return the answer in a last line, or after a phrase: a formula, something bold, an amount, or a few words.
 
-    `before` is the text above it: of several amounts, the result of the last calculation there counts.
+    above: the text before it; of several amounts, the result of the last calculation in that text counts.
     """
     line = re.sub(r"^[-•]\s+", "", line[:LONGEST_LINE].strip())
-    short = spelling.unlabelled(spelling.plain(re.sub(r"[*`]+", "", line)))
-    if spelling.number(short) is not None or (short and not PROSE.search(line) and re.search(r"\w", short)):
-        return _written(_right(short))
+    short = normalise.unlabelled(normalise.plain(re.sub(r"[*`]+", "", line)))
+    if normalise.number(short) is not None or (short and not PROSE.search(line) and re.search(r"\w", short)):
+        return _without_separators(_right_side(short))
     bold = [part for part in BOLD.findall(line) if re.search(r"\d", part)]
     formulas = [a or b or c for a, b, c in FORMULA.findall(line)]
     formulas = [f for f in formulas if not PROSE.search(re.sub(r"\\text\{[^{}]*\}", "", f)) and re.search(r"\w", f)]
     if not bold and formulas and not re.fullmatch(r"[\d.,{}$%\\ ]*", formulas[-1]):
-        return _written(_right(spelling.unlabelled(spelling.plain(formulas[-1])))) or None
-    return _amount(" ".join(bold) if bold and not TOTAL.search(line) else line, before, phrase)
+        return _without_separators(_right_side(normalise.unlabelled(normalise.plain(formulas[-1])))) or None
+    return _amount(" ".join(bold) if bold and not TOTAL.search(line) else line, above, phrase)
 
 
-def _amount(prose: str, before: str, phrase: bool = False) -> str | None:
-    """The amount that the last sentence states, after a phrase the first; or its few words if there is none."""
+def _amount(prose: str, above: str, phrase: bool = False) -> str | None:
+    """Return the amount in the last sentence, after a phrase in the first; or its few words if it has no amount."""
     prose = re.sub(r"[*`]+", "", prose)
     shorter = ASIDE.sub("", prose)
     sentences = [each for each in re.split(r"(?<=[^\s\d][.!?])\s+|(?<=\d\.)\s+(?=[A-Z])", shorter) if _amounts(each)]
     sentence = sentences[0 if phrase else -1] if sentences else prose
-    if _amounts(after := SUBORDINATE.sub("", sentence)):
-        sentence = after
+    if _amounts(main := SUBORDINATE.sub("", sentence)):
+        sentence = main
     if total := TOTAL.search(sentence):
         sentence = sentence[total.end() :]
     amounts = _amounts(sentence)
-    time = spelling.DURATION.search(sentence)
-    if time and spelling.duration(time[0]) and not _amounts(sentence[: time.start()]):
+    time = normalise.DURATION.search(sentence)
+    if time and normalise.duration(time[0]) and not _amounts(sentence[: time.start()]):
         return " ".join(time[0].split())
     if not amounts:
-        words = spelling.plain(prose)
-        return words if spelling.is_words(words) and len(words.split()) <= 3 else None
+        words = normalise.plain(prose)
+        return words if normalise.is_words(words) and len(words.split()) <= 3 else None
     if right := [_amounts(part)[:1] for part in EQUALS.split(sentence)[1:] if _amounts(part)]:
         return right[-1][0]
-    results = [number for result in RESULT.findall(before[-RESULTS_IN:]) for number in _amounts(result)[:1]]
-    whole = [_even(number) for number in amounts]
+    results = [number for result in RESULT.findall(above[-RESULTS_IN:]) for number in _amounts(result)[:1]]
+    rounded = [_without_zeros(number) for number in amounts]
     for result in reversed(results[-3:]):
-        if _even(result) in whole:
-            return amounts[whole.index(_even(result))]
+        if _without_zeros(result) in rounded:
+            return amounts[rounded.index(_without_zeros(result))]
     return amounts[0] if phrase or re.match(r"\W*\d", sentence) else amounts[-1]
 
 
-def _right(short: str) -> str:
-    """What a chain of calculations ends in; an equation with letters on its right stays whole."""
+def _right_side(short: str) -> str:
+    """Return the number that a chain of calculations ends in; an equation with letters on its right stays whole."""
     right = re.split(r"(?<![<>!\\])=", short)[-1]
-    return right if spelling.number(right) is not None else short
+    return right if normalise.number(right) is not None else short
 
 
-def _even(number: str) -> str:
+def _without_zeros(number: str) -> str:
     return number.rstrip("0").removesuffix(".") if "." in number else number
 
 
-def _written(short: str) -> str:
-    """Numbers without separators."""
-    return short.replace(",", "") if spelling.NUMBER.fullmatch(short) else short
+def _without_separators(short: str) -> str:
+    return short.replace(",", "") if normalise.NUMBER.fullmatch(short) else short
 
 
 def _amounts(line: str) -> list[str]:
-    """The numbers in a line of prose, without separators."""
+    """Return the numbers in a line of prose, without separators."""
     line = CURRENCY.sub("", line.replace("{,}", ",").replace("\\!", "")).replace("\\,", " ")
     line = re.sub(r"(?<=\d)[\u00a0\u202f\u2009 ](?=\d{3}(?!\d))", "", line.replace("\u2212", "-"))
-    return [found[0].replace(",", "") for found in AMOUNT.finditer(line)]
+    return [match[0].replace(",", "") for match in AMOUNT.finditer(line)]

@@ -1,11 +1,13 @@
-"""One spelling for a mathematical answer, and what follows from spelling alone: most answers need no algebra.
+"""Normalise mathematical answers; most then compare equal as strings and need no algebra.
 
-LaTeX says the same in many ways: `\\dfrac12`, `\\frac{1}{2}` and `1/2`; `10{,}000`, `10\\,000` and `10,000`. Units,
+LaTeX writes one thing in many ways: `\\dfrac12`, `\\frac{1}{2}` and `1/2`; `10{,}000`, `10\\,000` and `10,000`. Units,
 currency, degrees and a name before an equals sign are not part of an answer.
 """
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 LONGEST_NUMBER = 400  # characters
 SIGNS = str.maketrans({
@@ -75,11 +77,39 @@ DURATION = re.compile(
     re.IGNORECASE,
 )
 SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-LONGEST = 2_000  # characters that are brought into one spelling; a longer text is compared as it is
+LONGEST = 2_000  # characters that are normalised; a longer text is compared as it is
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A normalised answer.
+
+    written: the answer as the text has it.
+    text: its one spelling, without units (see `plain`).
+    """
+
+    written: str
+    text: str
+
+    @cached_property
+    def integer(self) -> str | None:
+        """The answer in plain digits if it is an integer: `025`, `25.0`, `x = 25` and `\\frac{50}{2}` are "25"."""
+        value = number(unlabelled(self.text))
+        return str(value.numerator) if value is not None and value.denominator == 1 else None
+
+    @cached_property
+    def duration(self) -> tuple[Fraction, ...]:
+        """The answer as a time in two units, if it is one (see `duration`)."""
+        return duration(self.written)
+
+
+def normalise(written: str) -> Answer:
+    """Normalise one side of a comparison."""
+    return Answer(written, plain(written))
 
 
 def plain(text: str) -> str:
-    """The answer in its one spelling, without units. Words keep single spaces; all else has none."""
+    """Return the one spelling of an answer, without units. Words keep single spaces; all else has none."""
     if len(text) > LONGEST:
         return text.strip()
     text = text.translate(SIGNS)
@@ -94,11 +124,11 @@ def plain(text: str) -> str:
         text = text.strip("() ")
     if MIXED.fullmatch(text) or has_words(text):
         return text
-    return re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])| ", lambda found: f"{found[1]} " if found[1] else "", text)
+    return re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])| ", lambda match: f"{match[1]} " if match[1] else "", text)
 
 
 def unbraced(text: str) -> str:
-    """Without braces around the whole."""
+    """Remove braces around the whole."""
     while text.startswith("{") and text.endswith("}"):
         depth = 0
         for place, sign in enumerate(text):
@@ -110,40 +140,40 @@ def unbraced(text: str) -> str:
 
 
 def unlabelled(text: str) -> str:
-    """`x=5`, `f(x)=5` and `x\\in[0,1]` without the name; an equation with more to its left stays."""
-    found = LABEL.match(text)
-    rest = text[found.end() :] if found else text
+    """Remove the name from `x=5`, `f(x)=5` and `x\\in[0,1]`; an equation with more on its left stays whole."""
+    label = LABEL.match(text)
+    rest = text[label.end() :] if label else text
     return unbraced(rest) if "=" not in rest else text
 
 
 def is_words(text: str) -> bool:
-    """Whether an answer in its one spelling is a name or other words, such as `Evelyn` or `no solution`."""
+    """Return True for a normalised answer that is a name or other words, such as `Evelyn` or `no solution`."""
     return bool(WORDS.fullmatch(text)) and has_words(text)
 
 
 def has_words(text: str) -> bool:
-    """Whether words stand in it that are no functions of LaTeX."""
+    """Return True if the text has words that are not functions of LaTeX."""
     return bool(LONG_WORD.search(text))
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, fraction, mixed or scientific number; a percent sign does not count."""
+    """Return the exact value of an integer, decimal, fraction, mixed or scientific number; `%` is ignored."""
     text = text.removesuffix("%").strip()
     if not text or len(text) > LONGEST_NUMBER or not (text[-1].isdecimal() or text[-1] in "}.)"):
         return None
     if NUMBER.fullmatch(text):
         return Fraction(text.replace(",", "").removesuffix("."))
-    if found := FRACTION.fullmatch(text):
-        above, below = found[2] or found[4], found[3] or found[5]
-        return _signed(found[1], Fraction(int(above), int(below))) if int(below) else None
-    if found := MIXED.fullmatch(text):
-        above, below = int(found[3] or found[5]), int(found[4] or found[6])
-        return _signed(found[1], int(found[2]) + Fraction(above, below)) if below else None
-    if found := PERIOD.fullmatch(text):
-        repeated = Fraction(int(found[3]), (10 ** len(found[3]) - 1) * 10 ** len(found[2]))
-        return _signed(text[0], abs(Fraction(f"{found[1]}.{found[2]}0")) + repeated)
-    if found := POWER.fullmatch(text):
-        return Fraction(found[1].removesuffix(".")) * Fraction(10) ** int(found[2] or found[3] or found[4])
+    if match := FRACTION.fullmatch(text):
+        above, below = match[2] or match[4], match[3] or match[5]
+        return _signed(match[1], Fraction(int(above), int(below))) if int(below) else None
+    if match := MIXED.fullmatch(text):
+        above, below = int(match[3] or match[5]), int(match[4] or match[6])
+        return _signed(match[1], int(match[2]) + Fraction(above, below)) if below else None
+    if match := PERIOD.fullmatch(text):
+        repeated = Fraction(int(match[3]), (10 ** len(match[3]) - 1) * 10 ** len(match[2]))
+        return _signed(text[0], abs(Fraction(f"{match[1]}.{match[2]}0")) + repeated)
+    if match := POWER.fullmatch(text):
+        return Fraction(match[1].removesuffix(".")) * Fraction(10) ** int(match[2] or match[3] or match[4])
     return None
 
 
@@ -152,25 +182,28 @@ def _signed(sign: str, value: Fraction) -> Fraction:
 
 
 def duration(text: str) -> tuple[Fraction, ...]:
-    """A time in two units, such as `3 hours 45 minutes`, as one number in each of the units; empty if it is none."""
-    if len(text) > LONGEST or not (found := DURATION.search(re.sub(r"\\text\{([^{}]*)\}|\\[,;: ]|~", r" \1 ", text))):
+    """Return a time in two units, such as `3 hours 45 minutes`, in the smaller and in the larger one; empty if none."""
+    if len(text) > LONGEST:
         return ()
-    large, small = (SECONDS[found[unit][0].lower()] for unit in (2, 4))
-    seconds = Fraction(found[1]) * large + Fraction(found[3]) * small
+    match = DURATION.search(re.sub(r"\\text\{([^{}]*)\}|\\[,;: ]|~", r" \1 ", text))
+    if not match:
+        return ()
+    large, small = (SECONDS[match[unit][0].lower()] for unit in (2, 4))
+    seconds = Fraction(match[1]) * large + Fraction(match[3]) * small
     return (seconds / small, seconds / large) if large > small else ()
 
 
-def same_number(found: str, gold: str) -> bool | None:
-    """Whether two numbers are equal; None unless both are numbers. 50 % is 50 and 0.5.
+def same_number(text: str, gold: str) -> bool | None:
+    """Return True if two numbers are equal; None unless both are numbers. 50 % is 50 and 0.5.
 
-    A decimal that was rounded to six or more places equals what it was rounded from.
+    A decimal that was rounded to six or more places equals the number from which it was rounded.
     """
-    a, b = number(found), number(gold)
+    a, b = number(text), number(gold)
     if a is None or b is None:
         return None
     if a == b:
         return True
-    if found.endswith("%") != gold.endswith("%"):
+    if text.endswith("%") != gold.endswith("%"):
         return a == b / 100 if gold.endswith("%") else a / 100 == b
-    places = max(len(text.partition(".")[2]) for text in (found, gold))
+    places = max(len(each.partition(".")[2]) for each in (text, gold))
     return places >= 6 and abs(a - b) < Fraction(1, 10**places)

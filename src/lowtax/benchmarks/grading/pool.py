@@ -1,7 +1,7 @@
-"""Many answers graded at once, in the workers that their benchmark asks for.
+"""Grade many answers at once, in the workers that their benchmark needs.
 
-An answer may be anything: a tower of powers, a hundred thousand braces. In worker processes each has `SECONDS`; then
-its process is killed and replaced, and the answer is wrong. Workers start fresh, without torch, and live for one call.
+An answer may be anything: a tower of powers, a hundred thousand braces. A worker process has `SECONDS` for each; then
+it is killed and replaced, and the answer is wrong. Workers start fresh, without torch, and live for one call.
 """
 
 import inspect
@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from lowtax import mathematics
 from lowtax.benchmarks import Benchmark, Score
+from lowtax.benchmarks.grading import mathematics
+from lowtax.benchmarks.grading.worker import CRASHED
 from lowtax.errors import UserError
-from lowtax.grading_worker import CRASHED
 from lowtax.records import Prompt
 
 SECONDS = 6.0  # for one answer
 START = 60.0  # seconds for a worker to start
-CHUNK = 32  # answers that a worker is sent at once
+CHUNK = 32  # answers that a worker gets at once
 CHUNK_TEXT = 200_000  # characters of them
-FIRST = 256  # so many answers are tried without algebra before a worker is started
+FIRST = 256  # up to this number, answers are tried without algebra before a worker is started
 SLOW = Score(False, None, f"grading took over {SECONDS:g} s")
 CRASH = Score(False, None, CRASHED)
 
@@ -35,9 +35,9 @@ Pair = tuple[Prompt, str]
 
 
 def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None = None) -> list[Score]:
-    """A score for every (question, answer after the thought), in their order.
+    """Return a score for every (question, answer after the thought), in their order.
 
-    workers: how many at once, if the benchmark asks for workers; the number of processors if absent.
+    workers: the number of workers, for a benchmark that needs them; the number of processors if absent.
     """
     count = workers or os.cpu_count() or 1
     if benchmark.workers == "none" or not pairs:
@@ -46,31 +46,31 @@ def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None =
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(lambda pair: benchmark.grade(*pair), pairs))
     scores = _by_spelling(benchmark, pairs)
-    left = [place for place, score in enumerate(scores) if score is None]
-    if left:
-        with _Pool(benchmark, min(count, len(left))) as pool:
-            for place, score in zip(left, pool.grade([pairs[place] for place in left]), strict=True):
+    remaining = [place for place, score in enumerate(scores) if score is None]
+    if remaining:
+        with _Pool(benchmark, min(count, len(remaining))) as pool:
+            for place, score in zip(remaining, pool.grade([pairs[place] for place in remaining]), strict=True):
                 scores[place] = score
     return [score for score in scores if score is not None]
 
 
 def _by_spelling(benchmark: Benchmark, pairs: Sequence[Pair]) -> list[Score | None]:
-    """Scores that need no algebra, for exams of mathematics with few answers; None for all others."""
-    none: list[Score | None] = [None] * len(pairs)
+    """Return the scores that need no algebra, for a few answers to an exam of mathematics; None for all others."""
+    scores: list[Score | None] = [None] * len(pairs)
     if len(pairs) > FIRST or not getattr(benchmark, "spelling_first", False):
-        return none
+        return scores
     for place, (row, answer) in enumerate(pairs):
         try:
             with mathematics.no_algebra():
-                none[place] = benchmark.grade(row, answer)
+                scores[place] = benchmark.grade(row, answer)
         except mathematics.Undecided:
             continue
-    return none
+    return scores
 
 
 @dataclass
 class _Worker:
-    """A process and what it has to do. `todo` are places in the list of answers, the one in work first."""
+    """A worker process and its work. `todo` holds places in the list of answers; the first one is being graded."""
 
     process: subprocess.Popen[bytes]
     since: float
@@ -79,15 +79,15 @@ class _Worker:
     rest: bytes = b""
 
     def late(self, now: float) -> bool:
-        """Whether its time is over."""
+        """Return True if its time is over."""
         return bool(self.todo or not self.ready) and now - self.since > (SECONDS if self.ready else START)
 
 
 class _Pool:
-    """Worker processes for one benchmark; none is left when the context ends, however it ends."""
+    """Worker processes for one benchmark; all are stopped when the context ends, however it ends."""
 
     def __init__(self, benchmark: Benchmark, count: int) -> None:
-        self.hello = _hello(benchmark)
+        self.setup = _setup(benchmark)
         self.count = count
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
@@ -101,7 +101,7 @@ class _Pool:
         self.selector.close()
 
     def grade(self, pairs: Sequence[Pair]) -> list[Score]:
-        """The scores in the order of the answers."""
+        """Return the scores in the order of the answers."""
         self.pairs = pairs
         self.scores: dict[int, Score] = {}
         self.waiting = deque(range(len(pairs)))
@@ -122,20 +122,20 @@ class _Pool:
     def _start(self) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(
-            [sys.executable, "-m", "lowtax.grading_worker"],
+            [sys.executable, "-m", "lowtax.benchmarks.grading.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"},  # math-verify depends on the order of sets
             bufsize=0,
         )
         worker = _Worker(process, time.monotonic())
         self.workers.append(worker)
         assert process.stdout
         self.selector.register(process.stdout, selectors.EVENT_READ, worker)
-        self._send(worker, self.hello)
+        self._send(worker, self.setup)
 
     def _send(self, worker: _Worker, message: bytes) -> None:
-        """A worker that is gone says so when it is read."""
+        """Write to a worker; if it is gone, the next read notices."""
         assert worker.process.stdin
         view = memoryview(message)
         try:
@@ -146,19 +146,19 @@ class _Pool:
 
     def _read(self, worker: _Worker) -> None:
         assert worker.process.stdout
-        found = os.read(worker.process.stdout.fileno(), 1 << 16)
-        if not found:
+        output = os.read(worker.process.stdout.fileno(), 1 << 16)
+        if not output:
             self._give_up(worker, CRASH)
             return
-        *lines, worker.rest = (worker.rest + found).split(b"\n")
+        *lines, worker.rest = (worker.rest + output).split(b"\n")
         for line in lines:
-            said = json.loads(line)
-            if isinstance(said, dict):
-                raise UserError(said["error"])
-            if said == "ready":
+            message = json.loads(line)
+            if isinstance(message, dict):
+                raise UserError(message["error"])
+            if message == "ready":
                 worker.ready = True
             else:
-                self.scores[worker.todo.popleft()] = Score(*said)
+                self.scores[worker.todo.popleft()] = Score(*message)
             worker.since = time.monotonic()
 
     def _hand_out(self, worker: _Worker) -> None:
@@ -171,10 +171,10 @@ class _Pool:
         worker.since = time.monotonic()
 
     def _give_up(self, worker: _Worker, score: Score) -> None:
-        """Stop a worker; the answer that it was at gets this score, the others that it had wait again."""
+        """Stop a worker; the answer that it was grading gets this score, its others go back into the queue."""
         self._stop(worker)
         if not worker.ready:
-            raise UserError("A grading process could not start; what it wrote above says why.")
+            raise UserError("A grading process could not start; its output above says why.")
         if worker.todo:
             self.scores[worker.todo.popleft()] = score
             self.waiting.extendleft(reversed(worker.todo))
@@ -190,8 +190,8 @@ class _Pool:
         worker.process.stdin.close()
 
 
-def _hello(benchmark: Benchmark) -> bytes:
-    """What a worker needs to have the same benchmark; a class from a file is loaded from that file first."""
+def _setup(benchmark: Benchmark) -> bytes:
+    """Pickle the benchmark for a worker, with the file of its class if it is not one of ours."""
     kind = type(benchmark)
     from_file = inspect.getsourcefile(kind) if kind.__module__.startswith("lowtax_file_") else None
     return pickle.dumps(

@@ -1,11 +1,11 @@
-"""How the reference project reads answers, so that its published numbers can be compared with ours.
+"""Read answers as the reference project does, so that its published numbers can be compared with ours.
 
 Xue & Mirzasoleiman 2025, arXiv:2507.17075 (code: YihaoXue/lora-safety-reasoning @ 7950048, lm-evaluation-harness):
 `mcq_metric_gpqa.py` for letters; for mathematics the normalisation of Hendrycks et al. 2021 (MATH), as in its
-`math_metric_llm_eval_general.py`, and in `tasks/AIME/utils.py` with zeros taken off first. Known faults are kept: a box
-holding `\\text{C}` has no letter, and "Answer: Because" the letter B.
+`math_metric_llm_eval_general.py`, and in `tasks/AIME/utils.py` with zeros removed first. Known faults are kept: a box
+holding `\\text{C}` has no letter, and "Answer: Because" has the letter B.
 
-Where the reference stops with an error, which would end its whole evaluation, an answer here has none.
+Where the reference stops with an error, which would end its whole evaluation, no answer is found here.
 """
 
 import re
@@ -26,21 +26,21 @@ LEFT_OUT = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
 
 
 def letter(text: str) -> str | None:
-    """The option A to D that the reference finds in a reply, or None."""
+    """Return the option A to D that the reference finds in a reply, or None."""
     inside = boxed(text)
     if inside:
         capital = re.search(r"[A-Z]", inside.strip().upper())
         if capital and capital[0] in LETTERS:
             return capital[0]
     for phrase in PHRASES:
-        found: list[str] = phrase.findall(text)
-        if found and found[-1] in LETTERS:
-            return found[-1]
+        matches: list[str] = phrase.findall(text)
+        if matches and matches[-1] in LETTERS:
+            return matches[-1]
     return None
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the last box; after `\\boxed ` anywhere, what follows the last of these up to a dollar sign."""
+    """Return the content of the last box; with `\\boxed ` anywhere, the text after the last one up to a dollar sign."""
     if "\\boxed " in text:
         inside = text.split("\\boxed ")[-1].split("$")[0]
         return None if "\\fbox{" in inside else inside
@@ -66,9 +66,9 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def correct(text: str, gold: str, zeros: bool = True) -> tuple[bool, str | None]:
-    """Whether the last box equals the gold answer after normalisation, and what is in it.
+    """Compare the last box with the gold answer after normalisation; return the result and the content of the box.
 
-    zeros: leading zeros and a decimal part of zeros do not count, as in its task AIME.
+    zeros: ignore leading zeros and a decimal part of zeros, as in its task AIME.
     """
     inside = boxed(text)
     if inside is None:
@@ -87,10 +87,10 @@ def _shortened(text: str) -> str:
 
 
 def normalised(text: str) -> str:
-    """The answer as the reference compares it.
+    """Return the answer as the reference compares it.
 
     Raises:
-        IndexError, ValueError: It cannot be brought into that form.
+        IndexError, ValueError: It cannot be normalised.
     """
     for old in REMOVED:
         text = text.replace(old, "")
@@ -113,28 +113,27 @@ def normalised(text: str) -> str:
 
 
 def _roots(text: str) -> str:
-    """`\\sqrt3` with braces."""
+    """Put braces into `\\sqrt3`."""
     first, *rest = text.split("\\sqrt")
     return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest)
 
 
 def _fractions(text: str) -> str:
-    """`\\frac12` and `\\frac1{2}` with braces; all as it was if one is cut short."""
-    first, *rest = text.split("\\frac")
-    made = first
+    """Put braces into `\\frac12` and `\\frac1{2}`; return the text unchanged if one is cut short."""
+    result, *rest = text.split("\\frac")
     for part in rest:
         if part[0] == "{":
-            made += f"\\frac{part}"
+            result += f"\\frac{part}"
         elif len(part) < 2:
             return text
         else:
             second = part[1] if part[1] == "{" else f"{{{part[1]}}}"
-            made += f"\\frac{{{part[0]}}}{second}{part[2:]}"
-    return made
+            result += f"\\frac{{{part[0]}}}{second}{part[2:]}"
+    return result
 
 
 def _slash(text: str) -> str:
-    """`a/b` of two integers as a fraction."""
+    """Write `a/b` of two integers as a fraction."""
     parts = text.split("/")
     if len(parts) != 2:
         return text

@@ -1,6 +1,6 @@
-"""One grading process: a benchmark and answers come in, scores go out, one line each. Started by grading.py only.
+"""A grading process, started by `pool`: reads a benchmark and answers, writes one score a line.
 
-What it writes are JSON lines and nothing else, whatever the benchmark prints. It ends when its parent does.
+It writes JSON lines and nothing else, whatever the benchmark prints. It ends with its parent.
 """
 
 import ctypes
@@ -22,38 +22,38 @@ CRASHED = "the grader crashed on it"
 
 
 def main() -> None:
-    """Grade what comes in until there is no more."""
+    """Grade until the input ends."""
     source, out = _channels()
     _end_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    where = pickle.load(source)
-    if where["file"]:
-        registry.resolve("task", f"{where['file']}:{where['name']}", {})
-    importlib.import_module(where["module"])
-    benchmark = pickle.loads(where["benchmark"])
-    _say(out, "ready")
+    setup = pickle.load(source)
+    if setup["file"]:
+        registry.resolve("task", f"{setup['file']}:{setup['name']}", {})
+    importlib.import_module(setup["module"])
+    benchmark = pickle.loads(setup["benchmark"])
+    _write(out, "ready")
     while source.peek(1):
         for row, answer in pickle.load(source):
-            _say(out, _graded(benchmark, row, answer))
+            _write(out, _score(benchmark, row, answer))
 
 
-def _graded(benchmark: Any, row: Any, answer: str) -> list[Any] | dict[str, str]:
+def _score(benchmark: Any, row: Any, answer: str) -> list[Any] | dict[str, str]:
     try:
         score = benchmark.grade(row, answer)
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:  # noqa: BLE001  # row recorded as failed
         return [False, None, f"{CRASHED}: {type(error).__name__}"]
-    return [score.correct, score.extracted, score.rule]
+    return [score.correct, score.extracted, score.rule, score.checkable]
 
 
-def _say(out: BinaryIO, what: Any) -> None:
-    out.write(json.dumps(what).encode() + b"\n")
+def _write(out: BinaryIO, message: Any) -> None:
+    out.write(json.dumps(message).encode() + b"\n")
     out.flush()
 
 
 def _channels() -> tuple[Any, BinaryIO]:
-    """The pipes to the parent; standard input is then empty and standard output goes nowhere."""
+    """Take the pipes to the parent; afterwards standard input is empty and standard output is discarded."""
     source, out = io.BufferedReader(io.FileIO(os.dup(0), "rb")), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
@@ -62,7 +62,7 @@ def _channels() -> tuple[Any, BinaryIO]:
 
 
 def _end_with_parent() -> None:
-    """Ctrl-C is the parent's affair; where the kernel can, a killed parent takes this process with it."""
+    """Ignore SIGINT (the parent handles it), and die with the parent where the kernel supports it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
