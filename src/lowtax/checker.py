@@ -1,14 +1,15 @@
-"""A second opinion by a language model on boxed answers that the rules reject. It never changes a grade.
+"""Ask a language model for a second opinion on boxed answers that the rules reject. It never changes a grade.
 
-As in arXiv:2507.17075, where Qwen2.5-32B-Instruct was asked (code: YihaoXue/lora-safety-reasoning @ 7950048,
-`math_metric_llm_eval_general.py`; the method is Small-Model-Learnability-Gap's): greedy, 20 tokens, True or False. With
-the presets paper and reference the question is worded as there, so that its figure can be reproduced.
+As in arXiv:2507.17075 with Qwen2.5-32B-Instruct (code: YihaoXue/lora-safety-reasoning @ 7950048,
+`math_metric_llm_eval_general.py`; the method is Small-Model-Learnability-Gap's): greedy, 20 tokens, True or False. The
+presets paper and reference use the published question, so that its figure can be reproduced.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
 from lowtax.engines import Completion, Engine, Request, completion_text, well_formed
 from lowtax.records import Grade, Prompt
@@ -29,29 +30,23 @@ QUESTION = (
 )
 
 
-def wanted(graded: Iterable[tuple[Grade, Prompt]]) -> list[tuple[Grade, Prompt]]:
-    """Those that are asked about: a finished answer in a box, wrong by the rules, in an exam without options."""
-    return [
-        (grade, row)
-        for grade, row in graded
-        if grade.finished
-        and not grade.correct
-        and grade.extracted
-        and not row.choices
-        and ("box" in grade.rule or grade.rule == "reference")
-    ]
+def needs_second_opinion(score: Score, row: Prompt) -> bool:
+    """Return True for an answer that the rules found and rejected and may be checked, in an exam without options."""
+    return score.checkable and not score.correct and bool(score.extracted) and not row.choices
 
 
 def check(graded: Iterable[tuple[Grade, Prompt]], engine: Engine, preset: str = "default") -> dict[str, bool | None]:
-    """By reply id, whether the model takes the answer for the gold one; None if it said neither True nor False."""
-    asked = wanted(graded)
-    requests = [_request(grade, row, preset) for grade, row in asked]
-    found: Sequence[Completion] = list(engine.generate(requests)) if requests else []
-    return {completion.id: _read(completion) for completion in found}
+    """Ask whether each answer equals the gold one.
+
+    Returns:
+        The opinions by reply id; None if the model wrote neither True nor False.
+    """
+    requests = [_request(grade, row, preset) for grade, row in graded]
+    return {completion.id: _opinion(completion) for completion in engine.generate(requests)} if requests else {}
 
 
 def checked(grades: dict[str, Grade], opinions: dict[str, bool | None]) -> dict[str, Grade]:
-    """The grades, by reply id, with these opinions in their column."""
+    """Return the grades, by reply id, with these opinions in their column."""
     return {
         key: grade.model_copy(update={"checked": opinions[key]}) if key in opinions else grade
         for key, grade in grades.items()
@@ -59,7 +54,7 @@ def checked(grades: dict[str, Grade], opinions: dict[str, bool | None]) -> dict[
 
 
 def engine_for(task: Task, name: str = "hf", precision: str = "auto", batch_size: int = 16) -> Engine:
-    """The engine with the task's checker loaded."""
+    """Load the task's checker."""
     from lowtax import engines
 
     return engines.load(name, str(task.checker), precision, batch_size)
@@ -70,7 +65,7 @@ def _request(grade: Grade, row: Prompt, preset: str) -> Request:
     contents = {name: well_formed(text) for name, text in contents.items()}
     contents["mark"] = hashlib.sha256("\0".join(contents.values()).encode()).hexdigest()[:12]
     template = QUESTION if preset == "default" else PUBLISHED
-    text = re.sub(r"\{(\w+)\}", lambda found: contents[found[1]], template)
+    text = re.sub(r"\{(\w+)\}", lambda match: contents[match[1]], template)
     return Request(
         id=grade.reply_id,
         messages=({"role": "user", "content": text},),
@@ -80,7 +75,7 @@ def _request(grade: Grade, row: Prompt, preset: str) -> Request:
     )
 
 
-def _read(completion: Completion) -> bool | None:
+def _opinion(completion: Completion) -> bool | None:
     text = completion_text(completion)
     if completion.finish == "failed" or ("True" not in text and "False" not in text):
         return None

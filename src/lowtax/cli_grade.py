@@ -61,16 +61,11 @@ def grade(
     settings = Task(preset=wording, file=file, checker=checker)
     columns = regrade.Columns(reply, gold, question, finish, choices)
     stored = regrade.read(answers, columns, answers.name)
-    grades = regrade.grade(stored, task, settings, workers)
     if checker:
-        from lowtax import checker as checking
         from lowtax.quiet import quiet_libraries
 
         quiet_libraries()
-        by_id = {grade_.reply_id: grade_ for grade_ in grades}
-        rows = [(grade_, answer.row) for grade_, answer in zip(grades, stored, strict=True)]
-        opinions = checking.check(rows, checking.engine_for(settings, engine), preset)
-        grades = list(checking.checked(by_id, opinions).values())
+    grades = regrade.grade(stored, task, settings, workers, engine)
     summary = {"task": task, "file": answers.name, "preset": preset, **regrade.summary(grades)}
     if out is not None:
         from lowtax.files import write_json, write_text

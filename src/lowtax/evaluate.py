@@ -1,29 +1,31 @@
-"""Stored answers -> grades. Grading needs no model, so it can be repeated; a checker's opinions are kept.
+"""Grade stored answers. Grading needs no model, so it can be repeated; a checker's opinions are kept.
 
-An answer is taken after the thought. A reply that was cut at the token limit, in its thought or after it, is wrong and
-counted as unfinished: what a cut text happens to end with is no answer.
+The answer is the text after the thought. A reply that was cut at the token limit, in its thought or after it, is wrong
+and counted as unfinished: the end of a cut text is no answer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowtax import checker, engines, grading
+from lowtax import checker, engines
 from lowtax.benchmarks import Benchmark, Score
+from lowtax.benchmarks.grading import pool
+from lowtax.checker import needs_second_opinion
 from lowtax.engines.settings import EngineSettings
 from lowtax.files import read_rows, write_text
 from lowtax.records import Grade, Prompt, Reply, row_id
 
 UNFINISHED = Score(False, None, "unfinished")
-CHUNK = 512  # answers that a checker gets at once; its opinions are then on disk
+CHUNK = 512  # answers that a checker gets at once; its opinions are then written to disk
 
 
 @dataclass(frozen=True)
 class Checker:
-    """A model that is asked about final answers which the rules reject, and how it runs (see `checker`)."""
+    """The model that is asked about final answers which the rules reject, and how it runs (see `checker`)."""
 
     model: str
-    through: EngineSettings
+    engine: EngineSettings
     preset: str = "default"
 
 
@@ -33,48 +35,53 @@ def grade(
     benchmark: Benchmark,
     rows: Mapping[str, Prompt],
     path: Path,
-    asking: Checker | None = None,
+    second_opinion: Checker | None = None,
 ) -> dict[str, Grade]:
-    """Grades by reply id, written to `path` as a whole; failed replies have none. `rows` are by prompt id."""
-    graded = [reply for reply in replies if reply.finish != "failed"]
-    finished = [reply for reply in graded if reply.closed and reply.answer and reply.finish != "length"]
-    scores = grading.grade_all(benchmark, [(rows[reply.prompt_id], reply.answer) for reply in finished])
-    found = {reply.id: score for reply, score in zip(finished, scores, strict=True)}
+    """Return the grades by reply id and write them to `path` as a whole; failed replies have none.
+
+    rows: the questions by prompt id.
+    """
+    answered = [reply for reply in replies if reply.finish != "failed"]
+    finished = [reply for reply in answered if reply.closed and reply.answer and reply.finish != "length"]
+    scores = pool.grade_all(benchmark, [(rows[reply.prompt_id], reply.answer) for reply in finished])
+    by_reply = {reply.id: score for reply, score in zip(finished, scores, strict=True)}
+    checker_key = [second_opinion.model, second_opinion.preset] if second_opinion else []
     grades = {}
-    for reply in graded:
-        score = found.get(reply.id, UNFINISHED)
+    for reply in answered:
+        score = by_reply.get(reply.id, UNFINISHED)
         grades[reply.id] = Grade(
-            id=row_id(reply.id, reply.text, task, *([asking.model, asking.preset] if asking else [])),
+            id=row_id(reply.id, reply.text, task, *checker_key),
             reply_id=reply.id,
             task=task,
             correct=score.correct,
-            finished=reply.id in found,
+            finished=reply.id in by_reply,
             extracted=score.extracted,
             gold=shown(rows[reply.prompt_id]),
             rule=score.rule,
         )
-    if asking:
-        _check(grades, rows, {reply.id: reply.prompt_id for reply in finished}, asking, path)
+    if second_opinion:
+        questions = {reply.id: rows[reply.prompt_id] for reply in finished}
+        rejected = [(grades[i], row) for i, row in questions.items() if needs_second_opinion(by_reply[i], row)]
+        _check(grades, rejected, second_opinion, path)
     _write(path, grades)
     return grades
 
 
 def _check(
-    grades: dict[str, Grade], rows: Mapping[str, Prompt], asked: Mapping[str, str], asking: Checker, path: Path
+    grades: dict[str, Grade], rejected: Sequence[tuple[Grade, Prompt]], second_opinion: Checker, path: Path
 ) -> None:
-    """Put the checker's opinion into the grades that it is for; opinions that are in `path` are kept."""
-
-    wanted = checker.wanted((grades[reply_id], rows[prompt_id]) for reply_id, prompt_id in asked.items())
-    known = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
-    kept = {grade.reply_id: known[grade.id].checked for grade, _ in wanted if _same(known.get(grade.id), grade)}
-    grades |= checker.checked({i: grades[i] for i in kept}, kept)
-    new = [(grade, row) for grade, row in wanted if grade.reply_id not in kept]
+    """Put the checker's opinions into the grades of rejected answers; opinions that are in `path` are kept."""
+    earlier = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
+    stored = {grade.reply_id: earlier[grade.id].checked for grade, _ in rejected if _same(earlier.get(grade.id), grade)}
+    grades |= checker.checked({i: grades[i] for i in stored}, stored)
+    new = [(grade, row) for grade, row in rejected if grade.reply_id not in stored]
     if not new:
         return
-    how = asking.through
-    engine = engines.load(how.name, asking.model, how.precision, how.batch_size)
+    settings = second_opinion.engine
+    engine = engines.load(settings.name, second_opinion.model, settings.precision, settings.batch_size)
     for start in range(0, len(new), CHUNK):
-        grades |= checker.checked(grades, checker.check(new[start : start + CHUNK], engine, asking.preset))
+        opinions = checker.check(new[start : start + CHUNK], engine, second_opinion.preset)
+        grades |= checker.checked(grades, opinions)
         _write(path, grades)
 
 
@@ -87,6 +94,6 @@ def _write(path: Path, grades: Mapping[str, Grade]) -> None:
 
 
 def shown(row: Prompt) -> str:
-    """The gold answer as a grade shows it: tests of a program are left out."""
+    """Return the gold answer as a grade shows it; tests of a program are left out."""
     gold = str(row.gold)
     return gold if len(gold) <= 200 else ""

@@ -1,8 +1,8 @@
-"""From grades to rates: how often a checkpoint is right, over samples and seeds, how long it thinks, and what it lost.
+"""Compute rates from grades: accuracy over samples and seeds, length of thoughts, and the tax.
 
-What is no right answer is told apart: an unfinished answer is wrong and counted, one without a final answer is wrong
-and counted, a failed reply is in no rate. The samples and training seeds of a question are drawn together, because
-they resemble each other.
+Answers that are not right are counted by kind: an unfinished answer is wrong, an answer without a final answer is
+wrong, and a failed reply is in no rate. The bootstrap draws the samples and training seeds of a question together,
+because they are correlated.
 """
 
 import math
@@ -14,8 +14,8 @@ from lowtax import stats
 from lowtax.cells import Cell, markdown_table, rate, shown
 from lowtax.records import Grade, Reply
 
-Key = tuple[str, int]  # which question, which sample
-Answer = tuple[Grade | None, Reply]  # no grade: a failed reply
+Key = tuple[str, int]  # question, sample
+Answer = tuple[Grade | None, Reply]  # a failed reply has no grade
 Answers = Mapping[int, Mapping[Key, Answer]]  # by training seed
 Graded = tuple[Grade, Reply]
 CAPTION = (
@@ -26,21 +26,21 @@ NO_TAX = {"value": 0.0, "low": 0.0, "high": 0.0}  # the base's, by definition
 
 
 def cell(answers: Answers) -> Cell:
-    """The rates of one checkpoint on one task.
+    """Return the rates of one checkpoint on one task.
 
     Returns:
-        value, low, high (None if n is 0) and n answers: the share that is right, over all samples and seeds;
+        value, low, high (None if n is 0) and n: the share of right answers over all samples and seeds;
         `unfinished` and its share of n, `no_answer` (finished, without a final answer) and `failed` (not in n);
-        `pass_at_k` by k = "1", "2", "4" ... and the number of samples: that one of k samples is right, unbiased;
-        `maj_at_k`, where there are several samples: that the most frequent final answer is right. The earliest of
-        equally frequent ones counts; unfinished ones and those without an answer have no vote;
-        `tokens` an answer, and `thought_tokens`: the thought's share of them by characters; `samples` a question;
-        `by_seed`, where there are several training seeds: the share right of each;
-        `checked`, where a model was asked about answers that the rules reject: the share that either accepts, with
-        how many it was `asked` about and `accepted`;
-        `categories`, where there are some: the rate of each.
+        `pass_at_k` for k = "1", "2", "4" ... and the number of samples: one of k samples is right, unbiased;
+        `maj_at_k`, if there are several samples: the most frequent final answer is right. Of equally frequent ones
+        the earliest counts; unfinished answers and those without a final answer have no vote;
+        `tokens` per answer, and `thought_tokens`: the thought's share of them by characters; `samples` per question;
+        `by_seed`, if there are several training seeds: the share of right answers of each;
+        `checked`, if a model was asked about answers that the rules reject: the share that the rules or the model
+        accept, with the numbers `asked` and `accepted`;
+        `categories`, if there are any: the rate of each.
     """
-    everything = [(seed, key, answer) for seed, found in answers.items() for key, answer in found.items()]
+    everything = [(seed, key, answer) for seed, by_key in answers.items() for key, answer in by_key.items()]
     graded = [(seed, key, (grade, reply)) for seed, key, (grade, reply) in everything if grade is not None]
     groups: dict[tuple[int, str], list[Graded]] = {}
     for seed, (question, _), answer in sorted(graded, key=lambda item: item[:2]):
@@ -48,8 +48,8 @@ def cell(answers: Answers) -> Cell:
     grades = [grade for _, _, (grade, _) in graded]
     unfinished = sum(not grade.finished for grade in grades)
     samples = max(map(len, groups.values()), default=0)
-    found: Cell = rate((question, float(grade.correct)) for _, (question, _), (grade, _) in graded)
-    found |= {
+    rates: Cell = rate((question, float(grade.correct)) for _, (question, _), (grade, _) in graded)
+    rates |= {
         "unfinished": unfinished,
         "unfinished_share": round(unfinished / len(grades), 4) if grades else None,
         "no_answer": sum(grade.finished and grade.extracted is None for grade in grades),
@@ -58,18 +58,18 @@ def cell(answers: Answers) -> Cell:
         "pass_at_k": {str(k): _pass_at(groups, k) for k in _ks(samples)},
     }
     if samples > 1:
-        found["maj_at_k"] = rate((question, float(_majority(group))) for (_, question), group in groups.items())
-    return found | _lengths([reply for _, _, (_, reply) in graded]) | _parts(graded)
+        rates["maj_at_k"] = rate((question, float(_majority(group))) for (_, question), group in groups.items())
+    return rates | _lengths([reply for _, _, (_, reply) in graded]) | _parts(graded)
 
 
 def _ks(samples: int) -> list[int]:
-    """1, 2, 4 ... and the number of samples."""
+    """Return 1, 2, 4 ... and the number of samples."""
     powers = [2**i for i in range(samples.bit_length()) if 2**i < samples]
     return [*powers, samples] if samples else []
 
 
 def _pass_at(groups: Mapping[tuple[int, str], Sequence[Graded]], k: int) -> Cell:
-    """pass@k over the questions with k samples or more: a failed reply leaves its question with fewer."""
+    """Return pass@k over the questions with k samples or more; a question with a failed reply has fewer."""
     return rate(
         (question, stats.pass_at_k(len(group), sum(grade.correct for grade, _ in group), k))
         for (_, question), group in groups.items()
@@ -78,16 +78,16 @@ def _pass_at(groups: Mapping[tuple[int, str], Sequence[Graded]], k: int) -> Cell
 
 
 def _majority(group: Sequence[Graded]) -> bool:
-    """Whether the most frequent final answer is right; no answer at all is wrong."""
+    """Return True if the most frequent final answer is right; no answer at all is wrong."""
     votes = [grade for grade, _ in group if grade.finished and grade.extracted is not None]
     if not votes:
         return False
-    (chosen, _), *_ = Counter(grade.extracted for grade in votes).most_common(1)  # the first seen of equals
+    (chosen, _), *_ = Counter(grade.extracted for grade in votes).most_common(1)  # the first of equals
     return next(grade.correct for grade in votes if grade.extracted == chosen)
 
 
 def _lengths(replies: Sequence[Reply]) -> Cell:
-    """Mean tokens of an answer and of its thought. What is written is counted in tokens only as a whole."""
+    """Return the mean tokens of an answer and of its thought; only the whole reply has a count of tokens."""
     if not replies:
         return {"tokens": None, "thought_tokens": None}
     thoughts = [r.tokens * len(r.thought) / max(1, len(r.thought) + len(r.answer)) for r in replies]
@@ -98,50 +98,50 @@ def _lengths(replies: Sequence[Reply]) -> Cell:
 
 
 def _parts(graded: Sequence[tuple[int, Key, Graded]]) -> Cell:
-    """The rates of seeds, of a checker and of categories, where there are some."""
-    found: Cell = {}
+    """Return the rates of seeds, of a checker and of categories, if there are any."""
+    parts: Cell = {}
     by_seed: dict[int, list[bool]] = {}
     for seed, _, (grade, _) in graded:
         by_seed.setdefault(seed, []).append(grade.correct)
     if len(by_seed) > 1:
-        found["by_seed"] = {str(seed): round(sum(right) / len(right), 4) for seed, right in sorted(by_seed.items())}
-    asked = [grade for _, _, (grade, _) in graded if grade.checked is not None]
-    if asked:
-        found["checked"] = rate((q, float(grade.correct or grade.checked is True)) for _, (q, _), (grade, _) in graded)
-        found["checked"] |= {"asked": len(asked), "accepted": sum(grade.checked is True for grade in asked)}
+        parts["by_seed"] = {str(seed): round(sum(right) / len(right), 4) for seed, right in sorted(by_seed.items())}
+    checked = [grade for _, _, (grade, _) in graded if grade.checked is not None]
+    if checked:
+        parts["checked"] = rate((q, float(grade.correct or grade.checked is True)) for _, (q, _), (grade, _) in graded)
+        parts["checked"] |= {"asked": len(checked), "accepted": sum(grade.checked is True for grade in checked)}
     names = sorted({reply.category for _, _, (_, reply) in graded})
     if any(names):
-        found["categories"] = {
+        parts["categories"] = {
             name: rate((q, float(g.correct)) for _, (q, _), (g, reply) in graded if reply.category == name)
             for name in names
         }
-    return found
+    return parts
 
 
 def outcomes(answers: Answers) -> dict[int, dict[str, list[float]]]:
-    """Training seed -> question -> 1 or 0 for each sample that was graded."""
-    found: dict[int, dict[str, list[float]]] = {}
-    for seed, asked in answers.items():
-        for (question, _), (grade, _) in asked.items():
+    """Return training seed -> question -> 1 or 0 for each sample that was graded."""
+    by_seed: dict[int, dict[str, list[float]]] = {}
+    for seed, by_key in answers.items():
+        for (question, _), (grade, _) in by_key.items():
             if grade is not None:
-                found.setdefault(seed, {}).setdefault(question, []).append(float(grade.correct))
-    return found
+                by_seed.setdefault(seed, {}).setdefault(question, []).append(float(grade.correct))
+    return by_seed
 
 
 def taxes(base: Mapping[str, Answers], arm: Mapping[str, Answers]) -> tuple[dict[str, Cell], Cell]:
-    """What an arm lost against the base (`stats.tax`): for every task that both have, and the mean over these."""
+    """Return the tax of an arm (`stats.tax`) for every task that it shares with the base, and the mean over these."""
     pairs = {task: (_one(outcomes(base[task])), outcomes(arm[task])) for task in arm if task in base}
     by_task = {task: _tax([pair]) for task, pair in pairs.items()}
     return by_task, next(iter(by_task.values())) if len(by_task) == 1 else _tax(list(pairs.values()))
 
 
 def _one(seeds: Mapping[int, Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """The outcomes of the base, which was not trained: all are of one model."""
-    found: dict[str, list[float]] = {}
-    for asked in seeds.values():
-        for question, values in asked.items():
-            found.setdefault(question, []).extend(values)
-    return found
+    """Join the outcomes of the base over seeds; it is not trained, so they all belong to one model."""
+    joined: dict[str, list[float]] = {}
+    for by_question in seeds.values():
+        for question, values in by_question.items():
+            joined.setdefault(question, []).extend(values)
+    return joined
 
 
 def _tax(pairs: list[tuple[dict[str, list[float]], dict[int, dict[str, list[float]]]]]) -> Cell:
@@ -150,19 +150,19 @@ def _tax(pairs: list[tuple[dict[str, list[float]], dict[int, dict[str, list[floa
 
 
 def tax_shown(tax: Cell | None) -> str:
-    """A tax with its interval and signs, for a table."""
+    """Format a tax with its interval and signs, for a table."""
     if tax is None or tax["value"] is None:
         return "-"
     return f"{tax['value']:+.2f} [{tax['low']:+.2f}, {tax['high']:+.2f}]"
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """A checkpoint in a table."""
+    """Name a checkpoint, for a table."""
     return f"{row['arm']} {row['step']:,}" if row["step"] else str(row["arm"])
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for every task and checkpoint: what is right and what was lost, how answers end, how long they are."""
+    """Write a table: for every task and checkpoint its accuracy and tax, how answers end, and their length."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["reasoning"]))
     pairs = [(task, row, row["reasoning"][task]) for task in tasks for row in rows if task in row["reasoning"]]
     several, checked = (any(name in cell for _, _, cell in pairs) for name in ("maj_at_k", "checked"))
@@ -185,17 +185,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean(cells: Mapping[str, Cell]) -> Cell | None:
-    """The mean over tasks of the share that is right; None where one has no value."""
+    """Return the mean accuracy over tasks; None if a task has no value."""
     if not cells or any(cell["value"] is None for cell in cells.values()):
         return None
-    found = stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells.values()])
-    return dict(zip(("value", "low", "high"), found, strict=True))
+    interval = stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells.values()])
+    return dict(zip(("value", "low", "high"), interval, strict=True))
 
 
 def _largest(pass_at: Mapping[str, Cell]) -> str:
-    """pass@k for the largest k."""
+    """Format pass@k for the largest k."""
     return _at(*list(pass_at.items())[-1]) if pass_at else "-"
 
 
-def _at(k: int | str, found: Cell | None) -> str:
-    return "-" if found is None else f"@{k} {shown(found)}"
+def _at(k: int | str, rates: Cell | None) -> str:
+    return "-" if rates is None else f"@{k} {shown(rates)}"

@@ -1,4 +1,4 @@
-"""Stored answers of any origin -> grades: a table with replies and gold answers, no model."""
+"""Grade stored answers of any origin: a table with replies and gold answers, without the model that wrote them."""
 
 import json
 from collections import Counter
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowtax import benchmarks, exam, grading, stats
+from lowtax import benchmarks, checker, exam, stats
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
-from lowtax.data.readers import Row, read_table
-from lowtax.data.rendering import CLOSE, OPEN, split_reply
+from lowtax.benchmarks.grading import pool
+from lowtax.data.readers import Row, cell_text, read_table
+from lowtax.data.rendering import opened_by_prompts, split_reply
 from lowtax.errors import UserError
 from lowtax.evaluate import UNFINISHED, shown
 from lowtax.records import Grade, Prompt, row_id
 
-CUT = ("length", "max_tokens", "max_length", "truncated")  # how a reply that was cut ended
+CUT = ("length", "max_tokens", "max_length", "truncated")  # endings of a reply that was cut
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a file has what. A dot leads into a nested object: `175b_verification.solution`."""
+    """The columns of a file. A dot leads into a nested object: `175b_verification.solution`."""
 
     reply: str
     gold: str
@@ -32,7 +33,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored reply: its question with the gold answer, and what follows the thought; None if it is unfinished."""
+    """A stored reply: its question with the gold answer, and the text after the thought; None if it is unfinished."""
 
     row: Prompt
     reply: str
@@ -40,7 +41,7 @@ class Stored:
 
 
 def read(path: Path, columns: Columns, name: str) -> list[Stored]:
-    """The replies of a CSV, JSON, JSONL or parquet file, in its order, also of a .gz.
+    """Read the replies of a CSV, JSON, JSONL or parquet file, also of a .gz, in its order.
 
     Raises:
         UserError: The file cannot be read or lacks a column.
@@ -50,28 +51,28 @@ def read(path: Path, columns: Columns, name: str) -> list[Stored]:
         if not any(_has(row, column) for row in rows):
             names = ", ".join(dict.fromkeys(str(key) for row in rows for key in row if key is not None))
             raise UserError(f"{path} has no column {column!r}; its columns are {names}.")
-    replies = [_text(_value(row, columns.reply)) for row in rows]
-    # Where replies end a think block that none began, the prompts opened it.
-    opened = any(CLOSE in reply and not reply.lstrip().startswith(OPEN) for reply in replies)
+    replies = [cell_text(_value(row, columns.reply)) for row in rows]
+    opened = opened_by_prompts(replies)
     return [
-        _stored(row, reply, columns, f"{name}, row {number}", opened)
+        _stored(row, reply, columns, name, number, opened)
         for number, (row, reply) in enumerate(zip(rows, replies, strict=True), 1)
     ]
 
 
-def _stored(row: Row, reply: str, columns: Columns, where: str, opened: bool) -> Stored:
-    gold = _text(_value(row, columns.gold))
+def _stored(row: Row, reply: str, columns: Columns, name: str, number: int, opened: bool) -> Stored:
+    where = f"{name}, row {number}"
+    gold = cell_text(_value(row, columns.gold))
     if not gold.strip():
         raise UserError(f"{where}: its column {columns.gold!r} is empty; every row needs a gold answer.")
     prompt = Prompt(
-        id=where.rpartition(" ")[2],
-        source=where.rpartition(",")[0],
-        text=_text(_value(row, columns.question)) if columns.question else "",
+        id=str(number),
+        source=name,
+        text=cell_text(_value(row, columns.question)) if columns.question else "",
         gold=gold,
         choices=tuple(exam.listed(_value(row, columns.choices), where)) if columns.choices else (),
     )
     parts = split_reply(reply, opened)
-    cut = columns.finish is not None and _text(_value(row, columns.finish)).strip().lower() in CUT
+    cut = columns.finish is not None and cell_text(_value(row, columns.finish)).strip().lower() in CUT
     return Stored(prompt, reply, parts.answer if parts.closed and not cut else None)
 
 
@@ -80,7 +81,7 @@ def _has(row: Row, column: str) -> bool:
 
 
 def _value(row: Row, column: str) -> Any:
-    """What a row has in a column; None if it lacks it."""
+    """Return the value of a column, or None if the row lacks it."""
     try:
         return _cell(row, column)
     except KeyError:
@@ -88,7 +89,7 @@ def _value(row: Row, column: str) -> Any:
 
 
 def _cell(row: Any, column: str) -> Any:
-    """The value of a column; a nested object may also be the JSON text of one, as CSV files have it.
+    """Return the value of a column; a nested object may also be the JSON text of one, as in CSV files.
 
     Raises:
         KeyError: The row lacks it.
@@ -96,7 +97,7 @@ def _cell(row: Any, column: str) -> Any:
     if column in row:
         return row[column]
     head, dot, rest = column.partition(".")
-    while dot and head not in row:
+    while dot and head not in row:  # names of columns may have dots, too
         more, dot, rest = rest.partition(".")
         head = f"{head}.{more}"
     if not dot:
@@ -112,39 +113,46 @@ def _cell(row: Any, column: str) -> Any:
     return _cell(inner, rest)
 
 
-def _text(value: Any) -> str:
-    """A value as text, lone surrogates replaced."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def grade(
+    stored: list[Stored], task: str, settings: Task, workers: int | None = None, engine: str = "hf"
+) -> list[Grade]:
+    """Return a grade for every reply. Unfinished replies are wrong and not read.
 
-
-def grade(stored: list[Stored], task: str, settings: Task, workers: int | None = None) -> list[Grade]:
-    """A grade for every reply. Unfinished ones are wrong and not looked at."""
+    engine: runs the checker, if the settings name one.
+    """
     finished = [each for each in stored if each.answer is not None]
     benchmark = benchmarks.load(task, settings)
-    scores = grading.grade_all(benchmark, [(each.row, each.answer or "") for each in finished], workers)
-    found = {each.row.id: score for each, score in zip(finished, scores, strict=True)}
-    return [_grade(each, found.get(each.row.id), task) for each in stored]
+    scores = pool.grade_all(benchmark, [(each.row, each.answer or "") for each in finished], workers)
+    by_row = {each.row.id: score for each, score in zip(finished, scores, strict=True)}
+    grades = {each.row.id: _grade(each, by_row.get(each.row.id), task) for each in stored}
+    rejected = [
+        (grades[each.row.id], each.row)
+        for each in finished
+        if settings.checker and checker.needs_second_opinion(by_row[each.row.id], each.row)
+    ]
+    if rejected:
+        opinions = checker.check(rejected, checker.engine_for(settings, engine), settings.preset)
+        grades = checker.checked(grades, opinions)
+    return list(grades.values())
 
 
 def _grade(stored: Stored, score: Score | None, task: str) -> Grade:
-    given = score or UNFINISHED
+    finished = score is not None
+    score = score or UNFINISHED
     return Grade(
         id=row_id(task, stored.row.id, stored.reply),
         reply_id=stored.row.id,
         task=task,
-        correct=given.correct,
-        finished=score is not None,
-        extracted=given.extracted,
+        correct=score.correct,
+        finished=finished,
+        extracted=score.extracted,
         gold=shown(stored.row),
-        rule=given.rule,
+        rule=score.rule,
     )
 
 
 def summary(grades: Iterable[Grade]) -> dict[str, Any]:
-    """Counts, and accuracy over all rows with its 95 % interval, rows taken as independent."""
+    """Return counts, and the accuracy over all rows with its 95 % interval; rows are taken as independent."""
     rows = list(grades)
     right = sum(grade.correct for grade in rows)
     checked = [grade.checked for grade in rows if grade.checked is not None]

@@ -278,7 +278,7 @@ class Study:
         if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
             self.say(sentence)
 
-    def grade(self) -> dict[str, examine.Found]:
+    def grade(self) -> dict[str, examine.TaskResult]:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
         return examine.grade(self.recipe.tasks, self.out, self.subjects(), self.engine)
 
@@ -314,7 +314,7 @@ class Study:
         group: list[Subject],
         verdicts: dict[str, Judged],
         beside: dict[str, Judged],
-        grades: dict[str, examine.Found],
+        grades: dict[str, examine.TaskResult],
     ) -> dict[str, Any]:
         first = group[0]
         row: dict[str, Any] = {

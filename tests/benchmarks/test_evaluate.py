@@ -388,7 +388,7 @@ def graders(folder: Path) -> set[int]:
     found = set()
     for process in psutil.process_iter():
         try:
-            if "grading_worker" in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
+            if "grading.worker" in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
                 found.add(process.pid)
         except psutil.Error:  # ended meanwhile, or another user's
             continue

@@ -66,6 +66,12 @@ def test_columns_inside_of_columns_and_compressed_csv(tmp_path):
     assert grades(path, regrade.Columns("a.b", "g"))[0].correct
 
 
+def test_rows_are_numbered_whatever_the_file_is_called(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS[:2])
+    stored = regrade.read(path, regrade.Columns("r", "g"), "mine, row 9.jsonl")
+    assert [(each.row.id, each.row.source) for each in stored] == [(n, "mine, row 9.jsonl") for n in ("1", "2")]
+
+
 def test_options_of_a_column(tmp_path):
     rows = [{"r": "\\boxed{Venus}", "g": "B", "c": ["Mars", "Venus"]}, {"r": "Answer: C", "g": "1", "c": ["x", "y"]}]
     found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g", choices="c"), "multiple_choice")

@@ -8,9 +8,10 @@ import psutil
 import pytest
 from places import TESTS
 
-from lowtax import benchmarks, checker, grading
+from lowtax import benchmarks, checker
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import pool
 from lowtax.engines import Completion
 from lowtax.errors import UserError
 from lowtax.records import Grade, Prompt
@@ -24,7 +25,7 @@ def pairs(*texts, gold="1"):
 
 def workers():
     """The grading processes of this process."""
-    return [p for p in psutil.Process().children() if "lowtax.grading_worker" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "lowtax.benchmarks.grading.worker" in p.cmdline()]
 
 
 @pytest.fixture
@@ -34,46 +35,46 @@ def hard():
 
 def test_scores_are_those_of_the_benchmark_in_their_order(hard):
     texts = [str(n % 3) for n in range(300)]
-    scores = grading.grade_all(hard, pairs(*texts), workers=2)
+    scores = pool.grade_all(hard, pairs(*texts), workers=2)
     assert [(s.correct, s.extracted) for s in scores] == [(t == "1", t) for t in texts]
     assert f"rule {os.getpid()}" not in {s.rule for s in scores}
     assert workers() == []
 
 
 def test_two_workers_work_at_once(hard):
-    assert len({s.rule for s in grading.grade_all(hard, pairs("nap", "nap"), workers=2)}) == 2
+    assert len({s.rule for s in pool.grade_all(hard, pairs("nap", "nap"), workers=2)}) == 2
 
 
 def test_a_hang_costs_its_own_answer_and_no_other(hard, monkeypatch):
-    monkeypatch.setattr(grading, "SECONDS", 1.0)
+    monkeypatch.setattr(pool, "SECONDS", 1.0)
     began = time.monotonic()
-    scores = grading.grade_all(hard, pairs("1", "hang", "1", "1", "hang", "2"), workers=2)
+    scores = pool.grade_all(hard, pairs("1", "hang", "1", "1", "hang", "2"), workers=2)
     assert [s.correct for s in scores] == [True, False, True, True, False, False]
-    assert [s == grading.SLOW for s in scores] == [False, True, False, False, True, False]
+    assert [s == pool.SLOW for s in scores] == [False, True, False, False, True, False]
     assert time.monotonic() - began < 20
     assert workers() == []
 
 
 def test_a_crash_costs_its_own_answer_and_no_other(hard):
-    scores = grading.grade_all(hard, pairs("1", "die", "raise", "memory", "1"), workers=1)
+    scores = pool.grade_all(hard, pairs("1", "die", "raise", "memory", "1"), workers=1)
     assert [s.correct for s in scores] == [True, False, False, False, True]
     assert all(s.rule.startswith("the grader crashed on it") for s in scores[1:4])
 
 
 def test_an_error_of_the_user_is_told(hard):
     with pytest.raises(UserError, match="put it right"):
-        grading.grade_all(hard, pairs("1", "blame"), workers=1)
+        pool.grade_all(hard, pairs("1", "blame"), workers=1)
     assert workers() == []
 
 
 def test_odd_texts_reach_the_grader(hard):
     texts = ["", "\ud800", "\x00", "a" * 300_000, "\n\n", "é"]
-    scores = grading.grade_all(hard, [(row, text) for (row, _), text in zip(pairs(*texts), texts, strict=True)], 1)
+    scores = pool.grade_all(hard, [(row, text) for (row, _), text in zip(pairs(*texts), texts, strict=True)], 1)
     assert [s.extracted for s in scores] == texts
 
 
 def test_no_answers_need_no_worker(hard):
-    assert grading.grade_all(hard, []) == []
+    assert pool.grade_all(hard, []) == []
 
 
 class Threads:
@@ -86,20 +87,20 @@ class Threads:
 
 def test_threads_grade_at_once_and_in_order():
     began = time.monotonic()
-    scores = grading.grade_all(Threads(), pairs(*"abcdefgh"), workers=8)
+    scores = pool.grade_all(Threads(), pairs(*"abcdefgh"), workers=8)
     assert "".join(str(s.extracted) for s in scores) == "abcdefgh"
     assert time.monotonic() - began < 1.2
 
 
 def test_arithmetic_is_graded_here():
-    scores = grading.grade_all(benchmarks.load("arithmetic"), pairs("\\boxed{1}", "\\boxed{2}"))
+    scores = pool.grade_all(benchmarks.load("arithmetic"), pairs("\\boxed{1}", "\\boxed{2}"))
     assert [s.correct for s in scores] == [True, False]
 
 
 def test_mathematics_in_workers_is_mathematics_here():
     exam = benchmarks.load("math", Task())
     texts = ["\\boxed{\\frac{2}{4}}", "\\boxed{\\sqrt{1/4}}", "The answer is 0.5.", "\\boxed{2}", "none"]
-    assert [s.correct for s in grading.grade_all(exam, pairs(*texts, gold="0.5"), 2)] == [
+    assert [s.correct for s in pool.grade_all(exam, pairs(*texts, gold="0.5"), 2)] == [
         True,
         True,
         True,
@@ -114,21 +115,20 @@ class Spelled(benchmarks.load("math", Task()).__class__):
 
 def test_answers_that_spelling_decides_start_no_worker(monkeypatch):
     started = []
-    pool = grading._Pool
-    monkeypatch.setattr(grading, "_Pool", lambda *given: started.append(1) or pool(*given))
+    make = pool._Pool
+    monkeypatch.setattr(pool, "_Pool", lambda *given: started.append(1) or make(*given))
     exam = Spelled(Task())
-    scores = grading.grade_all(exam, pairs("\\boxed{\\frac{2}{4}}", "\\boxed{3}", gold="0.5"))
+    scores = pool.grade_all(exam, pairs("\\boxed{\\frac{2}{4}}", "\\boxed{3}", gold="0.5"))
     assert [s.correct for s in scores] == [True, False]
     assert started == []
-    scores = grading.grade_all(exam, pairs("\\boxed{0.5}", "\\boxed{\\sqrt{1/4}}", gold="0.5"), workers=1)
+    scores = pool.grade_all(exam, pairs("\\boxed{0.5}", "\\boxed{\\sqrt{1/4}}", gold="0.5"), workers=1)
     assert [s.correct for s in scores] == [True, True]
     assert started == [1]
 
 
 def test_workers_do_not_import_torch():
-    code = (
-        "import lowtax.grading_worker, lowtax.benchmarks.open_answer, math_verify, sys; print('torch' in sys.modules)"
-    )
+    modules = "lowtax.benchmarks.grading.worker, lowtax.benchmarks.custom, math_verify"
+    code = f"import {modules}, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -136,13 +136,14 @@ PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without it
 sys.path.insert(0, {folder!r})
-from lowtax import benchmarks, grading
+from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.grading import pool
 from lowtax.records import Prompt
-grading.SECONDS = 60.0
+pool.SECONDS = 60.0
 exam = benchmarks.load("hard", Task(benchmark={hard!r}))
 print("ready", flush=True)
-grading.grade_all(exam, [(Prompt(id="1", source="", text="", gold="1"), "hang")] * 2, workers=2)
+pool.grade_all(exam, [(Prompt(id="1", source="", text="", gold="1"), "hang")] * 2, workers=2)
 """
 
 
@@ -162,9 +163,9 @@ def test_an_interrupt_leaves_no_process(number):
     assert alive == []
 
 
-def made(number, rule="last box", correct=False, extracted="x", finished=True):
-    return Grade(id=f"g{number}", reply_id=str(number), task="math", correct=correct, finished=finished,
-                 extracted=extracted, gold="5", rule=rule)  # fmt: skip
+def made(number, extracted="x"):
+    return Grade(id=f"g{number}", reply_id=str(number), task="math", correct=False, finished=True,
+                 extracted=extracted, gold="5", rule="last box")  # fmt: skip
 
 
 class Saying:
@@ -182,21 +183,54 @@ class Saying:
 ROW = Prompt(id="r", source="math", text="What is {gold}?", gold="5")
 
 
-def test_the_checker_is_asked_about_rejected_boxes_only():
-    grades = [
-        made(1),
-        made(2, "phrase"),
-        made(3, correct=True),
-        made(4, finished=False),
-        made(5, extracted=None),
-        made(6),
-    ]
+OPTIONS = ROW.model_copy(update={"choices": ("4", "5")})
+
+
+@pytest.mark.parametrize(
+    ("score", "row", "needed"),
+    [
+        (Score(False, "6", "last box", checkable=True), ROW, True),
+        (Score(False, "6", "found in another way", checkable=True), ROW, True),
+        (Score(False, "6", "the words of a rule, such as box, decide nothing"), ROW, False),
+        (Score(True, "5", "last box", checkable=True), ROW, False),
+        (Score(False, None, "last box", checkable=True), ROW, False),
+        (Score(False, "A", "last box", checkable=True), OPTIONS, False),
+    ],
+)
+def test_the_checker_is_needed_for_rejected_boxes_only(score, row, needed):
+    assert checker.needs_second_opinion(score, row) is needed
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "answer", "checkable"),
+    [
+        ("math", "default", "\\boxed{6}", True),
+        ("math", "default", "\\boxed{\\text{She has six of them in the end}}", True),
+        ("math", "default", "The answer is 6.", False),
+        ("math", "reference", "\\boxed{6}", True),
+        ("gsm8k", "reference", "It is 6.", False),
+        ("arithmetic", "default", "\\boxed{6}", True),
+        ("multiple_choice", "default", "\\boxed{A}", True),
+        ("multiple_choice", "default", "Answer: A", False),
+        ("reasoning_gym", "default", "\\boxed{6}", True),
+        ("reasoning_gym", "default", "<answer>6</answer>", False),
+    ],
+)
+def test_answers_in_a_box_are_checkable(name, preset, answer, checkable):
+    row = Prompt(id="r", source=name, text="?", gold="B" if name == "multiple_choice" else "5")
+    benchmark = benchmarks.load(name, Task(preset=preset))
+    assert benchmark.grade(row, answer).checkable is checkable
+    [score] = pool.grade_all(benchmark, [(row, answer)], 1)
+    assert (score.correct, score.checkable) == (False, checkable)
+
+
+def test_opinions_are_stored_beside_the_grades():
     engine = Saying("True", "I think False")
-    found = checker.check([(grade, ROW) for grade in grades], engine)
-    assert found == {"1": True, "6": False}
-    kept = checker.checked({g.reply_id: g for g in grades}, found)
-    assert [kept[str(n)].checked for n in range(1, 7)] == [True, None, None, None, None, False]
-    assert not any(kept[str(n)].correct for n in (1, 6))
+    opinions = checker.check([(made(1), ROW), (made(6), ROW)], engine)
+    assert opinions == {"1": True, "6": False}
+    grades = checker.checked({str(n): made(n) for n in (1, 2, 6)}, opinions)
+    assert [grades[n].checked for n in ("1", "2", "6")] == [True, None, False]
+    assert not any(grade.correct for grade in grades.values())
     assert {r.max_new_tokens for r in engine.requests} == {20}
     assert {r.temperature for r in engine.requests} == {0.0}
 
