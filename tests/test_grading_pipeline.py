@@ -99,6 +99,8 @@ x = \begin{pmatrix} 1 \\ 3 \end{pmatrix} | \begin{pmatrix} 1 \\ 3 \end{pmatrix} 
 x=0,x=\pm 2 | x=0,x=\pm 3 | unequal
 x=0,x=\pm\sqrt{2} | x=0,x=\pm\sqrt{3} | algebra
 x>2 | (2,\infty) | algebra
+x<0 \cup x>2 | (-\infty,0)\cup(2,\infty) | algebra
+x>2 | 2,\infty | unequal
 """
 
 

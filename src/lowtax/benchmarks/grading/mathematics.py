@@ -102,7 +102,7 @@ def _equal(text: str, gold: str) -> bool:
     """Return True if two texts in their one spelling are equal."""
     if text == gold:
         return True
-    if not text or not gold:
+    if not text or not gold or max(len(text), len(gold)) > LONGEST:
         return False
     parts = _parts(unlabelled(text)), _parts(unlabelled(gold))
     decided = _same(*parts, _same_leaf)  # first without algebra: a number that differs makes it unnecessary
@@ -127,7 +127,7 @@ Leaf = Callable[[str, str], bool | None]  # compares two texts; None if only alg
 def _parts(text: str) -> Part:
     """Take an answer apart: lists, tuples, sets, intervals, unions, matrices."""
     bare = unlabelled(text).replace("\\langle", "(").replace("\\rangle", ")")
-    if len(bare) > LONGEST or number(bare) is not None or max(map(abs, _depths(bare)), default=0) > DEEPEST:
+    if number(bare) is not None or max(map(abs, _depths(bare)), default=0) > DEEPEST:
         return Part(text)
     if "\\begin" in bare and (matrix := MATRIX.fullmatch(bare.strip("()[]"))):
         rows = [row.split("&") for row in matrix[2].split("\\\\") if row.strip()]
@@ -178,8 +178,9 @@ def _same(a: Part, b: Part, leaf: Leaf) -> bool | None:
         return True
     if not a.parts and not b.parts:
         return leaf(a.text, b.text)
-    if not a.parts or not b.parts:  # an inequality can be an interval
-        return leaf(a.text, b.text) if RELATION.search(b.text if a.parts else a.text) else False
+    if not a.parts or not b.parts:  # an inequality can be an interval or a union, but not a bare list
+        alone, whole = (b, a) if a.parts else (a, b)
+        return leaf(a.text, b.text) if whole.kind and RELATION.search(alone.text) else False
     kinds = {a.kind, b.kind}
     if (len(kinds) > 1 and not ("" in kinds and kinds <= {""} | CLOSED | HALF_OPEN)) or len(a.parts) != len(b.parts):
         return False
