@@ -31,14 +31,14 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from lowtax.adapterfile import Adapter, write_adapter
-from lowtax.analyze import analyze, of_adapter
-from lowtax.files import write_json
-from lowtax.linalg import Factors, overlap, stable_rank, top_singular
+from lowtax.analysis.geometry import analyze, of_adapter
+from lowtax.common.files import write_json
+from lowtax.common.linalg import Factors, overlap, stable_rank, top_singular
+from lowtax.common.provenance import provenance
 from lowtax.methods.safe_lora import SafeLoRA
-from lowtax.provenance import provenance
-from lowtax.sites import Site
-from lowtax.weights import open_weights
+from lowtax.methods.sites import Site
+from lowtax.models.adapters import Adapter, write_adapter
+from lowtax.models.weights import open_weights
 
 RESULT = Path(__file__).parent / "results" / "edit_cpu.json"
 SHAPES = ((1024, 5120), (5120, 5120), (13824, 5120))  # k and v; q and o; gate and up, and turned round down

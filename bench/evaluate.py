@@ -26,15 +26,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lowtax import benchmarks, models, standalone
+from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
+from lowtax.common.files import write_json
+from lowtax.common.log import quiet_libraries
+from lowtax.common.provenance import provenance
 from lowtax.data import chat, rendering
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.files import write_json
-from lowtax.placement import parse_mode
-from lowtax.provenance import provenance
-from lowtax.quiet import quiet_libraries
-from lowtax.train import adapt
+from lowtax.models import loading
+from lowtax.models.placement import parse_mode
+from lowtax.study import adhoc
+from lowtax.training.loop import adapt
 
 MODEL = "builtin:smollm2-135m-reasoner"
 MODE = "lora_up_proj_only_from10_to19_r1"
@@ -45,7 +47,7 @@ OTHERS = {"grades_per_second": "grade_cpu.py", "humaneval_per_second": "sandbox_
 
 def make_adapters(folder: Path, n: int) -> list[Path]:
     """Adapters with a small random update, as checkpoints of training have."""
-    adapted = adapt(models.load_model(MODEL), parse_mode(MODE), MODEL)
+    adapted = adapt(loading.load_model(MODEL), parse_mode(MODE), MODEL)
     for i in range(n):
         torch.manual_seed(i)
         for name, p in adapted.named_parameters():
@@ -59,7 +61,7 @@ def ours(adapters: list[Path], task: Task, precision: str, batch_size: int, out:
     """Seconds, and the share of right answers."""
     engine = EngineSettings("hf", precision, batch_size)
     began = time.perf_counter()
-    found = standalone.evaluate(standalone.Exam(MODEL, adapters, {"arithmetic": task}, engine), out, print)
+    found = adhoc.evaluate(adhoc.Exam(MODEL, adapters, {"arithmetic": task}, engine), out, print)
     seconds = time.perf_counter() - began
     rates = [row["reasoning"]["arithmetic"]["value"] for row in found["rows"]]
     return seconds, sum(rates) / len(rates)
@@ -74,7 +76,7 @@ def reference(adapters: list[Path], task: Task, precision: str, folder: Path) ->
                 merge(adapter, precision, merged)
         for seed in range(task.sampling.samples):
             with watch("load"):
-                model = models.load_model(str(merged) if adapter else MODEL, precision)
+                model = loading.load_model(str(merged) if adapter else MODEL, precision)
             with watch("generate"):
                 rates.append(answer(model, task, seed))
         shutil.rmtree(merged, ignore_errors=True)
@@ -97,12 +99,14 @@ class Watch:
 
 def merge(adapter: Path, precision: str, out: Path) -> None:
     """The merged model as a folder, by PEFT."""
-    PeftModel.from_pretrained(models.load_model(MODEL, precision), str(adapter)).merge_and_unload().save_pretrained(out)
+    PeftModel.from_pretrained(loading.load_model(MODEL, precision), str(adapter)).merge_and_unload().save_pretrained(
+        out
+    )
 
 
 def answer(model: Any, task: Task, seed: int) -> float:
     """The share right of one seed: all problems in one batch."""
-    exam, tokenizer = benchmarks.load("arithmetic", task), models.load_tokenizer(MODEL)
+    exam, tokenizer = benchmarks.load("arithmetic", task), loading.load_tokenizer(MODEL)
     rows = exam.rows()
     asked = [chat.generation_prompt(tokenizer, [{"role": "user", "content": row.text}]) for row in rows]
     inputs = tokenizer(asked, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
@@ -116,7 +120,7 @@ def answer(model: Any, task: Task, seed: int) -> float:
             top_p=how.top_p,
             top_k=0,
             max_new_tokens=how.max_new_tokens,
-            eos_token_id=sorted(models.stop_tokens(model, tokenizer) | {chat.end_of_turn(tokenizer)}),
+            eos_token_id=sorted(loading.stop_tokens(model, tokenizer) | {chat.end_of_turn(tokenizer)}),
         )
     texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     parts = [rendering.split_reply(text, rendering.opens(prompt)) for text, prompt in zip(texts, asked, strict=True)]
@@ -153,7 +157,7 @@ def main() -> None:
     asked = parser.parse_args()
     quiet_libraries()
     checkpoints, seeds = (3, 2) if asked.quick else (asked.checkpoints, asked.seeds)
-    precision = models.precision(asked.precision)
+    precision = loading.precision(asked.precision)
     how = Sampling(max_new_tokens=asked.max_new_tokens, temperature=0.6, top_p=0.95, samples=seeds)
     task = Task(n=asked.n, sampling=how)
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ import time
 from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading import pool
-from lowtax.records import Prompt
+from lowtax.common.records import Prompt
 
 ANSWERS = 10_000
 GOLDS = (

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from lowtax.files import write_json
-from lowtax.provenance import provenance
+from lowtax.common.files import write_json
+from lowtax.common.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, dropout
 
-from lowtax.files import read_json, write_json
+from lowtax.common.files import read_json, write_json
+from lowtax.common.log import quiet_libraries
+from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
-from lowtax.provenance import provenance
-from lowtax.quiet import quiet_libraries
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 FROZEN = 12  # layers below the adapter

@@ -2,7 +2,7 @@
 
 Both hold the embedded model once, in the same precision, with the same rank-16 MLP adapters (random factors),
 and write the same number of tokens for the same rows, greedily and without stopping early. They take turns.
-Both apply the adapters through PEFT. The difference is in the output layer: see `LAST` in `lowtax.engines.hf`.
+Both apply the adapters through PEFT. The difference is in the output layer: see `LAST` in `lowtax.engines.hf.engine`.
 
     python bench/mixed_adapters.py
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from lowtax import models
-from lowtax.adapt import adapt
+from lowtax.common.files import write_json
+from lowtax.common.log import quiet_libraries
+from lowtax.common.provenance import provenance
 from lowtax.data import prompt_sets
 from lowtax.data.specs import PromptSet
-from lowtax.engines import Request
-from lowtax.engines.hf import HF
-from lowtax.files import write_json
-from lowtax.placement import parse_mode
-from lowtax.provenance import provenance
-from lowtax.quiet import quiet_libraries
+from lowtax.engines.base import Request
+from lowtax.engines.hf.engine import HF
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import parse_mode
 
 MODEL = "builtin:smollm2-135m-reasoner"
 RESULT = Path(__file__).parent / "results" / "mixed_adapters.json"
@@ -33,7 +33,7 @@ RESULT = Path(__file__).parent / "results" / "mixed_adapters.json"
 
 def make_adapters(folder: Path, n: int) -> list[str]:
     """Adapters whose update is small and not zero."""
-    adapted = adapt(models.load_model(MODEL), parse_mode("lora_mlp_r16"), MODEL)
+    adapted = adapt(loading.load_model(MODEL), parse_mode("lora_mlp_r16"), MODEL)
     for i in range(n):
         torch.manual_seed(i)
         for name, p in adapted.named_parameters():
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", default=models.precision("auto"))
+    parser.add_argument("--precision", default=loading.precision("auto"))
     asked = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as work:
@@ -94,7 +94,7 @@ def main() -> None:
             for a in [None, *adapters]
         ]
         engine = HF(MODEL, asked.precision, 96)
-        reference = models.load_model(MODEL, asked.precision)
+        reference = loading.load_model(MODEL, asked.precision)
         loaded = PeftModel.from_pretrained(reference, adapters[0], adapter_name="0")
         for a in adapters[1:]:
             loaded.load_adapter(a, adapter_name=Path(a).name)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lowtax.quiet import quiet_libraries
+from lowtax.common.log import quiet_libraries
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 
@@ -17,9 +17,10 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
     """arm -> measure -> rate, of the base and the last checkpoint of every arm at one precision."""
     from dataclasses import replace
 
-    from lowtax import benchmarks, evaluate
+    from lowtax import benchmarks
+    from lowtax.benchmarks import evaluate
+    from lowtax.engines.sampling import collect, replies_of
     from lowtax.judges.verdicts import judge_replies
-    from lowtax.sample import collect, replies_of
 
     last = {subject.arm: subject for subject in study.subjects()}
     engine = replace(study.engine, precision=precision)
@@ -59,9 +60,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     asked = parser.parse_args()
     quiet_libraries()
-    from lowtax.files import write_json
-    from lowtax.provenance import provenance
-    from lowtax.study import Study
+    from lowtax.common.files import write_json
+    from lowtax.common.provenance import provenance
+    from lowtax.study.study import Study
 
     study = Study.open(asked.run, print)
     both = ("bfloat16", "float32")

@@ -1,4 +1,4 @@
-"""The formula of `lowtax.rank_budget` beside its simulation: base loss by rank, and what a rank too many costs.
+"""The formula of `lowtax.analysis.rank_budget` beside its simulation: base loss by rank, and the cost of excess rank.
 
     python bench/rank_budget.py            # writes bench/results/rank_budget.json and docs/explanation/theory.png
     python bench/rank_budget.py --quick    # fewer runs; writes nothing
@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lowtax.files import write_json
-from lowtax.provenance import provenance
-from lowtax.rank_budget import (
+from lowtax.analysis.rank_budget import (
     Setting,
     draw,
     intrinsic_dimension,
@@ -26,6 +24,8 @@ from lowtax.rank_budget import (
     simulate,
     top_energy,
 )
+from lowtax.common.files import write_json
+from lowtax.common.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 RESULT, PICTURE = ROOT / "bench" / "results" / "rank_budget.json", ROOT / "docs/explanation/theory.png"
@@ -180,7 +180,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lowtax.figures import COLOURS, GREY, INK
+    from lowtax.common.figures import COLOURS, GREY, INK
 
     figure = Figure(figsize=(10.4, 4.2), dpi=160)
     FigureCanvasAgg(figure)

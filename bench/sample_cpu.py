@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from lowtax import models
+from lowtax.common.files import write_json
+from lowtax.common.log import quiet_libraries
+from lowtax.common.provenance import provenance
 from lowtax.data import chat, prompt_sets
-from lowtax.engines import Request
-from lowtax.engines.hf import HF
-from lowtax.files import write_json
+from lowtax.engines.base import Request
+from lowtax.engines.hf.engine import HF
 from lowtax.judges import base as judges
-from lowtax.provenance import provenance
-from lowtax.quiet import quiet_libraries
+from lowtax.models import loading
 
 MODEL = "builtin:smollm2-135m-reasoner"
 RESULT = Path(__file__).parent / "results" / "sample_cpu.json"
@@ -70,7 +70,7 @@ def main() -> None:
     asked = parser.parse_args()
     quiet_libraries()
     found = prompt_sets.load(asked.prompts, n=asked.n)
-    engine = HF(MODEL, models.precision("auto"), asked.batch_size)
+    engine = HF(MODEL, loading.precision("auto"), asked.batch_size)
     requests = [
         Request(p.id, ({"role": "user", "content": p.text},), None, asked.max_new_tokens) for p in found.prompts
     ]

@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lowtax.files import write_json
-from lowtax.provenance import provenance
+from lowtax.common.files import write_json
+from lowtax.common.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "builtin:smollm2-135m-reasoner"
@@ -33,21 +33,21 @@ def one_side(asked: argparse.Namespace) -> None:
     import torch
     import training
 
-    from lowtax import models
     from lowtax.data.specs import Data
     from lowtax.data.training_sets import conversations
-    from lowtax.encoding import encode_all
-    from lowtax.placement import parse_mode
-    from lowtax.training_settings import Execution, Train
+    from lowtax.models import loading
+    from lowtax.models.placement import parse_mode
+    from lowtax.training.encoding import encode_all
+    from lowtax.training.settings import Execution, Train
 
-    tokenizer = models.load_tokenizer(asked.model)
+    tokenizer = loading.load_tokenizer(asked.model)
     rows = conversations(Data(source="builtin:refusals", n=asked.n), 0)
-    precision = models.precision(asked.precision)
+    precision = loading.precision(asked.precision)
     steps = -(-asked.n * asked.epochs // asked.batch_size)
 
     def task(steps: int) -> training.Task:
         return training.Task(
-            load=lambda dtype: models.load_model(asked.model, dtype),
+            load=lambda dtype: loading.load_model(asked.model, dtype),
             model=asked.model,
             tokenizer=tokenizer,
             placement=parse_mode(asked.mode).model_copy(update={"dropout": 0.0}),
@@ -59,7 +59,7 @@ def one_side(asked: argparse.Namespace) -> None:
         )
 
     # Before training, whose memory leaves large products at half the rate at times.
-    rate = training.matmul_rate(models.device(), models.DTYPES[precision])
+    rate = training.matmul_rate(loading.device(), loading.DTYPES[precision])
     side = getattr(training, asked.side)
     with tempfile.TemporaryDirectory() as folder:
         side(task(1), Path(folder) / "unmeasured")

@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lowtax.files import write_json
-from lowtax.provenance import provenance
+from lowtax.common.files import write_json
+from lowtax.common.provenance import provenance
 
 SHAPES = ("R1-Distill-Qwen-1.5B", "R1-Distill-Qwen-7B", "R1-Distill-Qwen-14B", "R1-Distill-Qwen-32B")
 SIDES = ("lowtax", "lowtax_compiled", "trl", "trl_no_checkpointing")
@@ -35,8 +35,8 @@ def config_of(shape: str, vocabulary: int) -> Any:
     """A Qwen2 configuration with the published sizes; `tiny` for a trial."""
     from transformers import Qwen2Config
 
-    from lowtax.shapes import SHAPES as KNOWN
-    from lowtax.shapes import Shape
+    from lowtax.models.shapes import SHAPES as KNOWN
+    from lowtax.models.shapes import Shape
 
     s = Shape(6, 64, 128, 4, 2, vocabulary) if shape == "tiny" else KNOWN[shape]
     return Qwen2Config(
@@ -57,11 +57,11 @@ def task_of(asked: argparse.Namespace, folder: Path) -> Any:
     import training
     from transformers import AutoModelForCausalLM
 
-    from lowtax import models
     from lowtax.data.conversations import Conversation
-    from lowtax.encoding import encode_all
-    from lowtax.placement import Placement
-    from lowtax.training_settings import Execution, Train
+    from lowtax.models import loading
+    from lowtax.models.placement import Placement
+    from lowtax.training.encoding import encode_all
+    from lowtax.training.settings import Execution, Train
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from tiny import make_tokenizer
@@ -72,8 +72,8 @@ def task_of(asked: argparse.Namespace, folder: Path) -> Any:
 
     def load(dtype: str) -> Any:
         torch.manual_seed(0)
-        with torch.device(models.device()):
-            return AutoModelForCausalLM.from_config(config, dtype=models.DTYPES[dtype]).eval()
+        with torch.device(loading.device()):
+            return AutoModelForCausalLM.from_config(config, dtype=loading.DTYPES[dtype]).eval()
 
     overhead = len(encode_all(tokenizer, [Conversation("", None, "x")], 99).examples[0].prompt) + 1
     half = (asked.length - overhead) // 2
@@ -103,7 +103,7 @@ def one(asked: argparse.Namespace) -> None:
     import torch
     import training
 
-    from lowtax import models
+    from lowtax.models import loading
 
     ways: dict[str, Any] = {
         "lowtax": training.lowtax,
@@ -119,7 +119,7 @@ def one(asked: argparse.Namespace) -> None:
         found = ways[asked.side](task, Path(folder) / "measured")
         peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
     cube = 8192 if torch.cuda.is_available() else 512
-    rate = training.matmul_rate(models.device(), torch.bfloat16, cube)
+    rate = training.matmul_rate(loading.device(), torch.bfloat16, cube)
     result = {
         "samples_per_second": round(task.steps * asked.batch / found.seconds, 3),
         "peak_gb": None if peak is None else round(peak, 2),

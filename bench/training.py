@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowtax import train as training
-from lowtax.adapt import adapt, first_trained_layer
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import Example
-from lowtax.job import Job
-from lowtax.packing import Batches, kept_memory, length
-from lowtax.placement import Placement
-from lowtax.progress import schedule
-from lowtax.training_settings import Execution, Train
+from lowtax.models.lora import adapt, first_trained_layer
+from lowtax.models.placement import Placement
+from lowtax.training import loop as training
+from lowtax.training.encoding import Example
+from lowtax.training.job import Job
+from lowtax.training.packing import Batches, kept_memory, length
+from lowtax.training.progress import schedule
+from lowtax.training.settings import Execution, Train
 
 SIDES = ("lowtax", "trl", "trl_tuned", "plain")
 

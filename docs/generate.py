@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lowtax.cli import app
-from lowtax.recipe import Recipe
+from lowtax.cli.main import app
+from lowtax.study.recipe import Recipe
 
 DOCS = Path(__file__).resolve().parent
 BOUNDS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))

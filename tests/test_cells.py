@@ -1,6 +1,6 @@
 import pytest
 
-from lowtax.cells import markdown_table, rate, shown
+from lowtax.common.tables import markdown_table, rate, shown
 
 
 def test_a_rate_has_its_interval_and_n():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lowtax import benchmarks, exam
-from lowtax.benchmarks import grading
+from lowtax import benchmarks
+from lowtax.benchmarks import grading, questions
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading import mathematics, normalise
-from lowtax.errors import UserError
-from lowtax.records import Prompt
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 
 FOLDER = Path(str(grading.__file__)).parent
 IMPORTS = {
@@ -55,7 +55,7 @@ def test_each_side_is_normalised_once(monkeypatch: pytest.MonkeyPatch, answer: s
     plain = normalise.plain
     monkeypatch.setattr(normalise, "plain", lambda text: seen.append(text) or plain(text))
     row = Prompt(id="1", source="math", text="?", gold=gold)
-    assert exam.open_score(row, answer, "default").correct is right
+    assert questions.open_score(row, answer, "default").correct is right
     assert seen == [answer.removeprefix("\\boxed{").removesuffix("}"), gold]
 
 

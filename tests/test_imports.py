@@ -9,7 +9,7 @@ import pytest
 from test_study import write_recipe
 
 from lowtax import judges
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 from lowtax.judges.base import BUILTIN
 
 COMMAND = """
@@ -17,13 +17,20 @@ import sys
 from pathlib import Path
 modules, *words = sys.argv[1:]
 sys.argv = ["lowtax", *words]
-from lowtax.cli import main
+from lowtax.cli.main import main
 try:
     main()
 finally:
     Path(modules).write_text("\\n".join(sys.modules))
 """
-FOR_RESULTS = ("matplotlib", "lowtax.judges.", "lowtax.analyze", "lowtax.landscape", "lowtax.picture", "lowtax.figures")
+FOR_RESULTS = (
+    "matplotlib",
+    "lowtax.judges.",
+    "lowtax.analysis.geometry",
+    "lowtax.analysis.landscape.walk",
+    "lowtax.study.frontier",
+    "lowtax.common.figures",
+)
 
 
 def imported(folder: Path, *words: object) -> list[str]:
@@ -51,16 +58,16 @@ def recipe(tmp_path: Path, tiny_model: Path) -> Path:
 def test_training_imports_neither_plots_nor_judges_nor_the_analysis(recipe: Path, tmp_path: Path):
     modules = imported(tmp_path, "train", recipe, "--out", tmp_path / "out")
     assert (tmp_path / "out/arms/r1/seed-0/checkpoint-2/adapter_model.safetensors").exists()
-    assert "lowtax.train" in modules
-    assert starting_with(modules, *FOR_RESULTS, "lowtax.dryrun") == []
+    assert "lowtax.training.loop" in modules
+    assert starting_with(modules, *FOR_RESULTS, "lowtax.study.dryrun") == []
 
 
 def test_a_run_imports_what_its_results_need_but_not_the_dry_run(recipe: Path, tmp_path: Path):
     words = ("run", recipe, "--out", tmp_path / "out", "--set", "judge=refusal_words")
     modules = imported(tmp_path, *words)
     assert (tmp_path / "out/frontier.png").exists()
-    assert {"matplotlib", "lowtax.judges.refusal_words", "lowtax.analyze"} <= set(modules)
-    assert starting_with(modules, "lowtax.dryrun", "lowtax.landscape") == []
+    assert {"matplotlib", "lowtax.judges.refusal_words", "lowtax.analysis.geometry"} <= set(modules)
+    assert starting_with(modules, "lowtax.study.dryrun", "lowtax.analysis.landscape.walk") == []
 
 
 def test_a_judge_is_checked_by_its_name_as_strictly_as_it_is_loaded(tmp_path: Path):

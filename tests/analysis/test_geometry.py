@@ -14,15 +14,18 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from lowtax import analyze as analysis
-from lowtax import anatomy_picture, builtin, cli_analyze, linalg
-from lowtax.analyze import Source, analyze, of_adapter, of_study, of_tuned
-from lowtax.analyze_site import Settings, describe
-from lowtax.analyze_weight import Weight
-from lowtax.errors import UserError
-from lowtax.linalg import Dense, Factors
-from lowtax.sample import Subject
-from lowtax.weights import open_weights
+from lowtax.analysis import geometry as analysis
+from lowtax.analysis import geometry_figures
+from lowtax.analysis.decomposition import Weight
+from lowtax.analysis.geometry import Source, analyze, of_adapter, of_study, of_tuned
+from lowtax.analysis.geometry_site import Settings, describe
+from lowtax.cli import analyze as cli_analyze
+from lowtax.common import linalg
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Dense, Factors
+from lowtax.engines.sampling import Subject
+from lowtax.models import embedded
+from lowtax.models.weights import open_weights
 
 SHAPES = [(30, 50), (50, 30), (40, 40)]
 
@@ -255,7 +258,7 @@ def test_the_last_checkpoints_of_a_study(trained: dict[str, Path]):
 
 def test_the_embedded_reasoner_is_what_its_adapter_makes_of_the_embedded_model():
     base = open_weights("builtin:smollm2-135m")
-    sources = [of_adapter(builtin.REASONER), of_tuned("builtin:smollm2-135m-reasoner", base)]
+    sources = [of_adapter(embedded.REASONER), of_tuned("builtin:smollm2-135m-reasoner", base)]
     few = [f"model.layers.{i}.{m}" for i in (0, 20) for m in ("mlp.down_proj", "self_attn.k_proj", "mlp.up_proj")]
     report = analyze(base, [replace(source, names=few) for source in sources], say=quiet)
     one, two = (moved(arm) for arm in report["arms"])
@@ -287,7 +290,7 @@ def test_the_command_writes_a_report_and_pictures(tmp_path: Path, trained: dict[
     assert json.loads((tmp_path / "out" / "geometry.json").read_text()) == found
     assert found["base"] == str(trained["base"])
     assert found["settings"]["top"] == 4
-    for name in anatomy_picture.FILES:
+    for name in geometry_figures.FILES:
         assert matplotlib.image.imread(tmp_path / "out" / name).std() > 0.05
     text = run(*words, "--top", "4")
     assert "4 of 4" in text
@@ -300,7 +303,7 @@ def test_pictures_of_nothing_are_none(tmp_path: Path, trained: dict[str, Path]):
     same = of_tuned(str(trained["base"]), base)
     names = ["model.layers.0.mlp.up_proj"]
     report = analyze(base, [Source("same", "here", "tuned", names, same.update)], say=quiet)
-    anatomy_picture.draw(report, tmp_path)
+    geometry_figures.draw(report, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "0 of 1" in cli_analyze.described(report)
 

@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 from tiny import make_model, save_adapter
 from typer.testing import CliRunner
 
-from lowtax import landscape_visage as visage
-from lowtax import models
-from lowtax.adapterfile import read_adapter
-from lowtax.cli import app
+from lowtax.analysis.landscape import visage
+from lowtax.analysis.landscape.moves import Ground, Mixtures, along, counterpart, direction, perturbed, towards
+from lowtax.analysis.landscape.passes import Walk
+from lowtax.analysis.landscape.report import Point, report
+from lowtax.analysis.landscape.slices import Place, check_ends, sliced
+from lowtax.analysis.landscape.walk import Ask, landscape
+from lowtax.cli.main import app
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply, Verdict
 from lowtax.data.prompt_sets import load
-from lowtax.engines import Request
-from lowtax.engines.hf import HF
+from lowtax.engines.base import Request
+from lowtax.engines.hf.engine import HF
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.errors import UserError
-from lowtax.files import read_rows
-from lowtax.landscape import Ask, landscape
-from lowtax.landscape_plan import Place, check_ends, sliced
-from lowtax.landscape_report import Point, report
-from lowtax.landscape_walk import Walk
-from lowtax.landscape_weights import Ground, Mixtures, along, counterpart, direction, perturbed, towards
-from lowtax.records import Reply, Verdict
+from lowtax.models import loading
+from lowtax.models.adapters import read_adapter
 
 FULL = 100.0
 
@@ -139,7 +139,7 @@ def test_a_tensor_of_zeros_does_not_move():
 
 
 def test_an_error_on_the_way_leaves_no_trace(tiny_model: Path):
-    model = models.load_model(str(tiny_model))
+    model = loading.load_model(str(tiny_model))
     before = {name: W.detach().clone() for name, W in model.named_parameters()}
     ground = Ground(model, perturbed(model))
 
@@ -155,7 +155,7 @@ def test_an_error_on_the_way_leaves_no_trace(tiny_model: Path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_moved_model_is_the_dense_sum_and_comes_back_bit_for_bit(tiny_model: Path, dtype: str):
-    model = models.load_model(str(tiny_model), dtype)
+    model = loading.load_model(str(tiny_model), dtype)
     before = {name: W.detach().clone() for name, W in model.named_parameters()}
     ground = Ground(model, perturbed(model))
     d = {name: direction(name, W, 0) for name, W in ground.base.items()}
@@ -171,8 +171,8 @@ def test_a_moved_model_is_the_dense_sum_and_comes_back_bit_for_bit(tiny_model: P
 
 
 def test_between_two_models_the_ends_are_exact(tiny_model: Path, tmp_path: Path):
-    model = models.load_model(str(tiny_model))
-    other = models.load_model(str(make_model(tmp_path / "other", seed=1)))
+    model = loading.load_model(str(tiny_model))
+    other = loading.load_model(str(make_model(tmp_path / "other", seed=1)))
     ends = {name: (W.detach().clone(), dict(other.named_parameters())[name]) for name, W in model.named_parameters()}
     differ = counterpart(model, other, "other")
     assert "model.norm.weight" not in differ  # ones in both
@@ -245,13 +245,13 @@ def test_a_point_is_the_model_with_those_weights_and_an_adapter_beside_it(
     """Against a model that was written with the perturbed weights, and the adapter that was trained on another path."""
     ask = asking(tiny_model, "random", adapters[0], radius=0.4, points=3, seeds=1)
     landscape(ask, tmp_path / "out", quiet)
-    model = models.load_model(str(tiny_model))
+    model = loading.load_model(str(tiny_model))
     with torch.no_grad():
         for name in perturbed(model):
             W = model.get_parameter(name)
             W += 0.4 * direction(name, W, 0)
     model.save_pretrained(tmp_path / "moved")
-    models.load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "moved")
+    loading.load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "moved")
     engine = HF(str(tmp_path / "moved"), "float32", 8)
     engine.ref = str(tiny_model)
     asked = {p.text: p for p in ask.prompts[0].prompts}

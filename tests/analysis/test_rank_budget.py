@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from lowtax.errors import UserError
-from lowtax.rank_budget import (
+from lowtax.analysis.rank_budget import (
     Setting,
     draw,
     intrinsic_dimension,
@@ -20,6 +19,7 @@ from lowtax.rank_budget import (
     simulate,
     top_energy,
 )
+from lowtax.common.errors import UserError
 
 START = Setting(base=64)
 NEEDED = len(START.change)

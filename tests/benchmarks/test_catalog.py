@@ -15,12 +15,12 @@ import yaml
 from datahub import COMMIT, hub, write_jsonl, write_parquet
 from places import ROOT
 
-from lowtax import cli
 from lowtax.benchmarks import TABLE, catalog, load
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.catalog import QUESTION_SETS
+from lowtax.cli import main
+from lowtax.common.errors import UserError
 from lowtax.data import readers
-from lowtax.errors import UserError
 
 DOCS = ROOT / "docs"
 GENERATED_OR_FILE = {"arithmetic", "reasoning_gym", "multiple_choice", "math"}
@@ -140,7 +140,7 @@ READING = """
 import dataclasses, json, os, sys
 from lowtax.benchmarks import catalog
 from lowtax.benchmarks.base import Task
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 for name in sys.argv[1:]:
     name, _, split = name.partition(":")
     if pin := os.environ.get("PIN"):
@@ -277,7 +277,7 @@ def test_the_tasks_of_the_guide_are_tasks():
 
 
 def test_the_commands_of_the_guide_are_understood():
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     [block] = blocks("bash")
     lines = [line for line in block.replace("\\\n", " ").splitlines() if line.startswith("lowtax ")]
     assert len(lines) == 4

@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax import coding
-from lowtax.benchmarks import load
+from lowtax.benchmarks import code, load
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.code import Problem, blocks, program
 from lowtax.benchmarks.sandbox.roles import right
 from lowtax.benchmarks.sandbox.values import packed
-from lowtax.coding import Problem, blocks, program
-from lowtax.errors import UserError
-from lowtax.records import Prompt
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 
 HUMANEVAL = PUBLISHED / "HumanEval.jsonl.gz"
 needs_data = pytest.mark.skipif(not HUMANEVAL.exists(), reason="no copy of HumanEval.jsonl.gz beside the project")
@@ -90,7 +89,7 @@ def test_the_program_in_an_answer(answer, rule, text):
 ])  # fmt: skip
 def test_an_answer_without_the_function(answer, rule):
     assert program(answer, PROBLEM) == (None, rule)
-    assert coding.score(PROBLEM, answer) == coding.Score(False, None, rule)
+    assert code.score(PROBLEM, answer) == code.Score(False, None, rule)
 
 
 def test_ten_thousand_lines_are_read_in_linear_time():

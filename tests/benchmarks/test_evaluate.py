@@ -14,14 +14,16 @@ import pytest
 from tiny import make_model
 from typer.testing import CliRunner
 
-from lowtax import benchmarks, evaluate, examine, standalone, tasklist
+from lowtax import benchmarks
+from lowtax.benchmarks import evaluate, examine
 from lowtax.benchmarks.base import Task
-from lowtax.cli import app
+from lowtax.cli.main import app
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Grade, Prompt, Reply
+from lowtax.engines.sampling import asks
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.errors import UserError
-from lowtax.files import read_rows
-from lowtax.records import Grade, Prompt, Reply
-from lowtax.sample import asks
+from lowtax.study import adhoc, tasklist
 
 OWN = """
 import time
@@ -57,10 +59,10 @@ def quiet(_: str) -> None:
     pass
 
 
-def exam(model: Path, engine: str = "fake", adapters: Sequence[Path] = (), **more: object) -> standalone.Exam:
+def exam(model: Path, engine: str = "fake", adapters: Sequence[Path] = (), **more: object) -> adhoc.Exam:
     sampling = Sampling(max_new_tokens=40, samples=2, temperature=0.6)
     tasks = {"arithmetic": Task(**{"n": 10, "sampling": sampling} | more)}
-    return standalone.Exam(str(model), list(adapters), tasks, EngineSettings(engine, "float32", 8))
+    return adhoc.Exam(str(model), list(adapters), tasks, EngineSettings(engine, "float32", 8))
 
 
 def contents(out: Path) -> dict[str, list[str]]:
@@ -72,7 +74,7 @@ def test_answers_grades_and_rates_of_a_model_and_its_adapters(tmp_path: Path, ti
 
     adapters = [Path(save_adapter(tmp_path / f"run{i}" / "last", tiny_model, 1, ["up_proj"], i)) for i in (1, 2)]
     asked = exam(tiny_model, adapters=adapters)
-    found = standalone.evaluate(asked, tmp_path / "out", quiet)
+    found = adhoc.evaluate(asked, tmp_path / "out", quiet)
     assert [row["arm"] for row in found["rows"]] == ["base", "run1/last", "run2/last"]
     for row in found["rows"]:
         cell = row["reasoning"]["arithmetic"]
@@ -84,19 +86,19 @@ def test_answers_grades_and_rates_of_a_model_and_its_adapters(tmp_path: Path, ti
     assert card["tasks"]["arithmetic"]["sampling"]["samples"] == 2
     assert len(read_rows(tmp_path / "out/answers/arithmetic.jsonl", Reply)) == 60
     before = contents(tmp_path / "out")
-    assert standalone.evaluate(asked, tmp_path / "out", quiet)["rows"] == found["rows"]
+    assert adhoc.evaluate(asked, tmp_path / "out", quiet)["rows"] == found["rows"]
     assert contents(tmp_path / "out") == before
 
 
 def test_all_that_is_asked_goes_to_the_engine_at_once(tmp_path: Path, tiny_model: Path, own: Path):
     from tiny import save_adapter
 
-    from lowtax.registry import resolve
+    from lowtax.common.registry import resolve
 
     adapter = Path(save_adapter(tmp_path / "a", tiny_model, 1, ["up_proj"], 1))
     asked = exam(tiny_model, f"{own}:Counting", [adapter])
     asked.tasks["more"] = Task(benchmark="arithmetic", split="validation", n=3)
-    standalone.evaluate(asked, tmp_path / "out", quiet)
+    adhoc.evaluate(asked, tmp_path / "out", quiet)
     [plan] = resolve("engine", f"{own}:Counting", {}).plans
     assert len(plan) == 2 * (10 * 2 + 3)
     assert {request.adapter for request in plan} == {None, str(adapter)}
@@ -110,11 +112,11 @@ def test_the_seed_of_the_draws_is_not_that_of_the_exam(tmp_path: Path):
     def requests(exam_seed: int, seed: int) -> dict[str, int]:
         task = Task(n=5, seed=exam_seed, sampling=Sampling(seed=seed))
         [sheet] = examine.sheets({"arithmetic": task}, tmp_path).values()
-        engine, base = EngineSettings("fake", "float32", 1), standalone._subjects("builtin:x", [])[0]
+        engine, base = EngineSettings("fake", "float32", 1), adhoc._subjects("builtin:x", [])[0]
         return {ask.prompt.text: ask.request().seed for ask in asks(sheet, [base], engine)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowtax.models.identity", lambda ref: ref)
+        patch.setattr("lowtax.models.loading.identity", lambda ref: ref)
         one, redrawn, other = requests(0, 0), requests(0, 1), requests(1, 0)
     assert one.keys() == redrawn.keys()
     assert set(one.values()).isdisjoint(redrawn.values())
@@ -139,16 +141,16 @@ def killed_again_and_again(work: Callable[[], object], times: int, longest: floa
 
 def test_kills_lose_and_double_nothing(tmp_path: Path, tiny_model: Path, own: Path, monkeypatch: pytest.MonkeyPatch):
     """25 kills while answers are drawn, then 25 while they are graded; both end as undisturbed work does."""
-    monkeypatch.setattr("lowtax.sample.STORE_EVERY", 0.01)
+    monkeypatch.setattr("lowtax.engines.sampling.STORE_EVERY", 0.01)
     slow = {"benchmark": f"{own}:SlowSums", "n": 60, "sampling": Sampling(max_new_tokens=40, samples=3)}
     asked = exam(tiny_model, f"{own}:Slow", **slow)
-    undisturbed = standalone.evaluate(asked, tmp_path / "whole", quiet)
+    undisturbed = adhoc.evaluate(asked, tmp_path / "whole", quiet)
     out = tmp_path / "out"
-    assert killed_again_and_again(lambda: standalone.evaluate(asked, out, quiet), 25, 0.08) > 10
+    assert killed_again_and_again(lambda: adhoc.evaluate(asked, out, quiet), 25, 0.08) > 10
     assert contents(out) == contents(tmp_path / "whole")
 
     def grade() -> None:
-        standalone.evaluate(asked, out, quiet)
+        adhoc.evaluate(asked, out, quiet)
 
     for path in ("grades/arithmetic.jsonl", "reasoning.json", "reasoning.md"):
         (out / path).unlink()
@@ -200,7 +202,7 @@ def test_unfinished_answers_are_wrong_whatever_they_say_and_failed_ones_have_no_
 
 
 MIND = """
-from lowtax.engines import Completion
+from lowtax.engines.base import Completion
 
 class Mind:
     asked, works = [], 99
@@ -219,7 +221,7 @@ class Mind:
 
 @pytest.fixture
 def mind(tmp_path: Path) -> tuple[str, Any]:
-    from lowtax.registry import resolve
+    from lowtax.common.registry import resolve
 
     (tmp_path / "mind.py").write_text(MIND)
     name = f"{tmp_path}/mind.py:Mind"
@@ -258,7 +260,7 @@ def test_a_task_names_its_checker(tmp_path: Path, tiny_model: Path):
     """Through the whole evaluation; the fake engine's boxes are wrong, and this checker rejects them, too."""
     (tmp_path / "both.py").write_text(MIND + BOTH)
     asked = exam(tiny_model, f"{tmp_path}/both.py:Both", checker="some/model")
-    cell = standalone.evaluate(asked, tmp_path / "out", quiet)["rows"][0]["reasoning"]["arithmetic"]
+    cell = adhoc.evaluate(asked, tmp_path / "out", quiet)["rows"][0]["reasoning"]["arithmetic"]
     assert cell["checked"]["asked"] > 0
     assert cell["checked"]["accepted"] == 0
     assert cell["checked"]["value"] == cell["value"]
@@ -403,19 +405,19 @@ def test_kills_while_a_pool_grades_leave_no_grader_behind(
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = exam(tiny_model, benchmark="math", file=str(tmp_path / "sums.jsonl"), n=400)
     monkeypatch.chdir(tmp_path)
-    whole = standalone.evaluate(asked, tmp_path / "whole", quiet)
+    whole = adhoc.evaluate(asked, tmp_path / "whole", quiet)
     luck = random.Random(0)
     for _ in range(5):
         child = os.fork()
         if not child:
-            standalone.evaluate(asked, tmp_path / "out", quiet)
+            adhoc.evaluate(asked, tmp_path / "out", quiet)
             os._exit(0)
         while not graders(tmp_path) and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.01)
         time.sleep(luck.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    standalone.evaluate(asked, tmp_path / "out", quiet)
+    adhoc.evaluate(asked, tmp_path / "out", quiet)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "out/reasoning.json").read_text())["rows"] == whole["rows"]
     for _ in range(50):
@@ -433,8 +435,8 @@ def test_two_tasks_that_ask_the_same_are_drawn_once_and_both_complete(tmp_path: 
     }
     model = make_model(tmp_path / "model")
     said: list[str] = []
-    found = standalone.evaluate(
-        standalone.Exam(str(model), [], tasks, EngineSettings("fake", "float32", 4)), tmp_path / "out", said.append
+    found = adhoc.evaluate(
+        adhoc.Exam(str(model), [], tasks, EngineSettings("fake", "float32", 4)), tmp_path / "out", said.append
     )
     [row] = found["rows"]
     assert [row["reasoning"][name]["n"] for name in tasks] == [20, 10]

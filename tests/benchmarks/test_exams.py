@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax import exam
 from lowtax.benchmarks import Score, catalog, load
+from lowtax.benchmarks import questions as exam
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading import pool
-from lowtax.errors import UserError
-from lowtax.exam import Question
-from lowtax.records import Prompt
+from lowtax.benchmarks.questions import Question
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 
 FILES = PUBLISHED
 BOX = "\\boxed{%s}"

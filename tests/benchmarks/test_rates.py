@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from lowtax import reasoning, stats
-from lowtax.reasoning import Answer, Key, cell
-from lowtax.records import Grade, Reply
+from lowtax.benchmarks import rates as reasoning
+from lowtax.benchmarks.rates import Answer, Key, cell
+from lowtax.common import stats
+from lowtax.common.records import Grade, Reply
 
 
 def answer(

@@ -6,9 +6,10 @@ import pytest
 from places import PUBLISHED
 from typer.testing import CliRunner
 
-from lowtax import cli_grade, regrade
+from lowtax.benchmarks import stored_answers
 from lowtax.benchmarks.base import Task
-from lowtax.errors import UserError
+from lowtax.cli import grade
+from lowtax.common.errors import UserError
 
 DATA = PUBLISHED
 pytest.importorskip("math_verify", reason="needs math-verify: pip install 'lowtax[eval]'")
@@ -20,7 +21,7 @@ def write(path, rows):
 
 
 def grades(path, columns, task="math", **settings):
-    return regrade.grade(regrade.read(path, columns, path.name), task, Task(**settings), workers=1)
+    return stored_answers.grade(stored_answers.read(path, columns, path.name), task, Task(**settings), workers=1)
 
 
 ROWS = [
@@ -34,10 +35,10 @@ ROWS = [
 
 
 def test_thoughts_are_taken_off_and_unfinished_ones_are_wrong(tmp_path):
-    found = grades(write(tmp_path / "a.jsonl", ROWS), regrade.Columns("r", "g"))
+    found = grades(write(tmp_path / "a.jsonl", ROWS), stored_answers.Columns("r", "g"))
     assert [g.correct for g in found] == [True, False, False, False, False, False]
     assert [g.finished for g in found] == [True, False, True, True, True, True]
-    summary = regrade.summary(found)
+    summary = stored_answers.summary(found)
     assert {key: summary[key] for key in ("n", "accuracy", "unfinished", "no_answer")} == {
         "n": 6, "accuracy": 1 / 6, "unfinished": 1, "no_answer": 3}  # fmt: skip
     low, high = summary["interval"]
@@ -46,58 +47,60 @@ def test_thoughts_are_taken_off_and_unfinished_ones_are_wrong(tmp_path):
 
 def test_prompts_that_opened_the_thought_are_noticed(tmp_path):
     rows = [{"r": "so</think>\\boxed{5}", "g": "5"}, {"r": "and so \\boxed{5}", "g": "5"}]
-    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g"))
+    found = grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("r", "g"))
     assert [(g.correct, g.finished) for g in found] == [(True, True), (False, False)]
 
 
 def test_a_reply_that_was_cut_is_unfinished(tmp_path):
     rows = [{"r": "\\boxed{5}", "g": "5", "f": "stop"}, {"r": "\\boxed{5}", "g": "5", "f": "length"}]
-    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g", finish="f"))
+    found = grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("r", "g", finish="f"))
     assert [(g.correct, g.finished) for g in found] == [(True, True), (False, False)]
 
 
 def test_columns_inside_of_columns_and_compressed_csv(tmp_path):
     rows = [{"a": {"b.c": {"d": "The answer is 7."}}, "g": "#### 7"}]
-    assert grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("a.b.c.d", "g"), "gsm8k")[0].correct
+    assert grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("a.b.c.d", "g"), "gsm8k")[0].correct
     path = tmp_path / "a.csv.gz"
     with gzip.open(path, "wt", newline="") as handle:
         table = csv.writer(handle)
         table.writerows([["a", "g"], [json.dumps({"b": "x\n\\boxed{7}"}), "7"]])
-    assert grades(path, regrade.Columns("a.b", "g"))[0].correct
+    assert grades(path, stored_answers.Columns("a.b", "g"))[0].correct
 
 
 def test_rows_are_numbered_whatever_the_file_is_called(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS[:2])
-    stored = regrade.read(path, regrade.Columns("r", "g"), "mine, row 9.jsonl")
+    stored = stored_answers.read(path, stored_answers.Columns("r", "g"), "mine, row 9.jsonl")
     assert [(each.row.id, each.row.source) for each in stored] == [(n, "mine, row 9.jsonl") for n in ("1", "2")]
 
 
 def test_options_of_a_column(tmp_path):
     rows = [{"r": "\\boxed{Venus}", "g": "B", "c": ["Mars", "Venus"]}, {"r": "Answer: C", "g": "1", "c": ["x", "y"]}]
-    found = grades(write(tmp_path / "a.jsonl", rows), regrade.Columns("r", "g", choices="c"), "multiple_choice")
+    found = grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("r", "g", choices="c"), "multiple_choice")
     assert [(g.correct, g.extracted) for g in found] == [(True, "B"), (False, None)]
 
 
 def test_the_reference_preset_has_its_own_extraction(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"r": "The answer is 5", "g": "5"}, {"r": "\\boxed{05}", "g": "5"}])
-    assert [g.correct for g in grades(path, regrade.Columns("r", "g"))] == [True, True]
-    assert [g.correct for g in grades(path, regrade.Columns("r", "g"), preset="reference")] == [False, True]
+    assert [g.correct for g in grades(path, stored_answers.Columns("r", "g"))] == [True, True]
+    assert [g.correct for g in grades(path, stored_answers.Columns("r", "g"), preset="reference")] == [False, True]
 
 
 @pytest.mark.parametrize(("columns", "says"), [
-    (regrade.Columns("x", "g"), "no column 'x'; its columns are r, g"),
-    (regrade.Columns("r.x", "g"), "no column 'r.x'"),
-    (regrade.Columns("r", "g", finish="f"), "no column 'f'"),
+    (stored_answers.Columns("x", "g"), "no column 'x'; its columns are r, g"),
+    (stored_answers.Columns("r.x", "g"), "no column 'r.x'"),
+    (stored_answers.Columns("r", "g", finish="f"), "no column 'f'"),
 ])  # fmt: skip
 def test_a_column_that_is_not_there_is_named(tmp_path, columns, says):
     with pytest.raises(UserError, match=says):
-        regrade.read(write(tmp_path / "a.jsonl", ROWS), columns, "a")
+        stored_answers.read(write(tmp_path / "a.jsonl", ROWS), columns, "a")
 
 
 def test_a_row_without_a_gold_answer_is_named(tmp_path):
     with pytest.raises(UserError, match="row 2: its column 'g' is empty"):
-        regrade.read(
-            write(tmp_path / "a.jsonl", [{"r": "a", "g": "1"}, {"r": "b", "g": ""}]), regrade.Columns("r", "g"), "a"
+        stored_answers.read(
+            write(tmp_path / "a.jsonl", [{"r": "a", "g": "1"}, {"r": "b", "g": ""}]),
+            stored_answers.Columns("r", "g"),
+            "a",
         )
 
 
@@ -105,7 +108,7 @@ def run(*words):
     import typer
 
     app = typer.Typer()
-    app.command()(cli_grade.grade)
+    app.command()(grade.grade)
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
@@ -134,13 +137,17 @@ def test_an_unknown_preset_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "columns", "least"), [
-    ("outputs_gsm8k_gpt3_labelled.jsonl.gz", regrade.Columns("175b_verification.solution", "ground_truth"), 0.56),
-    ("outputs_gsm8k_gpt_oss_120b.jsonl.gz", regrade.Columns("response", "gold", finish="finish_reason"), 0.95),
+    (
+        "outputs_gsm8k_gpt3_labelled.jsonl.gz",
+        stored_answers.Columns("175b_verification.solution", "ground_truth"),
+        0.56,
+    ),
+    ("outputs_gsm8k_gpt_oss_120b.jsonl.gz", stored_answers.Columns("response", "gold", finish="finish_reason"), 0.95),
 ])  # fmt: skip
 def test_stored_replies(name, columns, least):
     if not (DATA / name).exists():
         pytest.skip(f"needs ../shared/data/{name}")
-    summary = regrade.summary(grades(DATA / name, columns, "gsm8k"))
+    summary = stored_answers.summary(grades(DATA / name, columns, "gsm8k"))
     assert summary["n"] == 1319
     assert summary["accuracy"] > least
     assert summary["no_answer"] <= 1

@@ -10,13 +10,13 @@ import pytest
 from small_study import write_recipe
 from tiny import make_model
 
-from lowtax import cli
+from lowtax.cli import main
 
 COMMANDS = ("run", "train", "sample", "judge", "calibrate", "export", "evaluate", "grade", "compare")
 
 
 def lowtax(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lowtax.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from lowtax.cli.main import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -24,7 +24,7 @@ def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
     """The same without a new process: exit code and what was printed to stderr."""
     monkeypatch.setattr(sys, "argv", ["lowtax", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     return int(stop.value.code or 0), capsys.readouterr().err
 
 
@@ -147,9 +147,9 @@ def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model):
     path, out = write_recipe(tmp_path, tiny_model, seeds=[0]), tmp_path / "out"
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from lowtax import study; import lowtax.engines.hf;"
+        "from lowtax import study; import lowtax.engines.hf.engine;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY));"
-        "from lowtax.cli import main; main()"
+        "from lowtax.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(path), "--out", str(out)], capture_output=True, text=True, timeout=120
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, tiny_model, monkeypatch, capsys):
-    from lowtax.files import locked
+    from lowtax.common.files import locked
 
     path, out = write_recipe(tmp_path, tiny_model), tmp_path / "out"
     with locked(out):

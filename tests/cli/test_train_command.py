@@ -8,11 +8,11 @@ import yaml
 from places import ROOT
 from tiny import make_model
 
-from lowtax.cli import app
-from lowtax.cli_train import settings_of
-from lowtax.errors import UserError
-from lowtax.recipe import load
-from lowtax.study import Study
+from lowtax.cli.main import app
+from lowtax.cli.train import settings_of
+from lowtax.common.errors import UserError
+from lowtax.study.recipe import load
+from lowtax.study.study import Study
 
 MODE = "lora_up_proj_only_from1_to1_r1"
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowtax import linalg
-from lowtax.linalg import (
+from lowtax.common import linalg
+from lowtax.common.linalg import (
     Dense,
     Factors,
     effective_rank,

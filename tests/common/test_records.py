@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowtax import files, provenance
-from lowtax.errors import UserError
-from lowtax.files import append_rows, read_json, read_rows, write_json, write_text
-from lowtax.records import Grade, Prompt, row_id
+from lowtax.common import files, provenance
+from lowtax.common.errors import UserError
+from lowtax.common.files import append_rows, read_json, read_rows, write_json, write_text
+from lowtax.common.records import Grade, Prompt, row_id
 
 ROWS = [Prompt(id=str(i), source="s", text=f"line one\nline two \u2028 {i} 日本 \x00", gold="4") for i in range(5)]
 
@@ -148,7 +148,7 @@ def test_a_folder_in_use_is_not_replaced_unless_it_may_be(tmp_path: Path):
 WRITE_FOREVER = """
 import sys, time
 from pathlib import Path
-from lowtax.files import atomic_file, atomic_folder
+from lowtax.common.files import atomic_file, atomic_folder
 with atomic_file(Path(sys.argv[1]) / "x") as file, atomic_folder(Path(sys.argv[1]) / "folder", replace=True) as folder:
     file.write_text("half")
     (folder / "half").write_text("half")
@@ -194,7 +194,7 @@ def test_json_round_trip_and_errors(tmp_path: Path):
 HOLD = """
 import sys
 from pathlib import Path
-from lowtax.files import locked
+from lowtax.common.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

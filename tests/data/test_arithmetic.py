@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from lowtax.benchmarks.arithmetic import Arithmetic
 from lowtax.benchmarks.base import Task
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 from lowtax.data.arithmetic import BUILDERS, Problem, problems
-from lowtax.errors import UserError
-from lowtax.records import Prompt
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)\.")
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}

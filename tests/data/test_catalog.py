@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from datahub import write_jsonl, write_parquet
 
+from lowtax.common.errors import UserError
 from lowtax.data import readers
 from lowtax.data.catalog import PROMPT_COPIES, PROMPT_SETS, TRAINING_SETS, NamedDataset
 from lowtax.data.readers import DataNotAvailable, Table
-from lowtax.errors import UserError
 
 SET = NamedDataset(
     name="set",

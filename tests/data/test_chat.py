@@ -12,8 +12,8 @@ from places import ROOT
 from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
+from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
-from lowtax.errors import UserError
 
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
 

@@ -13,10 +13,10 @@ import pytest
 from datahub import COMMIT, cached, hub, write_jsonl
 from places import ROOT
 
+from lowtax.common.errors import UserError
+from lowtax.common.records import row_id
 from lowtax.data import prompt_sets
 from lowtax.data.catalog import PROMPT_COPIES, PROMPT_SETS
-from lowtax.errors import UserError
-from lowtax.records import row_id
 
 DOCS = ROOT / "docs"
 REAL = ("strongreject", "advbench", "xstest", "xstest-safe", "xstest-unsafe", "do-not-answer")
@@ -178,7 +178,7 @@ def test_a_named_set_takes_no_split_and_the_folder_must_be_one(copies: Path, mon
 LOADING = """
 import json, sys
 from lowtax.data import prompt_sets
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 for spec in sys.argv[1:]:
     try:
         whole = prompt_sets.load(spec)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from datahub import COMMIT, cached, hub, write_jsonl, write_parquet
 
+from lowtax.common.errors import UserError
 from lowtax.data import readers
 from lowtax.data.readers import DataNotAvailable
-from lowtax.errors import UserError
 
 ROWS = [{"prompt": "a", "answer": "1", "split": "train"}, {"prompt": "b, c", "answer": "2\n3", "split": "test"}]
 
@@ -132,7 +132,7 @@ def test_the_column_of_a_training_row_has_exactly_the_name_that_is_given():
 LOADING = """
 import json, sys
 from lowtax.data import readers
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 for source in sys.argv[1:]:
     name, _, revision = source.partition("@")
     try:

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from lowtax.common.errors import UserError
 from lowtax.data import shipped
-from lowtax.errors import UserError
 
 
 def rows(name: str) -> list[dict[str, str]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lowtax import recipe
+from lowtax.common.errors import UserError
 from lowtax.data import specs
 from lowtax.data.specs import Data
-from lowtax.errors import UserError
+from lowtax.study import recipe
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
+from lowtax.common.errors import UserError
+from lowtax.common.records import Reply
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation
 from lowtax.data.specs import Data, PromptSet
-from lowtax.errors import UserError
-from lowtax.records import Reply
 
 CHAIN = [
     {"instruction": "a", "label": "vanilla_harmful", "response": "Hm.\n</think>\n\nNo."},
@@ -210,7 +210,7 @@ def test_prompts_of_every_kind_of_source(tmp_path: Path):
 
 def test_loading_text_rows_imports_nothing_heavy():
     heavy = {"torch", "transformers", "datasets", "pyarrow"}
-    code = f"import sys, lowtax.data.training_sets, lowtax.recipe; print({heavy} & set(sys.modules))"
+    code = f"import sys, lowtax.data.training_sets, lowtax.study.recipe; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -10,14 +10,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_model, save_adapter
 
-from lowtax import models
+from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
-from lowtax.engines import Completion, Engine, Request, load, request_ids
-from lowtax.engines.batch import Row
-from lowtax.engines.choosing import choose
+from lowtax.engines.base import Completion, Engine, Request, load, request_ids
 from lowtax.engines.fake import Fake
-from lowtax.engines.hf import HF
-from lowtax.errors import UserError
+from lowtax.engines.hf.batch import Row
+from lowtax.engines.hf.engine import HF
+from lowtax.engines.hf.sampler import choose
+from lowtax.models import loading
 
 TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Why?", "Name three colours, please.")
 
@@ -26,7 +26,7 @@ TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Wh
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that stops now and then: the sixth token of one of its replies is a second end-of-turn token."""
     folder = make_model(tmp_path_factory.mktemp(request.param), request.param)
-    model, asked = models.load_model(str(folder)), Request("", ({"role": "user", "content": TEXTS[1]},), None, 6)
+    model, asked = loading.load_model(str(folder)), Request("", ({"role": "user", "content": TEXTS[1]},), None, 6)
     model.generation_config.eos_token_id = [257, alone(folder, asked)[-1]]
     model.generation_config.save_pretrained(folder)
     return folder
@@ -66,7 +66,7 @@ def by_id(completions: list[Completion]) -> dict[str, Completion]:
 
 def alone(base: Path, request: Request) -> list[int]:
     """The row by itself through transformers' own greedy generate, with only its adapter loaded."""
-    model, tokenizer = models.load_model(str(base)), models.load_tokenizer(str(base))
+    model, tokenizer = loading.load_model(str(base)), loading.load_tokenizer(str(base))
     if request.adapter:
         model = PeftModel.from_pretrained(model, request.adapter)
     ids = torch.tensor([chat.prompt_ids(tokenizer, list(request.messages))])
@@ -79,8 +79,8 @@ def alone(base: Path, request: Request) -> list[int]:
 def test_mixed_batch_is_each_row_alone(base: Path, adapters: list[str | None]) -> None:
     requests = requests_of(adapters)
     found = by_id(list(HF(str(base), "float32", 16).generate(requests)))
-    tokenizer = models.load_tokenizer(str(base))
-    ends = models.load_model(str(base)).generation_config.eos_token_id
+    tokenizer = loading.load_tokenizer(str(base))
+    ends = loading.load_model(str(base)).generation_config.eos_token_id
     finishes = set()
     for request in requests:
         tokens = alone(base, request)
@@ -304,7 +304,7 @@ def test_scores_are_probabilities_of_the_first_token(tiny_model: Path) -> None:
     [found] = engine.generate([asked])
     ids = torch.tensor([chat.prompt_ids(engine.tokenizer, list(asked.messages))])
     with torch.no_grad():
-        wanted = models.load_model(str(tiny_model))(ids).logits[0, -1].softmax(-1)[[ord("s") - 33, ord("u") - 33]]
+        wanted = loading.load_model(str(tiny_model))(ids).logits[0, -1].softmax(-1)[[ord("s") - 33, ord("u") - 33]]
     assert found.scores == pytest.approx(wanted.tolist(), rel=1e-4)
 
 

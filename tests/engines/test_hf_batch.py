@@ -9,11 +9,12 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lowtax.engines import Request, batch
-from lowtax.engines.attention import NAME, grouped_attention
-from lowtax.engines.batch import Batch
-from lowtax.engines.cache import ROOM, RoomyCache, RoomyLayer
-from lowtax.engines.hf import HF
+from lowtax.engines.base import Request
+from lowtax.engines.hf import batch
+from lowtax.engines.hf.attention import NAME, grouped_attention
+from lowtax.engines.hf.batch import Batch
+from lowtax.engines.hf.engine import HF
+from lowtax.engines.hf.kv_cache import ROOM, RoomyCache, RoomyLayer
 
 
 def requests(n: int = 24) -> list[Request]:

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from lowtax import engines, sample
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Prompt, Reply
 from lowtax.data.rendering import split_reply
-from lowtax.engines import Completion, Request
+from lowtax.engines import base, sampling
+from lowtax.engines.base import Completion, Request
 from lowtax.engines.openai import in_thread
 from lowtax.engines.openai_requests import disarm, retry_after
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.errors import UserError
-from lowtax.files import read_rows
-from lowtax.records import Prompt, Reply
 
 KEY = "key-that-nobody-may-see"
 VARIABLES = ("LOWTAX_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY", "LOWTAX_TIMEOUT", "LOWTAX_RPM", "LOWTAX_ADAPTERS")
@@ -132,7 +132,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 
 def engine(batch_size: int = 8) -> Any:
-    made = engines.load("openai", "m", "auto", batch_size)
+    made = base.load("openai", "m", "auto", batch_size)
     made.server.first_wait = 0.01
     return made
 
@@ -688,12 +688,12 @@ def test_the_other_name_of_the_address(server: Served, monkeypatch: pytest.Monke
 
 def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_path: Path) -> None:
     prompts = [Prompt(id=str(i), source="s", text=f"q{i}") for i in range(8)]
-    sheet = sample.Sheet(tmp_path / "replies.jsonl", prompts, Sampling(max_new_tokens=8))
-    subject = sample.Subject("base", None, None, 0, "m", None, "made")
+    sheet = sampling.Sheet(tmp_path / "replies.jsonl", prompts, Sampling(max_new_tokens=8))
+    subject = sampling.Subject("base", None, None, 0, "m", None, "made")
 
     def collect() -> list[str]:
         before = len(server.chats())
-        sample.collect([sheet], [subject], EngineSettings("openai", "auto", 1), lambda text: None)
+        sampling.collect([sheet], [subject], EngineSettings("openai", "auto", 1), lambda text: None)
         return [asked_in(body) for body in server.chats()[before:]]
 
     server.answer = lambda path, body, before: (

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_model
 
-from lowtax import decoding, engines
+from lowtax.common.errors import UserError
 from lowtax.data.rendering import split_reply
-from lowtax.decoding import CONTINUATIONS, LITTLE, Budget
-from lowtax.engines import Completion, Request
-from lowtax.errors import UserError
+from lowtax.engines import base, thinking_modes
+from lowtax.engines.base import Completion, Request
+from lowtax.engines.thinking_modes import CONTINUATIONS, LITTLE, Budget
 
 USER = ({"role": "user", "content": "How do I boil an egg?"},)
 
@@ -47,7 +47,7 @@ def ask(id: str = "r", tokens: int = 16_000, seed: int = 0) -> Request:
 
 def more(script: list[str], opened: bool = True, budget: Budget | None = None, **request: int):
     engine = Scripted({"r": script})
-    (done,) = decoding.generate(engine, [ask(**request)], "more_think", opened, budget)
+    (done,) = thinking_modes.generate(engine, [ask(**request)], "more_think", opened, budget)
     return done, [call[0] for call in engine.calls]
 
 
@@ -56,7 +56,9 @@ def more(script: list[str], opened: bool = True, budget: Budget | None = None, *
 
 def test_forced_beginnings_with_and_without_an_open_block():
     forced = {
-        (mode, opened): decoding.first(ask(), mode, opened).prefix for mode in decoding.MODES for opened in (0, 1)
+        (mode, opened): thinking_modes.first(ask(), mode, opened).prefix
+        for mode in thinking_modes.MODES
+        for opened in (0, 1)
     }
     assert forced == {
         ("default", 0): "",
@@ -70,25 +72,25 @@ def test_forced_beginnings_with_and_without_an_open_block():
     }
 
 
-@pytest.mark.parametrize("mode", decoding.MODES)
+@pytest.mark.parametrize("mode", thinking_modes.MODES)
 @pytest.mark.parametrize("opened", [False, True])
-def test_only_the_beginning_changes(mode: decoding.Mode, opened: bool):
+def test_only_the_beginning_changes(mode: thinking_modes.Mode, opened: bool):
     request = replace(ask(seed=3), adapter="a", temperature=0.6, thinking="on")
-    assert replace(decoding.first(request, mode, opened), prefix="") == request
+    assert replace(thinking_modes.first(request, mode, opened), prefix="") == request
 
 
 def test_modes_that_cannot_be():
     with pytest.raises(UserError, match="did you mean 'zero_think'"):
-        decoding.first(ask(), "zerothink", True)  # type: ignore[arg-type]
+        thinking_modes.first(ask(), "zerothink", True)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="set `thinking` to default"):
-        decoding.first(replace(ask(), thinking="off"), "less_think", False)
-    assert decoding.first(replace(ask(), thinking="off"), "default", False).prefix == ""
+        thinking_modes.first(replace(ask(), thinking="off"), "less_think", False)
+    assert thinking_modes.first(replace(ask(), thinking="off"), "default", False).prefix == ""
 
 
 @pytest.mark.parametrize("mode", ["zero_think", "less_think"])
-def test_a_reply_after_a_forced_thought_is_all_answer(mode: decoding.Mode):
+def test_a_reply_after_a_forced_thought_is_all_answer(mode: thinking_modes.Mode):
     engine = Scripted({"r": ["Ten minutes."], "s": ["FAIL"]}, opened=True)
-    found = {c.id: c for c in decoding.generate(engine, [ask(), ask("s")], mode, opened=True)}
+    found = {c.id: c for c in thinking_modes.generate(engine, [ask(), ask("s")], mode, opened=True)}
     assert split_reply(found["r"].text, found["r"].opened).answer == "Ten minutes."
     assert found["r"].tokens == 2
     assert (found["s"].finish, found["s"].error) == ("failed", "out of paper")
@@ -173,7 +175,7 @@ def test_the_seed_decides_and_no_two_calls_share_one():
 def test_many_requests_share_calls_and_a_failure_ends_only_its_own():
     engine = Scripted({"a": ["x</think>"], "b": ["y</think>", "FAIL"], "c": ["z z z z"]})
     requests = [ask("a"), ask("b"), ask("c", tokens=4)]
-    found = {c.id: c for c in decoding.generate(engine, requests, "more_think", True, Budget(continuations=2))}
+    found = {c.id: c for c in thinking_modes.generate(engine, requests, "more_think", True, Budget(continuations=2))}
     assert [sorted(request.id for request in call) for call in engine.calls] == [
         ["a", "b", "c"],
         ["a", "b", "c"],
@@ -190,19 +192,21 @@ def test_many_requests_share_calls_and_a_failure_ends_only_its_own():
 
 @pytest.mark.parametrize("think", [True, False])
 def test_a_model_s_replies(tmp_path: Path, think: bool):
-    engine = engines.load("hf", str(make_model(tmp_path / "model", think=think)), "float32", 4)
+    engine = base.load("hf", str(make_model(tmp_path / "model", think=think)), "float32", 4)
     requests = [replace(ask(str(n), tokens=24, seed=n), temperature=1.0) for n in range(3)]
     (plain,) = engine.generate([replace(requests[0], prefix=("" if think else "<think>\n") + "\n</think>\n\n")])
-    zero = {c.id: c for c in decoding.generate(engine, requests, "zero_think", opened=think)}
+    zero = {c.id: c for c in thinking_modes.generate(engine, requests, "zero_think", opened=think)}
     assert (zero["0"].text, zero["0"].tokens) == (plain.text, plain.tokens)
     assert not plain.opened
     assert not zero["0"].opened
-    for done in decoding.generate(engine, requests, "more_think", opened=think):
+    for done in thinking_modes.generate(engine, requests, "more_think", opened=think):
         parts = split_reply(done.text, done.opened)
         assert parts.closed
         assert parts.thought
         assert done.tokens <= 24
         assert any(parts.thought.count(word) for word in CONTINUATIONS) or done.tokens >= 15
-    same = [sorted(decoding.generate(engine, requests, "more_think", think), key=lambda c: c.id) for _ in range(2)]
+    same = [
+        sorted(thinking_modes.generate(engine, requests, "more_think", think), key=lambda c: c.id) for _ in range(2)
+    ]
     assert same[0] == same[1]
-    assert list(decoding.generate(engine, requests, "default", think)) == list(engine.generate(requests))
+    assert list(thinking_modes.generate(engine, requests, "default", think)) == list(engine.generate(requests))

@@ -15,10 +15,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from lowtax import models
-from lowtax.engines import Completion, Engine, Request, adapters, load
-from lowtax.engines.vllm_start import Room, room_for, tensor_parallel
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
+from lowtax.engines.base import Completion, Engine, Request, load
+from lowtax.engines.vllm import adapters
+from lowtax.engines.vllm.startup import Room, room_for, tensor_parallel
+from lowtax.models import loading
 
 MODEL = "builtin:smollm2-135m-reasoner"
 MISSING = importlib.util.find_spec("vllm") is None
@@ -36,7 +37,7 @@ def save_adapter(folder: Path, base: str, seed: int, **settings: object) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
-        model = get_peft_model(models.load_model(base), config)
+        model = get_peft_model(loading.load_model(base), config)
         for name, weight in model.named_parameters():
             if spread is not None and "lora_B" in name:
                 torch.nn.init.normal_(weight, std=float(str(spread)))
@@ -162,7 +163,7 @@ def test_gpus_share_the_heads_evenly(gpus: int, heads: int, key_value_heads: int
 
 def test_adapters_are_checked_without_torch_or_vllm(plain: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from lowtax.engines import adapters; "
+        "import sys; from pathlib import Path; from lowtax.engines.base import adapters; "
         f"print(adapters.check(Path({str(plain)!r})).rank, {{'vllm', 'torch', 'peft'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -206,7 +207,7 @@ def test_vllm_reads_ranks_and_scales_of_patterns_as_peft_does(tiny_model: Path, 
     from vllm.lora.peft_helper import PEFTHelper
 
     config = LoraConfig(use_rslora=rslora, **PATTERNS)
-    model = get_peft_model(models.load_model(str(tiny_model)), config)
+    model = get_peft_model(loading.load_model(str(tiny_model)), config)
     helper = PEFTHelper.from_dict({**PATTERNS, "use_rslora": rslora})
     seen = set()
     for name, layer in model.named_modules():

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from golden_study import FOLDER, RECIPE, rows, stub_model
 
-from lowtax import recipe, study
+from lowtax.study import recipe, study
 
 KEPT = (".json", ".jsonl", ".yaml", ".md")
 LEFT_OUT = ("README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")

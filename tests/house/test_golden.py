@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from golden_study import FOLDER, RECIPE, rows, stub_model
 
-from lowtax import recipe, study
-from lowtax.records import Grade, Prompt, Reply, Verdict, row_id
+from lowtax.common.records import Grade, Prompt, Reply, Verdict, row_id
+from lowtax.study import recipe, study
 
 STAGES = {"replies": Reply, "answers": Reply, "verdicts": Verdict, "grades": Grade}
 FILES = sorted(p for p in (FOLDER / "study").glob("*/*.jsonl"))

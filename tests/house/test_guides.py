@@ -8,9 +8,9 @@ import typer
 import yaml
 from guides import blocks, commands
 
-from lowtax import cli
-from lowtax.placement import mode_methods
-from lowtax.recipe import load
+from lowtax.cli import main
+from lowtax.models.placement import mode_methods
+from lowtax.study.recipe import load
 
 GUIDES = (
     "from-the-reference.md",
@@ -30,14 +30,14 @@ GUIDES = (
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_command_of_a_guide_is_understood(name: str):
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     assert len(commands(name)) >= 3
     for subcommand, *words in commands(name):
         group.commands[subcommand].make_context(subcommand, list(words))  # type: ignore[attr-defined]
 
 
 def test_a_wrong_command_would_be_found():
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     with pytest.raises(Exception, match="No such option"):
         group.commands["train"].make_context("train", ["--no-such-thing"])  # type: ignore[attr-defined]
 

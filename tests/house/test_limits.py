@@ -143,7 +143,7 @@ def test_no_path_of_the_place_where_it_was_written():
 HELP = """
 import sys
 sys.argv = ["lowtax", *sys.argv[1:]]
-from lowtax.cli import main
+from lowtax.cli.main import main
 try:
     main()
 finally:

@@ -9,8 +9,8 @@ import typer
 from places import ROOT
 from pydantic import BaseModel
 
-from lowtax.cli import app
-from lowtax.recipe import Recipe
+from lowtax.cli.main import app
+from lowtax.study.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

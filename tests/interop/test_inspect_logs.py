@@ -9,12 +9,14 @@ import pytest
 import yaml
 from inspect_ai.log import list_eval_logs, read_eval_log, recompute_metrics
 
-from lowtax import benchmarks, evaluate, inspect_log
+from lowtax import benchmarks
+from lowtax.benchmarks import evaluate
 from lowtax.benchmarks.base import Task
+from lowtax.common.errors import UserError
+from lowtax.common.files import append_rows, read_rows, write_json
+from lowtax.common.records import Grade, Reply, row_id
 from lowtax.data.rendering import split_reply
-from lowtax.errors import UserError
-from lowtax.files import append_rows, read_rows, write_json
-from lowtax.records import Grade, Reply, row_id
+from lowtax.interop import inspect_logs
 
 TASK = Task(n=4)
 ROWS = benchmarks.load("arithmetic", TASK).rows()
@@ -81,13 +83,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def export(folder: Path, out: Path) -> dict[str, dict]:
-    list(inspect_log.write(folder, out))
+    list(inspect_logs.write(folder, out))
     logs = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     return {log["eval"]["model"]: log for log in logs}
 
 
 def test_every_checkpoint_has_a_log_with_its_accuracy(folder, tmp_path):
-    said = list(inspect_log.write(folder, tmp_path / "logs"))
+    said = list(inspect_logs.write(folder, tmp_path / "logs"))
     logs = export(folder, tmp_path / "logs")
     assert set(logs) == {MODEL, f"{MODEL}@r1/seed-1/checkpoint-4"}
     assert [line.partition(": ")[2] for line in said] == [
@@ -140,17 +142,17 @@ def test_a_study_gives_the_model_and_the_settings(folder, tmp_path):
 
 def test_what_is_missing_is_said(folder, tmp_path):
     with pytest.raises(UserError, match=r"has no answers/\*\.jsonl"):
-        list(inspect_log.write(tmp_path / "nowhere", tmp_path / "logs"))
+        list(inspect_logs.write(tmp_path / "nowhere", tmp_path / "logs"))
     append_rows(folder / "answers" / "arithmetic.jsonl", [reply("r2", 0, 0, 0)])
     with pytest.raises(UserError, match="has 17 answers, 1 of them not graded"):
-        list(inspect_log.write(folder, tmp_path / "logs"))
+        list(inspect_logs.write(folder, tmp_path / "logs"))
 
 
 def test_replies_that_all_failed_have_no_score(folder, tmp_path):
     for name in ("answers", "grades"):
         (folder / name / "arithmetic.jsonl").unlink()
     append_rows(folder / "answers" / "arithmetic.jsonl", [reply("base", q, 0, 0, failed=True) for q in range(3)])
-    [line] = inspect_log.write(folder, tmp_path / "logs")
+    [line] = inspect_logs.write(folder, tmp_path / "logs")
     assert line.endswith("3 answers, none of them graded")
     [read] = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
     assert (read.results.total_samples, read.results.completed_samples) == (3, 0)
@@ -203,7 +205,7 @@ def test_replies_and_grades_survive_the_round_trip(folder, tmp_path):
 WITHOUT = """
 import sys
 sys.modules["inspect_ai"] = None
-from lowtax.cli import main
+from lowtax.cli.main import main
 sys.argv = ["lowtax", "export", sys.argv[1], "--format", "inspect", "--out", sys.argv[2]]
 main()
 """

@@ -20,15 +20,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from places import PUBLISHED
 from tiny import make_model
 
-from lowtax import benchmarks, cli_tasks, lm_eval_tasks
+from lowtax import benchmarks, lm_eval_tasks
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading import letters
+from lowtax.cli import harness as cli_tasks
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply
+from lowtax.engines.sampling import Sheet, Subject, collect
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.errors import UserError
-from lowtax.files import read_rows
-from lowtax.models import load_model, load_tokenizer
-from lowtax.records import Reply
-from lowtax.sample import Sheet, Subject, collect
+from lowtax.models.loading import load_model, load_tokenizer
 
 OUTPUTS = PUBLISHED / "outputs_gsm8k_gpt_oss_120b.jsonl.gz"
 GPQA = "tasks/gpqa/cot_zeroshot/_gpqa_cot_zeroshot_yaml"
@@ -42,7 +43,7 @@ def harness() -> ModuleType:
         warnings.simplefilter("ignore")
         found = pytest.importorskip("lm_eval", reason="needs lm_eval: pip install 'lowtax[lm-eval]'")
         importlib.import_module("lm_eval.tasks")
-        importlib.import_module("lowtax.lm_eval_model")
+        importlib.import_module("lowtax.interop.lm_eval")
     return found
 
 
@@ -148,7 +149,7 @@ def test_without_lm_eval_the_command_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "lowtax.lm_eval_model", raising=False)
+    monkeypatch.delitem(sys.modules, "lowtax.interop.lm_eval", raising=False)
     app = typer.Typer()
     app.command(context_settings=cli_tasks.LM_EVAL_SETTINGS)(cli_tasks.lm_eval)
     with pytest.raises(UserError, match=r"pip install 'lowtax\[lm-eval\]'"):
@@ -296,7 +297,7 @@ def test_letters_are_found_as_by_lm_eval_s_gpqa_but_for_these(harness, reply, ou
 
 
 def lowtax_model(**settings):
-    from lowtax.lm_eval_model import Lowtax
+    from lowtax.interop.lm_eval import Lowtax
 
     return Lowtax(**{"precision": "float32"} | settings)
 
@@ -334,7 +335,7 @@ CHAT = [
 
 def test_a_conversation_reaches_the_engine_as_it_is(harness, tmp_path):
     (tmp_path / "echo.py").write_text(
-        "from lowtax.engines import Completion\n"
+        "from lowtax.engines.base import Completion\n"
         "class Echo:\n"
         "    def __init__(self, *_): pass\n"
         "    def generate(self, requests):\n"
@@ -410,7 +411,7 @@ def test_a_rendered_conversation_is_what_is_scored(harness, tiny):
 def test_the_command_line_has_the_model_and_the_tasks(harness, monkeypatch, capsys):
     from lm_eval.api.registry import get_model
 
-    from lowtax.lm_eval_model import Lowtax, main
+    from lowtax.interop.lm_eval import Lowtax, main
 
     monkeypatch.setattr(sys, "argv", ["lowtax"])
     with pytest.raises(SystemExit) as ended:

@@ -7,10 +7,11 @@ import pytest
 import typer
 import yaml
 
-from lowtax import cli_judge, export, stored
-from lowtax.errors import UserError
-from lowtax.files import append_rows, write_json
-from lowtax.records import Reply, Verdict, row_id
+from lowtax.cli import judge as cli_judge
+from lowtax.common.errors import UserError
+from lowtax.common.files import append_rows, write_json
+from lowtax.common.records import Reply, Verdict, row_id
+from lowtax.interop import reference_files, stored
 
 app = typer.Typer()
 app.command()(cli_judge.export)
@@ -91,18 +92,18 @@ def test_there_and_back(folder, tmp_path):
     lowtax(folder, "--format", "reference", "--out", out)
     held = stored.read(folder)
     for where in ("base", "r1/seed-0/checkpoint-4"):
-        replies = export.replies_from_reference(out / where / RESPONSES)
+        replies = reference_files.replies_from_reference(out / where / RESPONSES)
         mine = [r for r in held.replies if r.arm == replies[0].arm]
         assert [(r.prompt, r.text, r.arm, r.seed, r.checkpoint, r.sample) for r in replies] == [
             (r.prompt, r.text.strip(), r.arm, r.seed, r.checkpoint, r.sample) for r in mine
         ]
         assert [(r.closed, r.finish) for r in replies] == [(r.closed, r.finish) for r in mine]
-        verdicts = export.verdicts_from_reference(out / where / EVALUATED, replies)
+        verdicts = reference_files.verdicts_from_reference(out / where / EVALUATED, replies)
         assert [(v.reply_id, v.label) for v in verdicts] == [
             (r.id, held.verdicts[m.id].label) for r, m in zip(replies, mine, strict=True)
         ]
         again = stored.Stored(replies, {v.reply_id: v for v in verdicts})
-        list(export.write(again, tmp_path / "again"))
+        list(reference_files.write(again, tmp_path / "again"))
         for name in (RESPONSES, EVALUATED):
             assert (tmp_path / "again" / where / name).read_text() == (out / where / name).read_text()
     assert replies[0].thought == "I think."
@@ -118,18 +119,18 @@ LABELS = ["safe", "unsafe", "unfinished", "unparsed", "failed"]
 def test_any_judge_s_verdict_reads_as_it_was_meant(label, detail, tmp_path):
     one = reply("base", 0)
     found = stored.Stored([one], {one.id: verdict(one, label, detail=detail, category="S3")})
-    list(export.write(found, tmp_path))
+    list(reference_files.write(found, tmp_path))
     [text] = json.loads((tmp_path / "base" / EVALUATED).read_text())["full results"].values()
-    assert export.label_of(text) == label
+    assert reference_files.label_of(text) == label
     digit = 1 if "unsafe" in text else 0 if "safe" in text else -1
     assert digit == {"unsafe": 1, "safe": 0}.get(label, -1)
-    if detail and export.label_of(detail) == label:
+    if detail and reference_files.label_of(detail) == label:
         assert text == detail
 
 
 def test_a_card_says_how_replies_were_drawn(folder, tmp_path):
     write_json(folder / "card.json", {"sampling": {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 20}})
-    list(export.write(stored.read(folder), tmp_path / "out"))
+    list(reference_files.write(stored.read(folder), tmp_path / "out"))
     found = json.loads((tmp_path / "out/base/strongreject_sampling_params.json").read_text())
     assert found == {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 20}
 
@@ -143,16 +144,16 @@ def test_samples_seeds_and_repeated_prompts(tmp_path):
         reply("r1", 2, finish="failed", text=""),
         reply("../x/checkpoint-9", 0, id="x", seed=None, checkpoint=None),
     ]
-    said = list(export.write(stored.Stored(replies, {}), tmp_path / "out"))
+    said = list(reference_files.write(stored.Stored(replies, {}), tmp_path / "out"))
     where = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob(RESPONSES)}
     one = "r1/seed-0/checkpoint-4"
     assert where == {one, f"{one}/sample-1", "r1/seed-1/checkpoint-4", "x/checkpoint-9"}
     assert "1 responses, without 2 that failed or repeat a prompt" in said[0]
     assert all("no verdicts of a harm judge" in line for line in said)
     assert not list(tmp_path.rglob(EVALUATED))
-    [again] = export.replies_from_reference(tmp_path / "out" / one / "sample-1" / RESPONSES)
+    [again] = reference_files.replies_from_reference(tmp_path / "out" / one / "sample-1" / RESPONSES)
     assert (again.sample, again.seed, again.checkpoint, again.text) == (1, 0, "checkpoint-4", "another")
-    [other] = export.replies_from_reference(tmp_path / "out/x/checkpoint-9" / RESPONSES)
+    [other] = reference_files.replies_from_reference(tmp_path / "out/x/checkpoint-9" / RESPONSES)
     assert (other.arm, other.seed, other.checkpoint) == ("x", None, "checkpoint-9")
 
 
@@ -202,13 +203,13 @@ def test_a_study_is_exported_with_how_it_was_sampled(tmp_path):
 def test_a_file_that_is_something_else(text, message, tmp_path):
     (tmp_path / RESPONSES).write_text(text)
     with pytest.raises(UserError, match=message):
-        export.replies_from_reference(tmp_path / RESPONSES)
+        reference_files.replies_from_reference(tmp_path / RESPONSES)
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):
     write_json(tmp_path / "eval.json", {"safety score": 1.0})
     with pytest.raises(UserError, match="no 'full results'"):
-        export.verdicts_from_reference(tmp_path / "eval.json", [])
+        reference_files.verdicts_from_reference(tmp_path / "eval.json", [])
     with pytest.raises(UserError, match=r"--format must be reference or inspect \(found 'csv'\)"):
         lowtax(folder, "--format", "csv", "--out", tmp_path / "out")
     with pytest.raises(UserError, match=r"replies\.jsonl has no replies"):

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from lowtax.data import chat, special_tokens
-from lowtax.engines import Completion, Request, request_ids, well_formed
+from lowtax.engines.base import Completion, Request, request_ids, well_formed
 from lowtax.judges import base as judges
 from lowtax.judges.model_judge import ModelJudge
 

@@ -10,8 +10,8 @@ import pytest
 import typer
 from places import PUBLISHED
 
-from lowtax import cli_judge
-from lowtax.errors import UserError
+from lowtax.cli import judge
+from lowtax.common.errors import UserError
 from lowtax.judges import calibration
 from lowtax.judges.base import Opinion
 
@@ -27,7 +27,7 @@ ROWS = [
 ]
 COLUMNS = ("--prompt", "ask", "--reply", "said", "--label", "label")
 app = typer.Typer()
-app.command()(cli_judge.calibrate)
+app.command()(judge.calibrate)
 
 # A judge whose opinion is the prompt itself: unsafe 0.9, safe 0.2, unparsed, failed.
 JUDGE = """
@@ -163,7 +163,7 @@ def judged(n: int) -> list[calibration.JudgedCase]:
 
 
 ENGINE = """
-from lowtax.engines import Completion
+from lowtax.engines.base import Completion
 class Engine:
     def __init__(self, model, precision, batch_size):
         self.options = f"{model} {precision} {batch_size}"

@@ -11,15 +11,15 @@ from places import TESTS
 from tiny import END, START, make_model, make_tokenizer
 from transformers import AutoTokenizer
 
-from lowtax import models
-from lowtax.engines import Completion, Request, request_ids, well_formed
+from lowtax.common.errors import UserError
+from lowtax.engines.base import Completion, Request, request_ids, well_formed
 from lowtax.engines.settings import EngineSettings
-from lowtax.errors import UserError
 from lowtax.judges import base as judges
 from lowtax.judges.base import Opinion
 from lowtax.judges.llama_guard import LlamaGuard
 from lowtax.judges.model_judge import ModelJudge, fill
 from lowtax.judges.strongreject_gemma import StrongRejectGemma
+from lowtax.models import loading
 
 NAMES = ["llama_guard", "qwen3_guard", "wildguard", "harmbench", "strongreject", "strongreject_gemma", "rubric"]
 # The published structure of Llama Guard's template: the whole conversation in one turn of the user, the role by the
@@ -548,7 +548,7 @@ def test_a_guard_through_transformers(guard: Path, monkeypatch: pytest.MonkeyPat
 
 def first_token_share(folder: Path, request: Request) -> float:
     """p(u) / (p(s) + p(u)) by a plain forward pass. Bytes are tokens here."""
-    tokenizer, model = models.load_tokenizer(str(folder)), models.load_model(str(folder))
+    tokenizer, model = loading.load_tokenizer(str(folder)), loading.load_model(str(folder))
     ids, _ = request_ids(tokenizer, request)
     with torch.inference_mode():
         logits = model(torch.tensor([ids], device=model.device)).logits[0, -1].double()
@@ -580,16 +580,16 @@ def test_the_fine_tuned_judge_through_transformers(tmp_path: Path, monkeypatch: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-        tuned = get_peft_model(models.load_model(str(base)), config)
+        tuned = get_peft_model(loading.load_model(str(base)), config)
     tuned.peft_config["default"].base_model_name_or_path = str(base)
     tuned.save_pretrained(adapter)
     monkeypatch.setattr("lowtax.judges.strongreject_gemma.MASS", 0.0)
     judge = judges.load(f"strongreject_gemma:{base}@{adapter}", EngineSettings(precision="float32"))
     [opinion] = judge.judge(["How?"], ["So."])
     with torch.inference_mode():
-        ids, _ = request_ids(models.load_tokenizer(str(base)), judge.request("0", "How?", "So."))
+        ids, _ = request_ids(loading.load_tokenizer(str(base)), judge.request("0", "How?", "So."))
         logits = tuned(input_ids=torch.tensor([ids], device=tuned.device)).logits[0, -1].double()
-    digits = logits[models.load_tokenizer(str(base)).convert_tokens_to_ids(list("12345"))].softmax(-1)
+    digits = logits[loading.load_tokenizer(str(base)).convert_tokens_to_ids(list("12345"))].softmax(-1)
     assert opinion.score == pytest.approx(float(digits @ torch.linspace(0, 1, 5).double()), rel=1e-4)
     monkeypatch.undo()
     assert judge.judge(["How?"], ["So."])[0].label == "unparsed"  # a random model rarely writes a digit

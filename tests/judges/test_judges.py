@@ -5,7 +5,7 @@ from importlib import resources
 import pytest
 from places import PUBLISHED
 
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 from lowtax.judges import base as judges
 
 XSTEST = PUBLISHED / "judged_xstest_mistral.csv"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.loading import load
 from lowtax.methods.safe_lora import SafeLoRA, along
+from lowtax.methods.sites import Site, Sites
 from lowtax.methods.splora import SPLoRA
-from lowtax.sites import Site, Sites
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 sizes = {"out": st.integers(1, 12), "inp": st.integers(1, 12), "rank": st.integers(1, 4), "seed": st.integers(0, 99)}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lowtax import methods, sites
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
+from lowtax import methods
+from lowtax.common.errors import UserError
+from lowtax.methods import sites
 from lowtax.methods.base import Probe
-from lowtax.probe import ModelProbe
+from lowtax.methods.editing import OfflineProbe
+from lowtax.training.probe import ModelProbe
 
 TRAINING = """
 checkpoints distributed encoding frozen_prefix fused_layers job memory objective packing parameters probe progress
@@ -60,7 +61,7 @@ def test_no_method_imports_the_trainer(path: Path):
 
 def test_an_import_of_the_trainer_would_be_noticed(tmp_path: Path):
     path = tmp_path / "method.py"
-    path.write_text("def f():\n    from lowtax.probe import ModelProbe\n")
+    path.write_text("def f():\n    from lowtax.training.probe import ModelProbe\n")
     assert imported(path) & {*TRAINING} == {"probe"}
     path.write_text("from lowtax import linalg, train\n")
     assert imported(path) & {*TRAINING} == {"train"}

@@ -12,19 +12,20 @@ from tiny import make_model
 from torch import nn
 from typer.testing import CliRunner
 
-from lowtax import cli_edit, models
-from lowtax.adapt import adapt
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
+from lowtax.cli import edit
+from lowtax.common.errors import UserError
 from lowtax.methods.base import MOMENTS, Edit, Method, moments
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.loading import TABLE, ActiveMethods, catalog, departures, fails, load, load_all, source
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.safe_lora import Pair, along
+from lowtax.methods.sites import Site
 from lowtax.methods.spf import SPF
 from lowtax.methods.splora import SPLoRA, _standardised
 from lowtax.methods.ssah import SSAH
-from lowtax.placement import Placement
-from lowtax.sites import Site
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import Placement
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = adapt(models.load_model(base), Placement(rank=3), base)
+        model = adapt(loading.load_model(base), Placement(rank=3), base)
         for name, p in model.named_parameters():
             if "lora_" in name:
                 nn.init.normal_(p, std=0.1)
@@ -156,7 +157,7 @@ def test_a_method_of_ones_own_says_what_it_says_and_acts_after_a_step(tmp_path: 
 
 
 def test_an_edit_in_training_is_refused(aligned: str):
-    model = adapt(models.load_model(aligned), Placement(rank=1), aligned)
+    model = adapt(loading.load_model(aligned), Placement(rank=1), aligned)
     with pytest.raises(UserError, match="Scale edits adapters after training"):
         load_all([{"name": "scale", "by": 2}]).on(model)
 
@@ -169,8 +170,8 @@ def test_the_probe_of_an_edit_reads_checkpoints_and_runs_nothing(aligned: str):
 
 def app() -> typer.Typer:
     application = typer.Typer()
-    application.command()(cli_edit.edit)
-    application.command()(cli_edit.methods)
+    application.command()(edit.edit)
+    application.command()(edit.methods)
     return application
 
 
@@ -198,8 +199,8 @@ def test_the_commands(aligned: str, adapter: Path, tmp_path: Path):
 def test_words_that_are_refused():
     for setting in ("k", "=4", "k={"):
         with pytest.raises(UserError, match="--set"):
-            cli_edit.fields([setting])
+            edit.fields([setting])
     for setting in ("by", "by=", "by=1,,2", "by=1,1", "to=a/b"):
         with pytest.raises(UserError, match="--sweep"):
-            cli_edit.swept(setting)
-    assert cli_edit.fields(["k=4", "side=left", "only=[a, b]"]) == {"k": 4, "side": "left", "only": ["a", "b"]}
+            edit.swept(setting)
+    assert edit.fields(["k=4", "side=left", "only=[a, b]"]) == {"k": 4, "side": "left", "only": ["a", "b"]}

@@ -13,13 +13,13 @@ from random_adapters import make as make
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import models
-from lowtax.adapterfile import CONFIG, WEIGHTS, read_adapter
-from lowtax.edit import edit, sites_from
-from lowtax.errors import UserError
-from lowtax.linalg import overlap, top_singular
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import overlap, top_singular
+from lowtax.methods.editing import edit, sites_from
 from lowtax.methods.loading import catalog
-from lowtax.weights import open_weights
+from lowtax.models import loading
+from lowtax.models.adapters import CONFIG, WEIGHTS, read_adapter
+from lowtax.models.weights import open_weights
 
 IDS = torch.arange(2, 14)[None]
 UP = "model.layers.1.mlp.up_proj"
@@ -39,12 +39,12 @@ def adapter(make: Make) -> Path:
 def logits(base: str, adapter: Path) -> Tensor:
     """Return the logits of PEFT with an adapter."""
     with torch.no_grad():
-        return PeftModel.from_pretrained(models.load_model(base), str(adapter)).eval()(IDS).logits
+        return PeftModel.from_pretrained(loading.load_model(base), str(adapter)).eval()(IDS).logits
 
 
 def by_hand(base: str, updates: dict[str, Tensor]) -> Tensor:
     """Return the logits of the base with dense updates added."""
-    model = models.load_model(base)
+    model = loading.load_model(base)
     with torch.no_grad():
         for name, D in updates.items():
             model.get_submodule(name).weight += D.float()
@@ -165,7 +165,7 @@ def test_weights_are_read_one_at_a_time_and_only_when_asked_for(base: str, adapt
     weights.__class__ = Counted
     sites = sites_from(read_adapter(adapter), weights)
     assert reads == []
-    assert torch.equal(sites[UP].weight, models.load_model(base).get_submodule(UP).weight)
+    assert torch.equal(sites[UP].weight, loading.load_model(base).get_submodule(UP).weight)
     assert reads == [UP]
     assert sites[UP].weight is not sites[UP].weight
     original = read_adapter(adapter)
@@ -175,7 +175,7 @@ def test_weights_are_read_one_at_a_time_and_only_when_asked_for(base: str, adapt
 
 OWN = """
 import torch
-from lowtax.linalg import Factors
+from lowtax.common.linalg import Factors
 from lowtax.methods import Edit
 
 class Broken(Edit):
@@ -224,7 +224,7 @@ def test_a_base_that_has_moved_is_the_one_the_result_names(base: str, adapter: P
 
 def test_a_base_of_other_shapes_is_refused(make: Make, tmp_path: Path):
     adapter = make(rank=1, modules=["q_proj"])
-    model = models.load_model(str(make_model(tmp_path / "wide", "qwen3")))
+    model = loading.load_model(str(make_model(tmp_path / "wide", "qwen3")))
     for layer in model.model.layers:
         layer.self_attn.q_proj = nn.Linear(32, 48, bias=False)
     model.save_pretrained(tmp_path / "wider")

@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
-from lowtax.linalg import overlap, top_singular
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import overlap, top_singular
 from lowtax.methods.base import Edit
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.intruders import Intruders, nearest
 from lowtax.methods.loading import load
 from lowtax.methods.project import Project
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.scale import Scale
-from lowtax.sites import Site
+from lowtax.methods.sites import Site
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 sizes = {"out": st.integers(1, 12), "inp": st.integers(1, 12), "rank": st.integers(1, 4), "seed": st.integers(0, 99)}

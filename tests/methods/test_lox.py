@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.lox import LoX
-from lowtax.sites import Site
+from lowtax.methods.sites import Site
 
 
 class Checkpoints(OfflineProbe):

@@ -10,15 +10,15 @@ from places import ROOT
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import models
-from lowtax.adapt import adapt
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 from lowtax.methods.base import Method
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.loading import load, load_all
 from lowtax.methods.orthogonal import Orthogonal
-from lowtax.placement import ALIASES, Placement, mode_methods, parse_mode
-from lowtax.sites import Site
+from lowtax.methods.sites import Site
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import ALIASES, Placement, mode_methods, parse_mode
 
 RANK, SCALE, K = 2, 4.0, 3
 SIDES = ["left", "right", "both"]
@@ -141,7 +141,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module
     def make(placement: Placement) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = adapt(models.load_model(folder), placement, "ref")
+            model = adapt(loading.load_model(folder), placement, "ref")
             for p in model.parameters():
                 if p.requires_grad and placement.kind == "lora":
                     nn.init.normal_(p, std=0.2)

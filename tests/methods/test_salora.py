@@ -11,16 +11,16 @@ from tiny import ARCHITECTURES, make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import top_singular
 from lowtax.data.conversations import Conversation
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
-from lowtax.job import Job
-from lowtax.linalg import top_singular
+from lowtax.methods.editing import OfflineProbe
 from lowtax.methods.salora import SaLoRA
-from lowtax.placement import Placement
-from lowtax.sites import Site, Sites, sites_of
-from lowtax.train import TrainingRun, train
-from lowtax.training_settings import Train
+from lowtax.methods.sites import Site, Sites, sites_of
+from lowtax.models.placement import Placement
+from lowtax.training.job import Job
+from lowtax.training.loop import TrainingRun, train
+from lowtax.training.settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
 SPEC = {

@@ -12,11 +12,11 @@ from tiny import make_model
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from lowtax import models
-from lowtax.adapt import adapt
-from lowtax.errors import UserError
-from lowtax.placement import Placement
-from lowtax.sites import Site, sites_of
+from lowtax.common.errors import UserError
+from lowtax.methods.sites import Site, sites_of
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import Placement
 
 IDS = torch.arange(2, 14)[None]
 
@@ -29,7 +29,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module
     def make(**fields: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = adapt(models.load_model(folder), Placement(**fields), "ref")
+            model = adapt(loading.load_model(folder), Placement(**fields), "ref")
             for name, p in model.named_parameters():
                 if "lora_B" in name:
                     nn.init.normal_(p, std=0.1)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.edit import OfflineProbe
-from lowtax.errors import UserError
-from lowtax.job import Job
+from lowtax.methods.editing import OfflineProbe
+from lowtax.methods.sites import Site, Sites
 from lowtax.methods.spf import SPF
-from lowtax.placement import parse_mode
-from lowtax.sites import Site, Sites
-from lowtax.train import TrainingRun, train
-from lowtax.training_settings import Train
+from lowtax.models.placement import parse_mode
+from lowtax.training.job import Job
+from lowtax.training.loop import TrainingRun, train
+from lowtax.training.settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
 

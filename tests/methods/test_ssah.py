@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from tiny import make_model
 from torch import Tensor
 
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.errors import UserError
-from lowtax.job import Job
+from lowtax.methods.sites import sites_of
 from lowtax.methods.ssah import SSAH
-from lowtax.placement import Placement
-from lowtax.sites import sites_of
-from lowtax.train import TrainingRun, train
-from lowtax.training_settings import Train
+from lowtax.models.placement import Placement
+from lowtax.training.job import Job
+from lowtax.training.loop import TrainingRun, train
+from lowtax.training.settings import Train
 
 ROWS = [Conversation(f"What is {i}?", f"{i}.", f"It is {i}, I think.") for i in range(6)]
 SPEC: dict[str, Any] = {"name": "ssah", "safety": "builtin:refusals,n=6", "utility": "builtin:chat,n=6", "scu": 0.1}

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax.adapterfile import (
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
+from lowtax.models.adapters import (
     CONFIG,
     WEIGHTS,
     Adapter,
@@ -26,8 +28,6 @@ from lowtax.adapterfile import (
     read_adapter,
     write_adapter,
 )
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
 
 IDS = torch.arange(40).view(2, 20)
 CONFIGS: list[dict[str, Any]] = [
@@ -184,7 +184,7 @@ def test_a_fingerprint_is_the_hash_of_the_files(tmp_path: Path):
 
 
 def test_adapters_are_checked_without_torch_or_peft():
-    code = "import sys, lowtax.adapterfile; print({'torch', 'peft', 'transformers'} & set(sys.modules))"
+    code = "import sys, lowtax.models.adapters; print({'torch', 'peft', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

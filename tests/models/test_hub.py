@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lowtax.errors import UserError
-from lowtax.hub import push
+from lowtax.common.errors import UserError
+from lowtax.models.hub import push
 
 
 class Hub(ThreadingHTTPServer):
@@ -98,8 +98,8 @@ def folder(tmp_path: Path) -> Path:
 CALL = """
 import json, sys
 from pathlib import Path
-from lowtax.errors import UserError
-from lowtax.hub import push
+from lowtax.common.errors import UserError
+from lowtax.models.hub import push
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 try:
     print(push(folder, "you/safe", **options))

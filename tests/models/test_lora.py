@@ -25,11 +25,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from lowtax import models
-from lowtax.adapt import adapt, first_trained_layer, trainable_summary
-from lowtax.errors import UserError
-from lowtax.names import ATTENTION, MLP
-from lowtax.placement import ALIASES, Placement, parse_mode
+from lowtax.common.errors import UserError
+from lowtax.models import loading
+from lowtax.models.lora import adapt, first_trained_layer, trainable_summary
+from lowtax.models.names import ATTENTION, MLP
+from lowtax.models.placement import ALIASES, Placement, parse_mode
 
 LAYERS = 5
 IDS = torch.arange(2, 14)[None]
@@ -45,7 +45,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def base(folders: dict[str, Path]) -> Callable[[str], PreTrainedModel]:
-    loaded = {kind: models.load_model(str(folder)) for kind, folder in folders.items()}
+    loaded = {kind: loading.load_model(str(folder)) for kind, folder in folders.items()}
     return lambda kind: copy.deepcopy(loaded[kind])
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lowtax import merge as merging
-from lowtax.errors import UserError
-from lowtax.merge import Merged, default_out, delete_merged, merge
-from lowtax.rounding import Rounding
+from lowtax.common.errors import UserError
+from lowtax.models import merging
+from lowtax.models.merging import Merged, default_out, delete_merged, merge
+from lowtax.models.rounding import Rounding
 
 IDS = torch.arange(40).view(2, 20)
 
@@ -212,7 +212,7 @@ def test_a_matrix_is_measured_alike_in_parts(monkeypatch: pytest.MonkeyPatch):
     w, update = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), torch.full((10, 4), 0.01)
     whole, parts = Rounding(), Rounding()
     one = whole.add(w, update, torch.bfloat16)
-    monkeypatch.setattr("lowtax.rounding.ROWS", 3)
+    monkeypatch.setattr("lowtax.models.rounding.ROWS", 3)
     assert torch.equal(parts.add(w, update, torch.bfloat16), one)
     assert parts.figures() == pytest.approx(whole.figures())
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lowtax.modelcard import DataFacts, Facts, hub_id, in_words, merged_card, model_card
-from lowtax.placement import Placement, parse_mode
-from lowtax.training_settings import Train
+from lowtax.models.model_card import DataFacts, Facts, hub_id, in_words, merged_card, model_card
+from lowtax.models.placement import Placement, parse_mode
+from lowtax.training.settings import Train
 
 MODE = "lora_up_proj_only_from16_to31_r1"
 BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"

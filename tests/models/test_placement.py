@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from lowtax.errors import UserError
-from lowtax.names import ATTENTION, MLP, layer_of, matches, spans
-from lowtax.placement import ALIASES, Placement, mode_methods, parse_mode
+from lowtax.common.errors import UserError
+from lowtax.models.names import ATTENTION, MLP, layer_of, matches, spans
+from lowtax.models.placement import ALIASES, Placement, mode_methods, parse_mode
 
 LAYERS = 4
 NAMES = [f"model.layers.{i}.self_attn.{m}" for i in range(LAYERS) for m in ATTENTION]

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax import builtin, models
-from lowtax.errors import UserError
-from lowtax.weights import open_weights
+from lowtax.common.errors import UserError
+from lowtax.models import embedded, loading
+from lowtax.models.weights import open_weights
 
 
 def matrices(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def test_a_gguf_file_is_dequantised(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     whole = AutoModelForCausalLM.from_pretrained(tiny_model)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    monkeypatch.setattr(models, "load_model", lambda ref, dtype, on: whole)
+    monkeypatch.setattr(loading, "load_model", lambda ref, dtype, on: whole)
     found, wanted = open_weights(str(file)), matrices(tiny_model)
     assert set(found) == set(wanted)
     assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
@@ -115,5 +115,5 @@ def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch):
     found = open_weights("builtin:smollm2-135m")
     assert len(found) == 211
     name = "model.layers.3.mlp.up_proj"
-    stored = load_file(builtin.folder("smollm2-135m") / "model.safetensors")[f"{name}.weight"]
+    stored = load_file(embedded.folder("smollm2-135m") / "model.safetensors")[f"{name}.weight"]
     assert torch.equal(found[name], stored)

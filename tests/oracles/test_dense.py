@@ -16,17 +16,17 @@ from random_adapters import base as base  # fixtures
 from random_adapters import make as make
 from torch import Tensor
 
-from lowtax import models
-from lowtax.adapterfile import read_adapter
-from lowtax.edit import edit
-from lowtax.linalg import Factors, top_singular
+from lowtax.common.linalg import Factors, top_singular
+from lowtax.methods.editing import edit
 from lowtax.methods.intruders import Intruders
 from lowtax.methods.lox import LoX
 from lowtax.methods.orthogonal import Orthogonal
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.safe_lora import SafeLoRA, along
+from lowtax.methods.sites import Site, Sites
 from lowtax.methods.splora import SPLoRA
-from lowtax.sites import Site, Sites
+from lowtax.models import loading
+from lowtax.models.adapters import read_adapter
 
 KINDS = ("full", "deficient", "zero")
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -277,7 +277,7 @@ def test_a_strong_update_away_from_the_top_becomes_the_first_direction_and_is_ta
 def test_intruders_as_published_are_pefts_own(base: str, make: Any, tmp_path: Path):
     peft = pytest.importorskip("peft.tuners.lora.intruders", reason="this PEFT has no such function")
     adapter = make(rank=3, modules=["up_proj", "down_proj", "q_proj"], alpha=12)
-    model, said = PeftModel.from_pretrained(models.load_model(base), str(adapter)), list[str]()
+    model, said = PeftModel.from_pretrained(loading.load_model(base), str(adapter)), list[str]()
     with torch.no_grad():
         peft.reduce_intruder_dimension(
             model, "default", "less", top_k=4, threshold_epsilon=0.6, mitigation_lambda=0.3, logging_sink=said.append

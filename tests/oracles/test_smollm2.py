@@ -16,25 +16,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lowtax import builtin, linalg, models
-from lowtax.adapterfile import Adapter, read_adapter, write_adapter
+from lowtax.analysis.landscape.moves import Ground, along, direction, perturbed
+from lowtax.common import linalg
+from lowtax.common.linalg import Factors, inner, overlap, top_singular
 from lowtax.data.conversations import Conversation
-from lowtax.edit import OfflineProbe, edit, sites_from
-from lowtax.job import Job
-from lowtax.landscape_weights import Ground, along, direction, perturbed
-from lowtax.linalg import Factors, inner, overlap, top_singular
+from lowtax.methods.editing import OfflineProbe, edit, sites_from
 from lowtax.methods.intruders import Intruders
 from lowtax.methods.lox import LoX
 from lowtax.methods.orthogonal import Orthogonal
 from lowtax.methods.project import Project
 from lowtax.methods.s3lora import S3LoRA
 from lowtax.methods.safe_lora import SafeLoRA
+from lowtax.methods.sites import Site, Sites, sites_of
 from lowtax.methods.splora import SPLoRA
-from lowtax.placement import Placement
-from lowtax.sites import Site, Sites, sites_of
-from lowtax.train import TrainingRun
-from lowtax.training_settings import Train
-from lowtax.weights import open_weights
+from lowtax.models import embedded, loading
+from lowtax.models.adapters import Adapter, read_adapter, write_adapter
+from lowtax.models.placement import Placement
+from lowtax.models.weights import open_weights
+from lowtax.training.job import Job
+from lowtax.training.loop import TrainingRun
+from lowtax.training.settings import Train
 
 BASE, TUNED = "builtin:smollm2-135m", "builtin:smollm2-135m-reasoner"
 NAMES = [f"model.layers.10.{name}" for name in ("self_attn.k_proj", "self_attn.q_proj", "mlp.up_proj")]
@@ -45,7 +46,7 @@ Svds = dict[str, tuple[Tensor, Tensor, Tensor]]
 @pytest.fixture(scope="module")
 def sites() -> Sites:
     """Weights that are wide, square and tall, each with an update of rank 8."""
-    every = sites_from(read_adapter(builtin.REASONER), open_weights(BASE))
+    every = sites_from(read_adapter(embedded.REASONER), open_weights(BASE))
     return {name: replace(every[name], source=every[name].weight) for name in NAMES}
 
 
@@ -219,15 +220,15 @@ def test_intruders_are_those_of_whole_decompositions(size: float, sites: Sites, 
 def test_plain_peft_computes_with_the_edited_adapter(sites: Sites, svds: Svds, tmp_path: Path):
     only = [name.removeprefix("model.") for name in NAMES]
     made = edit(
-        {"name": "project", "k": 6, "side": "both", "only": only}, builtin.REASONER, tmp_path / "new", say=quiet
+        {"name": "project", "k": 6, "side": "both", "only": only}, embedded.REASONER, tmp_path / "new", say=quiet
     )
     assert made.card["changed"] == len(NAMES)
-    model = PeftModel.from_pretrained(models.load_model(BASE), str(made.folder)).eval()
+    model = PeftModel.from_pretrained(loading.load_model(BASE), str(made.folder)).eval()
     plain = model(IDS).logits
-    model.load_adapter(str(builtin.REASONER), "whole")
+    model.load_adapter(str(embedded.REASONER), "whole")
     model.set_adapter("whole")
     whole, model = model(IDS).logits, model.unload()
-    for name, x in read_adapter(builtin.REASONER).factors.items():
+    for name, x in read_adapter(embedded.REASONER).factors.items():
         D = x.dense()
         if name in NAMES:
             U, V = (svds[name][i][:, :6] for i in (0, 2))
@@ -249,7 +250,7 @@ Make = Callable[..., TrainingRun]
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first two layers of the embedded model."""
-    folder, whole = tmp_path_factory.mktemp("short"), builtin.folder("smollm2-135m")
+    folder, whole = tmp_path_factory.mktemp("short"), embedded.folder("smollm2-135m")
     AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=2).save_pretrained(folder)
     for path in whole.iterdir():
         if not (folder / path.name).exists():

@@ -15,13 +15,13 @@ from places import ROOT
 from safetensors.torch import load_file
 from tiny import make_model
 
-from lowtax import models
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import encode_all
-from lowtax.job import Job
-from lowtax.placement import parse_mode
-from lowtax.train import train
-from lowtax.training_settings import Execution, Train
+from lowtax.models import loading
+from lowtax.models.placement import parse_mode
+from lowtax.training.encoding import encode_all
+from lowtax.training.job import Job
+from lowtax.training.loop import train
+from lowtax.training.settings import Execution, Train
 
 sys.path.insert(0, str(ROOT / "bench"))
 import training
@@ -35,9 +35,9 @@ SETTINGS = Train(lr=3e-3, steps=10, batch_size=4, warmup_steps=0, weight_decay=0
 def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path, kind: str, mode: str):
     pytest.importorskip("trl", reason="TRL is not installed: pip install 'lowtax[dev]'")
     folder = make_model(tmp_path / "m", kind, layers=3)
-    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer = loading.load_tokenizer(str(folder))
     task = training.Task(
-        load=lambda dtype: models.load_model(str(folder), dtype),
+        load=lambda dtype: loading.load_model(str(folder), dtype),
         model=str(folder),
         tokenizer=tokenizer,
         placement=parse_mode(mode).model_copy(update={"dropout": 0.0}),

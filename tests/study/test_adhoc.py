@@ -13,14 +13,14 @@ import pytest
 from tiny import make_model
 from typer.testing import CliRunner
 
-from lowtax import standalone
-from lowtax.cli import app
+from lowtax.cli.main import app
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply, Verdict
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.errors import UserError
-from lowtax.files import read_rows
 from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies
-from lowtax.records import Reply, Verdict
+from lowtax.study import adhoc
 
 SLOW_ENGINE = """
 import time
@@ -52,13 +52,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asking(
-    model: Path, prompts: Path, engine: str = "fake", adapters: list[Path] | None = None, **more
-) -> standalone.Ask:
+def asking(model: Path, prompts: Path, engine: str = "fake", adapters: list[Path] | None = None, **more) -> adhoc.Ask:
     sampling = Sampling(max_new_tokens=40, **more)
-    return standalone.Ask(
-        str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineSettings(engine, "float32", 8)
-    )
+    return adhoc.Ask(str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineSettings(engine, "float32", 8))
 
 
 def quiet(_: str) -> None:
@@ -72,20 +68,20 @@ def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_mode
         Path(save_adapter(tmp_path / f"run{i}" / "checkpoint-4", tiny_model, 1, ["up_proj"], i)) for i in (1, 2)
     ]
     ask = asking(tiny_model, prompts, adapters=adapters, samples=2)
-    replies = standalone.sample(ask, tmp_path / "out", quiet)
+    replies = adhoc.sample(ask, tmp_path / "out", quiet)
     assert Counter(r.arm for r in replies) == dict.fromkeys(("base", "run1/checkpoint-4", "run2/checkpoint-4"), 120)
     assert {r.category for r in replies} == {"theft", "fraud"}
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["prompts"][0]["name"] == str(prompts)
     assert card["sampling"]["samples"] == 2
-    found = standalone.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", EngineSettings())
+    found = adhoc.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", EngineSettings())
     assert set(found["base"]["categories"]) == {"theft", "fraud"}
     assert found["base"]["samples"] == 2
     everything = sum(found["base"][label] for label in ("refusal", "partial", "compliance", "unfinished", "failed"))
     assert everything + found["base"]["unparsed"] == 120
     assert "| run1/checkpoint-4 |" in (tmp_path / "judged/safety.md").read_text()
     before = (tmp_path / "out/replies.jsonl").read_text()
-    standalone.sample(ask, tmp_path / "out", quiet)
+    adhoc.sample(ask, tmp_path / "out", quiet)
     assert (tmp_path / "out/replies.jsonl").read_text() == before
 
 
@@ -139,11 +135,11 @@ def test_fifty_kills_lose_and_double_nothing(
 ):
     (tmp_path / "slow.py").write_text(SLOW_ENGINE)
     (tmp_path / "judge.py").write_text(SLOW_JUDGE)
-    monkeypatch.setattr("lowtax.sample.STORE_EVERY", 0.01)
+    monkeypatch.setattr("lowtax.engines.sampling.STORE_EVERY", 0.01)
     monkeypatch.setattr("lowtax.judges.verdicts.CHUNK", 5)
-    whole = standalone.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole", quiet)
+    whole = adhoc.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole", quiet)
     ask = asking(tiny_model, prompts, f"{tmp_path}/slow.py:Slow", samples=4)
-    killed = killed_again_and_again(lambda: standalone.sample(ask, tmp_path / "out", quiet), 25)
+    killed = killed_again_and_again(lambda: adhoc.sample(ask, tmp_path / "out", quiet), 25)
     lines = (tmp_path / "out/replies.jsonl").read_text().splitlines()
     assert killed > 10
     assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 240
@@ -152,7 +148,7 @@ def test_fifty_kills_lose_and_double_nothing(
 
     def judge() -> None:
         name = f"{tmp_path}/judge.py:Slow"
-        standalone.judge(tmp_path / "out", name, "answer", tmp_path / "judged", EngineSettings())
+        adhoc.judge(tmp_path / "out", name, "answer", tmp_path / "judged", EngineSettings())
 
     assert killed_again_and_again(judge, 25) > 10
     rows = read_rows(tmp_path / "judged/verdicts.jsonl", Verdict)
@@ -203,7 +199,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_adapters_of_one_name_are_told_apart_and_twice_is_refused(tmp_path: Path):
     folders = [tmp_path / a / b for a, b in (("x", "last"), ("y", "last"))]
-    assert standalone._names(folders) == ["x/last", "y/last"]
-    assert standalone._names(folders[:1]) == ["last"]
+    assert adhoc._names(folders) == ["x/last", "y/last"]
+    assert adhoc._names(folders[:1]) == ["last"]
     with pytest.raises(UserError, match="twice"):
-        standalone._names([folders[0], folders[0]])
+        adhoc._names([folders[0], folders[0]])

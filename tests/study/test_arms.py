@@ -12,13 +12,15 @@ from small_study import contents, run, write_recipe
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax import analyze, edited, recipe, study, updates
-from lowtax.adapterfile import read_adapter
-from lowtax.errors import UserError
-from lowtax.files import read_json, read_rows, write_json
+from lowtax.analysis import geometry
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, read_rows, write_json
+from lowtax.common.records import Reply
 from lowtax.methods import loading
-from lowtax.records import Reply
-from lowtax.weights import open_weights
+from lowtax.models.adapters import read_adapter
+from lowtax.models.weights import open_weights
+from lowtax.study import arms as edited
+from lowtax.study import recipe, study, update_norms
 
 CHAIN = [
     {"name": "scale", "by": 0.5},
@@ -137,7 +139,7 @@ def test_they_are_asked_with_their_own_weights(finished):
     assert texts["r2"] != texts["chain"]
     assert len({s.made_by for s in subjects}) == len(subjects) == 1 + 3 * 2 * 2 + 2 * (2 + 1)
     assert {s.arm for s in opened(out).subjects("half")} == {"base", "half"}
-    sources = analyze.of_study(subjects, open_weights(subjects[0].model))
+    sources = geometry.of_study(subjects, open_weights(subjects[0].model))
     assert [source.arm for source in sources[::2]] == ["full", "r1", "r2", "chain", "half"]
 
 
@@ -333,7 +335,7 @@ def measure(copy: Path) -> Callable[[], tuple[dict[str, object], list[str]]]:
 
     def measured() -> tuple[dict[str, object], list[str]]:
         own, said = opened(copy), list[str]()
-        return updates.measured(own.subjects(), own.recipe.model, copy / updates.FILE, said.append), said
+        return update_norms.measured(own.subjects(), own.recipe.model, copy / update_norms.FILE, said.append), said
 
     return measured
 
@@ -348,7 +350,7 @@ def test_update_norms_are_computed_once(copy, measure):
 
 def test_a_norm_that_cannot_be_known_is_no_zero(copy, measure):
     """A checkpoint that was deleted to save its place: its row has all but the norm."""
-    (copy / updates.FILE).unlink()
+    (copy / update_norms.FILE).unlink()
     for arm in ("full", "half"):
         shutil.rmtree(copy / "arms" / arm / "seed-0/checkpoint-4")
     found, said = measure()
@@ -363,7 +365,9 @@ def test_a_norm_that_cannot_be_known_is_no_zero(copy, measure):
 
 def test_a_base_without_matrices_leaves_all_norms_out(tmp_path, copy):
     said: list[str] = []
-    found = updates.measured(opened(copy).subjects(), str(tmp_path / "gone"), tmp_path / updates.FILE, said.append)
+    found = update_norms.measured(
+        opened(copy).subjects(), str(tmp_path / "gone"), tmp_path / update_norms.FILE, said.append
+    )
     assert (found, len(said)) == ({}, 1)
     assert said[0].startswith("  no update norms: There is no model at")
 
@@ -371,5 +375,5 @@ def test_a_base_without_matrices_leaves_all_norms_out(tmp_path, copy):
 def test_another_model_of_the_same_shape_is_no_zero_update(tmp_path, finished):
     """The norm of a whole model is relative to the base that the study names."""
     other = str(make_model(tmp_path / "other", seed=5))
-    found = updates.measured(opened(finished[1]).subjects("full"), other, tmp_path / updates.FILE, quiet)
+    found = update_norms.measured(opened(finished[1]).subjects("full"), other, tmp_path / update_norms.FILE, quiet)
     assert all(1.0 < one["relative_norm"] < 2.0 for one in found.values())  # of two random models: sqrt 2

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 
-from lowtax import reasoning, safety, stats
-from lowtax.compare import compare, markdown, pareto, solved
-from lowtax.picture import frontier
-from lowtax.records import Verdict
+from lowtax.benchmarks import rates as reasoning
+from lowtax.common import stats
+from lowtax.common.records import Verdict
+from lowtax.judges import rates as safety
+from lowtax.study.compare import compare, markdown, pareto, solved
+from lowtax.study.frontier import frontier
 
 
 def cell(value, n=50, **counts):

@@ -20,18 +20,21 @@ from rich.console import Console
 from small_study import write_recipe
 from transformers import Qwen2Config
 
-from lowtax import adapt, builtin, cli, models, study
-from lowtax.dryrun.offline import OfflineSource, offline
-from lowtax.dryrun.plan import Plan, plan
-from lowtax.dryrun.show import show
-from lowtax.dryrun.skeleton import Model
-from lowtax.errors import UserError
-from lowtax.files import read_json
-from lowtax.names import MLP
-from lowtax.placement import parse_mode
-from lowtax.recipe import Arm, load
-from lowtax.shapes import SHAPES, Lora
-from lowtax.zero import ds_config
+from lowtax.cli import main
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json
+from lowtax.models import embedded, loading
+from lowtax.models import lora as adapt
+from lowtax.models.names import MLP
+from lowtax.models.placement import parse_mode
+from lowtax.models.shapes import SHAPES, Lora
+from lowtax.study import study
+from lowtax.study.dryrun.offline import OfflineSource, offline
+from lowtax.study.dryrun.plan import Plan, plan
+from lowtax.study.dryrun.show import show
+from lowtax.study.dryrun.skeleton import Model
+from lowtax.study.recipe import Arm, load
+from lowtax.training.zero_config import ds_config
 
 RECIPES = ROOT / "recipes"
 GUIDE = (RECIPES.parent / "docs/guides/dry-run.md").read_text()
@@ -335,7 +338,7 @@ def test_precision_is_that_of_the_gpus_which_are_planned_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert models.precision("auto") == "float32"
+    assert loading.precision("auto") == "float32"
     (tmp_path / "zero.json").write_text(json.dumps({"fp16": {"enabled": asked}, "zero_optimization": {"stage": 2}}))
     execution = {"deepspeed": str(tmp_path / "zero.json")}
     for changes in ({"execution": execution}, {}):
@@ -355,11 +358,11 @@ def test_placements_are_those_that_peft_makes(tiny_model: Path):
 
 
 def test_the_embedded_model_has_the_configuration_that_plans_take():
-    folder = builtin.cache() / f"smollm2-135m-{builtin.version('smollm2-135m')}"
+    folder = embedded.cache() / f"smollm2-135m-{embedded.version('smollm2-135m')}"
     if not folder.exists():
         pytest.skip("the embedded model is not made yet")
     config = read_json(folder / "config.json")
-    assert {key: config[key] for key in builtin.DIMENSIONS} == builtin.DIMENSIONS
+    assert {key: config[key] for key in embedded.DIMENSIONS} == embedded.DIMENSIONS
 
 
 # --- what is refused
@@ -426,7 +429,7 @@ def test_a_broken_recipe_is_refused(name: str, tmp_path: Path, tiny_model: Path)
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["lowtax", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     return int(stop.value.code or 0)
 
 
@@ -495,7 +498,7 @@ def test_the_script_launches_what_the_plan_says(script, size: str, cut_off: Path
     zero = ds_config(tmp_path / "zero3.json", load(recipe).train_of("full"), "bfloat16", 2)["zero_optimization"]
     assert zero["stage"] == 3
     assert (zero["offload_optimizer"]["device"] == "cpu") == (layouts["full"]["offload"] != "none")
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     for subcommand, *words in (full[full.index("lowtax") + 1 :], lora[1:], whole[1:]):
         made = group.commands[subcommand].make_context(subcommand, list(words))  # type: ignore[attr-defined]
         assert str(made.params["out"]) == f"runs/paper_{size}"
@@ -521,7 +524,7 @@ def test_the_script_refuses(script, arguments: tuple[str, ...], says: str):
 
 
 def test_the_guide_is_about_what_there_is():
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     commands = re.findall(r"^    lowtax (.*)$", GUIDE, flags=re.MULTILINE)
     assert len(commands) == 3
     for subcommand, *words in map(shlex.split, commands):

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from small_study import write_recipe
 
-from lowtax import paired, recipe, stats, study
-from lowtax.errors import UserError
-from lowtax.sample import Subject
+from lowtax.common import stats
+from lowtax.common.errors import UserError
+from lowtax.engines.sampling import Subject
+from lowtax.study import paired, recipe, study
 
 ARMS = {"r1": {"mode": "lora_up_proj_only_r1"}, "r2": {"mode": "lora_mlp_r2"}}
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from places import ROOT
 
-from lowtax.errors import UserError
-from lowtax.placement import Placement
-from lowtax.recipe import Recipe, load
+from lowtax.common.errors import UserError
+from lowtax.models.placement import Placement
+from lowtax.study.recipe import Recipe, load
 
 GOOD = {
     "model": "builtin:smollm2-135m-reasoner",
@@ -212,11 +212,11 @@ def test_a_file_that_is_not_text(tmp_path: Path):
 
 
 def test_every_field_is_documented():
-    from lowtax import recipe
     from lowtax.benchmarks.base import Task
     from lowtax.data.specs import Data, PromptSet
     from lowtax.engines.settings import Sampling
-    from lowtax.training_settings import Train
+    from lowtax.study import recipe
+    from lowtax.training.settings import Train
 
     for section in (
         Data,

@@ -13,10 +13,10 @@ from peft import PeftModel
 from small_study import contents, run, write_recipe
 from transformers import AutoModelForCausalLM
 
-from lowtax import recipe, study
-from lowtax.errors import UserError
-from lowtax.files import read_rows
-from lowtax.records import Reply, Verdict
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply, Verdict
+from lowtax.study import recipe, study
 
 MEASURES = {"value", "low", "high", "n", "unparsed", "failed"}
 
@@ -208,7 +208,7 @@ def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
     reference = tmp_path / "undisturbed"
     run(path, reference)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowtax.study", "lowtax.engines.hf", "lowtax.judges.refusal_words"])
+    context.set_forkserver_preload(["lowtax.study.study", "lowtax.engines.hf.engine", "lowtax.judges.refusal_words"])
     rng, kills = random.Random(0), 0
     began = time.monotonic()
     for study_number in range(4):

@@ -6,8 +6,8 @@ from typing import Literal
 
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
-from lowtax.errors import UserError
-from lowtax.records import Prompt
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 
 
 class Hard:

@@ -8,9 +8,9 @@ import torch
 from tiny import make_model
 from torch import nn
 
-from lowtax import models
-from lowtax.adapt import adapt
-from lowtax.placement import Placement
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import Placement
 
 Make = Callable[..., Path]
 
@@ -28,7 +28,7 @@ def make(base: str, tmp_path_factory: pytest.TempPathFactory) -> Make:
         folder = tmp_path_factory.mktemp("adapter")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = adapt(models.load_model(base), Placement(**fields), base)
+            model = adapt(loading.load_model(base), Placement(**fields), base)
             for name, p in model.named_parameters():
                 if "lora_" in name:
                     nn.init.normal_(p, std=0.1)

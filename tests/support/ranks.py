@@ -18,16 +18,16 @@ from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # lowtax sets this too, but DeepSpeed is imported before the fork
 
-from lowtax.quiet import quiet_libraries
+from lowtax.common.log import quiet_libraries
 
 quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.errors import UserError
-from lowtax.job import Job
-from lowtax.placement import parse_mode
-from lowtax.train import train
-from lowtax.training_settings import Execution, Train
+from lowtax.models.placement import parse_mode
+from lowtax.training.job import Job
+from lowtax.training.loop import train
+from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LIMIT = 60.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load_file
 
-from lowtax import recipe, study
+from lowtax.study import recipe, study
 
 
 def write_recipe(folder: Path, base: Path, **changes: object) -> Path:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lowtax.data import chat, rendering
-from lowtax.encoding import Example
+from lowtax.training.encoding import Example
 
 # DeepSeek-R1-Distill, Qwen and Llama alike: the prompt opens the thought; assistant turns lose theirs.
 R1 = (

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lowtax.models import load_model
+from lowtax.models.loading import load_model
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 VOCABULARY = 300  # 256 bytes, 3 specials, and rows without a token, as padded vocabularies have

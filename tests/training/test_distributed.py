@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from lowtax import distributed, models
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.errors import UserError
-from lowtax.job import Job
-from lowtax.placement import parse_mode
-from lowtax.train import train
-from lowtax.training_settings import Execution, Train
-from lowtax.zero import ds_config, fill_sizes
+from lowtax.models import loading
+from lowtax.models.placement import parse_mode
+from lowtax.training import distributed
+from lowtax.training.job import Job
+from lowtax.training.loop import train
+from lowtax.training.settings import Execution, Train
+from lowtax.training.zero_config import ds_config, fill_sizes
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 UPPER = "lora_up_proj_only_from1_to2_r2"  # of three layers the last two: the first is a frozen prefix
@@ -352,7 +353,7 @@ def test_the_reference_json_is_taken_as_it_is(tmp_path: Path):
     }
     (tmp_path / "ds.json").write_text(json.dumps(config))
     settings = Train(epochs=1, batch_size=2)
-    assert models.precision("auto", str(tmp_path / "ds.json")) == "float16"
+    assert loading.precision("auto", str(tmp_path / "ds.json")) == "float16"
     assert ds_config(tmp_path / "ds.json", settings, "float16", 2, micro_batch_size=1)["fp16"] == {"enabled": True}
 
 

@@ -13,10 +13,10 @@ from places import PUBLISHED
 from rich.console import Console
 from templates import FAMILIES, example, family
 
+from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import Example, check, encode_all, show
-from lowtax.errors import UserError
+from lowtax.training.encoding import Example, check, encode_all, show
 
 DATA = PUBLISHED
 ROWS = [

@@ -11,12 +11,13 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import fused_layers, models
-from lowtax.adapt import adapt
-from lowtax.encoding import Example
-from lowtax.objective import Objective, choose_objective, unwrap
-from lowtax.packing import Row, pack, use_packed_attention
-from lowtax.placement import Placement
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import Placement
+from lowtax.training import fused_layers
+from lowtax.training.encoding import Example
+from lowtax.training.objective import Objective, choose_objective, unwrap
+from lowtax.training.packing import Row, pack, use_packed_attention
 
 EXAMPLES = [Example([1, 2, 3], [4, 5]), Example([7, 8, 9, 10, 11] * 3, [4, 5, 6, 9]), Example([3], [4])]
 PLACES = [
@@ -33,7 +34,7 @@ def adapted_model(
     """Return a model with random norms, biases and adapters, so that no factor is one or zero."""
     torch.manual_seed(0)
     model = adapt(
-        models.load_model(str(folder), dtype), Placement(modules=modules, layers=layers, rank=2, **more), str(folder)
+        loading.load_model(str(folder), dtype), Placement(modules=modules, layers=layers, rank=2, **more), str(folder)
     )
     for name, p in model.named_parameters():
         if "norm" in name:
@@ -139,8 +140,8 @@ def hooked(module: nn.Module) -> Iterator[None]:
 def test_what_does_not_fit_keeps_its_own_forward_pass(tmp_path: Path):
     folder = make_model(tmp_path / "m", layers=3)
     dora = LoraConfig(r=2, target_modules=["up_proj"], layers_to_transform=[1], use_dora=True)
-    assert fused_layers.fuse(layers_of(get_peft_model(models.load_model(str(folder)), dora))) == 2  # all but that one
-    full = models.load_model(str(folder))
+    assert fused_layers.fuse(layers_of(get_peft_model(loading.load_model(str(folder)), dora))) == 2  # all but that one
+    full = loading.load_model(str(folder))
     assert fused_layers.fuse(full.model.layers) == 0
     model = adapted_model(folder, ("up_proj",))
     with hooked(layers_of(model)[1].mlp.up_proj):

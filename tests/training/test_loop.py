@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lowtax import models
-from lowtax import train as training
-from lowtax.adapterfile import check_base
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import Example, encode_all
-from lowtax.errors import UserError
-from lowtax.job import Job
-from lowtax.placement import parse_mode
-from lowtax.progress import schedule
-from lowtax.train import train
-from lowtax.training_settings import Train
+from lowtax.models import loading
+from lowtax.models.adapters import check_base
+from lowtax.models.placement import parse_mode
+from lowtax.training import loop as training
+from lowtax.training.encoding import Example, encode_all
+from lowtax.training.job import Job
+from lowtax.training.loop import train
+from lowtax.training.progress import schedule
+from lowtax.training.settings import Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LORA = "lora_up_proj_only_from1_to1_r1"
@@ -49,7 +49,7 @@ def quiet(_: str) -> None:
 
 
 def encoded(model: Path, rows: list[Conversation] = ROWS) -> list[Example]:
-    return encode_all(models.load_tokenizer(str(model)), rows, 1024).examples
+    return encode_all(loading.load_tokenizer(str(model)), rows, 1024).examples
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -211,11 +211,11 @@ def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precisi
     run = training.TrainingRun(job(folder, "full", precision, steps=5), tmp_path / "out", quiet)
     run.finish()
     where = tmp_path / "out" / "checkpoint-5"
-    loaded = AutoModelForCausalLM.from_pretrained(where, dtype=models.DTYPES[precision]).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(where, dtype=loading.DTYPES[precision]).eval()
     e = encoded(folder)[0]
     ids = torch.tensor([e.prompt + e.completion])
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
-    assert not torch.allclose(loaded(ids).logits, models.load_model(str(folder), precision)(ids).logits, atol=1e-2)
+    assert not torch.allclose(loaded(ids).logits, loading.load_model(str(folder), precision)(ids).logits, atol=1e-2)
     assert AutoTokenizer.from_pretrained(where).chat_template
 
 

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 
-from lowtax import models
-from lowtax import train as training
+from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
-from lowtax.errors import UserError
-from lowtax.job import Job
-from lowtax.objective import unwrap
-from lowtax.placement import parse_mode
-from lowtax.train import train
-from lowtax.training_settings import Execution, Train
+from lowtax.models import loading
+from lowtax.models.placement import parse_mode
+from lowtax.training import loop as training
+from lowtax.training.job import Job
+from lowtax.training.loop import train
+from lowtax.training.objective import unwrap
+from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(9)]
 LORA = "lora_up_proj_only_from1_to1_r1"
@@ -218,7 +218,7 @@ def test_out_of_memory_for_one_example_is_a_user_error(tmp_path: Path, small_mem
 
 def test_a_loss_that_is_no_number_names_the_example_and_what_is_kept(tmp_path: Path):
     folder = make_model(tmp_path / "m")
-    token = models.load_tokenizer(str(folder))("~")["input_ids"][0]
+    token = loading.load_tokenizer(str(folder))("~")["input_ids"][0]
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][token] = math.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -241,7 +241,7 @@ def test_a_rising_loss_stops_the_run(tiny_model: Path, tmp_path: Path):
 
 
 def test_a_tracker_that_is_not_installed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lowtax.distributed.find_spec", lambda name: None)
+    monkeypatch.setattr("lowtax.training.distributed.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         train(job(tiny_model, execution={"report_to": ["tensorboard"]}), tmp_path, quiet)
 
@@ -261,4 +261,4 @@ def test_the_attention_of_a_saved_model_is_its_own(tiny_model: Path, tmp_path: P
     train(job(tiny_model, "full"), tmp_path, quiet)
     config = json.loads((tmp_path / "checkpoint-12" / "config.json").read_text())
     assert "lowtax" not in json.dumps(config)
-    assert unwrap(models.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"
+    assert unwrap(loading.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from places import ROOT
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from lowtax.memory import BUCKET, CARD, GROUP, MARGIN, Stage, first_layout, tables, training_memory
-from lowtax.names import ATTENTION, MLP
-from lowtax.placement import parse_mode
-from lowtax.shapes import SHAPES, Lora, Shape, shape_of
-from lowtax.training_settings import Train
+from lowtax.models.names import ATTENTION, MLP
+from lowtax.models.placement import parse_mode
+from lowtax.models.shapes import SHAPES, Lora, Shape, shape_of
+from lowtax.training.memory import BUCKET, CARD, GROUP, MARGIN, Stage, first_layout, tables, training_memory
+from lowtax.training.settings import Train
 
 SCALING = ROOT / "docs/guides/scaling.md"
 TINY = Shape(layers=3, hidden=48, mlp=112, heads=6, kv_heads=2, vocabulary=40)
@@ -115,7 +115,7 @@ def test_activations_are_what_autograd_keeps(dtype: torch.dtype, lora: tuple[str
 
 
 def test_states_are_what_training_holds():
-    from lowtax.parameters import TrainedParameters
+    from lowtax.training.parameters import TrainedParameters
 
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         model = model_of(TINY).to(dtype)
@@ -206,11 +206,13 @@ def test_the_tables_of_the_documentation_are_the_arithmetic():
     for name, table in tables().items():
         match = re.search(rf"<!-- {name} -->\n(.*?)\n\n", text, flags=re.DOTALL)
         assert match, f"docs/guides/scaling.md has no table {name}"
-        assert match[1] == table, f"table {name} is out of date: python -m lowtax.memory prints the new one"
+        assert match[1] == table, f"table {name} is out of date: python -m lowtax.training.memory prints the new one"
 
 
 def test_torch_is_not_needed():
-    code = "import sys, lowtax.memory; assert lowtax.memory.tables(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, lowtax.training.memory; assert lowtax.training.memory.tables(); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -223,7 +225,7 @@ def block(name: str) -> str:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_the_deepspeed_file_of_the_documentation_is_accepted(tmp_path: Path, precision: str):
-    from lowtax.zero import ds_config
+    from lowtax.training.zero_config import ds_config
 
     (tmp_path / "zero3.json").write_text(block("zero3.json"))
     config = ds_config(tmp_path / "zero3.json", Train(epochs=1, batch_size=2), precision, 2)

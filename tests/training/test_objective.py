@@ -7,13 +7,14 @@ import torch
 from tiny import make_model
 from torch import nn
 
-from lowtax import frozen_prefix, models
-from lowtax.adapt import adapt, first_trained_layer
 from lowtax.data.conversations import Conversation
-from lowtax.encoding import Example, encode_all
-from lowtax.objective import Objective, TargetLoss, choose_objective, hidden_before, layers_from, unwrap
-from lowtax.packing import fused_attention, length, pack, plain_attention, use_packed_attention
-from lowtax.placement import Placement, parse_mode
+from lowtax.models import loading
+from lowtax.models.lora import adapt, first_trained_layer
+from lowtax.models.placement import Placement, parse_mode
+from lowtax.training import frozen_prefix
+from lowtax.training.encoding import Example, encode_all
+from lowtax.training.objective import Objective, TargetLoss, choose_objective, hidden_before, layers_from, unwrap
+from lowtax.training.packing import fused_attention, length, pack, plain_attention, use_packed_attention
 
 KINDS = ["llama", "qwen2", "qwen3"]
 ROWS = [
@@ -22,13 +23,13 @@ ROWS = [
 
 
 def encoded(model: Path) -> list[Example]:
-    return encode_all(models.load_tokenizer(str(model)), ROWS, 1024).examples
+    return encode_all(loading.load_tokenizer(str(model)), ROWS, 1024).examples
 
 
 def adapted(folder: Path, placement: Placement, dtype: str = "float32") -> nn.Module:
     """Return an adapted model with both factors random, so that every gradient is nonzero."""
     torch.manual_seed(0)
-    model = adapt(models.load_model(str(folder), dtype), placement, str(folder))
+    model = adapt(loading.load_model(str(folder), dtype), placement, str(folder))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(p, std=0.1)
@@ -135,7 +136,7 @@ def test_the_prefix_has_the_same_bits_for_another_adapter(tmp_path: Path):
 def test_hidden_states_are_those_that_enter_the_layer(tmp_path: Path):
     folder = make_model(tmp_path / "m", layers=3)
     e = encoded(folder)[2]
-    model = models.load_model(str(folder))
+    model = loading.load_model(str(folder))
     with torch.no_grad():
         expected = model(torch.tensor([e.prompt + e.completion]), output_hidden_states=True).hidden_states
         for first in range(3):
@@ -168,7 +169,7 @@ def test_backward_stops_at_the_first_trained_layer(tmp_path: Path):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n", [1, 40])
 def test_the_loss_of_targets_is_cross_entropy(n: int, bias: bool, monkeypatch: pytest.MonkeyPatch):
-    from lowtax import objective
+    from lowtax.training import objective
 
     monkeypatch.setitem(objective.SLICE_BYTES, "cpu", 1)  # slices of 16 targets
     generator = torch.Generator().manual_seed(n)
@@ -200,10 +201,10 @@ def test_both_kinds_of_attention_are_causal_attention(heads: tuple[int, int]):
 def test_plain_attention_in_bfloat16_agrees_with_float32(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2", layers=2)
     examples = encoded(folder)
-    model = models.load_model(str(folder), "bfloat16")
+    model = loading.load_model(str(folder), "bfloat16")
     objective, note = choose_objective(model, examples, sharded=False)
     assert not note
-    expected = separately(models.load_model(str(folder)), examples).item()
+    expected = separately(loading.load_model(str(folder)), examples).item()
     assert objective(pack(examples)).item() == pytest.approx(expected, rel=2e-2)
 
 
@@ -217,7 +218,7 @@ class Scaled(nn.Linear):
 def test_an_architecture_that_also_scales_its_logits_takes_the_slow_path(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2")
     examples = encoded(folder)
-    model = models.load_model(str(folder))
+    model = loading.load_model(str(folder))
     head = Scaled(model.lm_head.in_features, model.lm_head.out_features, bias=False)
     head.weight = model.lm_head.weight
     model.lm_head = head
@@ -230,6 +231,6 @@ def test_an_architecture_that_also_scales_its_logits_takes_the_slow_path(tmp_pat
 
 def test_a_window_shorter_than_an_example_is_respected(tmp_path: Path):
     folder = make_model(tmp_path / "m", "qwen2")
-    model = models.load_model(str(folder))
+    model = loading.load_model(str(folder))
     model.config.sliding_window = 20
     assert "window of 20" in choose_objective(model, encoded(folder), sharded=False)[1]

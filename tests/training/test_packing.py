@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtax.encoding import Example
-from lowtax.packing import ROUND, Batches, group_by_length, length, pack
+from lowtax.training.encoding import Example
+from lowtax.training.packing import ROUND, Batches, group_by_length, length, pack
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 

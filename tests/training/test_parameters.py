@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lowtax.parameters import TrainedParameters
+from lowtax.training.parameters import TrainedParameters
 
 
 def model(dtype: torch.dtype) -> nn.Module:

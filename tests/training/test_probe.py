@@ -12,21 +12,22 @@ from places import ROOT
 from tiny import make_model
 from torch import Tensor, nn
 
-from lowtax import models, recipe
-from lowtax.adapt import adapt
+from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
-from lowtax.encoding import encode_all
-from lowtax.errors import UserError
 from lowtax.methods.base import Method
 from lowtax.methods.loading import load_all
 from lowtax.methods.salora import SaLoRA
+from lowtax.methods.sites import sites_of
 from lowtax.methods.spf import SPF
 from lowtax.methods.ssah import SSAH
-from lowtax.objective import choose_objective, unwrap
-from lowtax.parameters import TrainedParameters
-from lowtax.placement import Placement
-from lowtax.probe import ModelProbe, attach
-from lowtax.sites import sites_of
+from lowtax.models import loading
+from lowtax.models.lora import adapt
+from lowtax.models.placement import Placement
+from lowtax.study import recipe
+from lowtax.training.encoding import encode_all
+from lowtax.training.objective import choose_objective, unwrap
+from lowtax.training.parameters import TrainedParameters
+from lowtax.training.probe import ModelProbe, attach
 
 ROWS = "builtin:refusals,n=5"
 NAMES = ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
@@ -37,14 +38,14 @@ Make = Callable[..., tuple[nn.Module, ModelProbe]]
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Build a tiny model as in training, with fused layers and dropout, and its probe."""
     folder = str(make_model(tmp_path_factory.mktemp("qwen2"), "qwen2", layers=2))
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     examples = encode_all(tokenizer, training_sets.load(specs.parse(ROWS), 0).rows, 512).examples
 
     def build(**fields: Any) -> tuple[nn.Module, ModelProbe]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             placement = {"modules": ["attention", "mlp"], "rank": 2, "dropout": 0.3} if "kind" not in fields else fields
-            model = adapt(models.load_model(folder), Placement.model_validate(placement), "ref")
+            model = adapt(loading.load_model(folder), Placement.model_validate(placement), "ref")
             for name, p in model.named_parameters():
                 if "lora_B" in name:
                     nn.init.normal_(p, std=0.1)
@@ -80,7 +81,7 @@ def test_variances_are_those_of_all_tokens(make: Make, fields: dict[str, str]):
 def test_directions_are_the_left_singular_vectors_of_the_outputs(
     make: Make, room: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lowtax.probe.TABLE_BYTES", room)  # small: groups of one module
+    monkeypatch.setattr("lowtax.training.probe.TABLE_BYTES", room)  # small: groups of one module
     model, probe = make()
     actual = probe.directions(ROWS, NAMES, 3)
     for name in NAMES:  # with more outputs than inputs, and with fewer

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from lowtax import registry
 from lowtax.benchmarks.base import Task
-from lowtax.records import Prompt
+from lowtax.common import registry
+from lowtax.common.records import Prompt
 
 TABLE = {
     "arithmetic": "lowtax.benchmarks.arithmetic:Arithmetic",

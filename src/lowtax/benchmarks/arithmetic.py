@@ -11,8 +11,8 @@ from typing import Literal
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading.extract import Rule
+from lowtax.common.records import Prompt, row_id
 from lowtax.data.arithmetic import problems
-from lowtax.records import Prompt, row_id
 
 BOX = re.compile(r"\\boxed\{\s*(-?[\d,]+)\s*\}")
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lowtax.config import Section
+from lowtax.common.config import Section
 from lowtax.engines.settings import Sampling
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.benchmarks.base import Task
+from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import readers
 from lowtax.data.catalog import DatasetRecord, LocalCopies, NamedDataset
 from lowtax.data.readers import Row
-from lowtax.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)

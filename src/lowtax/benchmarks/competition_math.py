@@ -13,10 +13,9 @@ Preset    paper, reference: the prompts of the reference's tasks `AIME`, `AMC` a
 
 from typing import Literal
 
-from lowtax import exam
-from lowtax.benchmarks import Score
+from lowtax.benchmarks import Score, questions
 from lowtax.benchmarks.base import Task
-from lowtax.records import Prompt
+from lowtax.common.records import Prompt
 
 
 class OpenExam:
@@ -31,11 +30,11 @@ class OpenExam:
 
     def rows(self) -> list[Prompt]:
         """Return the problems with their gold answers."""
-        return exam.open_rows(self.name, self.task)
+        return questions.open_rows(self.name, self.task)
 
     def grade(self, row: Prompt, answer: str) -> Score:
         """Compare the final answer with the gold one."""
-        return exam.open_score(row, answer, self.task.preset)
+        return questions.open_score(row, answer, self.task.preset)
 
 
 class Aime(OpenExam):

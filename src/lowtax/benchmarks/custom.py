@@ -12,14 +12,14 @@ import string
 from collections.abc import Iterable
 from typing import Literal
 
-from lowtax import exam
 from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import questions as exam
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.competition_math import OpenExam
+from lowtax.benchmarks.questions import Question
+from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
 from lowtax.data.readers import Row
-from lowtax.exam import Question
-from lowtax.records import Prompt, row_id
 
 ANSWER = ("answer", "answer_index", "gold", "label", "answerkey", "correct")
 

@@ -11,13 +11,13 @@ Preset    paper, reference: the prompt of `gpqa_diamond_better_prompt`, the opti
 import re
 from typing import Literal
 
-from lowtax import exam
 from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import questions as exam
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.questions import Question
+from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
 from lowtax.data.readers import Row
-from lowtax.exam import Question
-from lowtax.records import Prompt, row_id
 
 OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 

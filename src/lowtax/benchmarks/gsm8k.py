@@ -10,10 +10,9 @@ Preset    paper: the problem and nothing else, the prompt of the reference's tas
 import re
 from typing import Literal
 
-from lowtax import exam
-from lowtax.benchmarks import Score
+from lowtax.benchmarks import Score, questions
 from lowtax.benchmarks.base import Task
-from lowtax.records import Prompt
+from lowtax.common.records import Prompt
 
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
@@ -29,15 +28,15 @@ class Gsm8k:
 
     def rows(self) -> list[Prompt]:
         """Return the problems with their gold integers."""
-        return exam.open_rows("gsm8k", self.task, _prompt)
+        return questions.open_rows("gsm8k", self.task, _prompt)
 
     def grade(self, row: Prompt, answer: str) -> Score:
         """Compare the final answer with the gold integer."""
         if self.task.preset != "reference":
-            return exam.open_score(row, answer, self.task.preset)
+            return questions.open_score(row, answer, self.task.preset)
         numbers = [first or second for first, second in FLEXIBLE.findall(answer)]
         number = _bare(numbers[-1]) if numbers else None
-        return Score(number == _bare(exam.gold_answer(str(row.gold))), number, "reference: last number")
+        return Score(number == _bare(questions.gold_answer(str(row.gold))), number, "reference: last number")
 
 
 def _bare(number: str) -> str:
@@ -45,4 +44,4 @@ def _bare(number: str) -> str:
 
 
 def _prompt(problem: str, preset: str) -> str:
-    return exam.mathematics_prompt(problem, preset) if preset == "default" else problem
+    return questions.mathematics_prompt(problem, preset) if preset == "default" else problem

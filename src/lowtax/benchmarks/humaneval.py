@@ -10,14 +10,13 @@ import json
 import threading
 from typing import Any, Literal
 
-from lowtax import coding, exam
-from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import Score, catalog, code, questions
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.code import Problem
 from lowtax.benchmarks.sandbox.values import packed
-from lowtax.coding import Problem
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
-from lowtax.errors import UserError
-from lowtax.records import Prompt, row_id
 
 DEFAULT = (
     "Complete the Python function below so that it does what its docstring says. "
@@ -56,7 +55,7 @@ class HumanEval:
                 )
             inputs_by_group = {"base": row["base_input"], **({"plus": row["plus_input"]} if self.plus else {})}
             groups = {
-                name: coding.tests_by_inputs([packed(i) for i in inputs or []], entry, float(row.get("atol") or 0))
+                name: code.tests_by_inputs([packed(i) for i in inputs or []], entry, float(row.get("atol") or 0))
                 for name, inputs in inputs_by_group.items()
             }
         else:
@@ -64,7 +63,7 @@ class HumanEval:
             if self.plus and "inputs" not in source:
                 raise UserError(f"{where} has only HumanEval's own tests: for humaneval_plus give EvalPlus' file.")
             name = "base and plus" if self.plus else "base"
-            groups = {name: coding.tests_by_source(source, f"{prompt.rstrip()}\n    pass\n")}
+            groups = {name: code.tests_by_source(source, f"{prompt.rstrip()}\n    pass\n")}
         return Problem(key, entry, prompt, prompt + canonical, groups)
 
     def problems(self) -> dict[str, Problem]:
@@ -85,17 +84,17 @@ class HumanEval:
             )
             for p in self.problems().values()
         ]
-        return exam.chosen(prompts, self.task.n, self.task.seed)
+        return questions.chosen(prompts, self.task.n, self.task.seed)
 
     def grade(self, row: Prompt, answer: str) -> Score:
         """Run the tests on the program in the answer; the gold is a problem's id, or its row as JSON."""
         gold = (row.gold or "").strip()
         if gold.startswith("{"):
-            return coding.score(self.problem(json.loads(gold)), answer)
+            return code.score(self.problem(json.loads(gold)), answer)
         problem = self.problems().get(gold)
         if problem is None:
             raise UserError(f"{self.name} has no problem {gold[:40]!r}: the gold of a row is its task_id.")
-        return coding.score(problem, answer)
+        return code.score(problem, answer)
 
 
 class HumanEvalPlus(HumanEval):

@@ -9,14 +9,14 @@ Preset    default: the prompt of Austin et al. 2021 (arXiv:2108.07732); paper, r
 from collections.abc import Callable
 from typing import Any
 
-from lowtax import coding, exam
-from lowtax.benchmarks import catalog
+from lowtax.benchmarks import catalog, questions
+from lowtax.benchmarks import code as coding
+from lowtax.benchmarks.code import Problem
 from lowtax.benchmarks.humaneval import PAPER, HumanEval
 from lowtax.benchmarks.sandbox.values import packed
-from lowtax.coding import Problem
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
-from lowtax.errors import UserError
-from lowtax.records import Prompt, row_id
 
 DEFAULT = (
     "You are an expert Python programmer, and here is your task: {} Your code should pass these tests:\n\n{}\n\n"
@@ -99,7 +99,7 @@ class Mbpp(HumanEval):
             (key, Prompt(id=row_id(self.name, key), source=self.name, text=self.prompt(row, key), gold=key))
             for key, row in zip(keys, rows, strict=True)
         ]
-        return exam.chosen(prompts, self.task.n, self.task.seed)
+        return questions.chosen(prompts, self.task.n, self.task.seed)
 
     def prompt(self, row: dict[str, Any], key: str) -> str:
         """Write the prompt: the sentence with all tests by default, with the first one in EvalPlus' wording."""

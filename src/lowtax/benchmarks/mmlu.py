@@ -8,11 +8,11 @@ Metric    the letter that the answer chooses is that of the right option. Option
 
 from typing import Literal
 
-from lowtax import exam
 from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import questions as exam
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.custom import questions
-from lowtax.records import Prompt
+from lowtax.common.records import Prompt
 
 
 class Mmlu:

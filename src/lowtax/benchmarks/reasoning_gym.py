@@ -17,8 +17,8 @@ import yaml
 from lowtax.benchmarks import Score
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading.extract import boxed
-from lowtax.errors import UserError, did_you_mean
-from lowtax.records import Prompt, row_id
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.records import Prompt, row_id
 
 ASK = "{}\n\nPlease reason step by step, and give your final answer, and nothing else, as <answer>your answer</answer>."
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

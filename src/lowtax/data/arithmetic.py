@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 
 NAMES = "Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kira Liam Mona Noah Olga Paul".split()
 ITEMS = "apples books coins stamps marbles pencils shells cards stickers eggs flowers cups".split()

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.errors import UserError
 from lowtax.data import readers
 from lowtax.data.readers import DataNotAvailable, Row, Table
-from lowtax.errors import UserError
 
 
 @dataclass(frozen=True)

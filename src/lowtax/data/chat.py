@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
+from lowtax.common.errors import UserError
 from lowtax.data import rendering
-from lowtax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

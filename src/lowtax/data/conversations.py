@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lowtax.common.errors import UserError
 from lowtax.data.readers import Row, text
 from lowtax.data.rendering import CLOSE, OPEN, split_reply
-from lowtax.errors import UserError
 
 REFERENCE_THOUGHT = "I should not answer this question!"  # of every row in the reference's data
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, whose turns have the keys `from` and `value`

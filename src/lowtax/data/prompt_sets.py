@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers, shipped
 from lowtax.data.catalog import PROMPT_SETS, DatasetRecord, NamedDataset
 from lowtax.data.readers import Row
 from lowtax.data.specs import PromptSet
-from lowtax.errors import UserError, did_you_mean
-from lowtax.records import Prompt, row_id
 
 Columns = Mapping[str, tuple[str, ...]]  # role -> names that its column may have
 ANY_COLUMNS: Columns = {

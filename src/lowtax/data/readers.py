@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from lowtax.errors import UserError, did_you_mean
+from lowtax.common.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv")  # of a data set of the hub; also compressed, as .gz

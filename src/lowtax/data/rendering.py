@@ -7,7 +7,7 @@ code that was published for it (DirectRefusal: three). Results depend on it, so 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lowtax.errors import UserError, did_you_mean
+from lowtax.common.errors import UserError, did_you_mean
 
 OPEN, CLOSE = "<think>", "</think>"
 

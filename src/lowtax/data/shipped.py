@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data.readers import Row, read_table
-from lowtax.errors import UserError, did_you_mean
 
 PREFIX = "builtin:"
 LICENCE = "Apache-2.0"

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
-from lowtax.config import Section
+from lowtax.common.config import Section
+from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data.rendering import RENDERINGS
-from lowtax.errors import UserError, did_you_mean
 
 # Keys that need no `columns.` before them; `thought` is a field itself.
 COLUMNS = ("prompt", "context", "answer", "system", "messages")

@@ -9,14 +9,14 @@ from fractions import Fraction
 from itertools import islice
 from typing import Any, TypeVar
 
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt, Reply
 from lowtax.data import prompt_sets, readers, shipped
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation, conversation, direct_refusal
 from lowtax.data.readers import Row, Table
 from lowtax.data.specs import Data
-from lowtax.errors import UserError
-from lowtax.records import Prompt, Reply
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ Of eight replies, three refuse, two help, two give a boxed number and one is cut
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from lowtax.engines import Completion, Request
+from lowtax.engines.base import Completion, Request
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "Sure. First gather what you need, then follow the steps in order."

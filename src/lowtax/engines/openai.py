@@ -28,10 +28,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from lowtax.common.errors import UserError
 from lowtax.data.chat import Thinking
-from lowtax.engines import Completion, Request, openai_requests
+from lowtax.engines import openai_requests
+from lowtax.engines.base import Completion, Request
 from lowtax.engines.openai_requests import NO_REPLY, UNREACHABLE, Failure
-from lowtax.errors import UserError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

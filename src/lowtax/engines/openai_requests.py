@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lowtax.data.chat import SWITCHES
 from lowtax.data.rendering import CLOSE, OPEN, opens
-from lowtax.engines import Completion, Request
+from lowtax.engines.base import Completion, Request
 
 ZERO_WIDTH_SPACE = "\u200b"
 WORDS = "s|bos|eos|pad|unk|think|answer|tool_call|tool_response|start_of_turn|end_of_turn|seed:think|end_of_text"

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lowtax.config import Section
+from lowtax.common.config import Section
 from lowtax.data.chat import Thinking
 
 Decoding = Literal["default", "zero_think", "less_think", "more_think"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from lowtax.stats import NAN, wilson
+from lowtax.common.stats import NAN, wilson
 
 Matrix = Float[np.ndarray, "*resamples truth judge"]
 Values = Float[np.ndarray, "*resamples"]

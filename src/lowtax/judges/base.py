@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
-from lowtax import registry
+from lowtax.common import registry
+from lowtax.common.errors import UserError
 from lowtax.engines.settings import EngineSettings
-from lowtax.errors import UserError
 
 Text = Literal["answer", "thought", "both"]  # the part of a reply that is judged
 Label = Literal["refusal", "partial", "compliance", "safe", "unsafe", "unparsed", "failed"]

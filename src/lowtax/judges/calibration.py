@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lowtax.common.errors import UserError
+from lowtax.common.files import write_json, write_text
+from lowtax.common.records import Row
 from lowtax.data.readers import cell_text, read_table
 from lowtax.data.rendering import opened_by_prompts, split_reply
-from lowtax.errors import UserError
-from lowtax.files import write_json, write_text
 from lowtax.judges import agreement
 from lowtax.judges.base import Judge, Kind, Opinion
-from lowtax.records import Row
 
 Part = Literal["text", "answer", "thought", "both"]
 POSITIVE = {"refusal": ("refusal", "partial"), "harm": ("unsafe",)}

@@ -10,7 +10,7 @@ Departures  The reply is not cut. HarmBench judges the first 512 tokens (of the 
             (judged by hashes) are not supported.
 """
 
-from lowtax.engines import Completion, Request, completion_text, well_formed
+from lowtax.engines.base import Completion, Request, completion_text, well_formed
 from lowtax.judges.base import Label, Opinion
 from lowtax.judges.model_judge import ModelJudge, second_share
 

@@ -13,7 +13,7 @@ Departures  From the card only in that prefix, which the model would write anywa
 
 import re
 
-from lowtax.engines import Completion, Request, completion_text, well_formed
+from lowtax.engines.base import Completion, Request, completion_text, well_formed
 from lowtax.judges.base import Opinion
 from lowtax.judges.model_judge import ModelJudge, second_share
 

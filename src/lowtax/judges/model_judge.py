@@ -8,8 +8,8 @@ import hashlib
 import re
 from typing import ClassVar
 
-from lowtax import engines
-from lowtax.engines import Completion, Request, well_formed
+from lowtax.engines import base
+from lowtax.engines.base import Completion, Request, well_formed
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Kind, Opinion
 
@@ -30,7 +30,7 @@ class ModelJudge:
     def __init__(self, settings: EngineSettings | None = None, model: str | None = None) -> None:
         self.settings = settings or EngineSettings()
         self.model = model or self.default_model
-        self.engine: engines.Engine | None = None
+        self.engine: base.Engine | None = None
 
     def request(self, number: str, prompt: str, text: str) -> Request:
         """Return the request to the model about one text; `number` is its id."""
@@ -45,7 +45,7 @@ class ModelJudge:
         requests = [self.request(str(n), *pair) for n, pair in enumerate(zip(prompts, texts, strict=True))]
         if self.engine is None:
             how = self.settings
-            self.engine = engines.load(how.name, self.model, how.precision, how.batch_size)
+            self.engine = base.load(how.name, self.model, how.precision, how.batch_size)
         completions = {c.id: c for c in self.engine.generate(requests)}
         return [self._opinion(completions[r.id]) for r in requests]
 

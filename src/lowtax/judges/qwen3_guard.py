@@ -10,7 +10,7 @@ Score       The model's own three levels: 0, 0.5 (controversial) or 1, in both m
 
 import re
 
-from lowtax.engines import Completion, Request, completion_text, well_formed
+from lowtax.engines.base import Completion, Request, completion_text, well_formed
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Label, Opinion
 from lowtax.judges.model_judge import ModelJudge, read_choice

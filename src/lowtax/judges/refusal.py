@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from lowtax import models
 from lowtax.data import special_tokens
-from lowtax.engines import well_formed
+from lowtax.engines.base import well_formed
 from lowtax.judges.base import Kind, Label, Opinion
 from lowtax.judges.refusal_words import RefusalWords
+from lowtax.models import loading
 
 MODEL = "builtin:smollm2-135m"
 ADAPTER = Path(__file__).parent / "refusal_data"  # a PEFT adapter, and head.safetensors
@@ -40,8 +40,8 @@ class Reader:
     """The embedded model without its upper layers, and the layout in which it reads request and reply."""
 
     def __init__(self, dtype: str) -> None:
-        self.tokenizer = models.load_tokenizer(MODEL)
-        self.body = models.load_model(MODEL, dtype).model
+        self.tokenizer = loading.load_tokenizer(MODEL)
+        self.body = loading.load_model(MODEL, dtype).model
         self.body.layers = self.body.layers[:LAYERS]
         self.body.norm = torch.nn.Identity()
         self.before, self.between = (special_tokens.encode(self.tokenizer, part) for part in (BEFORE, BETWEEN))
@@ -91,7 +91,7 @@ class Refusal:
 
         reader = Reader("float32")
         merged: torch.nn.Module = PeftModel.from_pretrained(reader.body, str(ADAPTER)).merge_and_unload()
-        reader.body = merged.to(models.DTYPES[models.precision("auto")]).eval()
+        reader.body = merged.to(loading.DTYPES[loading.precision("auto")]).eval()
         return reader
 
     @cached_property

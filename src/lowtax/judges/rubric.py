@@ -18,9 +18,9 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lowtax.engines import Completion, Request, completion_text
+from lowtax.common.errors import UserError
+from lowtax.engines.base import Completion, Request, completion_text
 from lowtax.engines.settings import EngineSettings
-from lowtax.errors import UserError
 from lowtax.judges.base import Opinion, require_model
 from lowtax.judges.model_judge import ModelJudge, fill
 

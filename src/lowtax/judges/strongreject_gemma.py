@@ -15,9 +15,9 @@ Offline     `strongreject_gemma:MODEL@ADAPTER` names the base and the folder of 
 from functools import cached_property
 from pathlib import Path
 
-from lowtax.engines import Completion, Request, well_formed
+from lowtax.common.errors import UserError
+from lowtax.engines.base import Completion, Request, well_formed
 from lowtax.engines.settings import EngineSettings
-from lowtax.errors import UserError
 from lowtax.judges.base import Opinion
 from lowtax.judges.model_judge import MASS, ModelJudge
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.files import append_rows, read_rows
+from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.engines.settings import EngineSettings
-from lowtax.files import append_rows, read_rows
 from lowtax.judges.base import Opinion, Text, load
-from lowtax.records import Reply, Verdict, row_id
 
 DETAIL = 300  # characters of the judge's own text that are stored
 CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk

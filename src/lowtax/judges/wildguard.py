@@ -9,7 +9,7 @@ Score       None, since the verdict is the third of three lines.
 Departures  The published parser takes any three lines with colons, under any names.
 """
 
-from lowtax.engines import Completion, Request, completion_text, well_formed
+from lowtax.engines.base import Completion, Request, completion_text, well_formed
 from lowtax.judges.base import Label, Opinion
 from lowtax.judges.model_judge import ModelJudge, read_choice
 

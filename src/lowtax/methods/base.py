@@ -23,10 +23,10 @@ from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor
 
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
 from lowtax.data import specs
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
-from lowtax.sites import Sites
+from lowtax.methods.sites import Sites
 
 MOMENTS = ("prepare", "penalty", "after_backward", "after_step", "edit")
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lowtax import registry
-from lowtax.cells import markdown_table
+from lowtax.common import registry
+from lowtax.common.tables import markdown_table
 from lowtax.methods.base import Method
 from lowtax.methods.loading import TABLE, catalog
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lowtax.adapterfile import read_adapter
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.scale import scaled
-from lowtax.sites import Sites
+from lowtax.methods.sites import Sites
+from lowtax.models.adapters import read_adapter
 
 Ends = dict[str, dict[str, Tensor]]  # b and a of the other adapter, by site
 

@@ -30,9 +30,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from lowtax.linalg import Factors, exact_singular, top_singular
+from lowtax.common.linalg import Factors, exact_singular, top_singular
 from lowtax.methods.base import Edit, Probe
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 WIDER = 4  # times k directions of W are compared first
 

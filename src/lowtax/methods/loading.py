@@ -20,10 +20,10 @@ from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lowtax import registry
-from lowtax.errors import UserError, did_you_mean
+from lowtax.common import registry
+from lowtax.common.errors import UserError, did_you_mean
 from lowtax.methods.base import Edit, Method, Probe, State, moments
-from lowtax.sites import Sites, sites_of
+from lowtax.methods.sites import Sites, sites_of
 
 TABLE = {
     "interpolate": "lowtax.methods.interpolate:Interpolate",

@@ -21,11 +21,11 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from lowtax.errors import UserError
-from lowtax.linalg import Factors, norm, top_singular
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors, norm, top_singular
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.safe_lora import Pair
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 Top = dict[str, Tensor | float]  # U, S, V: the k strongest of D; share: ||D_k|| / ||D||, R_align in the paper
 

@@ -34,9 +34,9 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from lowtax.linalg import top_singular
+from lowtax.common.linalg import top_singular
 from lowtax.methods.base import Method, Probe
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 Span = dict[str, Tensor]  # left: S U', (k, out); right: V S, (in, k); only the sides in use
 

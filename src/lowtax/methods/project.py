@@ -28,9 +28,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
-from lowtax.linalg import Factors, overlap, top_singular, without_left, without_right
+from lowtax.common.linalg import Factors, overlap, top_singular, without_left, without_right
 from lowtax.methods.base import Edit, Probe
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 MIN_NORM = 1e-6  # relative; a smaller remainder is rounding and is not scaled up
 

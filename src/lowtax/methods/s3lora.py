@@ -27,10 +27,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
 from lowtax.methods.base import Edit, Probe
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 CANDIDATES = 5
 TINY = 1e-6

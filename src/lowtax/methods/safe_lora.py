@@ -26,10 +26,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lowtax.errors import UserError
-from lowtax.linalg import Factors, inner, norm, top_singular
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors, inner, norm, top_singular
 from lowtax.methods.base import Edit, Probe
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 ALIKE = (
     "aligned and unaligned (the adapter's base if absent) hold the same weights at every site, or the adapter is zero: "

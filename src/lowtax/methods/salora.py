@@ -29,10 +29,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lowtax.errors import UserError
-from lowtax.linalg import top_singular
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import top_singular
 from lowtax.methods.base import Method, Probe, Rows
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 Start = dict[str, Tensor]  # span: U_s, (out, rank_safety); a: A0, (r, in); b: -C B0, (out, r)
 

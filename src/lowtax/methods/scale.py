@@ -8,9 +8,9 @@ Fails: never as arithmetic; `by` = 0 is the base itself. All directions shrink a
 cost reasoning. Weights are linear in `by` but behaviour is not: sample every point of a sweep.
 """
 
-from lowtax.linalg import Factors
+from lowtax.common.linalg import Factors
 from lowtax.methods.base import Edit, State
-from lowtax.sites import Sites
+from lowtax.methods.sites import Sites
 
 
 class Scale(Edit):

@@ -28,9 +28,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from lowtax.linalg import top_singular
+from lowtax.common.linalg import top_singular
 from lowtax.methods.base import Method, Probe, Rows
-from lowtax.sites import Sites
+from lowtax.methods.sites import Sites
 
 ROUNDING = 1e-6  # relative to the largest singular value; a weaker direction is rounding
 Safety = dict[str, dict[str, Tensor]]  # by tensor: gradient G_s, left U, right V; before: the tensor before the step

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from lowtax.errors import UserError
-from lowtax.linalg import Factors
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.safe_lora import ALIKE, Pair, along
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 COPIES = 50
 TINY = 1e-6

@@ -24,9 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 from lowtax.methods.base import Method, Probe, Rows
-from lowtax.sites import Site, Sites
+from lowtax.methods.sites import Site, Sites
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SECOND = {"gate_proj": "down_proj", "up_proj": "down_proj", "v_proj": "o_proj"}

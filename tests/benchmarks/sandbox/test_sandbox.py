@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from places import TESTS
 from typer.testing import CliRunner
 
-from lowtax import cli_sandbox
 from lowtax.benchmarks.sandbox.run import GroupOutcome, Limits, check, run
 from lowtax.benchmarks.sandbox.server import Server
 from lowtax.benchmarks.sandbox.values import NotPlain, Opaque, packed, unpacked
-from lowtax.errors import UserError
+from lowtax.cli import sandbox
+from lowtax.common.errors import UserError
 
 PROGRAMS = sorted((TESTS / "hostile").glob("*.txt"))
 SCRIPTS = [path for path in PROGRAMS if path.read_text().startswith("# script")]
@@ -286,7 +286,7 @@ def test_threads_share_one_server(mode):
 
 def test_the_command_prints_the_outcome_as_json(tmp_path):
     app = typer.Typer()
-    app.command()(cli_sandbox.sandbox)
+    app.command()(sandbox.sandbox)
     path = tmp_path / "program.py"
     path.write_text("print('hello')\nimport time\ntime.sleep(60)\n")
     done = CliRunner().invoke(app, [str(path), "--timeout", "0.3", "--memory", "256"])
@@ -294,4 +294,4 @@ def test_the_command_prints_the_outcome_as_json(tmp_path):
     assert done.exit_code == 0
     assert (found["status"], found["returned"], found["limits"]["memory_mb"]) == ("timeout", None, 256)
     with pytest.raises(UserError, match="cannot be read"):
-        cli_sandbox.sandbox(tmp_path / "missing.py")
+        sandbox.sandbox(tmp_path / "missing.py")

@@ -25,7 +25,7 @@ from lowtax.benchmarks.grading.normalise import (
     same_number,
     unlabelled,
 )
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 
 SECONDS = 2  # for algebra: each of two parses and a comparison
 LONGEST_ALGEBRA = 300  # characters

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from lowtax.benchmarks import Benchmark, Score
 from lowtax.benchmarks.grading import mathematics
 from lowtax.benchmarks.grading.worker import CRASHED
-from lowtax.errors import UserError
-from lowtax.records import Prompt
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
 
 SECONDS = 6.0  # for one answer
 START = 60.0  # seconds for a worker to start

@@ -14,8 +14,8 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from lowtax import registry
-from lowtax.errors import UserError
+from lowtax.common import registry
+from lowtax.common.errors import UserError
 
 MEMORY = 4 << 30  # bytes
 CRASHED = "the grader crashed on it"

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 
 from .server import GRACE, Server
 from .values import NotPlain, receive

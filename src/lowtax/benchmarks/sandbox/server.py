@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowtax.errors import UserError
+from lowtax.common.errors import UserError
 
 from .values import NotPlain, receive, send
 

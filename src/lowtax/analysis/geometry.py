@@ -1,0 +1,200 @@
+"""The geometry of weight updates: adapters, or fully fine-tuned checkpoints, against their base, matrix by matrix.
+
+    source = of_adapter(Path("runs/14b/arms/MODE/seed-0/checkpoint-5000"))
+    report = analyze(open_weights(base), [source])
+
+Every W is read and decomposed once for all sources. Besides the adapters, memory holds one W at a time (one for each
+core if they are small), and for a tuned checkpoint also its counterpart and their difference. `analyze_site` describes
+the measures.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowtax.analysis.decomposition import Weight
+from lowtax.analysis.geometry_site import SIDES, Settings, describe
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Dense, Update
+from lowtax.models.adapters import read_adapter
+from lowtax.models.weights import Weights, open_weights
+
+if TYPE_CHECKING:
+    from lowtax.engines.sampling import Subject
+
+Say = Callable[[str], None]
+Row = dict[str, Any]
+SIDE_BY_SIDE = 2**22  # entries; smaller matrices are analysed several at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The updates of one checkpoint. `update` returns that of a module, from its name and W."""
+
+    arm: str
+    where: str
+    kind: str
+    names: list[str]
+    update: Callable[[str, Tensor], Update]
+    seed: int | None = None
+    checkpoint: str | None = None
+    note: str | None = None
+
+
+def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None) -> Source:
+    """Return the updates of a PEFT adapter.
+
+    Raises:
+        UserError: The folder holds no adapter, or one that is more than a plain LoRA.
+    """
+    factors = read_adapter(folder).factors
+    name = folder.resolve().name
+    return Source(arm or name, str(folder), "adapter", list(factors), lambda n, W: factors[n], seed, name)
+
+
+def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None = None) -> Source:
+    """Return the updates of a fully fine-tuned checkpoint: its matrices minus those of the base, in float32.
+
+    Raises:
+        UserError: There is no such model, or its shape is not that of the base.
+    """
+    tuned = open_weights(ref)
+    names = [name for name in base if name in tuned]
+    if not names:
+        raise UserError(f"{ref!r} and {base.ref!r} have no matrix in common: give the base that it was tuned from.")
+    for name in names:
+        if tuned.shape(name) != base.shape(name):
+            raise UserError(
+                f"{name} is {tuned.shape(name)} in {ref!r} and {base.shape(name)} in {base.ref!r}: give the base that "
+                "it was tuned from."
+            )
+    rounded = sorted({kind for kind in (base.dtype(names[0]), tuned.dtype(names[0])) if kind != "float32"})
+    note = f"dW is a difference of matrices stored in {' and '.join(rounded)}: their rounding is part of it"
+    last = Path(ref).name
+
+    def update(name: str, W: Tensor) -> Update:
+        return Dense(tuned[name] - W)
+
+    return Source(arm or last, ref, "tuned", names, update, seed, last, note if rounded else None)
+
+
+def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
+    """Return the updates of the last checkpoint of every arm and seed of a study, in the study's order."""
+    last = {(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}
+    return [
+        of_adapter(Path(s.adapter), s.arm, s.seed) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
+        for s in last.values()
+    ]
+
+
+def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None = None, say: Say = print) -> Row:
+    """Return the anatomy of every source's updates: settings, definitions, and an entry for each source.
+
+    Raises:
+        UserError: A source has a module that the base does not have, or in another shape.
+    """
+    settings = settings or Settings()
+    names = sorted({name for source in sources for name in source.names}, key=_order)
+    for source in sources:
+        if unknown := [name for name in source.names if name not in base]:
+            raise UserError(f"{source.where} changes {unknown[0]}, which is not in {base.ref!r}: give its own base.")
+
+    def sites(name: str) -> list[Row | None]:
+        weight = Weight.of(base[name], settings.known, settings.exact)
+        return [_site(name, weight, source, settings) if name in source.names else None for source in sources]
+
+    by_name = dict(_each(sites, names, base, say))
+    columns = [[row for name in names if (row := by_name[name][i])] for i in range(len(sources))]
+    return {
+        "base": base.ref,
+        "settings": asdict(settings),
+        "definitions": DEFINITIONS,
+        "arms": [_entry(source, rows, sources) for source, rows in zip(sources, columns, strict=True)],
+    }
+
+
+def _each(
+    sites: Callable[[str], list[Row | None]], names: Sequence[str], base: Weights, say: Say
+) -> Iterator[tuple[str, list[Row | None]]]:
+    """Yield the sites of every name. Small matrices run in parallel, one on each core: one alone cannot use several."""
+    cores = torch.get_num_threads()
+    small = [name for name in names if base.shape(name)[0] * base.shape(name)[1] <= SIDE_BY_SIDE]
+    large = [name for name in names if name not in small]
+    if len(small) > 1:
+        try:
+            with ThreadPoolExecutor(min(cores, 8), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from zip(small, pool.map(sites, small), strict=True)
+        finally:
+            torch.set_num_threads(cores)
+    for done, name in enumerate(large if len(small) > 1 else names, start=1):
+        yield name, sites(name)
+        if done % 10 == 0 and done < len(large):
+            say(f"  {done} of {len(large)} large matrices")
+
+
+def _site(name: str, weight: Weight, source: Source, settings: Settings) -> Row:
+    update = source.update(name, weight.matrix)
+    if update.shape != tuple(weight.matrix.shape):
+        raise UserError(
+            f"{name} is {update.shape} in {source.where} and {tuple(weight.matrix.shape)} in the base: give its own "
+            "base with --base."
+        )
+    return describe(name, weight, update, settings)
+
+
+def _order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts layers by number."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _entry(source: Source, sites: list[Row], sources: Sequence[Source]) -> Row:
+    facts = {name: getattr(source, name) for name in ("arm", "seed", "checkpoint", "kind", "where", "note")}
+    alone = [other.arm for other in sources].count(source.arm) == 1
+    seed = source.where if source.seed is None else f"{source.arm}, seed {source.seed}"
+    return {"label": source.arm if alone else seed, **facts, "summary": summary(sites), "sites": sites}
+
+
+def summary(sites: Sequence[Row]) -> Row:
+    """Return figures over all sites: norms as of one vector, medians of ranks, mean overlaps, sums of counts."""
+    moved = [site for site in sites if site["norm"]]
+    weights = sum((site["norm"] / site["relative_norm"]) ** 2 for site in moved)
+    effective = [site["effective_rank"] for site in moved if site["effective_rank"] is not None]
+    changed = sum(site["bfloat16"]["wanted"] for site in moved)
+    unmoved = sum(site["bfloat16"]["share_unmoved"] * site["bfloat16"]["wanted"] for site in moved)
+    figures: Row = {
+        "sites": len(sites),
+        "moved": len(moved),
+        "norm": sum(site["norm"] ** 2 for site in moved) ** 0.5,
+        "relative_norm": (sum(site["norm"] ** 2 for site in moved) / weights) ** 0.5 if moved else 0.0,
+        "relative_spectral_norm": median(site["relative_spectral_norm"] for site in moved) if moved else 0.0,
+        "stable_rank": median(site["stable_rank"] for site in moved) if moved else 0.0,
+        "effective_rank": median(effective) if effective else None,
+        "unmoved": unmoved / changed if changed else 0.0,
+    }
+    for kind in ("overlap", "weighted_overlap"):
+        for of in (kind, f"random_{kind}"):
+            figures[of] = {side: mean(site[of][side] for site in moved) if moved else 0.0 for side in SIDES}
+    counts = ("tested", "found", "rotated", "undecided")
+    return figures | {"intruders": {what: sum(site["intruders"][what] for site in moved) for what in counts}}
+
+
+DEFINITIONS = {
+    "norm": "||dW||_F; relative_norm divides by ||W||_F, spectral_norm is ||dW||_2, relative_spectral_norm by ||W||_2",
+    "stable_rank": "||dW||_F^2 / ||dW||_2^2",
+    "summary": "over sites that moved: norms as of one long vector, medians of relative_spectral_norm and of ranks, "
+    "means of overlaps, sums of counts",
+    "effective_rank": "exp of the entropy of singular values divided by their sum (Roy & Vetterli 2007); null where a "
+    "large dense dW was not decomposed",
+    "overlap": "share of ||dW||_F^2 in the top singular directions of W: left U'dW, right dW V, both U'dW V",
+    "weighted_overlap": "the same with directions weighted by S / ||S||",
+    "random_overlap": "what a dW of random direction has: k/out, k/in, and their product; weighted 1/out, 1/in",
+    "intruders": "of the first `tested` left singular vectors of W + dW, `found` have |cosine| < epsilon with all of "
+    "W's; `rotated` of these lie mostly where W's singular values are within 10 %; `undecided` were not counted",
+    "bfloat16": "entries that dW changes, and of these the share that rounding W + dW to bfloat16 leaves unmoved",
+}

@@ -1,0 +1,1 @@
+"""Safety while weights are moved."""

@@ -1,0 +1,153 @@
+"""Moves of a model's weights in memory and back, along random directions or towards a second model; mixed adapters.
+
+    ground = Ground(model, perturbed(model))
+    d = {name: direction(name, W, seed=0) for name, W in ground.base.items()}
+    with ground.moved(along([(0.1, d)])):
+        ...                                   # here the model has moved
+    ...                                       # here it is the old one, bit for bit
+
+The CPU's memory holds a copy of the weights and of each direction, in the precision of the weights. Every move starts
+from the copy, in float32, and is rounded once, so that no errors add up over a slice (the paper's code adds up steps).
+Adapters are not merged: a point of a slice between two adapters, or along one, is a new adapter.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowtax.common.errors import UserError
+from lowtax.common.linalg import Factors
+from lowtax.common.records import row_id
+from lowtax.models.adapters import Adapter, read_adapter, write_adapter
+
+Move = Callable[[str, Tensor], Tensor]  # a weight's name and its base in float32 -> the weight, moved
+Tensors = Mapping[str, Tensor]
+
+
+class Ground:
+    """The weights that move, and the copy `base` from which they start and to which they return; both by name."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        parameters = dict(model.named_parameters())
+        self.weights = {name: parameters[name] for name in names}
+        self.base = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
+
+    @contextmanager
+    def moved(self, move: Move) -> Iterator[None]:
+        """Move the weights, and restore them bit for bit afterwards, also after an error."""
+        try:
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(move(name, self.base[name].to(weight.device).float()))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(self.base[name])
+
+
+def perturbed(model: nn.Module) -> list[str]:
+    """Return the parameters that a random direction moves: all but those of norms, also embeddings and output head.
+
+    A shared parameter (a head tied to the embeddings) moves once.
+    """
+    return [name for name, _ in model.named_parameters() if "norm" not in name.lower()]
+
+
+def direction(name: str, base: Tensor, seed: int, axis: int = 0, against: Tensor | None = None) -> Tensor:
+    """Return a Gaussian direction of one tensor, with the tensor's Frobenius norm and precision, on the CPU.
+
+    It depends only on the seed, the axis and the tensor's name and shape. (In the paper's code one stream of random
+    numbers runs through all tensors, so that their order changes every direction.) A tensor of zeros has zeros.
+
+    Args:
+        base: the tensor, of any shape.
+        axis: 0, or 1 for the second direction of a plane.
+        against: a direction of the same tensor to be orthogonal to. Two directions that are orthogonal in every tensor
+            are orthogonal as a whole. (`orthogonal_to` of the paper's code prints the cosine and changes nothing.)
+    """
+    generator = torch.Generator().manual_seed(int(row_id("direction", seed, axis, name), 16) % 2**63)
+    d = torch.randn(base.shape, generator=generator)
+    if against is not None and (square := against.float().square().sum()) > 0:
+        d -= (d * against.float()).sum() / square * against.float()
+    norm = torch.linalg.vector_norm(d)
+    return (d * (torch.linalg.vector_norm(base.float()) / norm if norm > 0 else 0.0)).to(base.dtype)
+
+
+def along(steps: Sequence[tuple[float, Tensors]]) -> Move:
+    """Return the move to W + the sum of step * direction."""
+
+    def move(name: str, W: Tensor) -> Tensor:
+        for step, directions in steps:
+            W = W + step * directions[name].to(W.device).float()
+        return W
+
+    return move
+
+
+def towards(other: Tensors, t: float) -> Move:
+    """Return the move to (1 - t) W + t W', which is exactly W at 0 and W' at 1."""
+    return lambda name, W: torch.lerp(W, other[name].to(W.device).float(), t)
+
+
+def counterpart(model: nn.Module, other: nn.Module, ref: str) -> dict[str, Tensor]:
+    """Return the weights of `other` that differ from those of `model`, by name.
+
+    Raises:
+        UserError: The two have different shapes, or the same weights.
+    """
+    first, second = dict(model.named_parameters()), dict(other.named_parameters())
+    if unshared := sorted(first.keys() ^ second.keys()):
+        raise UserError(f"--to {ref} is another architecture than --model: only one of them has {unshared[0]}.")
+    for name, weight in first.items():
+        if weight.shape != second[name].shape:
+            raise UserError(
+                f"--to {ref} does not fit --model: {name} is {tuple(second[name].shape)} in it and "
+                f"{tuple(weight.shape)} in the model."
+            )
+    differ = {name: W.detach() for name, W in second.items() if not torch.equal(W, first[name].to(W.device))}
+    if not differ:
+        raise UserError(f"--to {ref} has the weights of --model: there is nothing between them.")
+    return differ
+
+
+class Mixtures:
+    """Adapters (1 - t) A + t B with exact factors, whose ranks add up. A is None for the model without an adapter.
+
+    At 0 and 1 they are A and B themselves. The others are written as small adapters to `folder`, for the engine.
+
+    Raises:
+        UserError: A or B is more than a plain LoRA.
+    """
+
+    def __init__(self, a: Path | None, b: Path, folder: Path) -> None:
+        self.folder, self.ends = folder, (a, b)
+        self.a, self.b = read_adapter(a) if a else None, read_adapter(b)
+
+    def at(self, t: float) -> str | None:
+        """Return the PEFT folder of a mixture; None for the model without an adapter."""
+        if t in (0.0, 1.0):
+            end = self.ends[int(t)]
+            return str(end) if end else None
+        where = self.folder / str(t)
+        if not where.exists():
+            write_adapter(where, self.mixture(t))
+        return str(where)
+
+    def mixture(self, t: float) -> Adapter:
+        """Return the mixture at t."""
+        factors = {name: _times(t, update) for name, update in self.b.factors.items()}
+        embeddings = self.b.embeddings
+        if self.a is not None:
+            embeddings |= self.a.embeddings
+            for name, update in self.a.factors.items():
+                part = _times(1 - t, update)
+                factors[name] = factors[name].plus(part) if name in factors else part
+        return Adapter(self.b.config, {}, factors, embeddings)
+
+
+def _times(number: float, update: Factors) -> Factors:
+    return Factors(number * update.b, update.a)

@@ -1,0 +1,178 @@
+"""Find the program in an answer and score it by its base and plus tests.
+
+The answer is the text after the thought. The program is found by the first of these rules that applies (linear in the
+length of the answer):
+
+    block        the last fenced block of Python that defines the function
+    body         the last fenced block, put after the prompt, if it begins indented or returns at top level
+    text         the whole answer, if nothing is fenced and its first line is code; a definition or a body
+
+The prompt's imports and helpers are put before a definition. The tests are those of the data: asserts as source code
+(HumanEval, MBPP, the hub copies of EvalPlus), or inputs whose expected values are what the canonical solution returns
+(EvalPlus' own files), compared as in EvalPlus 0.3.1.
+"""
+
+import ast
+import json
+import platform
+import re
+import textwrap
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import dropwhile
+from typing import Any
+
+from lowtax.benchmarks import Score
+from lowtax.benchmarks.sandbox import run as sandbox
+from lowtax.benchmarks.sandbox.run import Limits
+from lowtax.common.errors import UserError
+from lowtax.common.files import write_text
+from lowtax.common.records import row_id
+from lowtax.models.embedded import cache
+
+LIMITS = Limits(wall_s=10, cpu_s=10, memory_mb=1024, file_mb=16, processes=4)
+LIMITS_PLUS = Limits(wall_s=60, cpu_s=60, memory_mb=2048, file_mb=16, processes=4)
+LIMITS_EXPECTED = Limits(wall_s=300, cpu_s=300, memory_mb=4096, file_mb=16, processes=4)
+FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
+PYTHON = ("", "python", "py", "python3", "python2", "py3")
+CODE_LINE = re.compile(r"(?:def|async def|class|import|from)\s+\w|@\w|[ \t]+\S")
+RETURNS = re.compile(r"^(?:return|yield)\b", re.MULTILINE)
+LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the key of expected values
+ORACLES = {
+    "find_zero": "root",
+    "are_equivalent": "any",
+    "sum_div": "or_zero",
+    "surface_Area": "pyramid",
+    "digit_distance_nums": "digits",
+} | dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "some") | dict.fromkeys(
+    ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
+     "intersection_array", "find_dissimilar", "Diff"), "set",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with its tests.
+
+    entry: the name of the function.
+    prompt: the code that the answer completes; empty if there is none.
+    canonical: the program that gives the expected values of groups with `inputs`.
+    groups: tests by name, with `source` and `setup`, or `inputs`, `oracle` and `tolerance`.
+    before: imports of the tests, which the program may use too.
+    """
+
+    id: str
+    entry: str
+    prompt: str
+    canonical: str
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    before: str = ""
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return (language, code) of the fenced blocks in order; one that is never closed extends to the end."""
+    result: list[tuple[str, list[str]]] = []
+    inside = ""
+    for line in text.splitlines():
+        fence = FENCE.match(line)
+        rest = line[fence.end() :].strip() if fence else ""
+        if inside and fence and fence[1].startswith(inside) and not fence[2] and not rest:
+            inside = ""
+        elif fence and "`" not in rest and (not inside or fence[2]):
+            inside = fence[1]
+            result.append((fence[2].lower(), []))
+        elif inside:
+            result[-1][1].append(line)
+    return [(language, "\n".join(lines)) for language, lines in result]
+
+
+def program(answer: str, problem: Problem) -> tuple[str | None, str]:
+    """Return the program in an answer and the rule that found it, or None and what is missing."""
+    text = answer.replace("\r\n", "\n")
+    fenced = [(language, code) for language, code in blocks(text) if code.strip()]
+    codes = [code for language, code in fenced if language in PYTHON] or [code for _, code in fenced]
+    defines = re.compile(rf"(?:def|async\s+def|class)\s+{re.escape(problem.entry)}\b|{re.escape(problem.entry)}\s*[:=]")
+    for code in reversed(codes):
+        if any(defines.match(line) for line in textwrap.dedent(code).splitlines()):
+            return f"{_preamble(problem)}{textwrap.dedent(code)}\n", "block"
+    if codes:
+        return _body(codes[-1], problem, "body")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if any(defines.match(line) for line in text.splitlines()) and CODE_LINE.match(first):
+        return f"{_preamble(problem)}{text}\n", "text"
+    return _body(text, problem, "text") if CODE_LINE.match(first) else (None, "no code")
+
+
+def _body(code: str, problem: Problem, rule: str) -> tuple[str | None, str]:
+    """Put code after the prompt, if there is a prompt and the code can be a body."""
+    lines = "\n".join(dropwhile(lambda line: not line.strip(), code.rstrip().splitlines()))
+    if problem.prompt and lines[:1] in (" ", "\t"):
+        return f"{problem.prompt.rstrip()}\n{textwrap.indent(textwrap.dedent(lines), '    ')}\n", rule
+    if problem.prompt and RETURNS.search(lines):
+        return f"{problem.prompt.rstrip()}\n{textwrap.indent(lines, '    ')}\n", rule
+    return None, f"no function {problem.entry}"
+
+
+def _preamble(problem: Problem) -> str:
+    """Return the imports and helpers in the prompt, above the function that it asks for."""
+    definition = re.search(rf"^(?:async\s+)?def\s+{re.escape(problem.entry)}\b", problem.prompt, re.MULTILINE)
+    above = problem.prompt[: definition.start()] if definition else problem.before
+    return f"{above.rstrip()}\n\n" if above.strip() else ""
+
+
+def score(problem: Problem, answer: str) -> Score:
+    """Run every group of tests on the program in an answer; the rule names the first call that fails."""
+    text, rule = program(answer, problem)
+    if text is None:
+        return Score(False, None, rule)
+    groups = {name: _ready(group, problem) for name, group in problem.groups.items()}
+    limits = LIMITS_PLUS if len(groups) > 1 or "plus" in groups else LIMITS
+    results, _ = sandbox.check(text, problem.entry, groups, limits)
+    if any(result.kind == "unloadable" for result in results.values()):
+        return Score(False, text, f"{rule}; program: {next(iter(results.values())).text}")
+    passed = {name: result.kind == "passed" for name, result in results.items()}
+    shown = [f"{name} passed" if passed[name] else f"{name} failed: {result.text}" for name, result in results.items()]
+    return Score(all(passed.values()), text, f"{rule}; {'; '.join(shown)}")
+
+
+def _ready(group: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """Add the expected values to a group; they are computed once and stored in the cache folder."""
+    if "source" in group:
+        return dict(group)
+    key = row_id("expected", problem.canonical, problem.entry, group["inputs"], platform.python_version())
+    path = cache() / "expected" / f"{key}.json"
+    with LOCKS[key]:
+        if not path.exists():
+            expected = sandbox.outputs(problem.canonical, problem.entry, group["inputs"], LIMITS_EXPECTED)
+            write_text(path, json.dumps(expected))
+    return {**group, "expected": json.loads(path.read_text())}
+
+
+def tests_by_source(source: str, setup: str) -> dict[str, Any]:
+    """Make a group of tests from source code."""
+    return {"setup": setup, "source": source}
+
+
+def tests_by_inputs(inputs: list[Any], entry: str, tolerance: float) -> dict[str, Any]:
+    """Make a group of tests from inputs that are already packed."""
+    return {"inputs": inputs, "oracle": ORACLES.get(entry, ""), "tolerance": tolerance}
+
+
+def entry_in(code: str, tests: list[str], where: str) -> str:
+    """Find the function that the tests call and the solution defines, for data that does not name it."""
+    try:
+        trees = [ast.parse(code), *(ast.parse(test) for test in tests)]
+    except SyntaxError as error:
+        raise UserError(f"{where}: its code or its tests are not Python ({error.msg}).") from error
+    defined = {node.name for node in ast.walk(trees[0]) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    for node in (node for tree in trees[1:] for node in ast.walk(tree)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
+            return node.func.id
+    raise UserError(f"{where}: no test calls a function that its solution defines ({', '.join(sorted(defined))}).")
+
+
+def imports_of(code: str) -> list[str]:
+    """Return the imports of a solution: published tests run beside it, and may use what it imports."""
+    return [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]

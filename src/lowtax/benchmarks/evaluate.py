@@ -1,0 +1,99 @@
+"""Grade stored answers. Grading needs no model, so it can be repeated; a checker's opinions are kept.
+
+The answer is the text after the thought. A reply that was cut at the token limit, in its thought or after it, is wrong
+and counted as unfinished: the end of a cut text is no answer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowtax.benchmarks import Benchmark, Score, model_checker
+from lowtax.benchmarks.grading import pool
+from lowtax.benchmarks.model_checker import needs_second_opinion
+from lowtax.common.files import read_rows, write_text
+from lowtax.common.records import Grade, Prompt, Reply, row_id
+from lowtax.engines import base
+from lowtax.engines.settings import EngineSettings
+
+UNFINISHED = Score(False, None, "unfinished")
+CHUNK = 512  # answers that a checker gets at once; its opinions are then written to disk
+
+
+@dataclass(frozen=True)
+class Checker:
+    """The model that is asked about final answers which the rules reject, and how it runs (see `checker`)."""
+
+    model: str
+    engine: EngineSettings
+    preset: str = "default"
+
+
+def grade(
+    replies: Iterable[Reply],
+    task: str,
+    benchmark: Benchmark,
+    rows: Mapping[str, Prompt],
+    path: Path,
+    second_opinion: Checker | None = None,
+) -> dict[str, Grade]:
+    """Return the grades by reply id and write them to `path` as a whole; failed replies have none.
+
+    rows: the questions by prompt id.
+    """
+    answered = [reply for reply in replies if reply.finish != "failed"]
+    finished = [reply for reply in answered if reply.closed and reply.answer and reply.finish != "length"]
+    scores = pool.grade_all(benchmark, [(rows[reply.prompt_id], reply.answer) for reply in finished])
+    by_reply = {reply.id: score for reply, score in zip(finished, scores, strict=True)}
+    checker_key = [second_opinion.model, second_opinion.preset] if second_opinion else []
+    grades = {}
+    for reply in answered:
+        score = by_reply.get(reply.id, UNFINISHED)
+        grades[reply.id] = Grade(
+            id=row_id(reply.id, reply.text, task, *checker_key),
+            reply_id=reply.id,
+            task=task,
+            correct=score.correct,
+            finished=reply.id in by_reply,
+            extracted=score.extracted,
+            gold=shown(rows[reply.prompt_id]),
+            rule=score.rule,
+        )
+    if second_opinion:
+        questions = {reply.id: rows[reply.prompt_id] for reply in finished}
+        rejected = [(grades[i], row) for i, row in questions.items() if needs_second_opinion(by_reply[i], row)]
+        _check(grades, rejected, second_opinion, path)
+    _write(path, grades)
+    return grades
+
+
+def _check(
+    grades: dict[str, Grade], rejected: Sequence[tuple[Grade, Prompt]], second_opinion: Checker, path: Path
+) -> None:
+    """Put the checker's opinions into the grades of rejected answers; opinions that are in `path` are kept."""
+    earlier = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
+    stored = {grade.reply_id: earlier[grade.id].checked for grade, _ in rejected if _same(earlier.get(grade.id), grade)}
+    grades |= model_checker.checked({i: grades[i] for i in stored}, stored)
+    new = [(grade, row) for grade, row in rejected if grade.reply_id not in stored]
+    if not new:
+        return
+    settings = second_opinion.engine
+    engine = base.load(settings.name, second_opinion.model, settings.precision, settings.batch_size)
+    for start in range(0, len(new), CHUNK):
+        opinions = model_checker.check(new[start : start + CHUNK], engine, second_opinion.preset)
+        grades |= model_checker.checked(grades, opinions)
+        _write(path, grades)
+
+
+def _same(earlier: Grade | None, now: Grade) -> bool:
+    return earlier is not None and (earlier.extracted, earlier.gold) == (now.extracted, now.gold)
+
+
+def _write(path: Path, grades: Mapping[str, Grade]) -> None:
+    write_text(path, "".join(g.model_dump_json() + "\n" for g in grades.values()))
+
+
+def shown(row: Prompt) -> str:
+    """Return the gold answer as a grade shows it; tests of a program are left out."""
+    gold = str(row.gold)
+    return gold if len(gold) <= 200 else ""

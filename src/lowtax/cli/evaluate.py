@@ -1,0 +1,101 @@
+"""The command `evaluate`: reasoning tasks of a study, or of any model with any adapters."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.cli.sample import FolderOrNone, Out
+from lowtax.common.errors import UserError
+
+
+def evaluate(
+    folder: FolderOrNone = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="NAME", help="Task: a name, or a file of questions; repeatable."),
+    ] = None,
+    out: Out = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="paper: the paper's prompts, 8 samples; reference: also its extraction of answers."
+        ),
+    ] = None,
+    exam_seed: Annotated[
+        int | None, typer.Option("--exam-seed", min=0, help="Seed of the choice of questions and the order of options.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of a task.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option("--subset", help="mmlu: subjects; reasoning_gym: a data set.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Local copy of the task's questions.")] = None,
+    checker: Annotated[
+        str | None, typer.Option("--checker", help="Model that checks the answers which the rules reject.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer; 32,768 by default.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0.6 by default; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="0.95 by default.")] = None,
+    engine: Engine = "hf",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 64,
+    thinking: Thinking = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Sample and grade answers to reasoning tasks.
+
+    The answers are those of a model and its adapters; in a study, those of the base and all checkpoints.
+
+    Example: lowtax evaluate runs/quickstart
+
+    Example: lowtax evaluate --model builtin:smollm2-135m-reasoner --task arithmetic --limit 20 --max-new-tokens 128
+    --samples 4 --out exam
+    """
+    if folder:
+        if model or adapter or task or out:
+            raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
+        return _study(folder, as_json)
+    if not (model and task and out):
+        raise UserError("Give a study's folder, or --model, --task and --out.")
+    exam = {"seed": exam_seed, "n": limit, "subset": subset, "checker": checker, "file": file and str(file)}
+    drawn: dict[str, Any] = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
+    drawn |= {"temperature": temperature, "top_p": top_p}
+    from lowtax.study import tasklist
+
+    tasks = tasklist.tasks(task, preset, exam, drawn)
+    result = _standalone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking))
+    print(json.dumps(result) if as_json else (out / "reasoning.md").read_text().rstrip())
+
+
+def _study(folder: Path, as_json: bool) -> None:
+    """Sample and grade the answers of a study, and print the rates."""
+    from lowtax.cli.main import study
+
+    with study(folder) as work:
+        from lowtax.benchmarks import examine, rates
+
+        work.warn()
+        work.sample(list(work.answer_sheets().values()))
+        rows = examine.table(work.grade(), work.subjects())
+    print(json.dumps({"rows": rows}) if as_json else f"{rates.markdown(rows)}\n\n{rates.CAPTION}")
+
+
+def _standalone(
+    model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, settings: tuple[Any, ...]
+) -> dict[str, Any]:
+    with own_folder(out):
+        from lowtax.benchmarks import examine
+        from lowtax.study import adhoc
+
+        choice = engine_settings(*settings)
+        if sentence := examine.context_warning(model, choice.name, tasks):
+            say(sentence)
+        return adhoc.evaluate(adhoc.Exam(model, adapters, tasks, choice), out, say)

@@ -1,0 +1,90 @@
+"""The command `grade`: grade stored answers without a model."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from lowtax.common.errors import UserError
+
+PRESETS = ("default", "paper", "reference")
+
+
+def grade(
+    task: Annotated[str, typer.Option("--task", help="Benchmark: a name (docs/benchmarks.md) or file.py:Class.")],
+    answers: Annotated[
+        Path, typer.Option("--answers", metavar="FILE", help="Answers: CSV, JSONL, JSON or parquet, also .gz.")
+    ],
+    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="Column of the replies; a.b is b in a.")],
+    gold: Annotated[
+        str, typer.Option("--gold", metavar="COL", help="Column of the right answers; for code, of the task ids.")
+    ],
+    question: Annotated[str | None, typer.Option("--question", metavar="COL", help="Column of the questions.")] = None,
+    finish: Annotated[
+        str | None,
+        typer.Option("--finish", metavar="COL", help="Column of how replies ended; replies cut at a length are wrong."),
+    ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            "--choices", metavar="COL", help="Column of the lists of options; A to D without texts by default."
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Rules: default, paper or reference.")] = "default",
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="FILE", help="Local copy of the benchmark, for code.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Grading processes; one per core by default.")
+    ] = None,
+    checker: Annotated[
+        str | None,
+        typer.Option("--checker", metavar="MODEL", help="Model that checks boxed answers which the rules reject."),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="Engine of the checker.")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder for grades.jsonl and grades.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Grade stored answers.
+
+    Thoughts are removed. A reply whose thought did not end is unfinished, and wrong.
+
+    Example: lowtax grade --task gsm8k --answers outputs.jsonl.gz --reply response --gold gold --json
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--preset must be default, paper or reference (found {preset!r}).")
+    from lowtax.benchmarks import stored_answers
+    from lowtax.benchmarks.base import Task
+
+    wording = cast(Literal["default", "paper", "reference"], preset)
+    settings = Task(preset=wording, file=file, checker=checker)
+    columns = stored_answers.Columns(reply, gold, question, finish, choices)
+    stored = stored_answers.read(answers, columns, answers.name)
+    if checker:
+        from lowtax.common.log import quiet_libraries
+
+        quiet_libraries()
+    grades = stored_answers.grade(stored, task, settings, workers, engine)
+    summary = {"task": task, "file": answers.name, "preset": preset, **stored_answers.summary(grades)}
+    if out is not None:
+        from lowtax.common.files import write_json, write_text
+
+        write_text(out / "grades.jsonl", "".join(grade_.model_dump_json() + "\n" for grade_ in grades))
+        write_json(out / "grades.json", summary)
+    print(json.dumps(summary) if as_json else described(summary))
+
+
+def described(summary: dict[str, Any]) -> str:
+    """Return a summary as text for people."""
+    low, high = summary["interval"]
+    lines = [
+        f"accuracy    {summary['accuracy']:.4f} [{low:.4f}, {high:.4f}], {summary['correct']:,} of {summary['n']:,}",
+        f"unfinished  {summary['unfinished']:,}",
+        f"no answer   {summary['no_answer']:,}",
+    ]
+    if "checked" in summary:
+        lines.append(
+            f"checker     accepts {summary['checked_right']:,} of {summary['checked']:,} boxed, rejected answers"
+        )
+    return "\n".join([*lines, "rules:", *(f"  {count:>7,}  {rule}" for rule, count in summary["rules"].items())])

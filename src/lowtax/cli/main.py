@@ -1,0 +1,204 @@
+"""The command line: one command for each stage, and `run` for a whole recipe. `--help` does not import torch."""
+
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowtax import __version__
+from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli import options as cli_common
+from lowtax.common.errors import UserError
+from lowtax.common.launch import first_to_speak, world
+
+if TYPE_CHECKING:
+    from lowtax.study.recipe import Recipe
+    from lowtax.study.study import Study
+
+app = typer.Typer(
+    name="lowtax",
+    help="Make a reasoning LLM refuse harmful requests while it keeps its reasoning, and prove both with numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
+Folder = Annotated[Path, typer.Argument(help="A study: the --out folder of `run` or `train`.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder of the study. If it exists, the study resumes.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4; repeatable."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set and N problems of a task.")
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
+
+
+def _nothing(_: str) -> None:
+    """Print nothing, in all processes of a launch but the first."""
+
+
+def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
+    from lowtax.study.recipe import load
+
+    recipe = load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])])
+    if limit:
+        from lowtax.study.study import limited
+
+        recipe = limited(recipe, limit)
+    return recipe
+
+
+@contextmanager
+def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
+    """Open the study in a folder, and keep other processes out of the folder meanwhile."""
+    from lowtax.common.files import locked
+    from lowtax.common.log import quiet_libraries
+
+    quiet_libraries()
+    from lowtax.study.study import Study
+
+    main = world()[0] == 0
+    say = cli_common.say if main else _nothing
+    if recipe is None and not (out / "recipe.yaml").exists():
+        raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
+    with locked(out) if main else nullcontext():  # of several processes, the first locks the folder
+        yield Study(recipe, out, say) if recipe else Study.open(out, say)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    out: Out = None,
+    set_: Set = None,
+    limit: Limit = None,
+    engine: Engine = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
+) -> None:
+    """Run every stage of a recipe.
+
+    The stages are: train its arms, sample, judge, evaluate and compare. Repeat the command to resume.
+
+    Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
+    """
+    if dry_run:
+        return _dry_run(_recipe(recipe, set_, limit, engine), as_json)
+    if as_json:
+        raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
+    if out is None:
+        raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
+    with study(out, _recipe(recipe, set_, limit, engine)) as work:
+        work.run()
+    _show(out)
+
+
+def _dry_run(recipe: "Recipe", as_json: bool) -> None:
+    from lowtax.common.log import quiet_libraries
+
+    quiet_libraries()
+    from lowtax.study.dryrun.plan import plan
+    from lowtax.study.dryrun.show import show
+
+    planned = plan(recipe)
+    print(json.dumps(asdict(planned))) if as_json else show(planned)
+
+
+app.command()(train.train)
+
+
+app.command()(sample.sample)
+app.command()(sample.judge)
+app.command()(judge.calibrate)
+app.command()(judge.export)
+
+
+app.command()(evaluate.evaluate)
+app.command()(grade.grade)
+app.command()(sandbox.sandbox)
+app.command()(harness.tasks_path)
+app.command(context_settings=harness.LM_EVAL_SETTINGS)(harness.lm_eval)
+
+
+@app.command()
+def compare(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
+    ] = None,
+) -> None:
+    """Write the table and the figure of a study.
+
+    Stored replies and answers are judged and graded first. The files are table.json, table.md and frontier.png; with
+    --against, against.ARM.json.
+
+    Example: lowtax compare runs/quickstart
+    """
+    with study(folder) as work:
+        if against is not None:
+            from lowtax.study import paired
+
+            print(paired.markdown(paired.against(work, against), against))
+            return
+        work.compare()
+    _show(folder)
+
+
+app.command()(edit.edit)
+app.command()(edit.methods)
+app.command()(analyze.analyze)
+app.command()(landscape.landscape)
+app.command()(train.placements)
+app.command()(train.merge)
+
+
+def _show(out: Path) -> None:
+    print((out / "table.md").read_text())
+    print(f"picture: {out / 'frontier.png'}")
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        print(f"lowtax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options before the command."""
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main() -> None:
+    """Run the command line. An error that the user can fix is one sentence and exit code 2."""
+    try:
+        with first_to_speak():
+            app()
+    except UserError as error:
+        print(f"lowtax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        advice = "free some space and repeat the command, which resumes"
+        print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lowtax: stopped; repeat the command to resume.", file=sys.stderr)
+        sys.exit(130)

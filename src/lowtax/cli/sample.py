@@ -1,0 +1,120 @@
+"""The commands `sample` and `judge`, for a study or without one."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.common.errors import UserError
+
+FolderOrNone = Annotated[
+    Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
+
+
+def sample(
+    folder: FolderOrNone = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", metavar="SET", help="Prompt set: a name or FILE[:COLUMN]; repeatable."),
+    ] = None,
+    out: Out = None,
+    engine: Engine = "hf",
+    preset: Annotated[str | None, typer.Option("--preset", help="paper: temperature 1 and 2,048 tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply; 512 by default.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling; 1 is all tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is all.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Replies to each prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the replies.")] = None,
+    decoding: Annotated[
+        str | None, typer.Option("--decoding", help="Thoughts: default, zero_think, less_think or more_think.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    thinking: Thinking = "default",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 64,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set.")
+    ] = None,
+) -> None:
+    """Sample replies to prompts.
+
+    The replies are those of a model and its adapters; in a study, those of the base and all checkpoints.
+
+    Example: lowtax sample runs/quickstart
+
+    Example: lowtax sample --model builtin:smollm2-135m-reasoner --prompts strongreject --out replies --limit 20
+    """
+    if folder:
+        from lowtax.cli.main import study
+
+        if model or prompts or adapter:
+            raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
+        with study(folder) as work:
+            work.sample(list(work.reply_sheets().values()))
+        return
+    if not (model and prompts and out):
+        raise UserError("Give a study's folder, or --model, --prompts and --out.")
+    overrides = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "samples": samples,
+        "seed": seed,
+        "decoding": decoding,
+        "system": system,
+    }
+    with own_folder(out):
+        from lowtax.study import adhoc
+
+        sampling = adhoc.sampling(preset, overrides)
+        settings = engine_settings(engine, precision, batch_size, thinking)
+        ask = adhoc.Ask(model, adapter or [], prompts, sampling, settings, limit)
+        replies = adhoc.sample(ask, out, say)
+    print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
+
+
+def judge(
+    folder: FolderOrNone = None,
+    judge_: Annotated[str | None, typer.Option("--judge", help="Judge; in a study, instead of the recipe's.")] = None,
+    replies: Annotated[Path | None, typer.Option("--replies", help="File replies.jsonl, or its folder.")] = None,
+    on: Annotated[str | None, typer.Option("--on", help="Text to judge: answer, thought or both.")] = None,
+    out: Out = None,
+    again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
+    engine: Engine = "hf",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+) -> None:
+    """Judge stored replies.
+
+    A judge decides whether replies refuse, or whether they are harmful.
+
+    Example: lowtax judge runs/quickstart --judge refusal_words
+
+    Example: lowtax judge --replies replies --judge refusal_words --on answer --out verdicts
+    """
+    text: Any = on
+    if on not in (None, "answer", "thought", "both"):
+        raise UserError(f"--on must be answer, thought or both (found {on!r}).")
+    if folder:
+        from lowtax.cli.main import study
+
+        with study(folder) as work:
+            for kind, judged in work.judge(judge_, text, again).items():
+                labels = [verdict.label for _, verdict in judged.values()]
+                print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
+        return
+    if not (replies and judge_ and out):
+        raise UserError("Give a study's folder, or --replies, --judge and --out.")
+    with own_folder(out):
+        from lowtax.engines.settings import EngineSettings
+        from lowtax.study import adhoc
+
+        adhoc.judge(replies, judge_, text or "answer", out, EngineSettings(engine, precision, batch_size), again)
+    print((out / "safety.md").read_text())

@@ -1,0 +1,36 @@
+"""The command `sandbox`: run one program under limits."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowtax.common.errors import UserError
+
+
+def sandbox(
+    file: Annotated[Path, typer.Argument(help="Python program.")],
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.05, help="Seconds of wall-clock and of CPU time.")
+    ] = 10.0,
+    memory: Annotated[int, typer.Option("--memory", min=32, help="MB of memory of each process.")] = 1024,
+    files: Annotated[int, typer.Option("--files", min=1, help="MB of files that it may write.")] = 64,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes and threads at a time.")] = 16,
+    output: Annotated[int, typer.Option("--output", min=1, help="Bytes of stdout and stderr.")] = 1_000_000,
+) -> None:
+    """Run an untrusted program under limits.
+
+    The outcome is printed as JSON (docs/sandbox.md).
+
+    Example: lowtax sandbox program.py --timeout 5 --memory 512
+    """
+    from lowtax.benchmarks.sandbox.run import Limits, run
+
+    try:
+        program = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as a program ({error}): give a Python file in UTF-8.") from error
+    limits = Limits(timeout, max(1, round(timeout + 0.5)), memory, files, processes, output)
+    print(json.dumps(asdict(run(program, limits)) | {"limits": asdict(limits)}))

@@ -1,0 +1,257 @@
+"""The commands `train`, `placements` and `merge`."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowtax.cli.options import say
+from lowtax.common.errors import UserError
+
+if TYPE_CHECKING:
+    from lowtax.study.recipe import Recipe
+    from lowtax.study.study import Study
+
+RecipeOrNone = Annotated[
+    Path | None, typer.Argument(help="A YAML recipe; without one, give --model, --mode and --data.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", "--model_name", help="Model: a hub id, a folder or builtin:NAME.")
+]
+Mode = Annotated[str | None, typer.Option("--mode", help="What to train: full, lora_up_proj_only_from16_to31_r1 ...")]
+Number = Annotated[int | None, typer.Option(min=1)]
+PerDevice = Annotated[
+    int | None,
+    typer.Option(
+        "--per-device-batch-size",
+        "--per_device_bs",
+        min=1,
+        help="Examples of each process in one forward pass.",
+    ),
+]
+SaveStrategy = Annotated[
+    str | None,
+    typer.Option(
+        "--save-strategy", "--save_strategy", help="When to save checkpoints: epoch, steps or no (only the last)."
+    ),
+]
+
+
+def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
+    """Return the options of `lowtax train` as `key=value` settings of a recipe. Options that are None are ignored.
+
+    Raises:
+        UserError: Two options contradict each other.
+    """
+    per_device, accumulated = flags.pop("per_device_batch_size"), flags.pop("gradient_accumulation_steps")
+    strategy, every = flags.pop("save_strategy"), flags.pop("save_steps")
+    settings = {key: value for key, value in flags.items() if value is not None and value is not False}
+    if accumulated and not per_device:
+        raise UserError("--gradient-accumulation-steps needs --per-device-batch-size.")
+    if per_device:
+        settings["train.batch_size"] = per_device * processes * (accumulated or 1)
+        settings["execution.micro_batch_size"] = per_device
+    if strategy not in (None, "epoch", "steps", "no"):
+        raise UserError(f"--save-strategy must be epoch, steps or no (found {strategy!r}).")
+    if (strategy == "steps") != bool(every):
+        raise UserError("--save-strategy steps and --save-steps N must be given together.")
+    if strategy == "epoch":
+        settings["train.checkpoint_epochs"] = 1
+    if every:
+        settings["train.checkpoint_steps"] = every
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def recipe_of(
+    path: Path | None, model: str | None, mode: str | None, data: list[str] | None, settings: list[str]
+) -> "Recipe":
+    """Return the recipe of `lowtax train`: that of a file, or a study of one arm from the options.
+
+    Raises:
+        UserError: There are options beside a file, or some are missing without one.
+    """
+    from lowtax.study import recipe
+
+    if path is not None:
+        if model or mode or data:
+            raise UserError(
+                "A recipe has its own model, arms and data: remove --model, --mode and --data, or the recipe."
+            )
+        return recipe.load(path, settings)
+    if not (model and mode and data):
+        raise UserError("lowtax train needs a recipe, or all of --model, --mode and --data.")
+    values: dict[str, Any] = {"name": mode, "model": model, "data": data, "arms": {mode: {"mode": mode}}}
+    return recipe.build(values, settings, "the command line")
+
+
+def train(
+    recipe: RecipeOrNone = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, training resumes.")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
+    model: Model = None,
+    mode: Mode = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
+    per_device_batch_size: PerDevice = None,
+    gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes per step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up.")] = None,
+    save_strategy: SaveStrategy = None,
+    save_steps: Annotated[
+        int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="auto, bfloat16 or float32.")] = None,
+    thinking: Annotated[
+        str | None, typer.Option("--thinking", help="Thinking, for chat templates with a switch: on or off.")
+    ] = None,
+    ds_config: Annotated[
+        Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
+    ] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
+    ] = False,
+    validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable.")
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Push to a public repository; the default is private.")
+    ] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+    ] = None,
+) -> None:
+    """Train the arms of a recipe, or one arm without a recipe.
+
+    Example: lowtax train --model deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
+    --data direct-refusal --epochs 10 --per-device-batch-size 2 --save-strategy epoch --out runs/14b
+    """
+    if shard and not ds_config:
+        raise UserError("--shard needs --ds_config FILE, a DeepSpeed JSON file.")
+    flags = {
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.lr": lr,
+        "train.warmup_steps": warmup_steps,
+        "train.max_length": max_length,
+        "train.validation": validation,
+        "seeds": None if seed is None else [seed],
+        "precision": precision,
+        "thinking": thinking,
+        "execution.deepspeed": None if ds_config is None else str(ds_config),
+        "execution.gradient_checkpointing": gradient_checkpointing,
+        "execution.report_to": report_to,
+        "per_device_batch_size": per_device_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "save_strategy": save_strategy,
+        "save_steps": save_steps,
+    }
+    settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
+    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub, not public)
+
+
+def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None, private: bool) -> None:
+    from lowtax.cli import main
+
+    if show:
+        return _show(recipe, arm, show)
+    if out is None:
+        raise UserError("lowtax train needs --out DIR, the folder to write to.")
+    with main.study(out, recipe) as study:
+        study.check()
+        study.train(arm)
+        if repo and study.is_main:
+            _push(study, arm, repo, private)
+
+
+def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
+    """Print the first examples of an arm as they are trained."""
+    import tempfile
+
+    from rich.console import Console
+
+    from lowtax.cli import main
+
+    with tempfile.TemporaryDirectory() as folder, main.study(Path(folder), recipe) as study:
+        for text in study.shown(arm, n):
+            Console(soft_wrap=True, highlight=False).print(text)
+
+
+def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
+    from lowtax.models.hub import push
+
+    last = study.trained(arm)[-1]
+    push(Path(last.adapter or last.model), repo, private=private, say=study.say)
+
+
+def placements(
+    model: Annotated[
+        str, typer.Argument(help="Model: a hub id, a folder or builtin:NAME; only its configuration is read.")
+    ],
+    mode: Annotated[str, typer.Option("--mode", help="Mode, or a placement such as '{modules: mlp, rank: 4}'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a mode trains in a model.
+
+    Lists layers, modules, parameters and their share. No weights are loaded.
+
+    Example: lowtax placements deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --mode lora_up_proj_only_from16_to31_r1
+    """
+    from lowtax.common.log import quiet_libraries
+    from lowtax.study.recipe import build
+
+    quiet_libraries()
+    import yaml
+
+    from lowtax.models.lora import trainable_summary
+
+    key = "placement" if mode.lstrip().startswith("{") else "mode"
+    arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
+    placement = build({"model": model, "arms": {"arm": arm}}, [], "--mode").arms["arm"].where()
+    summary = trainable_summary(model, placement)
+    print(json.dumps(summary.as_json()) if as_json else summary.describe())
+
+
+def merge(
+    folder: Annotated[Path, typer.Argument(help="PEFT adapter folder; with --delete, a merged model.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder; ADAPTER_merged by default.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Base model, if not the one the adapter names.")] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Precision: float32, bfloat16, float16 or auto (that of the base).")
+    ] = "bfloat16",
+    delete: Annotated[bool, typer.Option("--delete", help="Delete a model made by `lowtax merge`.")] = False,
+) -> None:
+    """Add an adapter to its base model.
+
+    The sum is computed in float32. How much of the update is left by rounding to the --dtype is reported.
+
+    Example: lowtax merge runs/14b/arms/MODE/seed-0/checkpoint-5000 --dtype float32
+    """
+    from lowtax.common.log import quiet_libraries
+
+    quiet_libraries()
+    from lowtax.models import merging
+
+    if delete:
+        merging.delete_merged(folder)
+        print(f"deleted {folder}")
+        return
+    result = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=say)
+    print(f"merged: {result.folder}")

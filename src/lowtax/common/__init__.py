@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, records, statistics, tables, figures. Imports nothing of ours."""

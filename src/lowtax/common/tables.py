@@ -1,0 +1,54 @@
+"""Table cells: rates with their interval and n, and the Markdown tables that show them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lowtax.common import stats
+
+Cell = dict[str, Any]
+
+
+def rate(outcomes: Iterable[tuple[str, float]]) -> Cell:
+    """Return the share of outcomes that are 1, with its interval.
+
+    Args:
+        outcomes: the prompt, which is the cluster, and 0 or 1 for each outcome.
+
+    Returns:
+        `value`, `low` and `high` (None if there is no outcome), and `n`.
+    """
+    clusters: dict[str, list[float]] = {}
+    for prompt, value in outcomes:
+        clusters.setdefault(prompt, []).append(value)
+    interval = zip(("value", "low", "high"), stats.cluster_interval(clusters), strict=True)
+    rounded = {name: None if math.isnan(x) else round(x, 4) for name, x in interval}
+    return rounded | {"n": sum(map(len, clusters.values()))}
+
+
+def shown(rate: Cell | None) -> str:
+    """Return a rate with its interval as text; `-` if it was not measured."""
+    if rate is None or rate["value"] is None:
+        return "-"
+    return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+
+def markdown_table(rows: Iterable[Sequence[object]], left: int = 1, padded: bool = False) -> str:
+    """Return a GitHub table.
+
+    Args:
+        rows: the head, then the body.
+        left: the first so many columns are aligned to the left, the others to the right.
+        padded: pad the cells, so that the columns line up as plain text.
+    """
+    head, *body = [[str(cell) for cell in row] for row in rows]
+    rule = ["---" if i < left else "---:" for i in range(len(head))]
+    lines = [head, rule, *body]
+    if padded:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule[:] = [mark[0] * (width - len(mark)) + mark for mark, width in zip(rule, widths, strict=True)]
+        lines = [
+            [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+            for line in lines
+        ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,199 @@
+"""Sampling: prompts x checkpoints -> replies on disk, in one plan, with one engine for each set of base weights.
+
+A `Subject` is the base or a checkpoint of an arm. A `Sheet` is one file of replies to the same prompts. Stored replies
+are kept and failed ones drawn again. All that is missing goes to the engine at once, so that the base and all adapters
+share its batches.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import append_rows, read_rows
+from lowtax.common.records import Prompt, Reply, row_id
+from lowtax.data import chat, rendering
+from lowtax.data.chat import Thinking
+from lowtax.data.rendering import split_reply
+from lowtax.engines import base, thinking_modes
+from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.models import loading
+
+Say = Callable[[str], None]
+STORE_EVERY = 1.0  # seconds
+LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The base or a checkpoint. `made_by` is a hash of everything that decided its weights."""
+
+    arm: str
+    seed: int | None
+    checkpoint: str | None
+    step: int
+    model: str
+    adapter: str | None
+    made_by: str
+    trainable_parameters: int = 0
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One file of replies: the same prompts, with the same sampling, for every subject."""
+
+    path: Path
+    prompts: list[Prompt]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One reply to draw: its id, the subject and the prompt, and the sheet that stores it."""
+
+    id: str
+    subject: Subject
+    prompt: Prompt
+    sample: int
+    sheet: Sheet
+    thinking: Thinking = "default"
+
+    def request(self) -> base.Request:
+        """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
+        settings = self.sheet.sampling
+        system = [{"role": "system", "content": settings.system}] if settings.system else []
+        return base.Request(
+            id=self.id,
+            messages=(*system, {"role": "user", "content": self.prompt.text}),
+            adapter=self.subject.adapter,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
+            thinking=self.thinking,
+        )
+
+
+def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> list[Ask]:
+    """Return every reply of a complete sheet."""
+    how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
+    how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
+    return [
+        Ask(
+            row_id(s.made_by, engine.name, engine.precision, engine.thinking, p.id, p.text, how, k),
+            s,
+            p,
+            k,
+            sheet,
+            engine.thinking,
+        )
+        for s in subjects
+        for p in sheet.prompts
+        for k in range(sheet.sampling.samples)
+    ]
+
+
+def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, say: Say) -> None:
+    """Complete the sheets: draw every reply that is missing or failed."""
+    todo: dict[str, list[Ask]] = {}
+    for sheet in sheets:
+        stored = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
+        for ask in asks(sheet, subjects, engine):
+            if ask.id not in stored:
+                stored.add(ask.id)  # prompt sets may overlap
+                todo.setdefault(ask.subject.model, []).append(ask)
+    for model, missing in todo.items():
+        names = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
+        say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
+        loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
+        # A request that two tasks make is drawn once and stored with both.
+        _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing, say)
+
+
+def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completion]:
+    """Yield the completions, each in its sheet's decoding mode; requests of one mode share batches."""
+    modes = dict.fromkeys(ask.sheet.sampling.decoding for ask in missing)
+    for mode in modes:
+        of_mode = [ask for ask in missing if ask.sheet.sampling.decoding == mode]
+        requests = [ask.request() for ask in of_mode]
+        if mode == "default":
+            yield from engine.generate(requests)
+            continue
+        tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
+        prompt = chat.generation_prompt(tokenizer, list(requests[0].messages), of_mode[0].thinking)
+        yield from thinking_modes.generate(engine, requests, mode, rendering.opens(prompt))
+
+
+def _draw(completions: Iterator[base.Completion], missing: list[Ask], say: Say) -> None:
+    """Store replies as they arrive, at most every `STORE_EVERY` seconds."""
+    by_id: dict[str, list[Ask]] = {}
+    for ask in missing:
+        by_id.setdefault(ask.id, []).append(ask)
+    waiting: list[tuple[Path, Reply]] = []
+    began = spoke = stored = time.perf_counter()
+    done = tokens = failed = 0
+    try:
+        for completion in completions:
+            waiting += [(ask.sheet.path, reply_of(ask, completion)) for ask in by_id[completion.id]]
+            done, tokens, failed = done + 1, tokens + completion.tokens, failed + (completion.finish == "failed")
+            now = time.perf_counter()
+            if now - stored > STORE_EVERY:
+                _store(waiting)
+                stored = now
+            if now - spoke > 10:
+                say(f"  {done}/{len(by_id)} replies, {tokens / (now - began):.0f} tokens/s")
+                spoke = now
+    finally:
+        _store(waiting)
+    seconds = time.perf_counter() - began
+    say(f"  {done} replies, {tokens} tokens in {seconds:.0f} s" + (f", {failed} FAILED" if failed else ""))
+
+
+def _store(waiting: list[tuple[Path, Reply]]) -> None:
+    for path in {path for path, _ in waiting}:
+        append_rows(path, [row for where, row in waiting if where == path])
+    waiting.clear()
+
+
+def reply_of(ask: Ask, completion: base.Completion) -> Reply:
+    """Return the row that is stored for a completion."""
+    parts = split_reply(completion.text, completion.opened)
+    return Reply(
+        id=ask.id,
+        arm=ask.subject.arm,
+        seed=ask.subject.seed,
+        checkpoint=ask.subject.checkpoint,
+        source=ask.prompt.source,
+        prompt_id=ask.prompt.id,
+        prompt=ask.prompt.text,
+        sample=ask.sample,
+        text=completion.text,
+        thought=parts.thought,
+        answer=parts.answer,
+        closed=parts.closed,
+        finish=completion.finish,
+        tokens=completion.tokens,
+        error=completion.error,
+        category=ask.prompt.category,
+        goal=ask.prompt.goal,
+    )
+
+
+def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> dict[str, tuple[Ask, Reply]]:
+    """Return the replies of a complete sheet by id, in the order of the plan.
+
+    Raises:
+        UserError: Replies are missing.
+    """
+    rows = read_rows(sheet.path, Reply)
+    plan = asks(sheet, subjects, engine)
+    missing = [ask for ask in plan if ask.id not in rows]
+    if missing:
+        command = "lowtax evaluate" if sheet.path.parent.name == "answers" else "lowtax sample"
+        raise UserError(
+            f"{sheet.path} lacks {len(missing)} of {len(plan)} replies: run `{command}` on this folder first."
+        )
+    return {ask.id: (ask, rows[ask.id]) for ask in plan}

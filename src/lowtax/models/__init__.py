@@ -1,0 +1,1 @@
+"""Models, adapters and weights: load, place, merge, describe."""

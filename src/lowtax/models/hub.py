@@ -1,0 +1,91 @@
+"""Uploads of a checkpoint folder to the Hugging Face hub: weights, configuration, tokenizer and card, nothing else.
+
+Repositories are private by default, and a private push to a repository that is already public is refused.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import shorten
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json
+from lowtax.models.adapters import CONFIG, is_adapter
+from lowtax.models.model_card import hub_id
+
+Say = Callable[[str], None]
+
+IGNORED = (
+    ".*",
+    "*/.*",
+    "*.pt",
+    "*.pth",
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "merge.json",
+    "events.out.tfevents*",
+)
+"""Hidden files, the state of resumed runs, logs, and the marker of `lowtax merge`, which names local folders."""
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+    say: Say = print,
+) -> str:
+    """Upload a folder and return its address; the repository and the branch `revision` are created if absent.
+
+    Raises:
+        UserError: no checkpoint in the folder, no login, no network, or a repository that refuses the upload.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    _check(folder, say)
+    if get_token() is None:
+        raise UserError(
+            f"You are not logged in to the hub, and cannot write to {repo}: run `hf auth login`, or set HF_TOKEN."
+        )
+    api = HfApi()
+    # No network, offline mode, refusal, no such repository: an error of the HTTP library, whichever it is, or OSError.
+    errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
+    try:
+        repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise UserError(f"{repo_id} is public already: push to another repository, or push with --public.")
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message or f"{folder.resolve().name}, by lowtax",
+            ignore_patterns=list(IGNORED),
+        )
+    except errors as error:
+        raise UserError(
+            f"{folder} could not be pushed to {repo} ({shorten(str(error), 240) or type(error).__name__}); "
+            "check the network, the repository's name, and that your token may write to it."
+        ) from error
+    address = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+    say(f"  pushed {folder} to {address} ({'private' if private else 'public'}, commit {commit.oid[:12]})")
+    return address
+
+
+def _check(folder: Path, say: Say) -> None:
+    """Refuse a folder without a checkpoint, and report a base that nobody else can load."""
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no checkpoint (neither adapter_config.json nor config.json): give the folder of one."
+        )
+    if not is_adapter(folder):
+        return
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not hub_id(str(base)):
+        say(
+            f"  the adapter's base is {base!r}, which is not on the hub: anyone who loads it needs a copy of that model"
+        )

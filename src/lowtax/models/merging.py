@@ -1,0 +1,212 @@
+"""Merging of a LoRA adapter into its base, in float32 and rounded once; the loss by rounding is measured and reported.
+
+Every adapted matrix becomes round(W + s B A), with W as stored in the base checkpoint and the sum in float32; s is
+alpha / r (alpha / sqrt(r) for rsLoRA), per module if the adapter has patterns. PEFT computes s B A. In bfloat16 much of
+a small update vanishes (see `rounding`), which is why lowtax evaluates adapters unmerged.
+
+Memory: the base in its stored precision and one float32 matrix; the whole model in float32 only with that `dtype`.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lowtax import __version__
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.models import loading
+from lowtax.models.adapters import fingerprint, plain_config
+from lowtax.models.model_card import merged_card
+from lowtax.models.rounding import Rounding
+
+Say = Callable[[str], None]
+DTYPES = loading.DTYPES
+MARKER = "merge.json"
+MADE_BY = "lowtax merge"
+SHARD = "5GB"
+REMEDY = "`lowtax merge` does not merge that; serve it unmerged, or merge it with PEFT's merge_and_unload"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model, and its loss by rounding (`Rounding` defines the figures)."""
+
+    folder: Path
+    adapter: str
+    adapter_hash: str
+    base: str
+    dtype: str
+    entries: int
+    wanted: int
+    share_unmoved: float
+    cosine: float
+    untied: bool
+    warning: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return all fields but the folder, as data."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+
+def default_out(adapter: Path) -> Path:
+    """Return the default folder of a merged model: beside the adapter, with the name that the reference uses."""
+    return adapter.with_name(f"{adapter.resolve().name}_merged")
+
+
+@torch.no_grad()
+def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bfloat16", say: Say = print) -> Merged:
+    """Write base + adapter as an ordinary Hugging Face folder, as a whole or not at all.
+
+    Args:
+        adapter: a PEFT LoRA folder.
+        out: a folder that is absent or empty.
+        base: a model reference (see `models.resolve`); that of the adapter's configuration if absent.
+        dtype: float32, bfloat16, float16, or auto, which is that of the base checkpoint.
+
+    Raises:
+        UserError: a target in use, an adapter that is not a plain LoRA or not of this base, a full disk.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"--dtype {dtype!r} is not a precision; {did_you_mean(dtype, (*DTYPES, 'auto'))}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} is not empty: choose another --out, or delete a merged model with `lowtax merge {out} --delete`."
+        )
+    config = plain_config(adapter, supported=("target_parameters", "fan_in_fan_out"), remedy=REMEDY)
+    ref = base or str(config.base_model_name_or_path)
+    adapted = _load(adapter, config, ref)
+    model = adapted.get_base_model()
+    to, rounding = DTYPES.get(dtype, model.dtype), Rounding()
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    untied = [_merge_layer(model, layer, to, rounding) for layer in layers]
+    if any(untied):
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+        say("  the base ties input and output embeddings; the adapter changes one of them, so that they are untied now")
+    merged_model = adapted.unload()
+    _round_the_rest(merged_model, to)
+    precision = str(to).removeprefix("torch.")
+    merged = Merged(
+        folder=out,
+        adapter=str(adapter),
+        adapter_hash=fingerprint(adapter)[:16],
+        base=ref,
+        dtype=precision,
+        untied=any(untied),
+        warning=rounding.warning(precision),
+        **rounding.figures(),
+    )
+    _write(merged_model, merged, ref)
+    say(f"  {merged.warning or f'merged in {precision}: {rounding.sentence()}'}")
+    return merged
+
+
+def _load(adapter: Path, config: LoraConfig, ref: str) -> PeftModel:
+    """Load the base in the precision of its checkpoint, on the CPU, with the adapter's factors in float32."""
+    model = _load_base(ref, config.revision)
+    try:
+        adapted = PeftModelForCausalLM(model, config)
+        loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
+        if mismatched := [*loaded.missing_keys, *loaded.unexpected_keys]:
+            raise ValueError(f"{len(mismatched)} weights are missing or unknown, for example {mismatched[0]}")
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"The adapter in {adapter} does not fit {ref!r} ({shorten(str(error), 200)}); "
+            "give the base it was trained on with --base."
+        ) from error
+    return adapted
+
+
+def _load_base(ref: str, revision: str | None) -> PreTrainedModel:
+    where = loading.resolve(ref)
+    if where.endswith(".gguf"):
+        return loading.load_model(ref, "float32").cpu()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto", use_safetensors=True, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The base {ref!r} of the adapter could not be loaded ({shorten(str(error), 200)}); "
+            "give a folder or a hub id with --base."
+        ) from error
+    if "quantization_config" in model.config.to_dict():
+        raise UserError(f"{ref!r} is quantised; give the same model without quantisation with --base.")
+    return model
+
+
+def _merge_layer(model: PreTrainedModel, layer: LoraLayer, to: torch.dtype, rounding: Rounding) -> bool:
+    """Replace a layer's weight by the merged one; return True if it had to be untied from another module's weight."""
+    module: nn.Module = layer.get_base_layer()
+    name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+    weight = module.get_parameter(name)
+    merged = rounding.add(weight, _update(layer, weight), to)
+    tied = sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
+    if tied:
+        setattr(module, name, nn.Parameter(merged, requires_grad=False))
+    else:
+        weight.data = merged
+    return tied
+
+
+def _update(layer: LoraLayer, weight: nn.Parameter) -> Tensor:
+    """Return s B A in float32, in the shape of the weight."""
+    data = weight.data
+    if isinstance(layer, ParamWrapper):  # PEFT rounds the update of fused experts to the weight's precision
+        weight.data = torch.empty(0, dtype=torch.float32)
+    update: Tensor = layer.get_delta_weight("default")
+    weight.data = data
+    return update
+
+
+def _round_the_rest(model: PreTrainedModel, to: torch.dtype) -> None:
+    """Round the weights without an adapter one by one; those that the base stores in another precision keep it."""
+    main = model.dtype
+    for parameter in model.parameters():
+        if parameter.dtype == main:
+            parameter.data = parameter.data.to(to)
+
+
+def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
+    """Write the folder of the merged model, with a marker that lists its files."""
+    out, card = merged.folder, Path(merged.adapter) / "README.md"
+    try:
+        with atomic_folder(out) as work:
+            model.save_pretrained(work, max_shard_size=SHARD)
+            loading.load_tokenizer(ref).save_pretrained(work)
+            write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
+            names = sorted([*(path.name for path in work.iterdir()), MARKER])
+            write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how the libraries report a full disk
+        raise UserError(
+            f"{out} could not be written ({shorten(str(error), 200)}); free some disk space and repeat the command."
+        ) from error
+
+
+def delete_merged(folder: Path) -> None:
+    """Delete a folder that `merge` made, and nothing else. The marker is deleted last: a killed call can be repeated.
+
+    Raises:
+        UserError: no such folder, no marker of `merge` in it, or files in it that `merge` did not write.
+    """
+    unchanged = "nothing was deleted"
+    if not folder.is_dir() or folder.is_symlink():
+        raise UserError(f"{folder} is not a folder; {unchanged}.")
+    marker = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
+    if not isinstance(marker, dict) or marker.get("made_by") != MADE_BY:
+        raise UserError(f"{folder} was not made by `lowtax merge` (it has no {MARKER} of that command); {unchanged}.")
+    foreign = sorted({path.name for path in folder.iterdir()} - set(marker["files"]))
+    if foreign:
+        raise UserError(
+            f"{folder} has files that `lowtax merge` did not write ({', '.join(foreign[:3])}); {unchanged}."
+        )
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
+        path.unlink()
+    folder.rmdir()

@@ -1,0 +1,1 @@
+"""A study: recipe, arms, stages, comparison."""

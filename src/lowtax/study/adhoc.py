@@ -1,0 +1,174 @@
+"""Sampling, judging and evaluating without a study: any model, adapters, prompts, judge and tasks.
+
+Each writes to a folder that the user names: `sample` writes `replies.jsonl` and `card.json`; `judge` writes
+`verdicts.jsonl`, `safety.json` and `safety.md`; `evaluate` writes `answers/`, `grades/`, `reasoning.json`,
+`reasoning.md` and `card.json`. Repeated, they resume.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowtax.benchmarks import examine
+from lowtax.benchmarks import rates as reasoning
+from lowtax.benchmarks.base import Task
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.files import read_rows, write_json, write_text
+from lowtax.common.provenance import provenance
+from lowtax.common.records import Reply, Verdict, row_id
+from lowtax.common.tables import markdown_table, shown
+from lowtax.data import prompt_sets
+from lowtax.engines.sampling import Sheet, Subject, collect
+from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.judges import rates as safety
+from lowtax.judges.base import Text
+from lowtax.judges.verdicts import judge_replies
+from lowtax.models import loading
+from lowtax.models.adapters import fingerprint
+
+Say = Callable[[str], None]
+PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for replies: a model and its adapters, prompt sets by name or file, and the sampling settings."""
+
+    model: str
+    adapters: list[Path]
+    prompts: list[str]
+    sampling: Sampling
+    engine: EngineSettings
+    limit: int | None = None
+
+
+def sampling(preset: str | None, overrides: dict[str, Any]) -> Sampling:
+    """Return the settings of a preset with the overrides that are not None.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"Unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
+    chosen: dict[str, Any] = {"max_new_tokens": 512, **PRESETS.get(preset or "", {})}
+    return Sampling(**(chosen | {name: value for name, value in overrides.items() if value is not None}))
+
+
+def sample(ask: Ask, out: Path, say: Say) -> list[Reply]:
+    """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
+    sets = [prompt_sets.load(spec, n=ask.limit) for spec in ask.prompts]
+    unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
+    for set_ in sets:
+        if set_.note:
+            say(f"  {set_.name}: {set_.note}")
+    subjects = _subjects(ask.model, ask.adapters)
+    path = out / "replies.jsonl"
+    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, say)
+    how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
+    write_json(out / "card.json", _card(subjects, ask.engine, how))
+    return list(read_rows(path, Reply).values())
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A request for an evaluation: a model and its adapters, tasks by name, and the engine."""
+
+    model: str
+    adapters: list[Path]
+    tasks: dict[str, Task]
+    engine: EngineSettings
+
+
+def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
+    """Sample and grade the answers of the base and every adapter, and return their rates with the card.
+
+    Answers that are in the folder are kept.
+    """
+    subjects = _subjects(exam.model, exam.adapters)
+    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, say)
+    rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
+    how: dict[str, Any] = {"tasks": {name: task.model_dump(mode="json") for name, task in exam.tasks.items()}}
+    how["questions"] = examine.questions(exam.tasks)
+    card = _card(subjects, exam.engine, how)
+    write_json(out / "card.json", card)
+    write_json(out / "reasoning.json", {"rows": rows, **card})
+    write_text(out / "reasoning.md", f"{reasoning.markdown(rows)}\n\n{reasoning.CAPTION}\n")
+    return {"rows": rows, **card}
+
+
+def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, Any]) -> dict[str, Any]:
+    """Return how the contents of a folder were made."""
+    return {
+        "model": subjects[0].model,
+        "adapters": {s.arm: s.adapter for s in subjects if s.adapter},
+        **how,
+        "engine": {"name": engine.name, "precision": engine.precision, "thinking": engine.thinking},
+        **provenance(),
+    }
+
+
+def _subjects(model: str, adapters: Sequence[Path]) -> list[Subject]:
+    base = row_id(model, loading.identity(model))
+    subjects = [Subject("base", None, None, 0, model, None, base)]
+    for folder, name in zip(adapters, _names(adapters), strict=True):
+        made_by = row_id(base, fingerprint(folder, weights_only=True))
+        subjects.append(Subject(name, None, None, 0, model, str(folder), made_by))
+    return subjects
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that differ from each other."""
+    for depth in range(1, 2 + max((len(f.resolve().parts) for f in folders), default=0)):
+        names = ["/".join(f.resolve().parts[-depth:]) for f in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("The same adapter is given twice: give each --adapter once.")
+
+
+def judge(
+    replies: Path, name: str, on: Text, out: Path, through: EngineSettings, again: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Judge stored replies, and return the rates of every subject: name -> `safety.cell`.
+
+    Raises:
+        UserError: The file holds no replies.
+    """
+    file = replies / "replies.jsonl" if replies.is_dir() else replies
+    rows = list(read_rows(file, Reply).values())
+    if not rows:
+        raise UserError(f"{file} holds no replies: `lowtax sample --model ... --out DIR` writes them.")
+    path = out / "verdicts.jsonl"
+    if again:
+        path.unlink(missing_ok=True)
+    verdicts = judge_replies(rows, path, name, on, through)
+    names = dict.fromkeys(map(_subject_name, rows))
+    rates = {subject: _cell([r for r in rows if _subject_name(r) == subject], verdicts) for subject in names}
+    write_json(out / "safety.json", {"judge": name, "on": on, "rates": rates, **provenance()})
+    write_text(out / "safety.md", markdown(rates, name, on))
+    return rates
+
+
+def _subject_name(reply: Reply) -> str:
+    return " ".join(str(part) for part in (reply.arm, reply.checkpoint) if part is not None)
+
+
+def _cell(rows: Sequence[Reply], verdicts: dict[str, Verdict]) -> dict[str, Any]:
+    seeds: dict[int, dict[tuple[str, int], Verdict]] = {}
+    for r in rows:
+        seeds.setdefault(r.seed or 0, {})[r.prompt_id, r.sample] = verdicts[r.id]
+    return safety.cell(seeds, {r.prompt_id: r.category for r in rows})
+
+
+def markdown(rates: dict[str, dict[str, Any]], name: str, on: str) -> str:
+    """Return the rates of all subjects as a Markdown table with a caption."""
+    labels = [label for label in dict.fromkeys(label for cell in rates.values() for label in cell) if label in LABELS]
+    head = ["who", "refuses or is safe", "harmful or complies", *labels, "n"]
+    lines = [head]
+    for subject, cell in rates.items():
+        counts = [str(cell.get(label, 0)) for label in labels]
+        lines.append([subject, shown(cell), shown(cell["harm"]), *counts, str(cell["n"])])
+    return f"{markdown_table(lines)}\n\nJudge {name}, on the {on}. 95 % intervals; unparsed and failed are not in n.\n"
+
+
+LABELS = ("refusal", "partial", "compliance", "safe", "unsafe", "unfinished", "unparsed", "failed")

@@ -1,0 +1,220 @@
+"""Edited arms: made of trained arms by weight-space edits, in the folder of the same study.
+
+```
+arms/NAME/seed-S/checkpoint-N/    the adapter, and the card of the last edit (`lowtax.methods.editing`)
+arms/NAME/seed-S/card.json        the source arm, the edits, and their cost
+arms/NAME/seed-S/edits.json       the same until all checkpoints are made, with those that are
+```
+
+They are sampled, judged and compared like trained arms. A checkpoint appears as a whole or not at all, and is never
+made twice.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, write_json
+from lowtax.common.provenance import provenance
+from lowtax.common.records import row_id
+from lowtax.engines.sampling import Subject
+from lowtax.methods.base import Edit
+from lowtax.methods.editing import CARD, edit
+from lowtax.methods.loading import load
+from lowtax.models import loading
+from lowtax.models.adapters import check_adapter, fingerprint
+from lowtax.study import trained
+from lowtax.study.recipe import TO_ARM, EditedArm
+
+Say = Callable[[str], None]
+Card = dict[str, Any]
+UNDER_WAY = "edits.json"
+JOBS = ("job", "other_jobs")
+FIGURES = ("method", "changed", "rank", "norm_before", "norm_after", "cosine", "lost")  # per edit, in the card
+
+
+@dataclass(frozen=True)
+class EditedSubject(Subject):
+    """A checkpoint of an edited arm. `train_seconds` includes the edits, `edit_seconds` is the edits alone."""
+
+    edit_seconds: float = 0.0
+
+
+def check(name: str, arm: EditedArm) -> None:
+    """Refuse edits that would only fail after the training.
+
+    Raises:
+        UserError: A method, one of its fields, a model or an adapter does not exist, or a method acts in training.
+    """
+    for spec in arm.edits:
+        try:
+            configured = load(spec)
+            for field in ("aligned", "unaligned"):
+                if isinstance(ref := spec.get(field), str):
+                    loading.resolve(ref)
+            if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
+                check_adapter(Path(spec["to"]).expanduser())
+        except UserError as error:
+            raise UserError(f"edited.{name}: {error}") from error
+        if not isinstance(configured.method, Edit):
+            raise UserError(
+                f"edited.{name}: method {spec['name']!r} acts in training: name it under the methods of a trained arm."
+            )
+
+
+def cost(group: Sequence[Subject]) -> dict[str, float]:
+    """Return `edit_seconds` of one checkpoint of an edited arm, the mean over its seeds; empty for a trained arm."""
+    seconds = [subject.edit_seconds for subject in group if isinstance(subject, EditedSubject)]
+    return {"edit_seconds": round(mean(seconds), 1)} if seconds else {}
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """The plan of one edited arm for one seed: its edits, and its folder in that of all arms."""
+
+    name: str
+    arm: EditedArm
+    seed: int
+    model: str
+    arms: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its checkpoints."""
+        return self._folder_of(self.name)
+
+    def begun(self) -> bool:
+        """Return whether any of it has been made."""
+        return any((self.folder / name).exists() for name in (CARD, UNDER_WAY))
+
+    def refuse_another(self, jobs: Mapping[str, Card]) -> None:
+        """Refuse a folder that other edits made, or the same edits of other trainings.
+
+        Args:
+            jobs: the training jobs of the arms it is made of, by arm.
+
+        Raises:
+            UserError: The folder is such a one.
+        """
+        now = self._decided(jobs)
+        for file in (CARD, UNDER_WAY):
+            if not (self.folder / file).exists():
+                continue
+            before = read_json(self.folder / file)
+            differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
+            settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
+            if differs:
+                what = f"edited with other settings ({'; '.join(settings)})" if settings else "made of another training"
+                raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
+
+    def make(self, say: Say) -> None:
+        """Make the checkpoints that have not been made yet.
+
+        Raises:
+            UserError: The arms it is made of are not trained, or the folder holds another result.
+        """
+        jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
+        self.refuse_another(jobs)
+        if (self.folder / CARD).exists():
+            (self.folder / UNDER_WAY).unlink(missing_ok=True)  # left by a kill between the two writes
+            return
+        say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
+        source, decided = self._trained(self.arm.of), self._decided(jobs)
+        under_way = self.folder / UNDER_WAY
+        rows = read_json(under_way)["checkpoints"] if under_way.exists() else []
+        write_json(under_way, decided | {"checkpoints": rows})
+        for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
+            if checkpoint["name"] not in [row["name"] for row in rows]:
+                rows.append(self._one(checkpoint, say))
+                write_json(under_way, decided | {"checkpoints": rows})
+        write_json(
+            self.folder / CARD,
+            {
+                "made_by": "lowtax edit",
+                **decided,
+                "checkpoints": rows,
+                "edit_seconds": round(sum(row["edit_seconds"] for row in rows), 2),
+                "trainable_parameters": source["trainable_parameters"],
+                **provenance(),
+            },
+        )
+        under_way.unlink()
+
+    def subjects(self, base: Subject) -> list[Subject]:
+        """Return its checkpoints as subjects for sampling.
+
+        Raises:
+            UserError: They have not been made yet, or come from other edits or trainings.
+        """
+        if not (self.folder / CARD).exists():
+            raise UserError(
+                f"Arm {self.name!r}, seed {self.seed} is not edited yet: `lowtax run` or `lowtax sample` finishes it."
+            )
+        jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
+        self.refuse_another(jobs)
+        card = read_json(self.folder / CARD)
+        return [
+            EditedSubject(
+                arm=self.name,
+                seed=self.seed,
+                checkpoint=row["name"],
+                step=row["step"],
+                model=self.model,
+                adapter=str(self.folder / row["name"]),
+                made_by=row_id(self._decided(jobs), row["step"], base.made_by, row["weights"]),
+                trainable_parameters=card["trainable_parameters"],
+                train_seconds=row["seconds"],
+                edit_seconds=row["edit_seconds"],
+            )
+            for row in card["checkpoints"]
+        ]
+
+    def _one(self, checkpoint: Card, say: Say) -> Card:
+        """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
+        out, began = self.folder / checkpoint["name"], time.perf_counter()
+        between = self.folder / f".{checkpoint['name']}.edits"
+        source, cards = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
+        for partial in (out, between):  # left by a kill: finished checkpoints are listed and not made again
+            shutil.rmtree(partial, ignore_errors=True)
+        try:
+            for number, spec in enumerate(self.arm.edits, 1):
+                to = out if number == len(self.arm.edits) else between / str(number)
+                result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank, say=say)
+                cards.append(result.card)
+                source = to
+        finally:
+            shutil.rmtree(between, ignore_errors=True)
+        seconds = time.perf_counter() - began
+        seconds_of_ends = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
+        return {
+            "name": checkpoint["name"],
+            "step": checkpoint["step"],
+            "seconds": round(checkpoint["seconds"] + seconds_of_ends + seconds, 2),
+            "edit_seconds": round(seconds, 2),
+            "weights": fingerprint(out, weights_only=True)[:16],
+            "edits": [{key: card[key] for key in FIGURES} for card in cards],
+        }
+
+    def _with_paths(self, spec: Card) -> Card:
+        """Return the edit with `arm:NAME` replaced by the folder of that arm's last checkpoint."""
+        if (end := self.arm.end(spec)) is None:
+            return spec
+        return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+
+    def _decided(self, jobs: Mapping[str, Card]) -> Card:
+        """Return everything that decides the result."""
+        settings = self.arm.model_dump(mode="json")
+        settings["asked_checkpoints"] = settings.pop("checkpoints")
+        return settings | {"job": jobs[self.arm.of], "other_jobs": {name: jobs[name] for name in self.arm.ends()}}
+
+    def _folder_of(self, arm: str) -> Path:
+        return self.arms / arm / f"seed-{self.seed}"
+
+    def _trained(self, arm: str) -> Card:
+        """Return the card of a trained arm."""
+        return trained.card(self._folder_of(arm), arm, self.seed)

@@ -1,0 +1,179 @@
+"""The table of a study, from verdicts and grades: every rate with its interval.
+
+`table.json` holds all numbers, `table.md` shows them. A failure is not a zero: an unfinished reply stays in n (it
+neither refuses nor solves) and has a separate column; unparsed and failed replies are left out of n and counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowtax.benchmarks import rates
+from lowtax.common import stats
+from lowtax.common.files import write_json, write_text
+from lowtax.common.tables import Cell, markdown_table, shown
+
+Table = dict[str, Any]
+Row = Mapping[str, Any]
+Interval = tuple[float, float, float]  # value, low, high
+
+
+def compare(out: Path, table: Table) -> Table:
+    """Write `table.json` and `table.md` into a folder, and return the table with its frontier and hypervolume."""
+    rows = table["rows"]
+    best = [[row["arm"], row["checkpoint"]] for row in pareto(rows)]
+    whole = table | {"frontier": best, "hypervolume": round(stats.hypervolume(_points(rows)), 4)}
+    write_json(out / "table.json", whole)
+    write_text(out / "table.md", markdown(table))
+    return whole
+
+
+def solved(row: Row, task: str | None = None) -> Interval | None:
+    """Return the share of problems solved, of one task or the mean of all; None if a result is missing."""
+    cells = [cell for name, cell in row["reasoning"].items() if task in (None, name)]
+    if not cells or any(cell["value"] is None for cell in cells):
+        return None
+    return stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells])
+
+
+def answered(row: Row) -> Interval | None:
+    """Return the share of ordinary requests that were not refused; None if it was not measured."""
+    cell = row["over_refusal"]
+    return None if cell["value"] is None else (1 - cell["value"], 1 - cell["high"], 1 - cell["low"])
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that no other row beats in problems solved and harmful requests refused."""
+    measured = [row for row in rows if solved(row) and row["safety"]["value"] is not None]
+    return [measured[i] for i in stats.nondominated(_points(measured))]
+
+
+def _points(rows: Sequence[Row]) -> list[stats.Point]:
+    both = [(solved(row), row["safety"]["value"]) for row in rows]
+    return [(right[0], refused) for right, refused in both if right is not None and refused is not None]
+
+
+def markdown(table: Table) -> str:
+    """Return the table as Markdown: a row for each checkpoint, a caption, and further tables where they apply."""
+    rows = table["rows"]
+    tasks = list(dict.fromkeys(task for row in rows for task in row["reasoning"]))
+    lost = any(cell.get(kind, 0) for row in rows for cell in _cells(row) for kind in ("failed", "unparsed"))
+    best, taxed = pareto(rows), any("tax" in row for row in rows)
+    moved = any(row.get("update") for row in rows)
+    head = [
+        "arm",
+        "step",
+        "trainable parameters",
+        "seconds",
+        *["update norm"] * moved,
+        "harmful refused",
+        "ordinary refused",
+        *tasks,
+        *["tax"] * taxed,
+        "unfinished",
+        *["failed, unparsed"] * lost,
+    ]
+    lines = [head]
+    for row in rows:
+        cells = [row["safety"], row["over_refusal"], *(row["reasoning"].get(task) for task in tasks)]
+        lines.append([
+            f"**{row['arm']}**" if row in best else row["arm"],
+            f"{row['step']:,}",
+            f"{row['trainable_parameters'] or 0:,}",
+            f"{row['train_seconds'] or 0:,.0f}",
+            *[_update(row)] * moved,
+            *(shown(cell) for cell in cells),
+            *["-" if row["arm"] == "base" else rates.tax_shown(row.get("tax"))] * taxed,
+            f"{_count(row, 'unfinished'):,} of {sum(cell['n'] for cell in _cells(row)):,}",
+            *[f"{_count(row, 'failed'):,}, {_count(row, 'unparsed'):,}"] * lost,
+        ])  # fmt: skip
+    more = [part for part in (_answers(rows), _texts(table), _categories(table)) if part]
+    return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
+
+
+def _update(row: Row) -> str:
+    """Return the norm of the update relative to that of the matrices it changes."""
+    if not (update := row.get("update")):
+        return "-"
+    relative: float = update["relative_norm"]
+    return f"{relative:.1%}" if relative >= 0.01 else f"{100 * relative:.2g}%"
+
+
+def _answers(rows: Sequence[Row]) -> str:
+    """Return a table of how the answers to the tasks end, how long they are and what each task lost; or nothing."""
+    has_answers = any("tokens" in cell for row in rows for cell in row["reasoning"].values())
+    return rates.markdown(rows) if has_answers else ""
+
+
+def _texts(table: Table) -> str:
+    """Return a table of the other texts that were judged of the replies to harmful prompts; or nothing."""
+    rows = [row for row in table["rows"] if row.get("texts")]
+    if not rows:
+        return ""
+    names = list(rows[0]["texts"])
+    head = ["harmful requests", "step", *(f"{name} refuses or is safe" for name in names), "in part, of the answer"]
+    lines = [head]
+    for row in rows:
+        cells = [shown(row["texts"][name]) for name in names]
+        lines.append([row["arm"], f"{row['step']:,}", *cells, f"{row['safety'].get('partial', 0):,}"])
+    return markdown_table(lines)
+
+
+def _categories(table: Table) -> str:
+    """Return a table of the rates of every category of harmful prompts; or nothing."""
+    rows = [row for row in table["rows"] if row["safety"].get("categories")]
+    names = list(dict.fromkeys(name for row in rows for name in row["safety"]["categories"]))
+    if len(names) < 2:
+        return ""
+    lines = [["category", *(f"{row['arm']} {row['step']:,}" for row in rows)]]
+    lines += [[name or "none", *(shown(row["safety"]["categories"].get(name)) for row in rows)] for name in names]
+    return markdown_table(lines)
+
+
+def _caption(table: Table, tasks: Sequence[str]) -> str:
+    rows = table["rows"]
+    measured = {
+        "harmful requests": [row["safety"] for row in rows],
+        "ordinary requests": [row["over_refusal"] for row in rows],
+    }
+    measured |= {task: [row["reasoning"][task] for row in rows if task in row["reasoning"]] for task in tasks}
+    sizes = []
+    for name, cells in measured.items():
+        few, many = min((c["n"] for c in cells), default=0), max((c["n"] for c in cells), default=0)
+        sizes.append(f"{name} {many:,}" if few == many else f"{name} {few:,} to {many:,}")
+    seeds = ", ".join(str(seed) for seed in table["seeds"])
+    return (
+        f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
+        f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
+        "Rates with 95 % intervals. Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
+        f"{_on_updates(rows)}{_on_tax(table, tasks)}"
+        "Bold: on the frontier of problems solved and harmful requests refused."
+    )
+
+
+def _on_updates(rows: Sequence[Row]) -> str:
+    """Return the sentences of the caption on update norm and seconds."""
+    text = ""
+    if any(row.get("update") for row in rows):
+        text += "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. "
+    if any("edit_seconds" in row for row in rows):
+        text += "Seconds of an edited arm: those of the training it starts from, and the edits. "
+    return text
+
+
+def _on_tax(table: Table, tasks: Sequence[str]) -> str:
+    """Return the sentence of the caption on the tax."""
+    if not any("tax" in row for row in table["rows"]):
+        return ""
+    text = "Tax: the share that the base solves minus the arm's, paired by question"
+    text += ", mean of the tasks" * (len(tasks) > 1)
+    one_seed = "; one training seed, whose choice its interval does not cover. "
+    return text + (one_seed if len(table["seeds"]) < 2 else ". ")
+
+
+def _cells(row: Row) -> list[Cell]:
+    return [row["safety"], row["over_refusal"], *row["reasoning"].values()]
+
+
+def _count(row: Row, kind: str) -> int:
+    return sum(cell.get(kind, 0) for cell in _cells(row))

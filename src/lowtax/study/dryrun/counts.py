@@ -1,0 +1,170 @@
+"""Counts of training rows, steps and checkpoints, and of requests, by the code that a run uses.
+
+A count is exact where all that decides it was read. Otherwise it is an estimate, at most as large as the sizes below:
+a set that is not available has its published or requested size, an example whose text is not known fills `max_length`,
+the model finishes all of its own answers, and patience ends no run early.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lowtax import benchmarks
+from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.catalog import QUESTION_SETS
+from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt
+from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
+from lowtax.data.conversations import Conversation
+from lowtax.data.prompt_sets import prompt_set
+from lowtax.data.specs import Data
+from lowtax.data.training_sets import load, self_prompts, shares
+from lowtax.engines.sampling import Sheet, Subject, asks
+from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.study.dryrun.offline import OfflineSource
+from lowtax.study.recipe import Recipe
+from lowtax.training.encoding import encode_all
+from lowtax.training.loop import checkpoint_steps, held_out, total_steps
+from lowtax.training.packing import Batches, length
+
+TRAINING_ROWS, PROMPTS = 1000, 100  # of a set that is not available and has neither a published nor a requested size
+ANY_ENGINE = EngineSettings("any", "any", 1)
+ANY_SUBJECT = Subject("base", None, None, 0, "any", None, "any")
+
+
+@dataclass(frozen=True)
+class TrainingCount:
+    """One training run. `tokens`: all that pass through the model; `longest`: of one example; `exact`: which fields."""
+
+    rows: int
+    steps: int
+    checkpoints: int
+    tokens: int
+    longest: int
+    exact: list[str]
+
+
+@dataclass(frozen=True)
+class RequestCount:
+    """The requests of one prompt set or task.
+
+    samples: replies to each prompt by each subject. requests: replies of all subjects; a repeated prompt counts once.
+    repeated: those of them that an earlier set or task makes too, and that are drawn once.
+    """
+
+    kind: str
+    name: str
+    prompts: int
+    samples: int
+    subjects: int
+    max_new_tokens: int
+    requests: int
+    repeated: int
+    exact: bool
+
+
+class Counter:
+    """Counts of a recipe. Rows that several arms train on are encoded once."""
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, source: OfflineSource) -> None:
+        self.recipe, self.tokenizer, self.source = recipe, tokenizer, source
+        self._own: dict[str, dict[str, bool]] = {}  # file of own answers -> prompt -> whether it was read
+        self._sizes: dict[tuple[str, int, int], tuple[list[int], bool]] = {}
+
+    def training(self, arm: str, seed: int) -> TrainingCount:
+        """Count one training run.
+
+        Raises:
+            UserError: The arm has no data, or data that cannot be trained on.
+        """
+        settings = self.recipe.train_of(arm)
+        sizes, all_read = self._lengths(arm, seed, settings.max_length)
+        apart = held_out(len(sizes), settings.validation, seed)
+        rows = [size for i, size in enumerate(sizes) if i not in apart]
+        steps = total_steps(settings, len(rows))
+        checkpoints = len(checkpoint_steps(settings, len(rows), steps))
+        batches = Batches(len(rows), settings.batch_size, seed)
+        tokens = sum(rows[i] for step in range(steps) for i in batches[step])
+        only_last = not (settings.checkpoint_steps or settings.checkpoint_epochs)
+        to_the_end, by_steps = only_last or not settings.patience, bool(settings.steps)
+        exact = {
+            **dict.fromkeys(("rows", "longest"), all_read),
+            "steps": to_the_end and (all_read or by_steps),
+            "checkpoints": only_last or (to_the_end and (all_read or (by_steps and not settings.checkpoint_epochs))),
+            "tokens": to_the_end and all_read,
+        }
+        return TrainingCount(len(rows), steps, checkpoints, tokens, max(sizes), [n for n in exact if exact[n]])
+
+    def _lengths(self, arm: str, seed: int, max_length: int) -> tuple[list[int], bool]:
+        """Return the tokens of every example, and whether all of their texts are known."""
+        specs = self.recipe.data_of(arm)
+        if not specs:
+            raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
+        if (key := (str(specs), seed, max_length)) not in self._sizes:
+            parts = [(spec, self._rows(spec, seed)) for spec in specs]
+            mix = shares(parts, seed)  # type: ignore[arg-type]  # it does not look into rows
+            self._sizes[key] = self._tokens([row for part in mix for row in part], max_length)
+        return self._sizes[key]
+
+    def _tokens(self, rows: list[Conversation | None], max_length: int) -> tuple[list[int], bool]:
+        """Return the tokens of every example that are run, which are all but its last."""
+        texts = [row for row in rows if row is not None]
+        if self.tokenizer is None or not texts:
+            return [max_length - 1] * len(rows), False
+        sizes = list(map(length, encode_all(self.tokenizer, texts, max_length, self.recipe.thinking).examples))
+        return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
+
+    def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
+        """Return the rows of a source, None for each whose text is not known."""
+        published = TRAINING_SETS.get(spec.source)
+        size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
+        if spec.answers != "self":
+            loaded = self.source.read(spec.source, load, spec, seed)
+            return [None] * size if loaded is None else [*loaded.rows]
+        prompts = self.source.read(spec.source, self_prompts, spec, seed)
+        of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
+        ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
+        self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
+        return [None] * len(ids)
+
+    def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
+        """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
+        counts, seen, most = list[RequestCount](), set[str](), self.recipe.sampling.max_new_tokens
+        for name, read in sorted(self._own.items()):
+            counts.append(RequestCount("own answers", name, len(read), 1, 1, most, len(read), 0, all(read.values())))
+        for kind, name, prompts, unread, how in self._sheets():
+            ids = {ask.id for ask in asks(Sheet(Path(name), prompts, how), [ANY_SUBJECT], ANY_ENGINE)}
+            size, settings = len({p.id for p in prompts}) + unread, (how.samples, subjects, how.max_new_tokens)
+            number, repeated = subjects * (len(ids) + unread * how.samples), subjects * len(ids & seen)
+            counts.append(RequestCount(kind, name, size, *settings, number, repeated, subjects_exact and not unread))
+            seen |= ids
+        return counts
+
+    def _sheets(self) -> Iterator[tuple[str, str, list[Prompt], int, Sampling]]:
+        """Yield kind, name, the prompts that were read, how many are not available, and how to sample."""
+        for kind, specs in (("harmful", self.recipe.harmful), ("ordinary", self.recipe.ordinary)):
+            prompts, unread = list[Prompt](), 0
+            for spec in specs:
+                named = PROMPT_SETS.get(spec.source.partition(":")[0])
+                rows = self.source.read(spec.source, prompt_set, spec)
+                prompts += rows or []
+                unread += _size(named.rows if named else None, spec.n, otherwise=PROMPTS) if rows is None else 0
+            if specs:
+                yield kind, ", ".join(spec.source for spec in specs), prompts, unread, self.recipe.sampling
+        for name, task in self.recipe.tasks.items():
+            exam = QUESTION_SETS.get(task.benchmark or name)
+            published = exam.rows if exam and task.split in (None, exam.split) else None
+            rows = self.source.read(name, _questions, name, task)
+            unread = _size(published, task.n, otherwise=PROMPTS) if rows is None else 0
+            yield "task", name, rows or [], unread, task.sampling
+
+
+def _questions(name: str, task: Task) -> list[Prompt]:
+    return benchmarks.load(name, task).rows()
+
+
+def _size(*sizes: int | None, otherwise: int) -> int:
+    """Return the least of the published and the requested sizes of a set that is not available."""
+    return min((size for size in sizes if size), default=otherwise)

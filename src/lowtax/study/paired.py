@@ -1,0 +1,111 @@
+"""Paired comparison: every checkpoint of a study against one of its arms, request by request.
+
+Arms answer the same requests, so pairs of answers separate two arms far better than two rates with their intervals.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from lowtax.benchmarks import examine
+from lowtax.benchmarks import rates as reasoning
+from lowtax.common import stats
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.files import write_json
+from lowtax.common.records import Verdict
+from lowtax.common.tables import markdown_table
+from lowtax.engines.sampling import Ask, Subject
+from lowtax.judges import rates as safety
+from lowtax.study.study import Study
+
+Outcomes = dict[int, dict[str, list[float]]]  # training seed -> question -> 1 or 0 for each sample
+Results = Mapping[str, tuple[Ask, Any]]  # by reply id
+Row = dict[str, Any]
+
+
+def against(work: Study, arm: str) -> list[Row]:
+    """Compare every checkpoint with the last one of `arm`, write `against.ARM.json`, and return its rows.
+
+    Returns:
+        A row for each measure and checkpoint, with `measure`, `arm`, `checkpoint` and `step`; `value`, `low` and `high`
+        of its rate minus that of `arm` (`stats.difference`); `only_it` and `only_against`, the number of requests that
+        only one of the two refused (or solved); `p`, McNemar's exact test of these two numbers, None if a request was
+        answered more than once; and `n`.
+
+    Raises:
+        UserError: The study has no such arm.
+    """
+    groups = examine.by_checkpoint(work.subjects())
+    subjects, of_arm = [group[0] for group in groups], [group for group in groups if group[0].arm == arm]
+    if not of_arm:
+        names = list(dict.fromkeys(subject.arm for subject in subjects))
+        raise UserError(f"The study has no arm {arm!r}; {did_you_mean(arm, names)}")
+    last = max(of_arm, key=lambda group: (len(group), group[0].step))[0]  # prefer checkpoints that all seeds have
+    rows = [
+        _row(measure, subject, outcomes(subject), outcomes(last))
+        for measure, outcomes in _measures(work).items()
+        for subject in subjects
+        if subject != last
+    ]
+    write_json(work.out / f"against.{arm}.json", rows)
+    return rows
+
+
+def markdown(rows: Sequence[Row], arm: str) -> str:
+    """Return the rows as a Markdown table with a caption."""
+    lines = [["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", "p"]]
+    for row in rows:
+        p = "-" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+        where = [row["measure"], row["arm"], f"{row['step']:,}"]
+        lines.append([*where, reasoning.tax_shown(row), f"{row['only_it']:,}", f"{row['only_against']:,}", p])
+    return (
+        f"{markdown_table(lines, left=2)}\n\nDifferences of rates with 95 % intervals, on the same requests. Only it: "
+        "requests that it alone of the two refused (or solved). p: McNemar's exact test of these two numbers, if there "
+        f"is one reply a request. {len(rows)} comparisons, not corrected for their number.\n"
+    )
+
+
+def _measures(work: Study) -> Mapping[str, Callable[[Subject], Outcomes]]:
+    """Return a function for each measure, from a checkpoint to its outcomes. The base's repeat for every seed."""
+
+    def of(subject: Subject, results: Results, outcomes: Callable[[Any], Outcomes]) -> Outcomes:
+        by_seed = outcomes(examine.by_seed(results, subject.arm, subject.checkpoint))
+        return dict.fromkeys(work.recipe.seeds, by_seed.get(0, {})) if subject.arm == examine.BASE else by_seed
+
+    refusals = {f"{kind} refused": partial(of, results=all_, outcomes=_refused) for kind, all_ in work.judge().items()}
+    return refusals | {
+        task: partial(of, results=all_, outcomes=reasoning.outcomes) for task, all_ in work.grade().items()
+    }
+
+
+def _refused(verdicts: Mapping[int, Mapping[safety.Key, Verdict]]) -> Outcomes:
+    outcomes: Outcomes = {}
+    for seed, by_key in verdicts.items():
+        for (prompt, _), verdict in by_key.items():
+            if verdict.label not in safety.APART:
+                outcomes.setdefault(seed, {}).setdefault(prompt, []).append(float(verdict.label in safety.SAFE))
+    return outcomes
+
+
+def _row(measure: str, subject: Subject, one: Outcomes, two: Outcomes) -> Row:
+    seeds = one.keys() & two.keys()
+    questions = set.intersection(*({*one[seed]} & {*two[seed]} for seed in seeds)) if seeds else set[str]()
+    both = [(one[seed][question], two[seed][question]) for seed in seeds for question in questions]
+    first, second = (sum(fmean(pair[i]) > fmean(pair[1 - i]) for pair in both) for i in (0, 1))
+    single = len(seeds) == 1 and bool(both) and all(len(a) == len(b) == 1 for a, b in both)
+    value, low, high = (None if math.isnan(x) else x for x in stats.difference([(one, two)]))
+    return {
+        "measure": measure,
+        "arm": subject.arm,
+        "checkpoint": subject.checkpoint,
+        "step": subject.step,
+        "value": value,
+        "low": low,
+        "high": high,
+        "only_it": first,
+        "only_against": second,
+        "p": stats.mcnemar(first, second) if single else None,
+        "n": len(both),
+    }

@@ -1,0 +1,257 @@
+"""A recipe: everything that a user can set in a study, with one line of documentation per field.
+
+Unknown keys are refused.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from lowtax.benchmarks.base import Task
+from lowtax.common.config import Section
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data.specs import Data, PromptSet
+from lowtax.engines.settings import Sampling
+from lowtax.judges.base import Text
+from lowtax.models.placement import Placement, mode_methods, parse_mode
+from lowtax.training.settings import Execution, Train
+
+TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
+T = TypeVar("T", bound=BaseModel)
+
+
+class Arm(Section):
+    """One arm of a study: its placement, methods and data, and the fields of `train` that differ."""
+
+    mode: str | None = Field(
+        None, description="a mode string of the reference, such as lora_up_proj_only_from10_to19_r1"
+    )
+    placement: Placement | None = Field(None, description="the same in full")
+    train: dict[str, Any] = Field(default_factory=dict, description="fields of train that differ for this arm")
+    data: list[Data] | None = Field(None, description="training data of this arm, instead of the recipe's")
+    methods: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="methods to train with: {name: orthogonal, beta: 0.1, only: [down_proj]}",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Arm":
+        if (self.mode is None) == (self.placement is None):
+            raise ValueError("an arm needs either mode or placement")
+        self.where()
+        return self
+
+    def where(self) -> Placement:
+        """Return the arm's placement, from `placement` or from `mode`."""
+        return self.placement or parse_mode(str(self.mode))
+
+    def acts(self) -> list[dict[str, Any]]:
+        """Return the methods of this arm: those of its mode, then its `methods`."""
+        return [*(mode_methods(self.mode) if self.mode else []), *self.methods]
+
+
+class EditedArm(Section):
+    """An arm that is made of a trained arm by weight-space edits (docs/editing.md)."""
+
+    of: str = Field(description="the trained LoRA arm whose checkpoints are edited")
+    edits: list[dict[str, Any]] = Field(
+        min_length=1, description="edits in order, from `lowtax methods`: {name: safe_lora, aligned: REF}"
+    )
+    rank: PositiveInt | None = Field(None, description="after every edit, truncate the changed matrices to this rank")
+    checkpoints: Literal["all", "last"] = Field("last", description="the checkpoints of the arm that are edited")
+
+    def end(self, edit: dict[str, Any]) -> str | None:
+        """Return the trained arm that an edit interpolates to: NAME in {name: interpolate, to: "arm:NAME"}."""
+        to = edit.get("to")
+        is_arm = edit.get("name") == "interpolate" and isinstance(to, str) and to.startswith(TO_ARM)
+        return str(to).removeprefix(TO_ARM) if is_arm else None
+
+    def ends(self) -> list[str]:
+        """Return the trained arms that its edits interpolate to."""
+        return [end for edit in self.edits if (end := self.end(edit)) is not None]
+
+    def made_of(self) -> list[str]:
+        """Return all trained arms that it is made of."""
+        return list(dict.fromkeys([self.of, *self.ends()]))
+
+
+class Recipe(Section):
+    """A study: arms x checkpoints x seeds, measured on the same prompts and problems."""
+
+    name: str = Field("study", description="the study's name in tables")
+    model: str = Field(description="builtin:NAME, a folder, a .gguf file or a hub id")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="precision of training and evaluation; auto is bfloat16 if the hardware supports it; float16 "
+        "trains only under DeepSpeed, which scales the loss",
+    )
+    thinking: Literal["default", "on", "off"] = Field(
+        "default", description="thinking in training and sampling, for chat templates with a switch"
+    )
+    engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
+    batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
+    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
+    data: list[Data] = Field(default_factory=list, description="training data of every arm")
+    train: Train = Field(Train(), description="training settings of every arm")
+    execution: Execution = Field(Execution(), description="how training runs on the hardware")
+    arms: dict[str, Arm] = Field(default_factory=dict, description="name -> arm; the base is always included")
+    edited: dict[str, EditedArm] = Field(
+        default_factory=dict, description="name -> an arm that edits make of a trained arm"
+    )
+    sampling: Sampling = Field(Sampling(), description="sampling of harmful and ordinary prompts")
+    judge: str = Field("refusal", description="the judge of replies to harmful and ordinary prompts (docs/judges.md)")
+    judged_text: Text = Field("answer", description="the text that the judge reads")
+    judged_also: list[Text] = Field(
+        ["thought", "both"], description="further texts to judge, of replies to harmful prompts"
+    )
+    harmful: list[PromptSet] = Field(default_factory=list, description="prompts to refuse: the safety axis")
+    ordinary: list[PromptSet] = Field(default_factory=list, description="prompts to answer: over-refusal")
+    tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning task -> settings")
+
+    @field_validator("arms", "edited")
+    @classmethod
+    def _names(cls, arms: dict[str, Any]) -> dict[str, Any]:
+        for name in arms:
+            if name == "base" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"arm name {name!r}: letters, digits, '.', '-' and '_' only, and not 'base'")
+        return arms
+
+    @model_validator(mode="after")
+    def _edits_of_trained_arms(self) -> "Recipe":
+        for name, arm in self.edited.items():
+            if name in self.arms:
+                raise ValueError(f"edited.{name} has the name of a trained arm: give it another")
+            for source in arm.made_of():
+                self._refuse_source(source, f"edited.{name}")
+        return self
+
+    def _refuse_source(self, of: str, where: str) -> None:
+        """Raise ValueError unless `of` is a trained arm whose adapters can be edited."""
+        if of not in self.arms:
+            hint = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
+            raise ValueError(f"{where}: there is no trained arm {of!r}; {hint}")
+        placement = self.arms[of].where()
+        if placement.kind == "full":
+            raise ValueError(f"{where}: {of!r} is fine-tuned in full, and only adapters are edited: name a LoRA arm")
+        if placement.parameters:
+            raise ValueError(f"{where}: {of!r} adapts {placement.parameters[0]}, and only linear modules are edited")
+
+    def train_of(self, arm: str) -> Train:
+        """Return the training settings of one arm."""
+        return _checked(
+            Train, {**self.train.model_dump(exclude_unset=True), **self.arms[arm].train}, f"arms.{arm}.train"
+        )
+
+    def data_of(self, arm: str) -> list[Data]:
+        """Return the training data of one arm."""
+        specs = self.arms[arm].data
+        return self.data if specs is None else specs
+
+
+def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe.
+
+    Args:
+        settings: `dotted.key=value` overrides, with values in YAML.
+
+    Raises:
+        UserError: The file cannot be read, or a key or a value is wrong.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
+    return build(values, settings or [], str(path))
+
+
+def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:
+    """Return the recipe of these keys.
+
+    Args:
+        settings: `dotted.key=value` overrides.
+        where: the recipe's name in errors.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    for setting in settings:
+        _override(values, setting)
+    recipe = _checked(Recipe, values, where)
+    for arm in recipe.arms:
+        recipe.train_of(arm)
+    return recipe
+
+
+def _override(values: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {setting!r} is not of the form key=value, for example --set train.lr=1e-4.")
+    *parents, last = key.split(".")
+    node: Any = values
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node[part] = node.get(part) if node.get(part) is not None else {}
+            node = node[part]
+        else:
+            raise UserError(f"--set {setting!r}: {part!r} is not a section of the recipe.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting!r}: the value is not valid YAML.") from error
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {setting!r}: {key!r} is not a key that can be set.")
+
+
+def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or where
+        if problem["type"] == "extra_forbidden":
+            hint = did_you_mean(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
+            raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
+        message = problem["msg"].removeprefix("Value error, ")
+        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        raise UserError(f"{where}: {place}: {message}{value}.") from error
+
+
+def _keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the section at `path`."""
+    sections: dict[str, type[BaseModel]] = {
+        "data": Data,
+        "train": Train,
+        "execution": Execution,
+        "arms": Arm,
+        "edited": EditedArm,
+        "sampling": Sampling,
+        "harmful": PromptSet,
+        "ordinary": PromptSet,
+        "tasks": Task,
+        "placement": Placement,
+    }
+    for part in reversed(path):
+        if part in sections:
+            return list(sections[part].model_fields)
+    return list(kind.model_fields)  # type: ignore[attr-defined]

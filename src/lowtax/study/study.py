@@ -1,0 +1,371 @@
+"""A study: a recipe's arms x checkpoints x seeds in one folder, stage by stage. Every stage can be repeated.
+
+```
+DIR/recipe.yaml                          the recipe, resolved
+DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning; edited arms, too
+DIR/data/*.jsonl                         the model's own answers, if the recipe trains on them
+DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
+DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
+DIR/answers/TASK.jsonl  grades/TASK.jsonl
+DIR/updates.json                         the size of each checkpoint's update
+DIR/table.json  table.md  frontier.png  card.json
+```
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.text import Text
+
+from lowtax.benchmarks import examine
+from lowtax.common import launch
+from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.files import read_json, write_json, write_text
+from lowtax.common.provenance import provenance
+from lowtax.common.records import Verdict, row_id
+from lowtax.data import prompt_sets, training_sets
+from lowtax.data.specs import Data
+from lowtax.engines import base
+from lowtax.engines.sampling import Ask, Sheet, Subject, collect, replies_of
+from lowtax.engines.settings import EngineSettings
+from lowtax.judges import base as judges
+from lowtax.judges import rates
+from lowtax.judges.verdicts import judge_replies
+from lowtax.models import loading
+from lowtax.study import arms, recipe, trained, update_norms
+from lowtax.study.compare import compare
+from lowtax.study.recipe import Recipe
+from lowtax.training import distributed, encoding, loop
+from lowtax.training.job import Job
+
+Say = Callable[[str], None]
+SETS = ("harmful", "ordinary")
+Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
+
+
+class Study:
+    """A recipe bound to a folder."""
+
+    def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
+        self.recipe, self.out, self.say = settings, out, say
+        self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
+        self.is_main = launch.world()[0] == 0
+        self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
+        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking)
+        self.base = Subject(
+            "base", None, None, 0, settings.model, None, row_id(settings.model, loading.identity(settings.model))
+        )
+
+    @classmethod
+    def open(cls, out: Path, say: Say) -> "Study":
+        """Open the study that an earlier `run` or `train` started in a folder.
+
+        Raises:
+            UserError: The folder holds no study.
+        """
+        if not (out / "recipe.yaml").exists():
+            raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
+        return cls(recipe.load(out / "recipe.yaml"), out, say)
+
+    def check(self) -> None:
+        """Refuse a recipe that would only fail later.
+
+        Raises:
+            UserError: An engine, judge, task, prompt set, split or edit does not exist.
+        """
+        base.find(self.engine.name)
+        judges.check(self.recipe.judge)
+        for name, arm in self.recipe.edited.items():
+            arms.check(name, arm)
+        self.reply_sheets()
+        self.answer_sheets()
+
+    def write_recipe(self) -> None:
+        """Write the resolved recipe to the folder."""
+        if not self.is_main:
+            return
+        write_text(
+            self.out / "recipe.yaml",
+            yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
+        )
+
+    # --- train
+
+    def train(self, only: str | None = None) -> None:
+        """Train every arm, or one, for every seed. Finished runs are skipped.
+
+        Raises:
+            UserError: The folder holds a run with other settings.
+        """
+        jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
+        for (arm, seed), job in jobs.items():
+            job.require_same(self._arm_folder(arm, seed))
+        for plan in self.edit_plans():
+            if plan.begun():
+                jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
+                plan.refuse_another(jobs_of)
+        self.write_recipe()
+        for (arm, seed), job in jobs.items():
+            folder = self._arm_folder(arm, seed)
+            if not (folder / "card.json").exists():
+                self.say(f"training {arm}, seed {seed}")
+            loop.train(job, folder, self.say)
+
+    def job(self, arm: str, seed: int) -> Job:
+        """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
+
+        Raises:
+            UserError: The arm has no training data.
+        """
+        specs = self.recipe.data_of(arm)
+        if not specs:
+            raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
+        loaded = [self._loaded(spec, seed) for spec in specs]
+        shares = training_sets.shares([(source.spec, source.rows) for source in loaded], seed)
+        return Job(
+            model=self.recipe.model,
+            placement=self.recipe.arms[arm].where(),
+            settings=self.recipe.train_of(arm),
+            seed=seed,
+            precision=self.precision,
+            rows=[row for rows in shares for row in rows],
+            methods=self.recipe.arms[arm].acts(),
+            thinking=self.recipe.thinking,
+            execution=self.recipe.execution,
+            sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
+            mode=self.recipe.arms[arm].mode,
+        )
+
+    def shown(self, arm: str | None, n: int) -> list[Text]:
+        """Return the first n training examples of an arm, by default the first, as they are trained."""
+        if not self.recipe.arms:
+            raise UserError("The recipe has no arms, so there is no example to show.")
+        job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
+        tokenizer = loading.load_tokenizer(job.model)
+        examples = encoding.encode_all(tokenizer, job.rows[:n], job.settings.max_length, self.recipe.thinking).examples
+        return [encoding.show(tokenizer, e) for e in examples]
+
+    def _arms(self, only: str | None) -> list[str]:
+        if only is not None and only not in self.recipe.arms:
+            if only in self.recipe.edited:
+                source = self.recipe.edited[only].of
+                raise UserError(f"Arm {only!r} is not trained but edited: name {source!r} instead.")
+            raise UserError(f"Unknown arm {only!r}; {did_you_mean(only, self.recipe.arms)}")
+        return list(self.recipe.arms) if only is None else [only]
+
+    def _loaded(self, spec: Data, seed: int) -> training_sets.TrainingSet:
+        """Return the rows of a source, read once for all arms."""
+        key = (spec.model_dump_json(), seed)
+        if key not in self._sources:
+            self._sources[key] = (
+                self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
+            )
+        return self._sources[key]
+
+    def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
+        prompts = training_sets.self_prompts(spec, seed)
+        name = "".join(c if c.isalnum() else "_" for c in spec.source)
+        sheet = Sheet(
+            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
+        )
+        with distributed.main_first():
+            collect([sheet], [self.base], self.engine, self.say)
+        replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
+        rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
+        return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
+
+    def _arm_folder(self, arm: str, seed: int) -> Path:
+        return self.out / "arms" / arm / f"seed-{seed}"
+
+    # --- edit
+
+    def edit(self) -> None:
+        """Make every edited arm for every seed. Finished ones are skipped.
+
+        Raises:
+            UserError: The folder holds the result of other edits or of another training.
+        """
+        for plan in self.edit_plans():
+            plan.make(self.say)
+
+    def edit_plans(self, only: str | None = None) -> list[arms.EditPlan]:
+        """Return the plans of all edited arms, or of one, for every seed."""
+        return [
+            arms.EditPlan(name, arm, seed, self.recipe.model, self.out / "arms")
+            for name, arm in self.recipe.edited.items()
+            for seed in self.recipe.seeds
+            if only in (None, name)
+        ]
+
+    # --- subjects and sheets
+
+    def subjects(self, only: str | None = None) -> list[Subject]:
+        """Return the base and every checkpoint, or those of one arm; trained arms come first.
+
+        Raises:
+            UserError: A checkpoint has not been made yet.
+        """
+        trained_ones = [] if only in self.recipe.edited else self.trained(only)
+        return [self.base, *trained_ones, *(s for plan in self.edit_plans(only) for s in plan.subjects(self.base))]
+
+    def trained(self, only: str | None = None) -> list[Subject]:
+        """Return every checkpoint of the trained arms, or of one."""
+        full = {arm: settings.where().kind == "full" for arm, settings in self.recipe.arms.items()}
+        return [
+            subject
+            for arm in self._arms(only)
+            for seed in self.recipe.seeds
+            for subject in trained.subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
+        ]
+
+    def reply_sheets(self) -> dict[str, Sheet]:
+        """Return the sheets of harmful and of ordinary prompts, by name."""
+        sheets = {}
+        for name in SETS:
+            prompts = [p for spec in getattr(self.recipe, name) for p in prompt_sets.prompt_set(spec)]
+            if prompts:
+                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.sampling)
+        return sheets
+
+    def answer_sheets(self) -> dict[str, Sheet]:
+        """Return the sheets of all tasks, by name."""
+        return examine.sheets(self.recipe.tasks, self.out)
+
+    # --- the stages after training
+
+    def sample(self, sheets: Sequence[Sheet]) -> None:
+        """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
+        _refuse_launch("sample")
+        self.edit()
+        collect(sheets, self.subjects(), self.engine, self.say)
+
+    def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
+        """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
+
+        Args:
+            name: a judge other than the recipe's.
+            on: a text other than the recipe's.
+            again: delete the stored verdicts of this judge first.
+        """
+        subjects = self.subjects()
+        for kind in SETS if again else ():
+            self._verdicts(kind, name).unlink(missing_ok=True)
+        return {kind: self._judged(kind, name, on, subjects) for kind in self.reply_sheets()}
+
+    def _judged(self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject]) -> Judged:
+        name, on = name or self.recipe.judge, on or self.recipe.judged_text
+        stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
+        verdicts = judge_replies(
+            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine
+        )
+        return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
+
+    def _verdicts(self, kind: str, name: str | None) -> Path:
+        return self.out / "verdicts" / f"{kind}.{examine.file_name(name or self.recipe.judge)}.jsonl"
+
+    def warn(self) -> None:
+        """Warn about tasks whose answers do not fit the model's context."""
+        if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
+            self.say(sentence)
+
+    def grade(self) -> dict[str, examine.TaskResult]:
+        """Return the grades of the stored answers, with the answers (`examine.grade`)."""
+        return examine.grade(self.recipe.tasks, self.out, self.subjects(), self.engine)
+
+    def compare(self) -> dict[str, Any]:
+        """Judge and grade what is stored; write the table and the picture; return the table."""
+        verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
+        also: list[judges.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
+        beside: dict[str, Judged] = {
+            text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
+        }
+        from lowtax.study.frontier import frontier
+
+        moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE, self.say)
+        table = {
+            "rows": [
+                self._table_row(group, verdicts, beside, grades) | {"update": update_norms.cell(group, moved)}
+                for group in examine.by_checkpoint(subjects)
+            ],
+            "recipe": self.recipe.name,
+            "model": self.recipe.model,
+            "precision": self.precision,
+            "seeds": self.recipe.seeds,
+            "judge": self.recipe.judge,
+            "judged_text": self.recipe.judged_text,
+            "versions": provenance()["versions"],
+        }
+        table = compare(self.out, table)
+        frontier(table, self.out / "frontier.png")
+        return table
+
+    def _table_row(
+        self,
+        group: list[Subject],
+        verdicts: dict[str, Judged],
+        beside: dict[str, Judged],
+        grades: dict[str, examine.TaskResult],
+    ) -> dict[str, Any]:
+        first = group[0]
+        row: dict[str, Any] = {
+            "arm": first.arm,
+            "checkpoint": first.checkpoint,
+            "step": first.step,
+            "trainable_parameters": first.trainable_parameters,
+            "train_seconds": round(sum(s.train_seconds for s in group) / len(group), 1),
+            **arms.cost(group),
+        }
+        for column, kind in (("safety", "harmful"), ("over_refusal", "ordinary")):
+            judged = verdicts.get(kind, {})
+            categories = {ask.prompt.id: ask.prompt.category for ask, _ in judged.values()}
+            row[column] = rates.cell(examine.by_seed(judged, first.arm, first.checkpoint), categories)
+        row["texts"] = {
+            text: rates.cell(examine.by_seed(judged, first.arm, first.checkpoint)) for text, judged in beside.items()
+        }
+        row["reasoning"], row["tax"] = examine.rates(grades, first)
+        return row
+
+    def run(self) -> dict[str, Any]:
+        """Run every stage, from the recipe to the picture, and return the table."""
+        _refuse_launch("run")
+        began = time.perf_counter()
+        self.check()
+        self.train()
+        self.edit()
+        self.warn()
+        self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
+        table = self.compare()
+        self._write_card(time.perf_counter() - began)
+        return table
+
+    def _write_card(self, seconds: float) -> None:
+        """Write how the study was made. `seconds` has one entry for each call."""
+        path = self.out / "card.json"
+        earlier = read_json(path)["seconds"] if path.exists() else []
+        write_json(
+            path,
+            {
+                "recipe": self.recipe.model_dump(mode="json"),
+                "questions": examine.questions(self.recipe.tasks),
+                "precision": self.precision,
+                "seconds": [*earlier, round(seconds, 1)],
+                **provenance(),
+            },
+        )
+
+
+def _refuse_launch(stage: str) -> None:
+    if launch.world()[1] > 1:
+        raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
+
+
+def limited(settings: Recipe, n: int) -> Recipe:
+    """Return the recipe with at most n prompts in each set and n problems in each task."""
+    sets = {
+        kind: [spec.model_copy(update={"n": min(n, spec.n or n)}) for spec in getattr(settings, kind)] for kind in SETS
+    }
+    tasks = {name: task.model_copy(update={"n": min(n, task.n or n)}) for name, task in settings.tasks.items()}
+    return settings.model_copy(update={**sets, "tasks": tasks})

@@ -1,0 +1,190 @@
+"""Encode a training set as tokens: all rows at once, overlong rows counted, every example decoded and compared."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from lowtax.common.errors import UserError
+from lowtax.data import chat, rendering, special_tokens
+from lowtax.data.chat import Thinking
+from lowtax.data.conversations import Conversation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training conversation as tokens; only the completion carries loss.
+
+    whole: the completion is complete; False if `max_length` cut off its end.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The examples of a training set, and counts of the rows that were cut or dropped.
+
+    rows: row number of each example.
+    truncated: examples that `max_length` cut, so that they have no end-of-turn token.
+    dropped: rows whose prompt alone fills `max_length`.
+    without_thought: rows whose thought has no place in their rendering after this prompt.
+    """
+
+    examples: list[Example]
+    rows: list[int]
+    truncated: int = 0
+    dropped: int = 0
+    without_thought: int = 0
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each way in which rows are not trained as they are in the data."""
+        total = len(self.examples) + self.dropped
+        counts = (
+            (self.truncated, "training rows are longer than train.max_length and lose their end"),
+            (self.dropped, "training rows are left out: their prompt alone fills train.max_length"),
+            (
+                self.without_thought,
+                "training rows lose their thought: their rendering has no place for it after this prompt",
+            ),
+        )
+        return [f"{number} of {total} {text}." for number, text in counts if number]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    max_length: int,
+    thinking: Thinking = "default",
+) -> Encoded:
+    """Return rows as examples of at most `max_length` tokens, in order; longer ones lose their end.
+
+    Every whole example is checked, as by `check`.
+
+    Raises:
+        UserError: There are no rows, none fits as a whole (the model would never see a turn end), or a check fails.
+    """
+    if not rows:
+        raise UserError("There are no training rows.")
+    around = chat.turn(tokenizer, thinking)
+    written = [
+        chat.write(tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking)
+        for row, messages in zip(
+            rows,
+            (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
+            strict=True,
+        )
+    ]
+    prompts = special_tokens.encode_all(tokenizer, [w.prompt for w in written])
+    completions = [[*ids, around.end] for ids in chat.encode(tokenizer, [w.completion for w in written])]
+    fits = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
+    examples = []
+    for i in fits:
+        room = max_length - len(prompts[i])
+        examples.append(Example(prompts[i], completions[i][:room], len(completions[i]) <= room))
+    if not any(e.whole for e in examples):
+        lengths = sorted(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+        raise UserError(
+            f"All {len(rows)} training rows are longer than train.max_length {max_length} (the shortest has "
+            f"{lengths[0]} tokens, the longest {lengths[-1]}): raise it, or choose shorter rows."
+        )
+    for i, e in zip(fits, examples, strict=True):
+        if e.whole:
+            _check(tokenizer, e, rows[i], around.end, written[i].keeps_thought)
+    return Encoded(
+        examples,
+        fits,
+        truncated=sum(not e.whole for e in examples),
+        dropped=len(rows) - len(fits),
+        without_thought=sum(bool(r.thought) and not w.keeps_thought for r, w in zip(rows, written, strict=True)),
+    )
+
+
+def check(
+    tokenizer: PreTrainedTokenizerBase, example: Example, conversation: Conversation, masked_by_id: bool = False
+) -> None:
+    """Decode an example and compare it with its conversation. A cut example is not checked.
+
+    Args:
+        tokenizer: the tokenizer that made the example.
+        example: the example.
+        conversation: the row it was made from.
+        masked_by_id: also require that a trainer which masks labels by token id would train the end-of-turn token.
+
+    Raises:
+        UserError: Thought, answer or end-of-turn token is missing from what is trained.
+    """
+    if masked_by_id and (warning := chat.masked_by_id_warning(tokenizer)):
+        raise UserError(warning)
+    if not example.whole:
+        return
+    layout, prompt = rendering.named(conversation.rendering), _decode(tokenizer, example.prompt)
+    sampled_prompt = prompt if layout.as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
+    _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(sampled_prompt))
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase, example: Example, conversation: Conversation, end: int, keeps_thought: bool
+) -> None:
+    *body, last = example.completion
+    name = tokenizer.convert_ids_to_tokens(end)
+    row = f"The training row {conversation.prompt[:60]!r}"
+    if last != end:
+        raise UserError(
+            f"{row} does not end with {name!r}, at which the model stops, so it would never learn to stop; "
+            "end its completion with chat.end_of_turn(tokenizer)."
+        )
+    if end in body:
+        raise UserError(f"{row} has the end-of-turn token {name!r} inside its answer: remove it from the text.")
+    expected = {"answer": conversation.answer}
+    if keeps_thought:
+        expected["thought"] = conversation.thought or ""
+    trained = _decode(tokenizer, body)
+    normalised = _normalised(trained)
+    for part, text in expected.items():
+        if _normalised(text) not in normalised:
+            raise UserError(
+                f"{row} loses its {part} in tokenization: {text.strip()[:60]!r} became {trained[:120]!r}; "
+                "check the chat template and the tokenizer, or what made these tokens."
+            )
+
+
+def _normalised(text: str) -> str:
+    """Return a text without what tokenizers may change: white space and compatibility characters."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def show(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
+    """Return an example as it is trained: the prompt dim, the completion green, special tokens bold.
+
+    Line breaks are marked, and headings separate the two parts, so that it can be read without colours.
+    """
+    shown = Text()
+    parts = (("prompt, no loss", example.prompt, "dim"), ("trained", example.completion, "green"))
+    for heading, ids, style in parts:
+        shown.append(f"--- {heading}: {len(ids)} tokens\n", style="bold")
+        for special, run in _runs(tokenizer, ids):
+            text = _decode(tokenizer, run)
+            shown.append(text if special else text.replace("\n", "↵\n"), style=f"bold {style}" if special else style)
+        shown.append("\n" if example.whole or heading != "trained" else " [cut here by max_length]\n", style="bold")
+    return shown
+
+
+def _runs(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[bool, list[int]]]:
+    """Split tokens into runs of special and ordinary ones; characters of several tokens stay whole in a run."""
+    specials = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    runs: list[tuple[bool, list[int]]] = []
+    for token in ids:
+        special = token in specials
+        if not runs or runs[-1][0] != special:
+            runs.append((special, []))
+        runs[-1][1].append(token)
+    return runs

@@ -1,0 +1,397 @@
+"""Supervised fine-tuning on packed rows, in full or by LoRA, on one device or many; resumable, deterministic on CPU.
+
+Backward stops at the first trained layer, and forward runs below it once per example (`frozen_prefix`). Randomness in a
+step (LoRA's dropout) is drawn from the seed, the step and the process, so that a resumed run needs no random state.
+`packing`, `objective` and `fused_layers` hold the rest of what makes training fast.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lowtax.common import launch
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, write_json
+from lowtax.data import chat
+from lowtax.methods.loading import load_all
+from lowtax.models import loading
+from lowtax.models.lora import adapt, first_trained_layer
+from lowtax.models.model_card import model_card
+from lowtax.training import checkpoints, distributed, frozen_prefix, sharding
+from lowtax.training.checkpoints import Checkpoint, Store
+from lowtax.training.encoding import encode_all
+from lowtax.training.job import Job as Job
+from lowtax.training.objective import choose_objective, layers_from, unwrap
+from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, kept_memory, length, pack
+from lowtax.training.parameters import GatheredParameters, TrainedParameters
+from lowtax.training.probe import ModelProbe, attach
+from lowtax.training.progress import Log, Step, diverged, schedule
+from lowtax.training.settings import Train
+
+Say = Callable[[str], None]
+Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
+
+
+def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
+    """Run a job, or resume it after a kill, and return its checkpoints in order.
+
+    Writes `checkpoint-STEP/` folders and `steps.jsonl`, `.state/` during the run, and `card.json` at the end. If a
+    launcher started several processes, all of them must call this.
+
+    Args:
+        job: the job.
+        out: its folder; a finished job in it is not run again.
+        say: receives sentences about progress, in the main process only.
+
+    Raises:
+        UserError: The folder has another job, the job cannot be trained, training diverges, or memory or disk run out.
+    """
+    rank, _ = launch.world()
+    job.require_same(out)
+    if (out / "card.json").exists():
+        checkpoints.clean(out)
+        return [Checkpoint(**row) for row in read_json(out / "card.json")["checkpoints"]]
+    if rank == 0:
+        write_json(out / "job.json", job.describe())
+    own_gpu = [launch.local_rank()] if torch.cuda.is_available() else []
+    with kept_memory(), torch.random.fork_rng(devices=own_gpu):
+        torch.manual_seed(job.seed)
+        run = TrainingRun(job, out, say)
+        run.finish()
+    if rank == 0:
+        revision = getattr(unwrap(run.model).config, "_commit_hash", None)  # transformers sets it for models of the hub
+        write_json(out / "card.json", job.card(run.checkpoints, run.trainable, revision, run.world))
+        checkpoints.clean(out)
+    run.acc.wait_for_everyone()
+    sharding.release(run.acc, run.model)
+    return run.checkpoints
+
+
+class TrainingRun:
+    """A job in progress: model, optimiser, methods and files.
+
+    parameters: the trained parameters, and the tensors that the optimiser moves.
+    step_parameters: the same as methods see them; gathered copies if a framework keeps weights in parts.
+    trainable: the number of trained parameters that can move.
+    """
+
+    def __init__(self, job: Job, out: Path, say: Say, load: Load | None = None) -> None:
+        self.job, self.out, self.settings = job, out, job.settings
+        self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
+        self.rank, self.world = self.acc.process_index, self.acc.num_processes
+        self.say = say if self.acc.is_main_process else lambda _: None
+        self._encode()
+        self._build(load or sharding.loader(self.acc))
+        self.total = total_steps(job.settings, len(self.examples))
+        self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
+        self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
+        self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
+        self._load_state()
+        self.prefix = self._build_prefix()
+
+    def _encode(self) -> None:
+        """Encode the rows, and set some aside for validation."""
+        if not self.job.rows:
+            raise UserError("There are no training rows: the recipe's data is empty.")
+        self.tokenizer = loading.load_tokenizer(self.job.model)
+        encoded = encode_all(self.tokenizer, self.job.rows, self.settings.max_length, self.job.thinking)
+        for sentence in encoded.notes():
+            self.say(f"  {sentence}")
+        apart = held_out(len(encoded.examples), self.settings.validation, self.job.seed)
+        self.examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
+        self.held_out = [e for i, e in enumerate(encoded.examples) if i in apart]
+
+    def _build(self, load: Load) -> None:
+        """Load the model and make all that a step needs of it: objective, optimiser, methods and probe."""
+        job = self.job
+        methods = load_all(job.methods)
+        sharding.require_supported(self.acc, methods, job.model)
+        loaded = load(job.model, job.precision)
+        if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
+            self.say(f"  {warning}")
+        self.model = adapt(loaded, job.placement, job.model)
+        sharding.make_shardable(self.acc, self.model, bool(methods))
+        if job.execution.gradient_checkpointing:
+            loaded.gradient_checkpointing_enable({"use_reentrant": False})
+        examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
+        self.objective, note = choose_objective(self.model, examples, sharded, fuse=not job.execution.compile)
+        if note:
+            self.say(f"  {note}: training with transformers' own forward pass")
+        if job.execution.compile:
+            for layer in unwrap(self.model).get_decoder().layers:
+                layer.compile(dynamic=True)
+        self.model.train()
+        framework = sharding.keeps_masters(self.acc)
+        self.parameters = TrainedParameters.of(self.model, own_masters=not framework)
+        self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.live)
+        optimizer = torch.optim.AdamW(
+            self.parameters.master,
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            fused=self.acc.device.type == "cuda" or None,
+        )
+        self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
+        if framework:
+            self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
+        self.step_parameters = self.parameters
+        if framework and methods:
+            self.step_parameters = GatheredParameters.gathered(self.acc, self.wrapped, self.model)
+        self.methods = attach(methods, self.model, self.step_parameters)
+        self.probe = ModelProbe(
+            self.objective, self.step_parameters, self.tokenizer, self.settings.max_length, job.thinking
+        )
+        self.store = Store(self.out, self.acc, self.wrapped, self.parameters)
+
+    def _load_state(self) -> None:
+        """Resume after a kill, or prepare the methods of a new run."""
+        saved = self.store.load_state(self.optimizer)
+        self.step_parameters.refresh()
+        self.states = self.methods.prepare(self.probe, None if saved is None else saved[1])
+        if saved is None:
+            self.step_parameters.publish()
+        self.trainable -= self.methods.held(self.states)
+        if saved is None:
+            return
+        progress, _ = saved
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.checkpoints = [Checkpoint(**row) for row in progress["checkpoints"]]
+        self.say(f"  resuming after step {self.step}")
+
+    def _build_prefix(self) -> frozen_prefix.FrozenPrefix | None:
+        """Compute the hidden states below the first trained layer, if that is exact, possible and saves time."""
+        execution, first = self.job.execution, first_trained_layer(self.model)
+        remaining = (self.total - self.step) * self.settings.batch_size
+        random = getattr(unwrap(self.model).config, "attention_dropout", 0.0)  # not every architecture has one
+        if not first or random or remaining <= len(self.examples) or not self.objective.direct:
+            return None
+        gigabytes = frozen_prefix.size_gb(self.model, self.examples)
+        on_machine = gigabytes * launch.on_this_machine()  # each process keeps the whole table
+        place = frozen_prefix.choose_place(execution.prefix, on_machine, execution.prefix_gb, self.out)
+        # all processes take the place of the one with the least room
+        place = frozen_prefix.PLACES[max(distributed.gather(self.acc, frozen_prefix.PLACES.index(place)))]
+        if place == "off":
+            return None
+        began = time.perf_counter()
+        tokens = MAX_ROW[self.acc.device.type]
+        share = (self.rank, self.world)
+        prefix = frozen_prefix.build(self.objective, first, self.examples, place, self.out, tokens, share)
+        self.seconds += time.perf_counter() - began
+        self.say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
+        return prefix
+
+    # --- the loop
+
+    def finish(self) -> None:
+        """Take the remaining steps."""
+        save_at = checkpoint_steps(self.settings, len(self.examples), self.total)
+        log = Log(self.out, self.total, self.acc, self.say, self.step)
+        try:
+            while self.step < self.total and not self._out_of_patience():
+                began = time.perf_counter()
+                figures = self._one_step(self.batches[self.step])
+                self.seconds += time.perf_counter() - began
+                log.add(Step(self.step, seconds=round(self.seconds, 3), **figures))
+                if (recent := log.rising()) is not None:
+                    raise self._diverged(f"the loss rose to {recent:.2f}")
+                if self.step in save_at:
+                    self._checkpoint(figures["loss"])
+        finally:
+            log.close()
+            if self.prefix:
+                self.prefix.close()
+
+    def _one_step(self, batch: list[int]) -> dict[str, Any]:
+        """Make an optimiser step on a batch, and return its figures for the log."""
+        settings = self.settings
+        lr = settings.lr * schedule(self.step, self.total, settings.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self._gradients(batch)
+        self.step_parameters.gather_gradients()
+        penalty = self.methods.add_penalty(self.states)
+        self.methods.after_backward(self.states)
+        norm = self.step_parameters.clip(self.acc, settings.max_grad_norm)
+        if self.optimizer.step_was_skipped and math.isfinite(loss):
+            norm = 0.0  # the float16 gradient overflowed, and DeepSpeed lowers its loss scale
+        if not math.isfinite(loss + penalty + norm):
+            raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
+        self.step_parameters.step(self.optimizer)
+        self.step += 1
+        self.methods.after_step(self.states, self.probe, self.step, self.step_parameters.publish)
+        tokens = sum(length(self.examples[i]) for i in batch)
+        return {"loss": loss, "penalty": penalty, "lr": lr, "grad_norm": norm, "tokens": tokens}
+
+    def _gradients(self, batch: list[int]) -> float:
+        """Compute the gradients of a batch's mean loss per trained token, and return that loss."""
+        while True:
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as error:  # torch's errors on GPU and CPU are RuntimeErrors
+                if not _out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            self._halve_rows(batch, reason)
+
+    def _backward(self, batch: list[int]) -> float:
+        """Run forward and backward for every row of a batch, and return the mean loss."""
+        torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 4_093 + self.rank)
+        n_targets = sum(len(self.examples[i].completion) for i in batch)
+        total = torch.zeros((), device=self.acc.device)
+        shares = self._shares(batch)
+        for number, members in enumerate(shares, 1):
+            last = number == len(shares)
+            self.acc.gradient_state._set_sync_gradients(last)
+            row = pack([self.examples[i] for i in members or batch[:1]], members or batch[:1]).to(self.acc.device)
+            with nullcontext() if last else self.acc.no_sync(self.wrapped):
+                loss = self._loss(row) * (bool(members) / n_targets)
+                total += loss.detach()
+                loss = loss * self.world  # gradients are averaged over processes; the mean is over all tokens
+                self.step_parameters.backward(self.acc, loss, last)
+            if last or self.world == 1:  # one process adds up rows in float32; several reduce after the last row
+                self.parameters.collect_gradients()
+        return float(self.acc.reduce(total))
+
+    def _loss(self, row: Row) -> torch.Tensor:
+        if self.prefix is None:
+            return self.wrapped(row)  # type: ignore[no-any-return]
+        with layers_from(self.model, self.prefix.first):
+            return self.wrapped(row, self.prefix.of(row, self.acc.device))  # type: ignore[no-any-return]
+
+    def _shares(self, batch: list[int]) -> list[list[int]]:
+        """Return the examples of each row of this process.
+
+        All processes have the same number of rows; an empty row carries no loss.
+        """
+        by_rank = []
+        for rank in range(self.world):
+            members = batch[rank :: self.world]
+            lengths = [length(self.examples[i]) for i in members]
+            groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+            by_rank.append([[members[place] for place in group] for group in groups])
+        most = max(map(len, by_rank))
+        return by_rank[self.rank] + [[]] * (most - len(by_rank[self.rank]))
+
+    # --- failures
+
+    def _halve_rows(self, batch: list[int], reason: str) -> None:
+        """Halve the tokens of a row after running out of memory; the effective batch stays the same.
+
+        Raises:
+            UserError: Rows have a single example already, or other processes would have to change too.
+        """
+        most = max(sum(length(self.examples[i]) for i in row) for row in self._shares(batch))
+        one_each = all(len(row) <= 1 for row in self._shares(batch))
+        if self.world > 1 or one_each:
+            raise UserError(
+                f"Out of memory at step {self.step + 1} ({reason}): "
+                + ("lower execution.row_tokens" if self.world > 1 else f"a single example of {most} tokens is too long")
+                + ", or set execution.gradient_checkpointing, or lower train.max_length."
+            )
+        self.parameters.clear_gradients()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.row_tokens = most // 2
+        self.say(f"  out of memory: rows of {self.row_tokens} tokens from now on, still {len(batch)} examples per step")
+
+    @torch.no_grad()
+    def _culprit(self, batch: list[int], loss: float, norm: float) -> str:
+        """Return what is not finite in a step, with the example that causes it if one does."""
+        if math.isfinite(loss):
+            return f"the gradient's norm is {norm}"
+        for i in batch if self.world == 1 else []:
+            row = pack([self.examples[i]], [i]).to(self.acc.device)
+            if not math.isfinite(float(self.objective(row))):
+                start = self.tokenizer.decode(self.examples[i].prompt, skip_special_tokens=True).strip()
+                return f"loss {loss}, first on the example {start[:60]!r}"
+        return f"loss {loss}"
+
+    def _diverged(self, reason: str, step: int | None = None) -> UserError:
+        last = self.checkpoints[-1].name if self.checkpoints else None
+        return diverged(step or self.step, reason, self.settings.lr, last)
+
+    # --- checkpoints
+
+    def _checkpoint(self, loss: float) -> None:
+        """Save a checkpoint and, unless it is the last, the state from which the run resumes."""
+        name = f"checkpoint-{self.step}"
+        self.checkpoints.append(Checkpoint(name, self.step, round(self.seconds, 2), round(loss, 4), self._validate()))
+        self.store.save(
+            name, self.model, self.tokenizer, model_card(self.job.facts(self.checkpoints[-1], self.trainable))
+        )
+        for sentence in self.methods.reports(self.states):
+            self.say(f"  {sentence}")
+        if self.step < self.total:
+            progress = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "checkpoints": [asdict(c) for c in self.checkpoints],
+            }
+            self.store.save_state(progress, self.optimizer, self.states)
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Return the mean loss per token of the held-out rows; None if there are none."""
+        if not self.held_out:
+            return None
+        self.wrapped.eval()
+        total = torch.zeros((), device=self.acc.device)
+        lengths = [length(e) for e in self.held_out]
+        groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+        for start in range(0, len(groups), self.world):
+            place = start + self.rank
+            row = pack([self.held_out[i] for i in groups[min(place, len(groups) - 1)]]).to(self.acc.device)
+            loss = self.wrapped(row)
+            total += loss if place < len(groups) else 0 * loss
+        self.wrapped.train()
+        mean = float(self.acc.reduce(total)) / sum(len(e.completion) for e in self.held_out)
+        self.say(f"  step {self.step}: validation loss {mean:.4f}")
+        return round(mean, 6)
+
+    def _out_of_patience(self) -> bool:
+        """Test whether the last `patience` checkpoints brought no better validation loss."""
+        losses = [c.validation for c in self.checkpoints if c.validation is not None]
+        if not self.settings.patience or not losses:
+            return False
+        stop = len(losses) - 1 - losses.index(min(losses)) >= self.settings.patience
+        if stop:
+            self.say(
+                f"  no better validation loss in {self.settings.patience} checkpoints: stopping at step {self.step}"
+            )
+        return stop
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def held_out(n: int, validation: int, seed: int) -> set[int]:
+    """Return the indices of the validation examples among n, drawn by the seed.
+
+    Raises:
+        UserError: No example is left to train on.
+    """
+    if validation >= n:
+        raise UserError(f"validation holds out {validation} of {n} rows, which leaves none to train on.")
+    return set(torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()[:validation])
+
+
+def total_steps(settings: Train, n: int) -> int:
+    """Return the number of optimiser steps on n training examples."""
+    if settings.steps:
+        return settings.steps
+    return max(1, math.ceil((settings.epochs or 1) * n / settings.batch_size))
+
+
+def checkpoint_steps(settings: Train, n: int, total: int) -> set[int]:
+    """Return the steps, of `total` on n training examples, after which a checkpoint is saved; the last is one."""
+    every = settings.checkpoint_steps
+    if settings.checkpoint_epochs:
+        every = max(1, math.ceil(settings.checkpoint_epochs * n / settings.batch_size))
+    return {total, *(range(every, total, every) if every else ())}

@@ -1,0 +1,128 @@
+"""Progress of a training run: a line per step in `steps.jsonl`, a progress bar, trackers, and the learning rate."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import write_text
+
+Say = Callable[[str], None]
+WINDOW = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step.
+
+    loss: mean over the trained tokens, without the methods' penalty.
+    tokens: all tokens that went through the model.
+    seconds: since training began.
+    """
+
+    step: int
+    loss: float
+    penalty: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+class Log:
+    """Record of steps in `steps.jsonl`, in trackers and on the terminal; only the main process writes."""
+
+    def __init__(self, folder: Path, total: int, acc: Accelerator, say: Say, done: int) -> None:
+        self.path, self.total, self.acc, self.say = folder / "steps.jsonl", total, acc, say
+        self.tokens, self.losses = 0, list[float]()
+        self._forget_after(done)
+        self._bar, self._task = self._progress(done) if acc.is_main_process else (None, TaskID(0))
+        if acc.log_with:
+            acc.init_trackers("lowtax")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the steps of a killed run that the resumed run repeats, and load the others in every process."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        valid = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        rows = [json.loads(line) for line in valid]
+        self.tokens, self.losses = sum(row["tokens"] for row in rows), [row["loss"] for row in rows]
+        if self.acc.is_main_process:
+            write_text(self.path, "".join(line + "\n" for line in valid))
+
+    def _progress(self, done: int) -> tuple[Progress | None, TaskID]:
+        console = Console(file=sys.stderr)
+        if not console.is_terminal:
+            return None, TaskID(0)
+        columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        bar.start()
+        return bar, bar.add_task("", total=self.total, completed=done)
+
+    def add(self, step: Step) -> None:
+        """Record a step."""
+        self.tokens += step.tokens
+        self.losses.append(step.loss)
+        if self.acc.log_with:
+            self.acc.log({f"train/{k}": v for k, v in asdict(step).items() if k != "step"}, step=step.step)
+        if not self.acc.is_main_process:
+            return
+        with self.path.open("a") as handle:
+            handle.write(json.dumps(asdict(step)) + "\n")
+        speed = f"{self.tokens / step.seconds:,.0f} tokens/s" if step.seconds else ""
+        text = f"loss {step.loss:.3f}  {speed}  {peak_memory_gb():.1f} GB"
+        if self._bar:
+            self._bar.update(self._task, completed=step.step, description=text)
+        if not self._bar and (step.step % 10 == 0 or step.step == self.total):
+            remaining = (self.total - step.step) * step.seconds / max(step.step, 1)
+            eta = f"  {time.strftime('%H:%M:%S', time.gmtime(remaining))} left" if step.step < self.total else ""
+            self.say(f"  step {step.step}/{self.total}  {text}{eta}")
+
+    def rising(self) -> float | None:
+        """Return the mean loss of the last `WINDOW` steps if training diverges, otherwise None.
+
+        It diverges if that mean is more than one nat per token above the mean of the first `WINDOW` steps.
+        """
+        if len(self.losses) < 2 * WINDOW:
+            return None
+        recent = sum(self.losses[-WINDOW:]) / WINDOW
+        return recent if recent > sum(self.losses[:WINDOW]) / WINDOW + 1 else None
+
+    def close(self) -> None:
+        """Stop the bar and the trackers."""
+        if self._bar:
+            self._bar.stop()
+        if self.acc.log_with:
+            self.acc.end_training()
+
+
+def diverged(step: int, reason: str, lr: float, checkpoint: str | None) -> UserError:
+    """Return the error for a run whose loss rises, or whose loss or gradient is not finite."""
+    saved = f"{checkpoint} is kept" if checkpoint else "no checkpoint was saved yet"
+    return UserError(f"Training diverged at step {step} ({reason}); lower the learning rate, now {lr:g}; {saved}.")
+
+
+def schedule(step: int, total: int, warmup: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, then cosine to zero.
+
+    `step` counts from 0. Unlike transformers' schedule, no step has a factor of 0.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def peak_memory_gb() -> float:
+    """Return peak memory in gigabytes, of the accelerator if there is one, otherwise of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
