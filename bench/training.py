@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowtax.common.allocator import kept_memory
 from lowtax.data.conversations import Conversation
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.placement import Placement
 from lowtax.training import loop as training
 from lowtax.training.encoding import Example
 from lowtax.training.job import Job
-from lowtax.training.packing import Batches, kept_memory, length
+from lowtax.training.packing import Batches, length
 from lowtax.training.progress import schedule
 from lowtax.training.settings import Execution, Train
 

@@ -24,7 +24,6 @@ BUILTIN = {
 }
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
 
-NEED_MODEL = ("strongreject", "rubric")  # judges without a model of their own
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lowtax.common import launch
+from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
 from lowtax.data import chat
@@ -29,7 +30,7 @@ from lowtax.training.checkpoints import Checkpoint, Store
 from lowtax.training.encoding import encode_all
 from lowtax.training.job import Job as Job
 from lowtax.training.objective import choose_objective, layers_from, unwrap
-from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, kept_memory, length, pack
+from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
 from lowtax.training.progress import Log, Step, diverged, schedule

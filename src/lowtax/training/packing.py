@@ -6,9 +6,7 @@ and the work grows with the sum of the squares of the examples' lengths, not wit
 transformers' own attention separates the examples as well, at the price of a dense mask over the row.
 """
 
-import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,30 +140,6 @@ class Batches:
             previous = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders = previous | {epoch: torch.randperm(self.n, generator=generator).tolist()}
         return self._orders[epoch]
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let glibc reuse large freed blocks inside the block instead of returning them to the kernel.
-
-    The page faults of fresh logits cost a quarter of a training step on CPU. All memory is returned at the end.
-    Elsewhere than on glibc this does nothing.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
-        yield
-        return
-    mmaps, trim_threshold = -4, -1
-    mallopt(mmaps, 0)
-    mallopt(trim_threshold, -1)
-    try:
-        yield
-    finally:
-        mallopt(mmaps, 65536)  # glibc's defaults
-        mallopt(trim_threshold, 128 * 1024)
-        malloc_trim(0)
 
 
 # --- attention

@@ -13,6 +13,7 @@ import torch
 from jinja2 import TemplateError
 from peft import PeftModel
 
+from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.data import chat
 from lowtax.engines.base import Completion, Request, request_ids
@@ -20,7 +21,6 @@ from lowtax.engines.hf.attention import use_grouped
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter
-from lowtax.training.packing import kept_memory
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
 # What PEFT keeps apart in a mixed batch, besides s B A; anything else would leak into the other rows, or raise midway.
