@@ -171,7 +171,7 @@ def test_a_cached_data_set_is_read_offline_and_its_commit_recorded(tmp_path: Pat
     assert (source, kind) == ("other/set", "offline")
     assert message == sentence
     for part in (
-        "other/set is not, or not wholly,",
+        "other/set is not completely in this machine's cache,",
         "HF_HUB_OFFLINE is set",
         "`hf download --repo-type dataset other/set`",
         "`path`",

@@ -231,9 +231,9 @@ def snapshot(name: str, revision: str | None = None) -> Path:
         if isinstance(error.__cause__, hub.HfHubHTTPError):
             why += f" ({_first_line(error.__cause__).removesuffix('.')})"
         reason = (
-            f"The data set {f'{name} at {revision}' if revision else name} is not, or not wholly, in this machine's "
-            f"cache, and {why}: run `{download_command(name, revision)}` where there is a network and bring its cache "
-            f"to {constants.HF_HUB_CACHE}"
+            f"The data set {f'{name} at {revision}' if revision else name} is not completely in this machine's cache, "
+            f"and {why}: run `{download_command(name, revision)}` where there is a network and bring its cache to "
+            f"{constants.HF_HUB_CACHE}"
         )
         raise DataNotAvailable(name, "offline", reason) from error
     except hub.HFValidationError as error:
@@ -275,13 +275,13 @@ def download_command(name: str, revision: str | None = None) -> str:
 
 
 def find_column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """Return the row's own name of the first of these columns that it has, in any case; None if it has none."""
+    """Return the row's spelling of the first of these columns that it has, ignoring case; None if it has none."""
     by_name = {str(column).lower(): str(column) for column in row}
     return next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
 
 
 def require_column(row: Row, names: Iterable[str], where: str, hint: str = "") -> str:
-    """Return what `find_column` does. `hint` ends the error that there is no such column.
+    """Return `find_column`, or raise an error that ends with `hint`.
 
     Raises:
         UserError: The row has none of the columns.
@@ -296,7 +296,7 @@ def require_column(row: Row, names: Iterable[str], where: str, hint: str = "") -
 
 
 def cell(row: Row, names: Iterable[str], where: str) -> Any:
-    """Return the value in the first of these columns that the row has, in any case.
+    """Return the value in the first of these columns that the row has, ignoring case.
 
     Raises:
         UserError: The row has none of the columns, or the value is missing.
