@@ -110,7 +110,7 @@ def _shipped_rows(spec: Data, seed: int) -> list[Conversation]:
         return [Conversation(r["prompt"], None, r["refusal"]) for r in rows]
     if spec.source == "builtin:chat":
         return [Conversation(r["prompt"], r["thought"], r["answer"]) for r in rows]
-    raise UserError(f"{spec.source} has requests without answers: add `answers: self` to train on the model's own.")
+    raise UserError(f"{spec.source} holds requests without answers: add `answers: self` to train on the model's own.")
 
 
 def _table(spec: Data) -> Table:
