@@ -12,7 +12,19 @@ from places import ROOT
 import lowtax
 
 VERBS = ["train", "sample", "judge", "evaluate", "grade", "compare", "edit", "merge", "analyze", "show_progress"]
-NOUNS = ["Study", "Recipe", "Placement", "parse_mode", "Job", "Prompt", "Reply", "Verdict", "Grade", "UserError"]
+NOUNS = [
+    "Study",
+    "Recipe",
+    "load_recipe",
+    "Placement",
+    "parse_mode",
+    "Job",
+    "Prompt",
+    "Reply",
+    "Verdict",
+    "Grade",
+    "UserError",
+]
 TO_EXTEND = ["Method", "Edit", "State", "Probe", "Site", "Sites", "Factors", "Engine", "Request", "Completion"]
 TO_EXTEND += ["Judge", "JudgeKind", "Opinion", "Benchmark", "Score", "Task"]
 LIGHT = """

@@ -20,7 +20,7 @@ from lowtax.common.records import Reply, Verdict
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies
-from lowtax.study import adhoc
+from lowtax.study import adhoc, api
 
 SLOW_ENGINE = """
 import time
@@ -74,7 +74,8 @@ def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_mode
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["prompts"][0]["name"] == str(prompts)
     assert card["sampling"]["samples"] == 2
-    found = adhoc.judge(tmp_path / "out", "refusal_words", "answer", tmp_path / "judged", EngineSettings())
+    assert len(api.judge(tmp_path / "out", "refusal_words", out=tmp_path / "judged")) == 360
+    found = json.loads((tmp_path / "judged/safety.json").read_text())["rates"]
     assert set(found["base"]["categories"]) == {"theft", "fraud"}
     assert found["base"]["samples"] == 2
     everything = sum(found["base"][label] for label in ("refusal", "partial", "compliance", "unfinished", "failed"))
@@ -148,7 +149,7 @@ def test_fifty_kills_lose_and_double_nothing(
 
     def judge() -> None:
         name = f"{tmp_path}/judge.py:Slow"
-        adhoc.judge(tmp_path / "out", name, "answer", tmp_path / "judged", EngineSettings())
+        api.judge(tmp_path / "out", name, out=tmp_path / "judged")
 
     assert killed_again_and_again(judge, 25) > 10
     rows = read_rows(tmp_path / "judged/verdicts.jsonl", Verdict)

@@ -22,13 +22,13 @@ from lowtax.analysis.decomposition import Weight
 from lowtax.analysis.geometry_site import SIDES, Settings, describe
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Dense, Update
-from lowtax.models.adapters import read_adapter
+from lowtax.common.log import Say
+from lowtax.models.adapters import check_adapter, read_adapter
 from lowtax.models.weights import Weights, open_weights
 
 if TYPE_CHECKING:
     from lowtax.engines.sampling import Subject
 
-Say = Callable[[str], None]
 Row = dict[str, Any]
 SIDE_BY_SIDE = 2**22  # entries; smaller matrices are analysed several at a time
 
@@ -91,6 +91,22 @@ def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
         of_adapter(Path(s.adapter), s.arm, s.seed) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
         for s in last.values()
     ]
+
+
+def base_of(adapters: Sequence[Path]) -> str:
+    """Return the base on which all adapters were trained.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    bases = {str(check_adapter(folder).get("base_model_name_or_path")) for folder in adapters}
+    if len(bases) != 1:
+        raise UserError(
+            "--tuned needs --base M, the model that was fine-tuned."
+            if not bases
+            else f"The adapters were trained on {' and '.join(sorted(bases))}: analyse those of one base at a time."
+        )
+    return bases.pop()
 
 
 def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None = None, say: Say = print) -> Row:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowtax.cli.options import say
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 
 if TYPE_CHECKING:
     from lowtax.analysis.geometry_site import Settings
@@ -55,7 +55,9 @@ def analyze(
     if run is not None:
         report, out = _of_study(run, settings), out or run
     else:
-        report = _of_files(adapter or [], tuned or [], base, settings)
+        from lowtax.study import api
+
+        report = api.analyze(adapter or [], tuned=tuned or [], base=base, top=top, exact=exact)
     if out is not None:
         _write(out, report)
     print(json.dumps(report) if as_json else described(report))
@@ -69,29 +71,6 @@ def _of_study(run: Path, settings: "Settings") -> dict[str, Any]:
     with main.study(run) as work:
         weights = open_weights(work.recipe.model)
         return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings, say)
-
-
-def _of_files(adapters: list[Path], tuned: list[str], base: str | None, settings: "Settings") -> dict[str, Any]:
-    from lowtax.analysis import geometry as analysis
-    from lowtax.models.weights import open_weights
-
-    weights = open_weights(base or _base_of(adapters))
-    sources = [analysis.of_adapter(folder) for folder in adapters]
-    sources += [analysis.of_tuned(ref, weights) for ref in tuned]
-    return analysis.analyze(weights, sources, settings, say)
-
-
-def _base_of(adapters: list[Path]) -> str:
-    from lowtax.models.adapters import check_adapter
-
-    bases = {str(check_adapter(folder).get("base_model_name_or_path")) for folder in adapters}
-    if len(bases) != 1:
-        raise UserError(
-            "--tuned needs --base M, the model that was fine-tuned."
-            if not bases
-            else f"The adapters were trained on {' and '.join(sorted(bases))}: analyse those of one base at a time."
-        )
-    return bases.pop()
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:

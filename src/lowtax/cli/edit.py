@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli.options import say
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 
 SetField = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the method; repeatable.")

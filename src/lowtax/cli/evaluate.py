@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 
 
 def evaluate(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowtax.cli.options import BatchSize, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.cli.options import BatchSize, Precision, Thinking, engine_settings, own_folder
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 
 if TYPE_CHECKING:
     from lowtax.data.prompt_sets import PromptList

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +13,8 @@ import typer
 
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
-from lowtax.cli import options as cli_common
 from lowtax.common.errors import UserError
-from lowtax.common.launch import first_to_speak, world
+from lowtax.common.launch import first_to_speak
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -43,10 +42,6 @@ Limit = Annotated[
 Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
 
 
-def _nothing(_: str) -> None:
-    """Print nothing, in all processes of a launch but the first."""
-
-
 def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
     from lowtax.study.recipe import load
 
@@ -61,18 +56,13 @@ def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: s
 @contextmanager
 def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
     """Open the study in a folder, and keep other processes out of the folder meanwhile."""
-    from lowtax.common.files import locked
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.study import Study
 
-    main = world()[0] == 0
-    say = cli_common.say if main else _nothing
-    if recipe is None and not (out / "recipe.yaml").exists():
-        raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-    with locked(out) if main else nullcontext():  # of several processes, the first locks the folder
-        yield Study(recipe, out, say) if recipe else Study.open(out, say)
+    with Study(recipe, out) if recipe else Study.open(out) as work:
+        yield work
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """Helpers shared by all commands: progress output, the lock of an output folder, and the options of an engine."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +14,6 @@ Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a serve
 Precision = Annotated[str, typer.Option("--precision", help="auto, bfloat16 or float32.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that the engine decodes together.")]
 Thinking = Annotated[str, typer.Option("--thinking", help="default, on or off, for templates with a switch.")]
-
-
-def say(text: str) -> None:
-    """Print a line for people to the standard error; the standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def own_folder(out: Path) -> Any:
@@ -40,6 +34,15 @@ def engine_settings(engine: str, precision: str, batch_size: int, thinking: Any)
     from lowtax.engines.settings import EngineSettings
     from lowtax.models import loading
 
-    if thinking not in ("default", "on", "off"):
-        raise UserError(f"--thinking must be default, on or off (found {thinking!r}).")
-    return EngineSettings(engine, loading.precision(precision), batch_size, thinking)
+    return EngineSettings(engine, loading.precision(precision), batch_size, thinking_switch(thinking))
+
+
+def thinking_switch(value: str) -> Any:
+    """Return the value of --thinking.
+
+    Raises:
+        UserError: The value is not default, on or off.
+    """
+    if value not in ("default", "on", "off"):
+        raise UserError(f"--thinking must be default, on or off (found {value!r}).")
+    return value

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder, say
+from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, thinking_switch
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -60,7 +60,7 @@ def sample(
         return
     if not (model and prompts and out):
         raise UserError("Give a study's folder, or --model, --prompts and --out.")
-    overrides = {
+    sampling = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -70,13 +70,21 @@ def sample(
         "decoding": decoding,
         "system": system,
     }
-    with own_folder(out):
-        from lowtax.study import adhoc
+    from lowtax.study import api
 
-        sampling = adhoc.sampling(preset, overrides)
-        settings = engine_settings(engine, precision, batch_size, thinking)
-        ask = adhoc.Ask(model, adapter or [], prompts, sampling, settings, limit)
-        replies = adhoc.sample(ask, out, say)
+    replies = api.sample(
+        model,
+        prompts=prompts,
+        adapters=adapter or [],
+        out=out,
+        preset=preset,
+        limit=limit,
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+        thinking=thinking_switch(thinking),
+        **sampling,
+    )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
 
 
@@ -112,9 +120,8 @@ def judge(
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
-    with own_folder(out):
-        from lowtax.engines.settings import EngineSettings
-        from lowtax.study import adhoc
+    from lowtax.study import api
 
-        adhoc.judge(replies, judge_, text or "answer", out, EngineSettings(engine, precision, batch_size), again)
+    how: dict[str, Any] = {"engine": engine, "precision": precision, "batch_size": batch_size}
+    api.judge(replies, judge_, on=text or "answer", out=out, again=again, **how)
     print((out / "safety.md").read_text())

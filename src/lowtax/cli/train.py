@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowtax.cli.options import say
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe

@@ -1,7 +1,32 @@
-"""Silencing of other libraries: their progress bars and advice are not for our users; their errors stay."""
+"""The one place that speaks: progress and messages for people, and the silence of other libraries."""
 
+import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable
+
+LOGGER = logging.getLogger("lowtax")
+Say = Callable[[str], None]  # takes a line of progress for people
+
+
+def say(text: str) -> None:
+    """Log a line of progress for people; it is seen after `show_progress`, or where logging is configured."""
+    LOGGER.info(text)
+
+
+def show_progress() -> None:
+    """Print progress to the standard error from now on, as the command line does."""
+    LOGGER.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in LOGGER.handlers):
+        LOGGER.addHandler(_Stderr())
+
+
+class _Stderr(logging.Handler):
+    """Print messages to the present standard error, which notebooks and tests replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

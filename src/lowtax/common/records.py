@@ -6,9 +6,13 @@ rows instead of mixing with old ones.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from lowtax.common.errors import UserError
+
+T = TypeVar("T")
 
 
 class Row(BaseModel):
@@ -91,3 +95,19 @@ class Grade(Row):
 def row_id(*parts: Any) -> str:
     """Return a stable id: 16 hex digits of the SHA-256 of what produced the row."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Rows(list[T]):
+    """A list of rows that pandas can show."""
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a column for every field; nested fields become `outer.inner`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise UserError("to_frame needs pandas: install it with `pip install pandas`.") from error
+        return pandas.json_normalize([row.model_dump() if isinstance(row, BaseModel) else row for row in self])

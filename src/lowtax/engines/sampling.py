@@ -6,12 +6,13 @@ share its batches.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows
+from lowtax.common.log import Say
 from lowtax.common.records import Prompt, Reply, row_id
 from lowtax.data import chat, rendering
 from lowtax.data.chat import Thinking
@@ -20,7 +21,6 @@ from lowtax.engines import base, thinking_modes
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.models import loading
 
-Say = Callable[[str], None]
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
 

@@ -25,7 +25,6 @@ BUILTIN = {
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
 
 
-
 @dataclass(frozen=True)
 class Opinion:
     """A judge's opinion of one text.

@@ -22,6 +22,7 @@ from lowtax import __version__
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
+from lowtax.common.log import Say
 from lowtax.methods import loading
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
@@ -29,7 +30,6 @@ from lowtax.methods.sites import Site, Sites, in_scope
 from lowtax.models.adapters import Adapter, read_adapter, write_adapter
 from lowtax.models.weights import Weights, open_weights
 
-Say = Callable[[str], None]
 Updates = Mapping[str, Factors]
 EXACT = 1e-5  # relative; more than float32 rounding loses
 CARD = "card.json"

@@ -3,16 +3,14 @@
 Repositories are private by default, and a private push to a repository that is already public is refused.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
+from lowtax.common.log import Say
 from lowtax.models.adapters import CONFIG, is_adapter
 from lowtax.models.model_card import hub_id
-
-Say = Callable[[str], None]
 
 IGNORED = (
     ".*",

@@ -7,7 +7,6 @@ a small update vanishes (see `rounding`), which is why lowtax evaluates adapters
 Memory: the base in its stored precision and one float32 matrix; the whole model in float32 only with that `dtype`.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -24,12 +23,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lowtax import __version__
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.common.log import Say
 from lowtax.models import loading
 from lowtax.models.adapters import fingerprint, plain_config
 from lowtax.models.model_card import merged_card
 from lowtax.models.rounding import Rounding
 
-Say = Callable[[str], None]
 DTYPES = loading.DTYPES
 MARKER = "merge.json"
 MADE_BY = "lowtax merge"

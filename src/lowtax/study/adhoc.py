@@ -5,7 +5,7 @@ Each writes to a folder that the user names: `sample` writes `replies.jsonl` and
 `reasoning.md` and `card.json`. Repeated, they resume.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_rows, write_json, write_text
+from lowtax.common.log import Say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.common.tables import markdown_table, shown
@@ -27,7 +28,6 @@ from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.adapters import fingerprint
 
-Say = Callable[[str], None]
 PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
 
 
@@ -127,17 +127,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def judge(
-    replies: Path, name: str, on: Text, out: Path, through: EngineSettings, again: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Judge stored replies, and return the rates of every subject: name -> `safety.cell`.
-
-    Raises:
-        UserError: The file holds no replies.
-    """
-    file = replies / "replies.jsonl" if replies.is_dir() else replies
-    rows = list(read_rows(file, Reply).values())
-    if not rows:
-        raise UserError(f"{file} holds no replies: `lowtax sample --model ... --out DIR` writes them.")
+    rows: Sequence[Reply], name: str, on: Text, out: Path, through: EngineSettings, again: bool = False
+) -> dict[str, Verdict]:
+    """Judge replies, write the rates of every subject, and return the verdicts by reply id."""
     path = out / "verdicts.jsonl"
     if again:
         path.unlink(missing_ok=True)
@@ -146,7 +138,7 @@ def judge(
     rates = {subject: _cell([r for r in rows if _subject_name(r) == subject], verdicts) for subject in names}
     write_json(out / "safety.json", {"judge": name, "on": on, "rates": rates, **provenance()})
     write_text(out / "safety.md", markdown(rates, name, on))
-    return rates
+    return verdicts
 
 
 def _subject_name(reply: Reply) -> str:

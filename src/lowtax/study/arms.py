@@ -12,7 +12,7 @@ made twice.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -20,6 +20,7 @@ from typing import Any
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
+from lowtax.common.log import Say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import row_id
 from lowtax.engines.sampling import Subject
@@ -31,7 +32,6 @@ from lowtax.models.adapters import check_adapter, fingerprint
 from lowtax.study import trained
 from lowtax.study.recipe import TO_ARM, EditedArm
 
-Say = Callable[[str], None]
 Card = dict[str, Any]
 UNDER_WAY = "edits.json"
 JOBS = ("job", "other_jobs")

@@ -13,7 +13,8 @@ DIR/table.json  table.md  frontier.png  card.json
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import yaml
 from rich.text import Text
 
 from lowtax.benchmarks import examine
-from lowtax.common import launch
+from lowtax.common import launch, log
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import read_json, write_json, write_text
+from lowtax.common.files import locked, read_json, write_json, write_text
+from lowtax.common.log import Say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Verdict, row_id
 from lowtax.data import prompt_sets, training_sets
@@ -41,7 +43,6 @@ from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job
 
-Say = Callable[[str], None]
 SETS = ("harmful", "ordinary")
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
@@ -49,8 +50,9 @@ Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 class Study:
     """A recipe bound to a folder."""
 
-    def __init__(self, settings: Recipe, out: Path, say: Say) -> None:
-        self.recipe, self.out, self.say = settings, out, say
+    def __init__(self, settings: Recipe, out: str | Path, say: Say = log.say) -> None:
+        self.recipe, self.out, self.say = settings, Path(out), say
+        self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
@@ -60,15 +62,25 @@ class Study:
         )
 
     @classmethod
-    def open(cls, out: Path, say: Say) -> "Study":
+    def open(cls, out: str | Path, say: Say = log.say) -> "Study":
         """Open the study that an earlier `run` or `train` started in a folder.
 
         Raises:
             UserError: The folder holds no study.
         """
+        out = Path(out)
         if not (out / "recipe.yaml").exists():
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
         return cls(recipe.load(out / "recipe.yaml"), out, say)
+
+    def __enter__(self) -> "Study":
+        """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
+        self._lock.enter_context(locked(self.out) if self.is_main else nullcontext())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unlock the folder."""
+        self._lock.close()
 
     def check(self) -> None:
         """Refuse a recipe that would only fail later.

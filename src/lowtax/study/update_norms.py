@@ -8,7 +8,7 @@ An adapter's norm comes from its factors. For full fine-tuning, the base's matri
 one at a time, embeddings included. `updates.json` stores the figures by `made_by`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,11 +17,11 @@ from lowtax.analysis.geometry import of_tuned
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
 from lowtax.common.linalg import Dense
+from lowtax.common.log import Say
 from lowtax.engines.sampling import Subject
 from lowtax.models.adapters import read_adapter
 from lowtax.models.weights import Weights, open_weights
 
-Say = Callable[[str], None]
 Update = dict[str, Any]
 FILE = "updates.json"
 

@@ -20,6 +20,7 @@ from lowtax.common import launch
 from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
+from lowtax.common.log import Say
 from lowtax.data import chat
 from lowtax.methods.loading import load_all
 from lowtax.models import loading
@@ -36,7 +37,6 @@ from lowtax.training.probe import ModelProbe, attach
 from lowtax.training.progress import Log, Step, diverged, schedule
 from lowtax.training.settings import Train
 
-Say = Callable[[str], None]
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
 
 

@@ -5,7 +5,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_text
+from lowtax.common.log import Say
 
-Say = Callable[[str], None]
 WINDOW = 10
 
 

@@ -16,7 +16,7 @@ direction has the norms of W, not of W + dW.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lowtax.analysis.landscape.passes import Walk
 from lowtax.analysis.landscape.report import Point, perplexity, report
 from lowtax.analysis.landscape.slices import Place, Slice, check_ends
 from lowtax.common.files import append_rows, read_rows, write_json
+from lowtax.common.log import Say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Row, Verdict, row_id
 from lowtax.data import readers, shipped, special_tokens
@@ -40,7 +41,6 @@ from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter, fingerprint, is_adapter
 
-Say = Callable[[str], None]
 TEXTS = 24  # ordinary answers, for the perplexity
 LONGEST = 4096  # tokens at once, for a model without a stated limit
 REPORT, REPLIES, POINTS = "landscape.json", "replies.jsonl", "points.jsonl"

@@ -1,0 +1,370 @@
+"""The verbs of the Python API, without a recipe: train, sample, judge, evaluate, grade; and compare, of a study.
+
+The command line calls the same functions. Each that takes `out` writes the files that its command writes, and resumes
+what is there; without `out` the files are temporary, and an interrupted call starts anew. Two processes never write to
+one folder. Engines, judges and exams of your own are given as `path/to/file.py:Class`.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from lowtax.benchmarks import stored_answers
+from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.examine import context_warning
+from lowtax.common.errors import UserError
+from lowtax.common.files import locked, read_rows, write_json, write_text
+from lowtax.common.log import quiet_libraries, say
+from lowtax.common.records import Grade, Reply, Rows, Verdict
+from lowtax.data.chat import Thinking
+from lowtax.engines.settings import EngineSettings
+from lowtax.judges.base import Text
+from lowtax.models.loading import precision as resolve_precision
+from lowtax.models.placement import Placement
+from lowtax.study import adhoc, tasklist
+from lowtax.study.recipe import Recipe, build
+from lowtax.study.study import Study
+
+Where = str | Path
+Preset = Literal["default", "paper", "reference"]
+
+
+def train(
+    model: str,
+    *,
+    data: str | Sequence[Any],
+    mode: str | Placement,
+    out: Where,
+    methods: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
+    precision: str = "auto",
+    thinking: Thinking = "default",
+    execution: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """Train one arm, and return the folder of its last checkpoint: a PEFT adapter, or a model for mode `full`.
+
+    Args:
+        model: builtin:NAME, a folder, a .gguf file or a hub id.
+        data: one training set or several, as in a recipe: `"builtin:refusals"`, `["star1", {"source": "rows.jsonl"}]`.
+        mode: a mode string such as `lora_up_proj_only_from16_to31_r1`, or a `Placement`.
+        out: folder of the run, a study of one arm; a finished run is returned at once.
+        methods: methods that act on training, as in a recipe.
+        settings: fields of `train` in a recipe: epochs, steps, lr, batch_size ...
+        execution: fields of `execution` in a recipe.
+
+    Raises:
+        UserError: the model, the data, the mode or a setting is not usable, or `out` has a run with other settings.
+    """
+    values = {
+        "model": model,
+        "data": [data] if isinstance(data, str) else list(data),
+        "seeds": [seed],
+        "precision": precision,
+        "thinking": thinking,
+        "train": settings,
+        "execution": dict(execution or {}),
+    }
+    with Study(one_arm(values, mode, methods, "lt.train"), out) as study:
+        study.check()
+        study.train()
+        last = study.trained()[-1]
+    return Path(last.adapter or last.model)
+
+
+def one_arm(
+    values: Mapping[str, Any],
+    mode: str | Placement,
+    methods: Sequence[Mapping[str, Any]] = (),
+    origin: str = "the recipe",
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """Return the recipe of a study with one arm, which is named after its mode.
+
+    Args:
+        values: the other fields of the recipe.
+        origin: the place that an error names.
+        settings: `key=value` overrides, as of `--set`.
+    """
+    if isinstance(mode, Placement):
+        name, arm = "placement", dict[str, Any](placement=mode.model_dump())
+    else:
+        name, arm = mode, dict[str, Any](mode=mode)
+    if methods:
+        arm["methods"] = [dict(method) for method in methods]
+    arms = {name: arm}
+    return build({"name": name, **values, "arms": arms}, list(settings), origin)
+
+
+def sample(
+    model: str,
+    *,
+    prompts: str | Sequence[str],
+    adapters: Sequence[Where] = (),
+    out: Where | None = None,
+    preset: str | None = None,
+    limit: int | None = None,
+    engine: str = "hf",
+    precision: str = "auto",
+    batch_size: int = 64,
+    thinking: Thinking = "default",
+    **sampling: Any,
+) -> Rows[Reply]:
+    """Sample replies of a model and of adapters of it, and return them.
+
+    Args:
+        prompts: prompt sets by name, or `FILE[:column]`.
+        adapters: PEFT folders; all share the engine and its batches with the base.
+        preset: `paper` is temperature 1 and 2,048 tokens.
+        limit: at most so many prompts of a set.
+        sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
+
+    Raises:
+        UserError: a prompt set is not available, or the model or an adapter cannot be served.
+    """
+    with _folder(out) as folder:
+        request = adhoc.Ask(
+            model,
+            [Path(adapter) for adapter in adapters],
+            [prompts] if isinstance(prompts, str) else list(prompts),
+            adhoc.sampling(preset, sampling),
+            EngineSettings(engine, resolve_precision(precision), batch_size, thinking),
+            limit,
+        )
+        return Rows(adhoc.sample(request, folder, say))
+
+
+def judge(
+    replies: Iterable[Reply] | Where,
+    judge: str = "refusal",
+    *,
+    on: Text = "answer",
+    out: Where | None = None,
+    again: bool = False,
+    engine: str = "hf",
+    precision: str = "auto",
+    batch_size: int = 16,
+) -> Rows[Verdict]:
+    """Judge replies, and return one verdict for each, in their order.
+
+    Args:
+        replies: what `sample` returned, or a `replies.jsonl` or its folder.
+        judge: a name, `name:MODEL`, or `path/to/file.py:Class`.
+        on: the text to judge. `both` is the thought and the answer.
+        again: discard stored verdicts.
+        engine, precision, batch_size: for judges that are models.
+
+    Raises:
+        UserError: there is no such judge, or no replies.
+    """
+    rows = stored_replies(Path(replies)) if isinstance(replies, str | Path) else list(replies)
+    with _folder(out) as folder:
+        settings = EngineSettings(engine, precision, batch_size)
+        return Rows(adhoc.judge(rows, judge, on, folder, settings, again).values())
+
+
+def stored_replies(path: Path) -> list[Reply]:
+    """Return the replies in a `replies.jsonl` or in its folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    file = path / "replies.jsonl" if path.is_dir() else path
+    if rows := list(read_rows(file, Reply).values()):
+        return rows
+    raise UserError(f"{file} holds no replies: `lowtax sample --model ... --out DIR` writes them.")
+
+
+def evaluate(
+    model: str,
+    *,
+    tasks: str | Sequence[str] | Mapping[str, Task | Mapping[str, Any]],
+    adapters: Sequence[Where] = (),
+    out: Where | None = None,
+    preset: Preset | None = None,
+    exam: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    engine: str = "hf",
+    precision: str = "auto",
+    batch_size: int = 64,
+    thinking: Thinking = "default",
+    **sampling: Any,
+) -> Rows[dict[str, Any]]:
+    """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
+
+    A row has `arm` and, under `reasoning`, for each task its accuracy with interval, unfinished share and lengths.
+
+    Args:
+        tasks: names of benchmarks or files of questions, or a mapping of names to `Task` settings.
+        preset: `paper` has its prompts and 8 samples; `reference` extracts answers as its code does, too.
+        exam: fields of every task: seed, subset, file, checker.
+        limit: at most so many questions of a task.
+        sampling: max_new_tokens, temperature, top_p, samples, seed. By default 32,768 tokens, 0.6 and 0.95.
+
+    Raises:
+        UserError: a task is not available, or the model or an adapter cannot be served.
+    """
+    if isinstance(tasks, Mapping):
+        if preset or exam or limit or sampling:
+            raise UserError("Tasks with settings define preset, exam, limit and sampling themselves: remove these.")
+        chosen = {name: task if isinstance(task, Task) else Task(**task) for name, task in tasks.items()}
+    else:
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
+    with _folder(out) as folder:
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, thinking)
+        if sentence := context_warning(model, engine, chosen):
+            say(sentence)
+        request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
+        return Rows(adhoc.evaluate(request, folder, say)["rows"])
+
+
+def grade(
+    answers: Where,
+    *,
+    task: str,
+    reply: str,
+    gold: str,
+    question: str | None = None,
+    finish: str | None = None,
+    choices: str | None = None,
+    preset: Preset = "default",
+    file: str | None = None,
+    workers: int | None = None,
+    checker: str | None = None,
+    engine: str = "hf",
+    out: Where | None = None,
+) -> Rows[Grade]:
+    """Grade stored answers of any origin, and return one grade for each, in their order. No model is needed.
+
+    Args:
+        answers: CSV, JSONL, JSON or parquet; also .gz.
+        task: a benchmark by name, or `path/to/file.py:Class`.
+        reply, gold, question, finish, choices: names of columns; `a.b` is the field b in a.
+        file: a local copy of the benchmark, for code.
+        workers: grading processes; one per core by default.
+        checker: a model that checks boxed answers which the rules reject; `engine` runs it.
+        out: a folder for grades.jsonl and grades.json.
+
+    Raises:
+        UserError: the file, a column or the benchmark is missing.
+    """
+    settings = Task(preset=preset, file=file, checker=checker)
+    columns = stored_answers.Columns(reply, gold, question, finish, choices)
+    if checker:
+        quiet_libraries()
+    stored = stored_answers.read(Path(answers), columns, Path(answers).name)
+    grades = stored_answers.grade(stored, task, settings, workers, engine)
+    if out is not None:
+        folder = Path(out)
+        summary = {"task": task, "file": Path(answers).name, "preset": preset, **stored_answers.summary(grades)}
+        write_text(folder / "grades.jsonl", "".join(row.model_dump_json() + "\n" for row in grades))
+        write_json(folder / "grades.json", summary)
+    return Rows(grades)
+
+
+def compare(folder: Where, against: str | None = None) -> Rows[dict[str, Any]]:
+    """Judge and grade what a study has stored, write its table and picture, and return the rows of the table.
+
+    Args:
+        against: compare every checkpoint with the last one of this arm, request by request, instead.
+
+    Raises:
+        UserError: the folder holds no study, or replies are missing.
+    """
+    with Study.open(folder) as study:
+        if against is None:
+            return Rows(study.compare()["rows"])
+        from lowtax.study import paired
+
+        return Rows(paired.against(study, against))
+
+
+@contextmanager
+def _folder(out: Where | None) -> Iterator[Path]:
+    """Lock the output folder, or a temporary one."""
+    quiet_libraries()
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="lowtax-") as folder:
+            yield Path(folder)
+    else:
+        with locked(Path(out)):
+            yield Path(out)
+
+
+def edit(
+    method: str | Mapping[str, Any],
+    adapter: Where,
+    out: Where,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    **fields: Any,
+) -> Path:
+    """Write the adapter that a method makes of a trained one, from weights alone, and return its folder.
+
+    Args:
+        method: a name that `lowtax methods` lists, `path/to/file.py:Class`, or a whole specification with `name`.
+        fields: fields of the method.
+        base: the base, if it is not where the adapter says.
+        rank: the largest rank of what is edited.
+
+    Raises:
+        UserError: the method edits nothing, `out` is in use, or the adapter is not a plain LoRA of this base.
+    """
+    from lowtax.methods import editing
+
+    spec = {"name": method, **fields} if isinstance(method, str) else {**method, **fields}
+    return editing.edit(spec, Path(adapter), Path(out), base=base, rank=rank, say=say).folder
+
+
+def merge(adapter: Where, out: Where | None = None, *, base: str | None = None, dtype: str = "bfloat16") -> Path:
+    """Add an adapter to its base in float32, write the model in `dtype`, and return its folder.
+
+    Args:
+        out: the new folder; ADAPTER_merged by default.
+        base: the base, if it is not where the adapter says.
+        dtype: float32, bfloat16, float16, or auto, which is that of the base.
+
+    Raises:
+        UserError: `out` is in use, or the adapter is not a plain LoRA of this base.
+    """
+    from lowtax.models import merging
+
+    folder = Path(adapter)
+    return merging.merge(folder, Path(out or merging.default_out(folder)), base=base, dtype=dtype, say=say).folder
+
+
+def analyze(
+    adapters: Where | Sequence[Where] = (),
+    *,
+    tuned: Sequence[str] = (),
+    base: str | None = None,
+    top: int = 16,
+    exact: bool = False,
+) -> dict[str, Any]:
+    """Return where weight updates lie: norms, ranks, overlap with the base's singular directions, intruders.
+
+    Args:
+        adapters: PEFT LoRA folders of one base.
+        tuned: fully fine-tuned checkpoints; they need `base`.
+        base: the base model; that of the adapters by default.
+        top: singular directions of W on each side, for overlaps.
+        exact: decompose large matrices completely, which takes minutes each.
+
+    Raises:
+        UserError: there is nothing to analyse, or updates and base do not fit.
+    """
+    from lowtax.analysis import geometry
+    from lowtax.analysis.geometry_site import Settings
+    from lowtax.models.weights import open_weights
+
+    folders = [Path(adapters)] if isinstance(adapters, str | Path) else [Path(adapter) for adapter in adapters]
+    if not folders and not tuned:
+        raise UserError("analyze needs adapters or tuned checkpoints: give at least one.")
+    weights = open_weights(base or geometry.base_of(folders))
+    sources = [geometry.of_adapter(folder) for folder in folders]
+    sources += [geometry.of_tuned(ref, weights) for ref in tuned]
+    return geometry.analyze(weights, sources, Settings(top=top, exact=exact), say)
