@@ -170,7 +170,7 @@ class Keeper:
     def _confine(self, limits: dict[str, int]) -> None:
         os.setsid()
         alone = self.setup.mode == "plain"
-        others = _tasks_of(os.getuid(), self.setup.proc) if alone and self.setup.user is None else 0
+        threads = _tasks_of(os.getuid(), self.setup.proc) if alone and self.setup.user is None else 0
         handles = [os.open("/dev/null", os.O_RDONLY), *self.handles]
         high = [os.dup2(handle, 100 + i, inheritable=False) for i, handle in enumerate(handles)]
         for i, handle in enumerate(high):
@@ -184,7 +184,7 @@ class Keeper:
             (resource.RLIMIT_AS, limits["memory_mb"] * megabyte, limits["memory_mb"] * megabyte),
             (resource.RLIMIT_FSIZE, limits["file_mb"] * megabyte, limits["file_mb"] * megabyte),
             (resource.RLIMIT_NOFILE, 64, 64),
-            (resource.RLIMIT_NPROC, others + limits["processes"], others + limits["processes"]),
+            (resource.RLIMIT_NPROC, threads + limits["processes"], threads + limits["processes"]),
         ):
             resource.setrlimit(kind, (soft, hard))
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)

@@ -125,9 +125,9 @@ def give_up_privileges(user: int | None, keep_reading: bool) -> None:
             prctl(KEEPCAPS, 1)
         os.setresuid(user, user, user)
     prctl(NO_NEW_PRIVS, 1)
-    kept = 1 << DAC_READ_SEARCH if keep_reading else 0
+    capabilities = 1 << DAC_READ_SEARCH if keep_reading else 0
     header = struct.pack("Ii", 0x20080522, 0)
-    data = struct.pack("6I", kept, kept, 0, 0, 0, 0)
+    data = struct.pack("6I", capabilities, capabilities, 0, 0, 0, 0)
     if MACHINE in CAPSET:
         checked(LIBC.syscall(ctypes.c_long(CAPSET[MACHINE]), header, data), "capset")
 

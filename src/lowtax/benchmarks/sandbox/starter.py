@@ -85,7 +85,7 @@ class Starter:
 
 
 def _works(action: Callable[[], None]) -> int:
-    """Try an action in a process of its own; return 0, or the number of the error."""
+    """Try an action in another process; return 0, or the number of the error."""
     if child := os.fork():
         return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     code = 1
