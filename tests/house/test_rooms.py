@@ -16,7 +16,8 @@ BESIDE_ROOMS = {"support", "oracles", "house", "hostile", "golden"}
 # Tests named after a topic of their room and not after a module.
 TOPICS = {
     "benchmarks": {"exams"},
-    "judges": {"attacks", "guards", "judges"},
+    "benchmarks/grading": {"pipeline"},
+    "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
     "models": {"updates"},
     "engines": {"hf", "hf_batch"},
