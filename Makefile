@@ -28,6 +28,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The site, in build/site. A dead link, or a page that the navigation lacks, fails.
 docs: $(VENV)/.installed-docs

@@ -255,7 +255,7 @@ def test_the_fsdp_file_of_the_documentation_is_one_of_accelerate(tmp_path: Path)
     ],
 )
 def test_the_first_layout_that_fits_is_that_of_the_tables(name: str, lora: Lora | None, words: str):
-    """docs/scaling.md has the same for rows of 2,048 tokens a GPU."""
+    """docs/guides/scaling.md has the same for rows of 2,048 tokens a GPU."""
     layout = first_layout(SHAPES[name], lambda gpus: 2048, lora)
     assert str(layout) == words
     assert layout is not None

@@ -1,6 +1,6 @@
 """The cost of more rank than fine-tuning needs: a linear model, its formula, and a simulation that tests the formula.
 
-Source: model, derivation (docs/theory.md) and formula are lowtax's, motivated by a sentence in the abstract of
+Source: model, derivation (docs/explanation/theory.md) and formula are ours, motivated by a sentence in the abstract of
 arXiv:2507.17075v4. They are not that paper's theorem, whose text was not available to us.
 
     base inputs          x = P u, P (ambient, base) orthonormal, trace Cov(x) = 1

@@ -53,7 +53,7 @@ def edit(
 
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/reference/methods.md.")] = False,
 ) -> None:
     """List the methods.
 

@@ -12,7 +12,9 @@ PRESETS = ("default", "paper", "reference")
 
 
 def grade(
-    task: Annotated[str, typer.Option("--task", help="Benchmark: a name (docs/benchmarks.md) or file.py:Class.")],
+    task: Annotated[
+        str, typer.Option("--task", help="Benchmark: a name (docs/reference/benchmarks.md) or file.py:Class.")
+    ],
     answers: Annotated[
         Path, typer.Option("--answers", metavar="FILE", help="Answers: CSV, JSONL, JSON or parquet, also .gz.")
     ],

@@ -22,7 +22,7 @@ def sandbox(
 ) -> None:
     """Run an untrusted program under limits.
 
-    The outcome is printed as JSON (docs/sandbox.md).
+    The outcome is printed as JSON (docs/explanation/sandbox.md).
 
     Example: lowtax sandbox program.py --timeout 5 --memory 512
     """

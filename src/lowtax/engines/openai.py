@@ -6,8 +6,8 @@ Nothing is loaded in this process: `precision` is ignored, since the server choo
 of requests in flight. A PEFT adapter is requested by its served name: the one in LOWTAX_ADAPTERS (name=path,...), else
 that of the served model whose path is the adapter's folder, else the folder's name. The `openai` package makes the
 connections; its retries are off, because they end after 20 s and take an error with status 200 for a reply.
-docs/engines.md lists the environment variables, and what a server cannot give: seeds that mean the same elsewhere,
-prompts encoded as plain text, what a prompt opens.
+docs/reference/engines.md lists the environment variables, and what a server cannot give: seeds that mean the same
+elsewhere, prompts encoded as plain text, what a prompt opens.
 """
 
 import asyncio

@@ -62,7 +62,7 @@ class Arm(Section):
 
 
 class EditedArm(Section):
-    """An arm that is made of a trained arm by weight-space edits (docs/editing.md)."""
+    """An arm that is made of a trained arm by weight-space edits (docs/guides/editing.md)."""
 
     of: str = Field(description="the trained LoRA arm whose checkpoints are edited")
     edits: list[dict[str, Any]] = Field(
@@ -110,7 +110,9 @@ class Recipe(Section):
         default_factory=dict, description="name -> an arm that edits make of a trained arm"
     )
     sampling: Sampling = Field(Sampling(), description="sampling of harmful and ordinary prompts")
-    judge: str = Field("refusal", description="the judge of replies to harmful and ordinary prompts (docs/judges.md)")
+    judge: str = Field(
+        "refusal", description="the judge of replies to harmful and ordinary prompts (docs/reference/judges.md)"
+    )
     judged_text: Text = Field("answer", description="the text that the judge reads")
     judged_also: list[Text] = Field(
         ["thought", "both"], description="further texts to judge, of replies to harmful prompts"

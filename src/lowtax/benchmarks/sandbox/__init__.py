@@ -1,1 +1,1 @@
-"""A sandbox for programs that nobody has read (docs/sandbox.md): `run` is the entry, all else is its machinery."""
+"""A sandbox for programs that nobody has read (docs/explanation/sandbox.md). `run` is the entry."""

@@ -29,7 +29,7 @@ NOBODY = 65534
 class KeeperSetup:
     """Configuration of a keeper.
 
-    mode: root, user or plain (docs/sandbox.md).
+    mode: root, user or plain (docs/explanation/sandbox.md).
     ids: the user and group that started it.
     proc: an open /proc.
     user: a user for this program alone, if root can give it one.

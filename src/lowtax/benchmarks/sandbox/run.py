@@ -1,4 +1,4 @@
-"""Run programs that nobody has read, under limits. docs/sandbox.md says what this does not protect from.
+"""Run programs that nobody has read, under limits. docs/explanation/sandbox.md says what this does not protect from.
 
     run(program, limits)                    a script: how it ended and what it wrote
     check(program, entry, groups, limits)   a function: the groups of tests that it passes

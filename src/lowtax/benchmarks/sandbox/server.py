@@ -69,18 +69,21 @@ class Server:
         except (EOFError, NotPlain) as error:
             raise UserError(
                 f"The sandbox could not be started (its server ended with code {self.process.wait()}): it needs Linux; "
-                "see docs/sandbox.md."
+                "see docs/explanation/sandbox.md."
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.mode, self.notes = str(report["mode"]), list(report["notes"])
         if not report["filtered"]:
-            print("WARNING: the sandbox cannot filter system calls here (docs/sandbox.md).", file=sys.stderr)
+            print(
+                "WARNING: the sandbox cannot filter system calls here (docs/explanation/sandbox.md).", file=sys.stderr
+            )
         if self.mode == "plain":
             why = "; ".join(self.notes) or f"{MODE} asks for it"
             print(
                 f"WARNING: the sandbox has NO namespaces here ({why}): programs can read this machine's files"
-                f"{'' if os.geteuid() == 0 else ', write yours'} and are only limited and killed (docs/sandbox.md).",
+                f"{'' if os.geteuid() == 0 else ', write yours'} and are only limited and killed "
+                "(docs/explanation/sandbox.md).",
                 file=sys.stderr,
             )
 
