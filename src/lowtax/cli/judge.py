@@ -35,7 +35,7 @@ def calibrate(
         str,
         typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
     ] = "text",
-    model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its own.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its default.")] = None,
     engine: Engine = "hf",
     precision: Precision = "auto",
     batch_size: BatchSize = 16,

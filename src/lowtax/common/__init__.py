@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, records, statistics, tables, figures. Imports nothing of ours."""
+"""Errors, files, records, statistics, tables, figures: the room that all others use. It imports none of them."""

@@ -1,7 +1,7 @@
 """Packed rows: the examples of a step laid end to end, and the attention that keeps them apart.
 
 A row has no padding, no mask and no cache; `position_ids` restart with each example. In attention alone, each example
-has a line of its own, padded at the end. With causal attention no real token sees the padding, so no mask is needed,
+has a separate line, padded at the end. With causal attention no real token sees the padding, so no mask is needed,
 and the work grows with the sum of the squares of the examples' lengths, not with the square of their sum.
 transformers' own attention separates the examples as well, at the price of a dense mask over the row.
 """

@@ -4,7 +4,7 @@
     check(program, entry, groups, limits)   a function: the groups of tests that it passes
 
 `check` keeps the tests, the expected values and the verdict in a second sandbox; the program's side only receives
-arguments and sends plain data back. So a program can end itself, redefine equality or read all of its own memory, and
+arguments and sends plain data back. So a program can end itself, redefine equality or read all its memory, and
 still passes only by returning the right values.
 """
 

@@ -1,4 +1,4 @@
-"""How probable a given text is: the sum of its tokens' log-probabilities after a context, under the hf engine's model.
+"""Probability of a given text: the sum of its tokens' log-probabilities after a context, under the hf engine's model.
 
 The engine's own weights and adapters are used, unmerged, so that the same load also generates. Rows are padded on the
 right; of a row that is longer than the model's positions the beginning of the context is left out.

@@ -2,7 +2,7 @@
 
 A count is exact where all that decides it was read. Otherwise it is an estimate, at most as large as the sizes below:
 a set that is not available has its published or requested size, an example whose text is not known fills `max_length`,
-the model finishes all of its own answers, and patience ends no run early.
+the model finishes all its answers, and patience ends no run early.
 """
 
 from collections.abc import Iterator
