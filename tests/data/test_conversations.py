@@ -7,11 +7,10 @@ from datahub import write_jsonl
 from places import PUBLISHED
 
 from lowtax.common.errors import UserError
-from lowtax.data import readers, specs, training_sets
+from lowtax.data import conversations, readers, specs, training_sets
 from lowtax.data.conversations import Conversation
 from lowtax.data.rendering import RENDERINGS
 from lowtax.data.specs import Data
-from lowtax.data.training_sets import conversations
 
 
 def published(name: str) -> Path:

@@ -163,7 +163,7 @@ def test_gpus_share_the_heads_evenly(gpus: int, heads: int, key_value_heads: int
 
 def test_adapters_are_checked_without_torch_or_vllm(plain: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from lowtax.engines.base import adapters; "
+        "import sys; from pathlib import Path; from lowtax.engines.vllm import adapters; "
         f"print(adapters.check(Path({str(plain)!r})).rank, {{'vllm', 'torch', 'peft'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from places import PUBLISHED
 from tiny import make_model
 
-from lowtax import benchmarks, lm_eval_tasks
+from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.grading import letters
 from lowtax.cli import harness as cli_tasks
@@ -29,6 +29,7 @@ from lowtax.common.files import read_rows
 from lowtax.common.records import Reply
 from lowtax.engines.sampling import Sheet, Subject, collect
 from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.interop import lm_eval_tasks
 from lowtax.models.loading import load_model, load_tokenizer
 
 OUTPUTS = PUBLISHED / "outputs_gsm8k_gpt_oss_120b.jsonl.gz"

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_study import write_recipe
+from small_study import write_recipe
 
-from lowtax import judges
 from lowtax.common.errors import UserError
+from lowtax.judges import base as judges
 from lowtax.judges.base import BUILTIN
 
 COMMAND = """
@@ -25,7 +25,9 @@ finally:
 """
 FOR_RESULTS = (
     "matplotlib",
-    "lowtax.judges.",
+    *(place.partition(":")[0] for place in BUILTIN.values()),
+    "lowtax.judges.model_judge",
+    "lowtax.judges.calibration",
     "lowtax.analysis.geometry",
     "lowtax.analysis.landscape.walk",
     "lowtax.study.frontier",
@@ -34,7 +36,7 @@ FOR_RESULTS = (
 
 
 def imported(folder: Path, *words: object) -> list[str]:
-    """The modules in a process of its own after the command has run."""
+    """The modules in a separate process after the command has run."""
     file = folder / "modules.txt"
     command = [sys.executable, "-c", COMMAND, str(file), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
