@@ -37,7 +37,7 @@ from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
-from lowtax.study import arms, recipe, trained, update_norms
+from lowtax.study import arms, recipe, trained
 from lowtax.study.compare import compare
 from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
@@ -294,6 +294,8 @@ class Study:
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
+        # Lazy: training needs neither the analysis nor matplotlib.
+        from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE, self.say)
