@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,10 @@ def test_the_import_is_light():
 
 def test_types_are_shipped():
     assert (ROOT / "src" / "lowtax" / "py.typed").exists()
+
+
+def test_the_reference_page_has_every_name():
+    page = (ROOT / "docs/reference/python-api.md").read_text()
+    shown = set(re.findall(r"^::: lowtax\.(\w+)$", page, flags=re.MULTILINE))
+    aliases = {"State", "Sites", "JudgeKind", "load_recipe", "__version__"}  # types and a function under another name
+    assert shown == set(lowtax.__all__) - aliases
