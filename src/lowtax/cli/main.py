@@ -14,7 +14,8 @@ import typer
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.common.errors import UserError
-from lowtax.common.launch import first_to_speak
+from lowtax.common.launch import first_to_speak, world
+from lowtax.common.log import show_progress
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -169,6 +170,8 @@ def options(
     ] = False,
 ) -> None:
     """Take the options before the command."""
+    if world()[0] == 0:  # of several processes, the first speaks
+        show_progress()
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -7,26 +7,22 @@ import warnings
 from collections.abc import Callable
 
 LOGGER = logging.getLogger("lowtax")
+PRINTED = logging.NullHandler()  # on LOGGER where progress is printed
 Say = Callable[[str], None]  # takes a line of progress for people
 
 
 def say(text: str) -> None:
-    """Log a line of progress for people; it is seen after `show_progress`, or where logging is configured."""
-    LOGGER.info(text)
+    """Tell people about progress: printed after `show_progress`, else logged as information by the logger `lowtax`."""
+    if PRINTED in LOGGER.handlers:  # printed directly, since libraries change the settings of logging
+        print(text, file=sys.stderr, flush=True)
+    else:
+        LOGGER.info(text)
 
 
 def show_progress() -> None:
     """Print progress to the standard error from now on, as the command line does."""
-    LOGGER.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Stderr) for handler in LOGGER.handlers):
-        LOGGER.addHandler(_Stderr())
-
-
-class _Stderr(logging.Handler):
-    """Print messages to the present standard error, which notebooks and tests replace."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr, flush=True)
+    if PRINTED not in LOGGER.handlers:
+        LOGGER.addHandler(PRINTED)
 
 
 def quiet_libraries() -> None:
