@@ -137,7 +137,7 @@ def analysis() -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = LoraConfig(r=RANK, base_model_name_or_path=MODEL, task_type="CAUSAL_LM")
         write_adapter(Path(folder), Adapter(config, {}, factors))
-        return timed(lambda: analyze(base, [of_adapter(Path(folder))], say=print), 2)[0]
+        return timed(lambda: analyze(base, [of_adapter(Path(folder))]), 2)[0]
 
 
 def main() -> None:

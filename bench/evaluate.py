@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lowtax import benchmarks
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.common.files import write_json
 from lowtax.common.log import quiet_libraries
 from lowtax.common.provenance import provenance
@@ -61,7 +60,7 @@ def ours(adapters: list[Path], task: Task, precision: str, batch_size: int, out:
     """Seconds, and the share of right answers."""
     engine = EngineSettings("hf", precision, batch_size)
     began = time.perf_counter()
-    found = adhoc.evaluate(adhoc.Exam(MODEL, adapters, {"arithmetic": task}, engine), out, print)
+    found = adhoc.evaluate(adhoc.Exam(MODEL, adapters, {"arithmetic": task}, engine), out)
     seconds = time.perf_counter() - began
     rates = [row["reasoning"]["arithmetic"]["value"] for row in found["rows"]]
     return seconds, sum(rates) / len(rates)
@@ -106,7 +105,7 @@ def merge(adapter: Path, precision: str, out: Path) -> None:
 
 def answer(model: Any, task: Task, seed: int) -> float:
     """The share right of one seed: all problems in one batch."""
-    exam, tokenizer = benchmarks.load("arithmetic", task), loading.load_tokenizer(MODEL)
+    exam, tokenizer = load("arithmetic", task), loading.load_tokenizer(MODEL)
     rows = exam.rows()
     asked = [chat.generation_prompt(tokenizer, [{"role": "user", "content": row.text}]) for row in rows]
     inputs = tokenizer(asked, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)

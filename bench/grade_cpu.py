@@ -8,8 +8,7 @@ import random
 import sys
 import time
 
-from lowtax import benchmarks
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.benchmarks.grading import pool
 from lowtax.common.records import Prompt
 
@@ -48,7 +47,7 @@ def main() -> None:
     """Grade them once and print the figures."""
     pairs = answers(int(sys.argv[1]) if len(sys.argv) > 1 else ANSWERS)
     began = time.perf_counter()
-    scores = pool.grade_all(benchmarks.load("math", Task()), pairs, workers=2)
+    scores = pool.grade_all(load("math", Task()), pairs, workers=2)
     seconds = time.perf_counter() - began
     right = sum(score.correct for score in scores)
     print(json.dumps({

@@ -17,8 +17,8 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
     """arm -> measure -> rate, of the base and the last checkpoint of every arm at one precision."""
     from dataclasses import replace
 
-    from lowtax import benchmarks
     from lowtax.benchmarks import evaluate
+    from lowtax.benchmarks.base import load
     from lowtax.engines.sampling import collect, replies_of
     from lowtax.judges.verdicts import judge_replies
 
@@ -27,7 +27,7 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
     sheets = {**study.reply_sheets(), **study.answer_sheets()}
     if precision != study.precision:
         sheets = {name: replace(sheet, path=folder / f"{name}.jsonl") for name, sheet in sheets.items()}
-        collect(list(sheets.values()), list(last.values()), engine, print)
+        collect(list(sheets.values()), list(last.values()), engine)
     found: dict[str, dict[str, float]] = {arm: {} for arm in last}
     for name, sheet in sheets.items():
         stored = replies_of(sheet, list(last.values()), engine)
@@ -36,7 +36,7 @@ def measured(study: Any, precision: str, folder: Path) -> dict[str, dict[str, fl
             grades = evaluate.grade(
                 replies,
                 name,
-                benchmarks.load(name, study.recipe.tasks[name]),
+                load(name, study.recipe.tasks[name]),
                 {p.id: p for p in sheet.prompts},
                 folder / f"{name}.grades.jsonl",
             )
@@ -64,7 +64,7 @@ def main() -> None:
     from lowtax.common.provenance import provenance
     from lowtax.study.study import Study
 
-    study = Study.open(asked.run, print)
+    study = Study.open(asked.run)
     both = ("bfloat16", "float32")
     rates = {precision: measured(study, precision, asked.run / "precision") for precision in both}
     print(f"trained in {study.precision}; {' | '.join(both)}")

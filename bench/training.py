@@ -91,7 +91,7 @@ def lowtax(task: Task, out: Path) -> Timed:
     )
     with kept_memory(), torch.random.fork_rng():  # as `train` does
         torch.manual_seed(0)
-        run = training.TrainingRun(job, out, lambda _: None, load=lambda ref, precision: task.load(precision))  # type: ignore[arg-type, return-value]
+        run = training.TrainingRun(job, out, load=lambda ref, precision: task.load(precision))  # type: ignore[arg-type, return-value]
         made_before = run.seconds  # the hidden states below the first trained layer
         began = time.perf_counter()
         run.finish()

@@ -14,9 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowtax.benchmarks import Benchmark as Benchmark
-    from lowtax.benchmarks import Score as Score
+    from lowtax.benchmarks.base import Benchmark as Benchmark
+    from lowtax.benchmarks.base import Score as Score
     from lowtax.benchmarks.base import Task as Task
+    from lowtax.benchmarks.stored_answers import grade as grade
     from lowtax.common.errors import UserError as UserError
     from lowtax.common.linalg import Factors as Factors
     from lowtax.common.log import show_progress as show_progress
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from lowtax.study.api import compare as compare
     from lowtax.study.api import edit as edit
     from lowtax.study.api import evaluate as evaluate
-    from lowtax.study.api import grade as grade
     from lowtax.study.api import judge as judge
     from lowtax.study.api import merge as merge
     from lowtax.study.api import sample as sample
@@ -61,7 +61,7 @@ PUBLIC = {
     "sample": "study.api",
     "judge": "study.api",
     "evaluate": "study.api",
-    "grade": "study.api",
+    "grade": "benchmarks.stored_answers",
     "compare": "study.api",
     "edit": "study.api",
     "merge": "study.api",
@@ -93,8 +93,8 @@ PUBLIC = {
     "Judge": "judges.base",
     "JudgeKind": "judges.base:Kind",
     "Opinion": "judges.base",
-    "Benchmark": "benchmarks",
-    "Score": "benchmarks",
+    "Benchmark": "benchmarks.base",
+    "Score": "benchmarks.base",
     "Task": "benchmarks.base",
 }
 __all__ = ["__version__", *PUBLIC]

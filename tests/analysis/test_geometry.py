@@ -17,21 +17,16 @@ from typer.testing import CliRunner
 from lowtax.analysis import geometry as analysis
 from lowtax.analysis import geometry_figures
 from lowtax.analysis.decomposition import Weight
-from lowtax.analysis.geometry import Source, analyze, of_adapter, of_study, of_tuned
-from lowtax.analysis.geometry_site import Settings, describe
+from lowtax.analysis.geometry import Settings, Source, analyze, describe, of_adapter, of_study, of_tuned
 from lowtax.cli import analyze as cli_analyze
 from lowtax.common import linalg
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Dense, Factors
-from lowtax.engines.sampling import Subject
+from lowtax.common.records import Subject
 from lowtax.models import embedded
 from lowtax.models.weights import open_weights
 
 SHAPES = [(30, 50), (50, 30), (40, 40)]
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -194,7 +189,7 @@ def moved(arm: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_an_adapter_and_the_model_that_it_makes_have_the_same_anatomy(trained: dict[str, Path]):
     base = open_weights(str(trained["base"]))
-    report = analyze(base, [of_adapter(trained["adapter"]), of_tuned(str(trained["tuned"]), base)], say=quiet)
+    report = analyze(base, [of_adapter(trained["adapter"]), of_tuned(str(trained["tuned"]), base)])
     one, two = (moved(arm) for arm in report["arms"])
     assert list(one) == [f"model.layers.{i}.{name}" for i in (2, 10) for name in ("mlp.up_proj", "self_attn.q_proj")]
     assert one.keys() == two.keys()
@@ -212,10 +207,10 @@ def test_an_adapter_and_the_model_that_it_makes_have_the_same_anatomy(trained: d
 def test_side_by_side_is_as_one_by_one(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     base, source = open_weights(str(trained["base"])), of_adapter(trained["adapter"])
     threads = torch.get_num_threads()
-    one = analyze(base, [source], say=quiet)
+    one = analyze(base, [source])
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(analysis, "SIDE_BY_SIDE", 0)
-    assert analyze(base, [source], say=quiet)["arms"] == one["arms"]
+    assert analyze(base, [source])["arms"] == one["arms"]
 
 
 def test_differences_of_rounded_checkpoints_say_so(tmp_path: Path, trained: dict[str, Path]):
@@ -228,11 +223,11 @@ def test_differences_of_rounded_checkpoints_say_so(tmp_path: Path, trained: dict
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, trained: dict[str, Path], tiny_model: Path):
     base = open_weights(str(tiny_model))
     with pytest.raises(UserError, match=r"changes model.layers.10.mlp.up_proj, which is not in"):
-        analyze(base, [of_adapter(trained["adapter"])], say=quiet)
+        analyze(base, [of_adapter(trained["adapter"])])
     wrong = replace(of_adapter(trained["adapter"]), names=["model.layers.0.mlp.up_proj"])
     wrong = replace(wrong, update=lambda name, W: Factors(torch.ones(3, 1), torch.ones(1, 4)))
     with pytest.raises(UserError, match=r"up_proj is \(3, 4\) in .* and \(64, 32\) in the base"):
-        analyze(base, [wrong], say=quiet)
+        analyze(base, [wrong])
 
 
 def subject(arm: str, seed: int, step: int, adapter: Path | None, model: Path) -> Subject:
@@ -252,7 +247,7 @@ def test_the_last_checkpoints_of_a_study(trained: dict[str, Path]):
         ("full", 0, "tuned"),
     ]
     few = [replace(source, names=["model.layers.2.mlp.up_proj"]) for source in sources]
-    report = analyze(open_weights(str(base)), few, say=quiet)
+    report = analyze(open_weights(str(base)), few)
     assert [arm["label"] for arm in report["arms"]] == ["lora, seed 0", "lora, seed 1", "full"]
 
 
@@ -260,7 +255,7 @@ def test_the_embedded_reasoner_is_what_its_adapter_makes_of_the_embedded_model()
     base = open_weights("builtin:smollm2-135m")
     sources = [of_adapter(embedded.REASONER), of_tuned("builtin:smollm2-135m-reasoner", base)]
     few = [f"model.layers.{i}.{m}" for i in (0, 20) for m in ("mlp.down_proj", "self_attn.k_proj", "mlp.up_proj")]
-    report = analyze(base, [replace(source, names=few) for source in sources], say=quiet)
+    report = analyze(base, [replace(source, names=few) for source in sources])
     one, two = (moved(arm) for arm in report["arms"])
     for name, site in one.items():
         assert site["rank"] == 8
@@ -302,7 +297,7 @@ def test_pictures_of_nothing_are_none(tmp_path: Path, trained: dict[str, Path]):
     base = open_weights(str(trained["base"]))
     same = of_tuned(str(trained["base"]), base)
     names = ["model.layers.0.mlp.up_proj"]
-    report = analyze(base, [Source("same", "here", "tuned", names, same.update)], say=quiet)
+    report = analyze(base, [Source("same", "here", "tuned", names, same.update)])
     geometry_figures.draw(report, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "0 of 1" in cli_analyze.described(report)

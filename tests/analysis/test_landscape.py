@@ -13,12 +13,12 @@ import typer
 from guides import commands
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from progress import progress_to
 from tiny import make_model, save_adapter
 from typer.testing import CliRunner
 
 from lowtax.analysis.landscape import visage
-from lowtax.analysis.landscape.moves import Ground, Mixtures, along, counterpart, direction, perturbed, towards
-from lowtax.analysis.landscape.passes import Walk
+from lowtax.analysis.landscape.moves import Ground, Mixtures, Walk, along, counterpart, direction, perturbed, towards
 from lowtax.analysis.landscape.report import Point, report
 from lowtax.analysis.landscape.slices import Place, check_ends, sliced
 from lowtax.analysis.landscape.walk import Ask, landscape
@@ -34,10 +34,6 @@ from lowtax.models import loading
 from lowtax.models.adapters import read_adapter
 
 FULL = 100.0
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def basin(inside: list[float], left: int, right: int) -> list[float]:
@@ -244,7 +240,7 @@ def test_a_point_is_the_model_with_those_weights_and_an_adapter_beside_it(
 ):
     """Against a model that was written with the perturbed weights, and the adapter that was trained on another path."""
     ask = asking(tiny_model, "random", adapters[0], radius=0.4, points=3, seeds=1)
-    landscape(ask, tmp_path / "out", quiet)
+    landscape(ask, tmp_path / "out")
     model = loading.load_model(str(tiny_model))
     with torch.no_grad():
         for name in perturbed(model):
@@ -298,7 +294,7 @@ def test_beside_an_adapter_the_random_direction_is_orthogonal_to_it(
 def test_along_an_adapter_one_is_the_adapter_and_half_is_half_of_it(
     tiny_model: Path, adapters: list[Path], tmp_path: Path
 ):
-    landscape(asking(tiny_model, "adapter", adapters[1], points=5, reach=2.0), tmp_path / "out", quiet)
+    landscape(asking(tiny_model, "adapter", adapters[1], points=5, reach=2.0), tmp_path / "out")
     rows = list(read_rows(tmp_path / "out" / "replies.jsonl", Reply).values())
     assert [r.checkpoint for r in rows[::3]] == [f"alpha={t}" for t in ("0", "0.5", "1", "1.5", "2")]
     engine = HF(str(tiny_model), "float32", 8)
@@ -315,7 +311,7 @@ def test_along_an_adapter_one_is_the_adapter_and_half_is_half_of_it(
 
 def test_between_models_the_ends_say_what_the_models_say(tiny_model: Path, tmp_path: Path):
     other = make_model(tmp_path / "other", seed=1)
-    landscape(asking(tiny_model, "between", to=other, points=3), tmp_path / "out", quiet)
+    landscape(asking(tiny_model, "between", to=other, points=3), tmp_path / "out")
     rows = read_rows(tmp_path / "out" / "replies.jsonl", Reply).values()
     for at, model in (("0", tiny_model), ("1", other)):
         found = {r.prompt: r.text for r in rows if r.checkpoint == f"alpha={at}"}
@@ -338,25 +334,29 @@ def test_a_stopped_walk_goes_on_and_ends_in_the_same_rows(tiny_model: Path, tmp_
         lines[0] + chr(10) + lines[1][:9]
     )  # killed before its second point
     said: list[str] = []
-    found = landscape(ask, tmp_path / "stopped", said.append)
+    with progress_to(said.append):
+        found = landscape(ask, tmp_path / "stopped")
     assert said[0] == "sampling 3 replies at each of 4 points"  # five, for the origin of two seeds is one
-    whole = landscape(ask, tmp_path / "whole", quiet)
+    whole = landscape(ask, tmp_path / "whole")
     assert found["points"] == whole["points"]
     assert found["visage"] == whole["visage"]
     assert len(found["points"]) == 6
     texts = [(tmp_path / folder / "replies.jsonl").read_text().splitlines() for folder in ("stopped", "whole")]
     assert texts[0] == texts[1]
     again: list[str] = []
-    assert landscape(ask, tmp_path / "stopped", again.append)["points"] == whole["points"]
+    with progress_to(again.append):
+        assert landscape(ask, tmp_path / "stopped")["points"] == whole["points"]
     assert again == []
 
 
 def test_other_settings_make_other_rows_and_shared_points_are_kept(tiny_model: Path, tmp_path: Path):
-    landscape(asking(tiny_model, "random", points=3, seeds=1), tmp_path, quiet)
+    landscape(asking(tiny_model, "random", points=3, seeds=1), tmp_path)
     said: list[str] = []
-    landscape(asking(tiny_model, "random", points=5, seeds=1), tmp_path, said.append)
+    with progress_to(said.append):
+        landscape(asking(tiny_model, "random", points=5, seeds=1), tmp_path)
     assert said[0].endswith("of 2 points")
-    landscape(asking(tiny_model, "random", points=5, radius=0.25, seeds=1), tmp_path, said.append)
+    with progress_to(said.append):
+        landscape(asking(tiny_model, "random", points=5, radius=0.25, seeds=1), tmp_path)
     assert said[3].endswith("of 2 points")  # -0.25, 0 and 0.25 are there
 
 
@@ -492,18 +492,18 @@ def test_what_is_no_lora_of_this_model_is_refused_before_anything_is_loaded(
 ):
     for nothing in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="not a PEFT adapter folder"):
-            landscape(asking("org/absent", "adapter", nothing), tmp_path / "out", quiet)
+            landscape(asking("org/absent", "adapter", nothing), tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'refusal_words'"):
-        landscape(replace(asking("org/absent", "random"), judge="refusal_word"), tmp_path / "out", quiet)
+        landscape(replace(asking("org/absent", "random"), judge="refusal_word"), tmp_path / "out")
     with pytest.raises(UserError, match="fits only its own base"):
-        landscape(asking("org/other", "adapter", adapters[0]), tmp_path / "out", quiet)
+        landscape(asking("org/other", "adapter", adapters[0]), tmp_path / "out")
     config = json.loads((adapters[0] / "adapter_config.json").read_text())
     dora = tmp_path / "dora"
     dora.mkdir()
     (dora / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     (dora / "adapter_model.safetensors").write_bytes((adapters[0] / "adapter_model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"more than W \+ s B A"):
-        landscape(asking(tiny_model, "adapter", dora), tmp_path / "out", quiet)
+        landscape(asking(tiny_model, "adapter", dora), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

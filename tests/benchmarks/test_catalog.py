@@ -15,8 +15,8 @@ import yaml
 from datahub import COMMIT, hub, write_jsonl, write_parquet
 from places import ROOT
 
-from lowtax.benchmarks import TABLE, catalog, load
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import catalog
+from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.catalog import QUESTION_SETS
 from lowtax.cli import main
 from lowtax.common.errors import UserError

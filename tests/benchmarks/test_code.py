@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax.benchmarks import code, load
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import code
+from lowtax.benchmarks.base import Task, load
 from lowtax.benchmarks.code import Problem, blocks, program
 from lowtax.benchmarks.sandbox.roles import right
 from lowtax.benchmarks.sandbox.values import packed

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PUBLISHED
 
-from lowtax.benchmarks import Score, catalog, load
+from lowtax.benchmarks import catalog
 from lowtax.benchmarks import questions as exam
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task, load
 from lowtax.benchmarks.grading import pool
 from lowtax.benchmarks.questions import Question
 from lowtax.common.errors import UserError
@@ -106,7 +106,7 @@ def test_an_exam_is_the_same_in_every_process_and_for_every_copy(tmp_path: Path)
     copy = write(tmp_path / "b.jsonl", turned[::-1])
     assert load("mmlu", Task(file=copy, n=25, seed=7)).rows() == here
     code = (
-        "import sys, json; from lowtax.benchmarks import load; from lowtax.benchmarks.base import Task\n"
+        "import sys, json; from lowtax.benchmarks.base import Task, load\n"
         "rows = load('mmlu', Task(file=sys.argv[1], n=25, seed=7)).rows()\n"
         "print(json.dumps([row.model_dump(mode='json') for row in rows]))"
     )

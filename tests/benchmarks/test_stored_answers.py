@@ -21,7 +21,7 @@ def write(path, rows):
 
 
 def grades(path, columns, task="math", **settings):
-    return stored_answers.grade(stored_answers.read(path, columns, path.name), task, Task(**settings), workers=1)
+    return stored_answers.grade_stored(stored_answers.read(path, columns, path.name), task, Task(**settings), workers=1)
 
 
 ROWS = [
@@ -132,8 +132,9 @@ def test_the_command_asks_a_checker(tmp_path):
 
 def test_an_unknown_preset_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(UserError, match="--preset must be default, paper or reference"):
-        run("--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--preset", "x")
+    done = run("--task", "math", "--answers", path, "--reply", "r", "--gold", "g", "--preset", "x")
+    assert done.exit_code == 2
+    assert "'default', 'paper', 'reference'" in done.output
 
 
 @pytest.mark.parametrize(("name", "columns", "least"), [

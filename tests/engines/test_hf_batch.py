@@ -11,10 +11,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lowtax.engines.base import Request
 from lowtax.engines.hf import batch
-from lowtax.engines.hf.attention import NAME, grouped_attention
 from lowtax.engines.hf.batch import Batch
 from lowtax.engines.hf.engine import HF
-from lowtax.engines.hf.kv_cache import ROOM, RoomyCache, RoomyLayer
+from lowtax.engines.hf.kv_cache import GROUPED_ATTENTION, ROOM, RoomyCache, RoomyLayer, grouped_attention
 
 
 def requests(n: int = 24) -> list[Request]:
@@ -107,7 +106,7 @@ def test_grouped_attention_is_sdpa(heads: int, shared: int, tokens: int, masked:
 
 
 def test_the_engine_decodes_by_it(stops: HF) -> None:
-    assert stops.model.config._attn_implementation == NAME
+    assert stops.model.config._attn_implementation == GROUPED_ATTENTION
 
 
 def test_the_cache_keeps_what_transformers_keeps() -> None:

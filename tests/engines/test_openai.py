@@ -18,7 +18,7 @@ import pytest
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
-from lowtax.common.records import Prompt, Reply
+from lowtax.common.records import Prompt, Reply, Subject
 from lowtax.data.rendering import split_reply
 from lowtax.engines import base, sampling
 from lowtax.engines.base import Completion, Request
@@ -689,7 +689,7 @@ def test_the_other_name_of_the_address(server: Served, monkeypatch: pytest.Monke
 def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_path: Path) -> None:
     prompts = [Prompt(id=str(i), source="s", text=f"q{i}") for i in range(8)]
     sheet = sampling.Sheet(tmp_path / "replies.jsonl", prompts, Sampling(max_new_tokens=8))
-    subject = sampling.Subject("base", None, None, 0, "m", None, "made")
+    subject = Subject("base", None, None, 0, "m", None, "made")
 
     def collect() -> list[str]:
         before = len(server.chats())

@@ -29,7 +29,7 @@ def main() -> None:
         stub_model(Path("model"))
         rows()
         Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-        study.Study(recipe.load("recipe.yaml"), Path("study"), print).run()
+        study.Study(recipe.load("recipe.yaml"), Path("study")).run()
         shutil.rmtree(FOLDER / "study", ignore_errors=True)
         for path in sorted(Path("study").rglob("*")):
             if path.suffix in KEPT and path.name not in LEFT_OUT:

@@ -32,7 +32,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def opened(folder: Path) -> study.Study:
     os.chdir(folder.parent)
-    return study.Study.open(Path("study"), lambda text: None)
+    return study.Study.open(Path("study"))
 
 
 def shape(value: object) -> object:
@@ -109,7 +109,7 @@ def test_a_new_run_writes_the_same_files_in_the_same_formats(tmp_path: Path, mon
     stub_model(tmp_path / "model")
     rows()
     settings = recipe.Recipe.model_validate(RECIPE)
-    study.Study(settings, Path("study"), lambda text: None).run()
+    study.Study(settings, Path("study")).run()
     listing = sorted(str(p.relative_to("study")) for p in Path("study").rglob("*") if p.is_file())
     assert listing == json.loads((FOLDER / "listing.json").read_text())
     for path in sorted((FOLDER / "study").rglob("*.json")):

@@ -9,9 +9,8 @@ import pytest
 import yaml
 from inspect_ai.log import list_eval_logs, read_eval_log, recompute_metrics
 
-from lowtax import benchmarks
 from lowtax.benchmarks import evaluate
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows, write_json
 from lowtax.common.records import Grade, Reply, row_id
@@ -19,7 +18,7 @@ from lowtax.data.rendering import split_reply
 from lowtax.interop import inspect_logs
 
 TASK = Task(n=4)
-ROWS = benchmarks.load("arithmetic", TASK).rows()
+ROWS = load("arithmetic", TASK).rows()
 MODEL = "builtin:smollm2-135m"
 
 
@@ -70,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
         reply("r1", q, k, kind, failed=(q, k) == (1, 1)) for q, kinds in ARM.items() for k, kind in enumerate(kinds)
     ]
     append_rows(tmp_path / "answers" / "arithmetic.jsonl", replies)
-    exam = benchmarks.load("arithmetic", TASK)
+    exam = load("arithmetic", TASK)
     rows = {row.id: row for row in ROWS}
     evaluate.grade(replies, "arithmetic", exam, rows, tmp_path / "grades" / "arithmetic.jsonl")
     card = {

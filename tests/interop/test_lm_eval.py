@@ -21,13 +21,13 @@ from places import PUBLISHED
 from tiny import make_model
 
 from lowtax import benchmarks
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.grading import letters
 from lowtax.cli import harness as cli_tasks
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
-from lowtax.common.records import Reply
-from lowtax.engines.sampling import Sheet, Subject, collect
+from lowtax.common.records import Reply, Subject
+from lowtax.engines.sampling import Sheet, collect
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.interop import lm_eval_tasks
 from lowtax.models.loading import load_model, load_tokenizer
@@ -77,9 +77,9 @@ def read_yaml(path: Path) -> dict:
 
 def test_every_benchmark_is_a_task():
     tasks = {path.stem: read_yaml(path) for path in lm_eval_tasks.FOLDER.glob("*.yaml")}
-    assert set(tasks) == set(benchmarks.TABLE)
+    assert set(tasks) == set(TABLE)
     assert {name: (task["task"], task["dataset_kwargs"]) for name, task in tasks.items()} == {
-        name: (f"lowtax_{name}", {"exam": name}) for name in benchmarks.TABLE
+        name: (f"lowtax_{name}", {"exam": name}) for name in TABLE
     }
     code = {name for name, task in tasks.items() if task.get("unsafe_code")}
     assert code == {"humaneval", "humaneval_plus", "mbpp", "mbpp_plus"}
@@ -99,7 +99,7 @@ def test_draws_as_a_recipe_does():
 
 def test_settings_choose_the_exam():
     docs = lm_eval_tasks.exam("arithmetic", {"n": 3, "seed": 7}, pretrained="x", version=1)["test"]
-    rows = benchmarks.load("arithmetic", Task(n=3, seed=7)).rows()
+    rows = load("arithmetic", Task(n=3, seed=7)).rows()
     assert [(doc["id"], doc["prompt"], doc["gold"]) for doc in docs] == [(row.id, row.text, row.gold) for row in rows]
 
 
@@ -211,7 +211,7 @@ def compared(harness, tmp_path, ours: str, name: str, rows: list[dict], columns:
     replies = {row["question"]: row["response"] for row in rows}
     tasks = manager(harness, theirs(harness, name, tmp_path / "tasks", file), file=str(file))
     out = evaluated(harness, replaying(harness, replies), [f"lowtax_{ours}", "theirs"], tasks, num_fewshot=0)["samples"]
-    exam = benchmarks.load(ours, Task(file=str(file)))
+    exam = load(ours, Task(file=str(file)))
     alone = {row.text: exam.grade(row, next(r for q, r in replies.items() if q in row.text)) for row in exam.rows()}
     inside = {sample["doc"]["prompt"]: sample for sample in out[f"lowtax_{ours}"]}
     assert len(alone) == len(inside) == len(rows)
@@ -250,7 +250,7 @@ def test_gsm8k_is_graded_as_by_lm_eval_but_for_explained_answers(harness, tmp_pa
 
 def test_preset_reference_is_lm_eval_s_flexible_filter(harness):
     flexible = harness.filters.extraction.RegexFilter(group_select=-1, regex_pattern="(-?[$0-9.,]{2,})|(-?[0-9]+)")
-    exam = benchmarks.load("gsm8k", Task(preset="reference"))
+    exam = load("gsm8k", Task(preset="reference"))
     for row in stored(400):
         prompt = benchmarks.Prompt(id="x", source="gsm8k", text="", gold=row["gold"])
         found = flexible.apply([[row["response"]]], [{}])[0][0]
@@ -305,9 +305,9 @@ def lowtax_model(**settings):
 
 def test_replies_are_those_of_lowtax_evaluate(harness, tiny, adapter, tmp_path):
     how = Sampling(max_new_tokens=24, temperature=0.6, top_p=0.95, samples=2, seed=5)
-    sheet = Sheet(tmp_path / "answers.jsonl", benchmarks.load("arithmetic", Task(n=4)).rows(), how)
+    sheet = Sheet(tmp_path / "answers.jsonl", load("arithmetic", Task(n=4)).rows(), how)
     arm = Subject("r1", 0, "checkpoint-1", 1, str(tiny), str(adapter), "x")
-    collect([sheet], [arm], EngineSettings("hf", "float32", 8), lambda _: None)
+    collect([sheet], [arm], EngineSettings("hf", "float32", 8))
     want = {(reply.prompt_id, reply.sample): reply for reply in read_rows(sheet.path, Reply).values()}
 
     tasks = manager(harness, n=4)

@@ -11,7 +11,8 @@ from lowtax.cli import judge as cli_judge
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, write_json
 from lowtax.common.records import Reply, Verdict, row_id
-from lowtax.interop import reference_files, stored
+from lowtax.interop import reference_files
+from lowtax.interop.reference_files import Stored, read_stored
 
 app = typer.Typer()
 app.command()(cli_judge.export)
@@ -90,7 +91,7 @@ def test_the_files_are_the_reference_s(folder, tmp_path, capsys):
 def test_there_and_back(folder, tmp_path):
     out = tmp_path / "out"
     lowtax(folder, "--format", "reference", "--out", out)
-    held = stored.read(folder)
+    held = read_stored(folder)
     for where in ("base", "r1/seed-0/checkpoint-4"):
         replies = reference_files.replies_from_reference(out / where / RESPONSES)
         mine = [r for r in held.replies if r.arm == replies[0].arm]
@@ -102,7 +103,7 @@ def test_there_and_back(folder, tmp_path):
         assert [(v.reply_id, v.label) for v in verdicts] == [
             (r.id, held.verdicts[m.id].label) for r, m in zip(replies, mine, strict=True)
         ]
-        again = stored.Stored(replies, {v.reply_id: v for v in verdicts})
+        again = Stored(replies, {v.reply_id: v for v in verdicts})
         list(reference_files.write(again, tmp_path / "again"))
         for name in (RESPONSES, EVALUATED):
             assert (tmp_path / "again" / where / name).read_text() == (out / where / name).read_text()
@@ -118,7 +119,7 @@ LABELS = ["safe", "unsafe", "unfinished", "unparsed", "failed"]
 @pytest.mark.parametrize("label", LABELS)
 def test_any_judge_s_verdict_reads_as_it_was_meant(label, detail, tmp_path):
     one = reply("base", 0)
-    found = stored.Stored([one], {one.id: verdict(one, label, detail=detail, category="S3")})
+    found = Stored([one], {one.id: verdict(one, label, detail=detail, category="S3")})
     list(reference_files.write(found, tmp_path))
     [text] = json.loads((tmp_path / "base" / EVALUATED).read_text())["full results"].values()
     assert reference_files.label_of(text) == label
@@ -130,7 +131,7 @@ def test_any_judge_s_verdict_reads_as_it_was_meant(label, detail, tmp_path):
 
 def test_a_card_says_how_replies_were_drawn(folder, tmp_path):
     write_json(folder / "card.json", {"sampling": {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 20}})
-    list(reference_files.write(stored.read(folder), tmp_path / "out"))
+    list(reference_files.write(read_stored(folder), tmp_path / "out"))
     found = json.loads((tmp_path / "out/base/strongreject_sampling_params.json").read_text())
     assert found == {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 20}
 
@@ -144,7 +145,7 @@ def test_samples_seeds_and_repeated_prompts(tmp_path):
         reply("r1", 2, finish="failed", text=""),
         reply("../x/checkpoint-9", 0, id="x", seed=None, checkpoint=None),
     ]
-    said = list(reference_files.write(stored.Stored(replies, {}), tmp_path / "out"))
+    said = list(reference_files.write(Stored(replies, {}), tmp_path / "out"))
     where = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob(RESPONSES)}
     one = "r1/seed-0/checkpoint-4"
     assert where == {one, f"{one}/sample-1", "r1/seed-1/checkpoint-4", "x/checkpoint-9"}
@@ -158,22 +159,22 @@ def test_samples_seeds_and_repeated_prompts(tmp_path):
 
 
 def test_whose_verdicts_and_on_what(folder, tmp_path):
-    first = stored.read(folder).replies[0]
+    first = read_stored(folder).replies[0]
     append_rows(folder / "verdicts.jsonl", [verdict(first, "refusal", "refusal_words")])
-    assert stored.read(folder).verdicts[first.id].label == "safe"
+    assert read_stored(folder).verdicts[first.id].label == "safe"
     append_rows(folder / "verdicts.jsonl", [verdict(first, "unsafe", on="both")])
     with pytest.raises(UserError, match="verdicts on answer and both: choose one with --on"):
-        stored.read(folder)
-    assert stored.read(folder, on="both").verdicts[first.id].label == "unsafe"
-    assert stored.read(folder, on="answer").verdicts[first.id].label == "safe"
+        read_stored(folder)
+    assert read_stored(folder, on="both").verdicts[first.id].label == "unsafe"
+    assert read_stored(folder, on="answer").verdicts[first.id].label == "safe"
     with pytest.raises(UserError, match="no verdicts on the text 'thought'; known are: answer, both"):
-        stored.read(folder, on="thought")
+        read_stored(folder, on="thought")
     append_rows(folder / "verdicts.jsonl", [verdict(first, "unsafe", "harmbench")])
     with pytest.raises(UserError, match="verdicts of harmbench and llama_guard: choose one with --judge"):
-        stored.read(folder)
-    assert stored.read(folder, "harmbench").verdicts[first.id].label == "unsafe"
+        read_stored(folder)
+    assert read_stored(folder, "harmbench").verdicts[first.id].label == "unsafe"
     with pytest.raises(UserError, match="'llama_gard' has no verdicts safe or unsafe here; did you mean 'llama_guard'"):
-        stored.read(folder, "llama_gard")
+        read_stored(folder, "llama_gard")
 
 
 def test_a_study_is_exported_with_how_it_was_sampled(tmp_path):

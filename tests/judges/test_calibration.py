@@ -266,7 +266,6 @@ def test_labels_of_any_type(tmp_path):
 MISTAKES = {
     "column": (("--source", "form"), r"has no column 'form'; its columns are ask, said, label, from\."),
     "label": (("--positive", "maybe"), r"has the label 'maybe' in 'label': its 3 labels are 'no', 'partly', 'yes'\."),
-    "on": (("--on", "both,answer"), r"--on must be text, answer, thought or both"),
     "disagreements": (("--disagreements", "3"), r"--disagreements needs --out"),
 }
 

@@ -51,12 +51,8 @@ def by_hand(base: str, updates: dict[str, Tensor]) -> Tensor:
         return model(IDS).logits
 
 
-def quiet(_: str) -> None:
-    """Ignore a message."""
-
-
 def test_peft_computes_with_the_updates_of_the_method(base: str, adapter: Path, tmp_path: Path):
-    edited = edit({"name": "project", "k": 4, "side": "block"}, adapter, tmp_path / "new", say=quiet)
+    edited = edit({"name": "project", "k": 4, "side": "block"}, adapter, tmp_path / "new")
     weights, original = open_weights(base), read_adapter(adapter).factors
     expected = {}
     for name, D in original.items():
@@ -71,7 +67,7 @@ def test_peft_computes_with_the_updates_of_the_method(base: str, adapter: Path, 
 
 def test_the_card_says_what_was_done(base: str, adapter: Path, tmp_path: Path):
     spec = {"name": "project", "k": 4, "only": ["up_proj"]}
-    card = edit(spec, adapter, tmp_path / "new", say=quiet).card
+    card = edit(spec, adapter, tmp_path / "new").card
     assert card == json.loads((tmp_path / "new" / "card.json").read_text()) | {"only": ("up_proj",)}
     assert card["fields"]["k"] == 4
     assert card["fields"]["side"] == "left"
@@ -107,7 +103,7 @@ def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
     names = [one["name"] for one in catalog() if one["moments"] in (["edit"], ["prepare", "edit"])]
     assert {*fields, "lox", "project"} <= set(names)
     for name in {*fields, "lox", "project"}:
-        edited = edit({"name": name, **fields.get(name, {})}, adapter, tmp_path / name, say=quiet)
+        edited = edit({"name": name, **fields.get(name, {})}, adapter, tmp_path / name)
         after = logits(base, edited.folder)
         assert after.isfinite().all(), name
         assert not torch.allclose(after, before, atol=1e-4), name
@@ -117,7 +113,7 @@ def test_every_edit_of_the_table_writes_an_adapter_that_peft_loads(
 
 def test_scale_zero_is_the_base_and_one_is_the_adapter(base: str, adapter: Path, tmp_path: Path):
     for by, expected in ((0, by_hand(base, {})), (1, logits(base, adapter))):
-        edited = edit({"name": "scale", "by": by}, adapter, tmp_path / str(by), say=quiet)
+        edited = edit({"name": "scale", "by": by}, adapter, tmp_path / str(by))
         torch.testing.assert_close(logits(base, edited.folder), expected, rtol=1e-4, atol=1e-5)
     assert edited.card["cosine"] == pytest.approx(1)
     assert json.loads((tmp_path / "0" / "card.json").read_text())["cosine"] is None
@@ -126,7 +122,7 @@ def test_scale_zero_is_the_base_and_one_is_the_adapter(base: str, adapter: Path,
 def test_interpolation_has_both_ends_and_the_union_of_sites(base: str, adapter: Path, make: Make, tmp_path: Path):
     other = make(seed=2, rank=2, modules=["q_proj", "up_proj"])
     spec = {"name": "interpolate", "to": str(other)}
-    ends = [edit(spec | {"at": at}, adapter, tmp_path / str(at), say=quiet) for at in (0, 1, 0.25)]
+    ends = [edit(spec | {"at": at}, adapter, tmp_path / str(at)) for at in (0, 1, 0.25)]
     torch.testing.assert_close(logits(base, ends[0].folder), logits(base, adapter), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(base, ends[1].folder), logits(base, other), rtol=1e-4, atol=1e-5)
     one, two = read_adapter(adapter).factors, read_adapter(other).factors
@@ -137,14 +133,14 @@ def test_interpolation_has_both_ends_and_the_union_of_sites(base: str, adapter: 
     q = "model.layers.0.self_attn.q_proj"
     assert ends[2].card["sites"][q]["norm_before"] == 0
     torch.testing.assert_close(mixed[q].dense(), 0.25 * two[q].dense())
-    alone = edit(spec | {"at": 0.5, "only": ["down_proj"]}, adapter, tmp_path / "only", say=quiet)
+    alone = edit(spec | {"at": 0.5, "only": ["down_proj"]}, adapter, tmp_path / "only")
     assert set(read_adapter(alone.folder).factors) == set(one)
 
 
 def test_a_requested_rank_reports_what_it_loses(adapter: Path, make: Make, tmp_path: Path):
     spec = {"name": "interpolate", "to": str(make(seed=1, rank=3)), "at": 0.5}
-    whole = edit(spec, adapter, tmp_path / "whole", say=quiet)
-    short = edit(spec, adapter, tmp_path / "short", rank=2, say=quiet)
+    whole = edit(spec, adapter, tmp_path / "whole")
+    short = edit(spec, adapter, tmp_path / "short", rank=2)
     assert (whole.card["rank"], short.card["rank"]) == (6, 2)
     exact, truncated = (read_adapter(one.folder).factors for one in (whole, short))
     lost = sum((exact[n].dense() - truncated[n].dense()).square().sum() for n in exact).sqrt()
@@ -211,14 +207,14 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
         ({"name": "scale", "by": 2}, new, {"base": small}, "stores no matrix"),
     ):
         with pytest.raises(UserError, match=message):
-            edit(spec, adapter, to, **options, say=quiet)
+            edit(spec, adapter, to, **options)
     remaining = {path.name for path in tmp_path.iterdir()}
     assert remaining <= {"own.py", "full", "small", "__pycache__"}
 
 
 def test_a_base_that_has_moved_is_the_one_the_result_names(base: str, adapter: Path, tmp_path: Path):
     moved = str(shutil.copytree(base, tmp_path / "moved"))
-    edited = edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=moved, say=quiet)
+    edited = edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=moved)
     assert edited.card["base"] == read_adapter(edited.folder).base == moved != read_adapter(adapter).base
 
 
@@ -229,4 +225,4 @@ def test_a_base_of_other_shapes_is_refused(make: Make, tmp_path: Path):
         layer.self_attn.q_proj = nn.Linear(32, 48, bias=False)
     model.save_pretrained(tmp_path / "wider")
     with pytest.raises(UserError, match="q_proj is 48 x 32 there, and 32 x 32 in the adapter"):
-        edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=str(tmp_path / "wider"), say=quiet)
+        edit({"name": "scale", "by": 2}, adapter, tmp_path / "new", base=str(tmp_path / "wider"))

@@ -46,10 +46,6 @@ def job(model: Path, spec: dict[str, Any] = SPEC, precision: str = "float32", **
     )
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
     return model.eval()(input_ids=IDS).logits.float()
@@ -58,7 +54,7 @@ def logits(model: Any) -> Tensor:
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_at_the_start_the_model_is_the_base(tmp_path: Path, kind: str):
     folder = make_model(tmp_path / "m", kind)
-    run = TrainingRun(job(folder), tmp_path / "out", quiet)
+    run = TrainingRun(job(folder), tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(logits(run.model), logits(base), rtol=0, atol=1e-5)
     for site in sites_of(run.model).values():
@@ -68,7 +64,7 @@ def test_at_the_start_the_model_is_the_base(tmp_path: Path, kind: str):
 
 
 def test_bfloat16_weights_are_left_as_they_are(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model, precision="bfloat16"), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, precision="bfloat16"), tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     for name, site in sites_of(run.model).items():
         assert torch.equal(site.weight, base.get_submodule(name).weight)
@@ -76,7 +72,7 @@ def test_bfloat16_weights_are_left_as_they_are(tiny_model: Path, tmp_path: Path)
 
 
 def test_the_start_is_the_paper_s(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model), tmp_path)
     sites = sites_of(run.model)
     task = run.probe.directions(SPEC["task"], sites, SPEC["rank_task"])
     for name, site in sites.items():
@@ -90,7 +86,7 @@ def test_the_start_is_the_paper_s(tiny_model: Path, tmp_path: Path):
 
 
 def test_safety_features_stay_and_the_constant_half_keeps_its_bits(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model), tmp_path)
     sites = sites_of(run.model)
     before = {name: (site.a.detach().clone(), site.b.detach().clone()) for name, site in sites.items()}
     run.finish()  # with a weight decay of 0.5
@@ -131,7 +127,7 @@ def test_trains_what_the_paper_s_parametrisation_trains():
 
 
 def test_plain_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model), tmp_path)
     run.finish()
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     untrained = logits(base)
@@ -150,17 +146,17 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
             raise Killed
 
     this_job = job(tiny_model, validation=1)
-    train(this_job, tmp_path / "whole", quiet)
+    train(this_job, tmp_path / "whole")
     with pytest.raises(Killed):
         train(this_job, tmp_path / "killed", kill)
-    train(this_job, tmp_path / "killed", quiet)
+    train(this_job, tmp_path / "killed")
     one, two = ((tmp_path / k / "checkpoint-6" / "adapter_model.safetensors").read_bytes() for k in ("whole", "killed"))
     assert one == two
 
 
 def test_only_the_trained_half_counts(tiny_model: Path, tmp_path: Path):
-    with_salora = TrainingRun(job(tiny_model), tmp_path / "1", quiet).trainable
-    plain_lora = TrainingRun(replace(job(tiny_model), methods=[]), tmp_path / "2", quiet).trainable
+    with_salora = TrainingRun(job(tiny_model), tmp_path / "1").trainable
+    plain_lora = TrainingRun(replace(job(tiny_model), methods=[]), tmp_path / "2").trainable
     assert 2 * with_salora == plain_lora
 
 
@@ -175,4 +171,4 @@ def test_only_the_trained_half_counts(tiny_model: Path, tmp_path: Path):
 def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, rank: int, spec: dict[str, Any], message: str):
     bad = replace(job(tiny_model, spec), placement=Placement(rank=rank), settings=Train(steps=1))
     with pytest.raises(UserError, match=message):
-        train(bad, tmp_path, quiet)
+        train(bad, tmp_path)

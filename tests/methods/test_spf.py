@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from progress import progress_to
 from torch import Tensor
 
 from lowtax.common.errors import UserError
@@ -115,15 +116,11 @@ def job(model: Path, mode: str = "lora_mlp_r2", n: int = 6, **spec: Any) -> Job:
     )
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 @pytest.mark.parametrize(("every", "at"), [(1, 6), (4, 4), (0, 0)])
 def test_the_safety_gradient_is_that_of_the_weights_it_was_due_at(
     tiny_model: Path, tmp_path: Path, every: int, at: int
 ):
-    run = TrainingRun(job(tiny_model, every=every), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, every=every), tmp_path)
     sites: Sites = run.methods.parts[0][1]
     gradients = {0: run.probe.gradients(SPF().safety, sites)}
     for step in range(1, 7):
@@ -140,9 +137,7 @@ def test_with_update_no_step_goes_against_safety(tiny_model: Path, tmp_path: Pat
     """To first order <W_new - W_old, G_s> <= 0 for each tensor; without `update`, AdamW's moments violate it."""
 
     def worst(update: bool) -> float:
-        run = TrainingRun(
-            job(tiny_model, mode, k=999, update=update, projector="conflict"), tmp_path / str(update), quiet
-        )
+        run = TrainingRun(job(tiny_model, mode, k=999, update=update, projector="conflict"), tmp_path / str(update))
         sites: Sites = run.methods.parts[0][1]
         cosines = []
         for _ in range(6):
@@ -165,7 +160,7 @@ def test_it_keeps_the_safety_rows_likely_where_plain_training_does_not(tiny_mode
     """Training on other answers raises the loss of refusals; with the projection it rises less."""
 
     def loss(**spec: Any) -> float:
-        run = TrainingRun(job(tiny_model, "full", n=12, **spec), tmp_path / str(len(spec)), quiet)
+        run = TrainingRun(job(tiny_model, "full", n=12, **spec), tmp_path / str(len(spec)))
         run.finish()
         run.model.eval()
         (e,) = run.probe.examples("builtin:refusals,n=1")
@@ -185,10 +180,11 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
             raise Killed
 
     expected, messages = job(tiny_model, k=2, every=3, update=True), list[str]()
-    train(expected, tmp_path / "whole", messages.append)
-    with pytest.raises(Killed):
-        train(expected, tmp_path / "killed", kill)
-    train(expected, tmp_path / "killed", quiet)
+    with progress_to(messages.append):
+        train(expected, tmp_path / "whole")
+    with pytest.raises(Killed), progress_to(kill):
+        train(expected, tmp_path / "killed")
+    train(expected, tmp_path / "killed")
     files = [next((tmp_path / kind / "checkpoint-6").glob("*.safetensors")) for kind in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert any("of 72 gradients conflicted" in text for text in messages)  # 6 steps, A and B of 6 sites

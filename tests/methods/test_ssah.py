@@ -38,10 +38,6 @@ def job(model: Path, placement: dict[str, Any], precision: str = "float32", **sp
     )
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def final(folder: Path) -> dict[str, Tensor]:
     (file,) = (folder / "checkpoint-6").glob("*.safetensors")
     return load_file(file)
@@ -66,7 +62,7 @@ def test_units_are_chosen_by_differences_and_sums(fields: dict[str, Any], held: 
 
 
 def test_scores_are_variance_times_squared_norm(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model, FULL, cu=0), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, FULL, cu=0), tmp_path)
     name = "model.layers.1.mlp.down_proj"
     strength = run.probe.linear(name).weight.double().square().sum(0)
     safe, useful = (run.probe.variances(SPEC[rows], [name])[name] * strength for rows in ("safety", "utility"))
@@ -80,7 +76,7 @@ def test_scores_are_variance_times_squared_norm(tiny_model: Path, tmp_path: Path
 @torch.no_grad()
 def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: str):
     """Moving one row alone moves exactly the channels of o_proj that it feeds, since heads share values."""
-    run = TrainingRun(job(make_model(tmp_path / "m", kind), FULL), tmp_path / "out", quiet)
+    run = TrainingRun(job(make_model(tmp_path / "m", kind), FULL), tmp_path / "out")
     v, o = (f"model.layers.0.self_attn.{k}_proj" for k in "vo")
     seen: list[Tensor] = []
     run.probe.linear(o).register_forward_pre_hook(lambda _, entered: seen.append(entered[0][0]))
@@ -98,7 +94,7 @@ def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: st
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_whole_weights_that_are_held_keep_their_bits(tmp_path: Path, precision: str):
     model = make_model(tmp_path / "m", "qwen2")  # which has biases
-    run = TrainingRun(job(model, FULL, precision), tmp_path / "out", quiet)
+    run = TrainingRun(job(model, FULL, precision), tmp_path / "out")
     everything = sum(p.numel() for p in run.model.parameters())
     run.finish()  # AdamW, with a weight decay of 0.5
     before, after = load_file(model / "model.safetensors"), final(tmp_path / "out")
@@ -122,7 +118,7 @@ def test_whole_weights_that_are_held_keep_their_bits(tmp_path: Path, precision: 
 
 
 def test_lora_s_update_is_zero_where_it_is_held(tiny_model: Path, tmp_path: Path):
-    run = TrainingRun(job(tiny_model, LORA), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, LORA), tmp_path)
     run.finish()
     sites = sites_of(run.model)
     for name, held in run.states[0].items():
@@ -135,7 +131,7 @@ def test_lora_s_update_is_zero_where_it_is_held(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("placement", [LORA, FULL], ids=["lora", "full"])
 def test_what_is_held_has_no_gradient_to_be_clipped_with(tiny_model: Path, tmp_path: Path, placement: dict[str, Any]):
-    run = TrainingRun(job(tiny_model, placement), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, placement), tmp_path)
     run._gradients([0, 1, 2])
     grads = {
         name: (s.b, s.a, s.weight)[2 if not s.rank else held["axis"]].grad
@@ -155,7 +151,7 @@ def test_what_is_held_has_no_gradient_to_be_clipped_with(tiny_model: Path, tmp_p
 
 def test_all_but_redundant_units_of_a_lora(tiny_model: Path, tmp_path: Path):
     placement = LORA | {"modules": ["mlp", "o_proj"]}
-    run = TrainingRun(job(tiny_model, placement, freeze="all but redundant", ru=0.25), tmp_path, quiet)
+    run = TrainingRun(job(tiny_model, placement, freeze="all but redundant", ru=0.25), tmp_path)
     run.finish()
     for name, site in sites_of(run.model).items():
         moved = site.delta().ne(0).any(1 - run.states[0][name]["axis"])
@@ -171,10 +167,10 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
             raise Killed
 
     this_job = job(tiny_model, FULL, "bfloat16")
-    train(this_job, tmp_path / "whole", quiet)
+    train(this_job, tmp_path / "whole")
     with pytest.raises(Killed):
         train(this_job, tmp_path / "killed", kill)
-    train(this_job, tmp_path / "killed", quiet)
+    train(this_job, tmp_path / "killed")
     one, two = final(tmp_path / "whole"), final(tmp_path / "killed")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -192,4 +188,4 @@ def test_what_cannot_be_is_refused(
     tiny_model: Path, tmp_path: Path, placement: dict[str, Any], spec: dict[str, Any], message: str
 ):
     with pytest.raises(UserError, match=message):
-        train(job(tiny_model, placement, **spec), tmp_path, quiet)
+        train(job(tiny_model, placement, **spec), tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from progress import progress_to
 
 from lowtax.common.errors import UserError
 from lowtax.models.hub import push
@@ -159,7 +160,7 @@ def test_no_network_is_one_sentence(folder: Path, hub: Hub):
 def test_offline_mode_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "none")  # the tests run with HF_HUB_OFFLINE=1
     with pytest.raises(UserError, match="offline mode"):
-        push(folder, "you/safe", say=str)
+        push(folder, "you/safe")
 
 
 def test_who_is_not_logged_in_is_told_how(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -167,7 +168,7 @@ def test_who_is_not_logged_in_is_told_how(folder: Path, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="hf auth login"):
-        push(folder, "you/safe", say=str)
+        push(folder, "you/safe")
 
 
 def test_only_a_checkpoint_is_pushed(tmp_path: Path):
@@ -179,6 +180,6 @@ def test_a_base_that_nobody_else_has_is_said(folder: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HF_TOKEN", "none")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/mine"}))
     said: list[str] = []
-    with pytest.raises(UserError):
-        push(folder, "you/safe", say=said.append)
+    with pytest.raises(UserError), progress_to(said.append):
+        push(folder, "you/safe")
     assert "'/models/mine', which is not on the hub" in said[0]

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import IA3Config, LoraConfig, get_peft_model
 from places import ROOT
+from progress import progress_to
 from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -22,10 +23,6 @@ from lowtax.models.merging import Merged, default_out, delete_merged, merge
 from lowtax.models.rounding import Rounding
 
 IDS = torch.arange(40).view(2, 20)
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def make_adapter(
@@ -80,7 +77,8 @@ def test_a_merge_in_float32_computes_what_the_adapter_does(tmp_path: Path, kind:
     base = make_model(tmp_path / "base", kind)
     wanted = make_adapter(tmp_path / "adapter", base)
     said: list[str] = []
-    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", say=said.append)
+    with progress_to(said.append):
+        merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits_of(tmp_path / "out"), wanted, atol=1e-5, rtol=1e-5)
     assert (logits_of(base) - wanted).abs().max() > 0.1  # the adapter does something
     assert merged.share_unmoved == 0
@@ -104,7 +102,7 @@ def test_a_merge_in_float32_computes_what_the_adapter_does(tmp_path: Path, kind:
 def test_every_scale_of_the_adapter_is_kept(tmp_path: Path, config: dict[str, Any]):
     base = make_model(tmp_path / "base", "qwen3")
     wanted = make_adapter(tmp_path / "adapter", base, **config)
-    merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", say=quiet)
+    merge(tmp_path / "adapter", tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits_of(tmp_path / "out"), wanted, atol=2e-5, rtol=2e-5)
 
 
@@ -120,7 +118,7 @@ def test_fused_experts(tmp_path: Path):
         Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
     experts = [f"mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")]
     wanted = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], target_parameters=experts)
-    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", say=quiet)
+    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits_of(tmp_path / "out"), wanted, atol=1e-5, rtol=1e-4)
     assert merged.entries == 2 * (32 * 32 + 4 * 3 * 32 * 16)
     assert weights(tmp_path / "out").keys() == weights(base).keys()  # one weight an expert, as serving engines expect
@@ -133,7 +131,8 @@ def test_tied_embeddings_are_untied_when_one_of_them_changes(tmp_path: Path, tar
     base = make_model(tmp_path / "base", "llama")
     wanted = make_adapter(tmp_path / "adapter", base, save_embeddings=saved, target_modules=[target])
     said: list[str] = []
-    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", say=said.append)
+    with progress_to(said.append):
+        merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits_of(tmp_path / "out"), wanted, atol=1e-5, rtol=1e-5)
     assert merged.untied
     assert "untied now" in said[0]
@@ -144,7 +143,7 @@ def test_tied_embeddings_are_untied_when_one_of_them_changes(tmp_path: Path, tar
 def test_a_merge_in_bfloat16_rounds_once_and_counts_what_did_not_move(tmp_path: Path):
     base = in_bfloat16(make_model(tmp_path / "32", "qwen2"), tmp_path / "base")
     make_adapter(tmp_path / "adapter", base, scale=0.008)
-    merged = merge(tmp_path / "adapter", tmp_path / "out", say=quiet)
+    merged = merge(tmp_path / "adapter", tmp_path / "out")
     old, new, updates = weights(base), weights(tmp_path / "out"), dense_updates(tmp_path / "adapter")
     assert updates.keys() < old.keys() == new.keys()
     moved, wanted, applied = [], [], []
@@ -220,7 +219,7 @@ def test_a_matrix_is_measured_alike_in_parts(monkeypatch: pytest.MonkeyPatch):
 def test_float32_factors_are_not_rounded_to_the_precision_of_the_base(tmp_path: Path):
     base = in_bfloat16(make_model(tmp_path / "32"), tmp_path / "base")
     make_adapter(tmp_path / "adapter", base)
-    merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", say=quiet)
+    merge(tmp_path / "adapter", tmp_path / "out", dtype="float32")
     old, new = weights(base), weights(tmp_path / "out")
     for name, update in dense_updates(tmp_path / "adapter").items():
         torch.testing.assert_close(new[name] - old[name].float(), update, atol=1e-6, rtol=1e-5)
@@ -228,7 +227,7 @@ def test_float32_factors_are_not_rounded_to_the_precision_of_the_base(tmp_path: 
 
 def test_an_adapter_of_zeros_is_the_base(tmp_path: Path, tiny_model: Path):
     make_adapter(tmp_path / "adapter", tiny_model, scale=0)
-    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="auto", say=quiet)
+    merged = merge(tmp_path / "adapter", tmp_path / "out", dtype="auto")
     assert merged.dtype == "float32"
     assert (merged.wanted, merged.share_unmoved, merged.cosine) == (0, 0, 1)
     assert "is the base" in str(merged.warning)
@@ -243,7 +242,7 @@ def test_the_folder_is_an_ordinary_one_and_says_what_was_merged(
     monkeypatch.setattr(merging, "SHARD", "30KB")
     out = default_out(tmp_path / "checkpoint-5")
     assert out == tmp_path / "checkpoint-5_merged"
-    merged = merge(tmp_path / "checkpoint-5", out, say=quiet)
+    merged = merge(tmp_path / "checkpoint-5", out)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
@@ -265,7 +264,7 @@ def test_the_folder_is_an_ordinary_one_and_says_what_was_merged(
 def test_another_base_can_be_named(tmp_path: Path, tiny_model: Path):
     other = make_model(tmp_path / "other", seed=3)
     make_adapter(tmp_path / "adapter", tiny_model)
-    merge(tmp_path / "adapter", tmp_path / "out", base=str(other), dtype="float32", say=quiet)
+    merge(tmp_path / "adapter", tmp_path / "out", base=str(other), dtype="float32")
     update = dense_updates(tmp_path / "adapter")
     for name, weight in weights(other).items():
         torch.testing.assert_close(weights(tmp_path / "out")[name], weight + update.get(name, 0))
@@ -288,7 +287,7 @@ def test_what_is_more_than_a_product_of_two_factors_is_refused(
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     with pytest.raises(UserError, match=message):
-        merge(tmp_path / "adapter", tmp_path / "out", say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -296,7 +295,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path, tiny_model: Path):
     config = IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"], task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path / "ia3")
     with pytest.raises(UserError, match="LoRA only"):
-        merge(tmp_path / "ia3", tmp_path / "out", say=quiet)
+        merge(tmp_path / "ia3", tmp_path / "out")
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -304,7 +303,7 @@ def test_a_base_that_does_not_fit_is_named(tmp_path: Path, tiny_model: Path, lay
     make_adapter(tmp_path / "adapter", tiny_model)
     other = make_model(tmp_path / "other", layers=layers)
     with pytest.raises(UserError, match=r"does not fit .*--base"):
-        merge(tmp_path / "adapter", tmp_path / "out", base=str(other), say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out", base=str(other))
 
 
 @pytest.mark.parametrize(
@@ -313,15 +312,15 @@ def test_a_base_that_does_not_fit_is_named(tmp_path: Path, tiny_model: Path, lay
 def test_a_base_that_is_not_there_is_named(tmp_path: Path, tiny_model: Path, base: str, message: str):
     make_adapter(tmp_path / "adapter", tiny_model)
     with pytest.raises(UserError, match=message):
-        merge(tmp_path / "adapter", tmp_path / "out", base=base, say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out", base=base)
 
 
 def test_wrong_words_are_answered(tmp_path: Path, tiny_model: Path):
     make_adapter(tmp_path / "adapter", tiny_model)
     with pytest.raises(UserError, match="did you mean 'bfloat16'"):
-        merge(tmp_path / "adapter", tmp_path / "out", dtype="bfloat", say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out", dtype="bfloat")
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
-        merge(tiny_model, tmp_path / "out", say=quiet)
+        merge(tiny_model, tmp_path / "out")
 
 
 def test_a_target_in_use_is_left_alone(tmp_path: Path, tiny_model: Path):
@@ -329,12 +328,12 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, tiny_model: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        merge(tmp_path / "adapter", tmp_path / "out", say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "out" / "mine.txt").unlink()
     (tmp_path / ".out.tmp").mkdir()  # what a killed merge left
     (tmp_path / ".out.tmp" / "half.safetensors").write_text("half")
-    merge(tmp_path / "adapter", tmp_path / "out", say=quiet)
+    merge(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / ".out.tmp").exists()
     assert not (tmp_path / "out" / "half.safetensors").exists()
 
@@ -346,7 +345,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, tiny_model: Path, monkeypatc
     make_adapter(tmp_path / "adapter", tiny_model)
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", lambda *_, **__: full_disk())
     with pytest.raises(UserError, match=r"No space left.*free some disk space"):
-        merge(tmp_path / "adapter", tmp_path / "out", say=quiet)
+        merge(tmp_path / "adapter", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -363,7 +362,7 @@ def test_only_what_a_merge_made_is_deleted(tmp_path: Path, tiny_model: Path):
             delete_merged(folder)
     make_adapter(tmp_path / "adapter", tiny_model)
     out = tmp_path / "out"
-    merge(tmp_path / "adapter", out, say=quiet)
+    merge(tmp_path / "adapter", out)
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(UserError, match="not a folder"):
         delete_merged(tmp_path / "link")

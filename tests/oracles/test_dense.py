@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from progress import progress_to
 from random_adapters import base as base  # fixtures
 from random_adapters import make as make
 from torch import Tensor
@@ -284,7 +285,8 @@ def test_intruders_as_published_are_pefts_own(base: str, make: Any, tmp_path: Pa
         )
     assert {text.rpartition(": ")[2] == "No intruders" for text in said[:-1]} == {True, False}
     spec = {"name": "intruders", "k": 4, "threshold": 0.6, "keep": 0.3, "as_published": True}
-    new = read_adapter(edit(spec, adapter, tmp_path / "new", say=said.append).folder).factors
+    with progress_to(said.append):
+        new = read_adapter(edit(spec, adapter, tmp_path / "new").folder).factors
     for name, x in new.items():
         theirs = model.get_submodule(f"base_model.model.{name}").get_delta_weight("less").detach()
         torch.testing.assert_close(x.dense(), theirs, rtol=1e-3, atol=1e-4, msg=name)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lowtax import benchmarks
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.data.rendering import split_reply
 from lowtax.engines import base as engines
 from lowtax.models import embedded, loading
@@ -51,7 +50,7 @@ def test_the_fold_is_exact(folder):
 
 
 def test_it_solves_problems_that_it_has_not_seen_and_answers_requests(folder):
-    exam = benchmarks.load("arithmetic", Task(n=35, split="validation", seed=7))
+    exam = load("arithmetic", Task(n=35, split="validation", seed=7))
     problems = exam.rows()
     asked = [(p.id, p.text, 128) for p in problems] + [("chat", "What is a good way to learn the names of birds?", 96)]
     engine = engines.load("hf", NAME, loading.precision("auto"), 40)

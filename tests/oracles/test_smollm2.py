@@ -77,10 +77,6 @@ def edited(method: Any, sites: Sites) -> tuple[dict[str, Any], dict[str, Factors
     return state, method.edit(sites, state)
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 # --- the algebra
 
 
@@ -219,9 +215,7 @@ def test_intruders_are_those_of_whole_decompositions(size: float, sites: Sites, 
 @torch.no_grad()
 def test_plain_peft_computes_with_the_edited_adapter(sites: Sites, svds: Svds, tmp_path: Path):
     only = [name.removeprefix("model.") for name in NAMES]
-    made = edit(
-        {"name": "project", "k": 6, "side": "both", "only": only}, embedded.REASONER, tmp_path / "new", say=quiet
-    )
+    made = edit({"name": "project", "k": 6, "side": "both", "only": only}, embedded.REASONER, tmp_path / "new")
     assert made.card["changed"] == len(NAMES)
     model = PeftModel.from_pretrained(loading.load_model(BASE), str(made.folder)).eval()
     plain = model(IDS).logits
@@ -276,7 +270,7 @@ def run(short: Path, tmp_path: Path) -> Make:
             rows=ROWS,
             methods=[spec],
         )
-        return TrainingRun(job, tmp_path / "out", quiet)
+        return TrainingRun(job, tmp_path / "out")
 
     return made
 

@@ -51,7 +51,7 @@ def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path, kind: str, 
         warnings.simplefilter("ignore")
         theirs = training.trl(task, tmp_path / "trl", bf16=False, gradient_checkpointing=False).losses
     job = Job(model=str(folder), placement=task.placement, settings=SETTINGS, seed=0, precision="float32", rows=ROWS)
-    train(job, tmp_path / "ours", lambda _: None)
+    train(job, tmp_path / "ours")
     ours = [json.loads(line)["loss"] for line in (tmp_path / "ours" / "steps.jsonl").read_text().splitlines()]
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert ours[-1] < ours[0]

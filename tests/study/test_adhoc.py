@@ -57,10 +57,6 @@ def asking(model: Path, prompts: Path, engine: str = "fake", adapters: list[Path
     return adhoc.Ask(str(model), adapters or [], [f"{prompts}:asked"], sampling, EngineSettings(engine, "float32", 8))
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_model: Path, prompts: Path):
     from tiny import save_adapter
 
@@ -68,7 +64,7 @@ def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_mode
         Path(save_adapter(tmp_path / f"run{i}" / "checkpoint-4", tiny_model, 1, ["up_proj"], i)) for i in (1, 2)
     ]
     ask = asking(tiny_model, prompts, adapters=adapters, samples=2)
-    replies = adhoc.sample(ask, tmp_path / "out", quiet)
+    replies = adhoc.sample(ask, tmp_path / "out")
     assert Counter(r.arm for r in replies) == dict.fromkeys(("base", "run1/checkpoint-4", "run2/checkpoint-4"), 120)
     assert {r.category for r in replies} == {"theft", "fraud"}
     card = json.loads((tmp_path / "out/card.json").read_text())
@@ -82,7 +78,7 @@ def test_replies_and_rates_of_a_model_and_its_adapters(tmp_path: Path, tiny_mode
     assert everything + found["base"]["unparsed"] == 120
     assert "| run1/checkpoint-4 |" in (tmp_path / "judged/safety.md").read_text()
     before = (tmp_path / "out/replies.jsonl").read_text()
-    adhoc.sample(ask, tmp_path / "out", quiet)
+    adhoc.sample(ask, tmp_path / "out")
     assert (tmp_path / "out/replies.jsonl").read_text() == before
 
 
@@ -138,9 +134,9 @@ def test_fifty_kills_lose_and_double_nothing(
     (tmp_path / "judge.py").write_text(SLOW_JUDGE)
     monkeypatch.setattr("lowtax.engines.sampling.STORE_EVERY", 0.01)
     monkeypatch.setattr("lowtax.judges.verdicts.CHUNK", 5)
-    whole = adhoc.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole", quiet)
+    whole = adhoc.sample(asking(tiny_model, prompts, samples=4), tmp_path / "whole")
     ask = asking(tiny_model, prompts, f"{tmp_path}/slow.py:Slow", samples=4)
-    killed = killed_again_and_again(lambda: adhoc.sample(ask, tmp_path / "out", quiet), 25)
+    killed = killed_again_and_again(lambda: adhoc.sample(ask, tmp_path / "out"), 25)
     lines = (tmp_path / "out/replies.jsonl").read_text().splitlines()
     assert killed > 10
     assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 240

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from places import ROOT
+from progress import progress_to
 from small_study import contents, run, write_recipe
 from tiny import make_model
 from transformers import AutoModelForCausalLM
@@ -34,12 +35,8 @@ EDITED = {
 LAST = "checkpoint-4"
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
 def opened(out: Path) -> study.Study:
-    return study.Study.open(out, quiet)
+    return study.Study.open(out)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +170,7 @@ def test_made_by_changes_with_what_an_edit_reads_from_elsewhere(copy, tmp_path):
         shutil.rmtree(tmp_path / "end", ignore_errors=True)
         shutil.rmtree(copy / "arms/half")
         shutil.copytree(copy / "arms/r1/seed-0" / end, tmp_path / "end")
-        own = study.Study(settings, copy, quiet)
+        own = study.Study(settings, copy)
         own.edit()
         found.append([s.made_by for s in own.subjects("half")[1:]])
     assert found[0] != found[1] == found[2]
@@ -195,7 +192,7 @@ def test_repeating_makes_nothing_again(finished):
 
 def test_training_alone_trains_alone_and_sampling_edits_first(finished, tmp_path):
     path, _ = finished
-    own = study.Study(recipe.load(path, ["seeds=[0]"]), tmp_path, quiet)
+    own = study.Study(recipe.load(path, ["seeds=[0]"]), tmp_path)
     with pytest.raises(UserError, match="'r2', seed 0 is not trained yet"):
         own.edit()
     own.train()
@@ -214,7 +211,7 @@ def test_a_kill_between_or_after_edits_loses_nothing(copy, monkeypatch, at):
     """The chain for `all` checkpoints has six edits; the at-th does not come back, or its folder is not yet listed."""
     settings = changed(copy / "recipe.yaml", chain=EDITED["chain"] | {"checkpoints": "all"})
     shutil.rmtree(copy / "arms/chain")
-    undisturbed = study.Study(settings, copy, quiet)
+    undisturbed = study.Study(settings, copy)
     undisturbed.edit()
     wanted = {name: read_adapter(copy / "arms/chain/seed-0" / name).factors for name in ("checkpoint-2", LAST)}
     shutil.rmtree(copy / "arms/chain")
@@ -255,7 +252,7 @@ def test_a_kill_between_or_after_edits_loses_nothing(copy, monkeypatch, at):
 )
 def test_other_edits_in_the_same_folder_are_refused_before_anything_is_done(copy, change, says):
     before = (copy / "recipe.yaml").read_text()
-    own = study.Study(changed(copy / "recipe.yaml", half=EDITED["half"] | change), copy, quiet)
+    own = study.Study(changed(copy / "recipe.yaml", half=EDITED["half"] | change), copy)
     refused = f"half/seed-0 was edited with other settings .{says}.; choose another --out"
     for stage in (own.train, own.edit, own.subjects):
         with pytest.raises(UserError, match=refused):
@@ -269,7 +266,7 @@ def test_edits_of_another_training_are_refused(copy, again, arm):
     shutil.rmtree(copy / "arms" / again)
     if again == "r2":
         shutil.rmtree(copy / "arms/chain")
-    own = study.Study(recipe.load(copy / "recipe.yaml", [f"arms.{again}.train.lr=0.5"]), copy, quiet)
+    own = study.Study(recipe.load(copy / "recipe.yaml", [f"arms.{again}.train.lr=0.5"]), copy)
     with pytest.raises(UserError, match=f"{arm}/seed-0 was made of another training; choose another --out"):
         own.run()
     assert not (copy / "arms" / again).exists()
@@ -288,7 +285,7 @@ def test_edits_of_another_training_are_refused(copy, again, arm):
     ],
 )
 def test_a_study_refuses_bad_edits_before_it_trains(finished, tmp_path, edit, says):
-    own = study.Study(changed(finished[0], bad={"of": "r1", "edits": [CHAIN[0], edit]}), tmp_path, quiet)
+    own = study.Study(changed(finished[0], bad={"of": "r1", "edits": [CHAIN[0], edit]}), tmp_path)
     with pytest.raises(UserError, match=f"^edited.bad: .*{says}"):
         own.run()
     assert not (tmp_path / "arms").exists()
@@ -335,7 +332,8 @@ def measure(copy: Path) -> Callable[[], tuple[dict[str, object], list[str]]]:
 
     def measured() -> tuple[dict[str, object], list[str]]:
         own, said = opened(copy), list[str]()
-        return update_norms.measured(own.subjects(), own.recipe.model, copy / update_norms.FILE, said.append), said
+        with progress_to(said.append):
+            return update_norms.measured(own.subjects(), own.recipe.model, copy / update_norms.FILE), said
 
     return measured
 
@@ -365,9 +363,9 @@ def test_a_norm_that_cannot_be_known_is_no_zero(copy, measure):
 
 def test_a_base_without_matrices_leaves_all_norms_out(tmp_path, copy):
     said: list[str] = []
-    found = update_norms.measured(
-        opened(copy).subjects(), str(tmp_path / "gone"), tmp_path / update_norms.FILE, said.append
-    )
+    own, gone = opened(copy), str(tmp_path / "gone")
+    with progress_to(said.append):
+        found = update_norms.measured(own.subjects(), gone, tmp_path / update_norms.FILE)
     assert (found, len(said)) == ({}, 1)
     assert said[0].startswith("  no update norms: There is no model at")
 
@@ -375,5 +373,5 @@ def test_a_base_without_matrices_leaves_all_norms_out(tmp_path, copy):
 def test_another_model_of_the_same_shape_is_no_zero_update(tmp_path, finished):
     """The norm of a whole model is relative to the base that the study names."""
     other = str(make_model(tmp_path / "other", seed=5))
-    found = update_norms.measured(opened(finished[1]).subjects("full"), other, tmp_path / update_norms.FILE, quiet)
+    found = update_norms.measured(opened(finished[1]).subjects("full"), other, tmp_path / update_norms.FILE)
     assert all(1.0 < one["relative_norm"] < 2.0 for one in found.values())  # of two random models: sqrt 2

@@ -86,7 +86,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Pl
     before = sorted(folder.rglob("*"))
     planned = plan(load(path))
     assert sorted(folder.rglob("*")) == before
-    own = study.Study(load(path), folder / "out", lambda text: None)
+    own = study.Study(load(path), folder / "out")
     own.train()
     own.edit()
     own.sample([*own.reply_sheets().values(), *own.answer_sheets().values()])

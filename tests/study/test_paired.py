@@ -9,7 +9,7 @@ from small_study import write_recipe
 
 from lowtax.common import stats
 from lowtax.common.errors import UserError
-from lowtax.engines.sampling import Subject
+from lowtax.common.records import Subject
 from lowtax.study import paired, recipe, study
 
 ARMS = {"r1": {"mode": "lora_up_proj_only_r1"}, "r2": {"mode": "lora_mlp_r2"}}
@@ -28,7 +28,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[int, study.Study]:
         changes: dict[str, Any] = {"seeds": list(range(seeds)), "arms": ARMS, "engine": "fake", "harmful": ask}
         more = {"tasks": {"arithmetic": {"n": 20}}, "sampling": {"max_new_tokens": 99}}
         path = write_recipe(root / str(seeds), model, **changes, **more)
-        found[seeds] = study.Study(recipe.load(path), root / str(seeds) / "out", lambda text: None)
+        found[seeds] = study.Study(recipe.load(path), root / str(seeds) / "out")
         found[seeds].run()
     return found
 

@@ -61,7 +61,7 @@ def test_a_tax_is_base_minus_arm_with_all_samples_and_seeds(tmp_path, tiny_model
     path = write_recipe(tmp_path, tiny_model, engine="fake", tasks=tasks, arms={"r1": {"mode": "lora_mlp_r1"}})
     run(path, tmp_path / "out")
     base, *arms = json.loads((tmp_path / "out/table.json").read_text())["rows"]
-    own = study.Study.open(tmp_path / "out", lambda text: None)
+    own = study.Study.open(tmp_path / "out")
     for task, found in own.grade().items():
         right: dict[str | None, list[bool]] = {}
         for ask, (grade, _) in found.values():
@@ -128,7 +128,7 @@ def test_other_training_settings_in_the_same_folder_are_refused(finished, tiny_m
     path, out = finished
     other = recipe.load(path, ["arms.r1.train.lr=0.5"])
     with pytest.raises(UserError, match=r"settings\.lr was 0\.01, now 0\.5"):
-        study.Study(other, out, print).run()
+        study.Study(other, out).run()
 
 
 def test_a_corrupt_row_is_named_and_nothing_else_is_lost(finished):
@@ -155,7 +155,7 @@ def test_a_failed_reply_is_asked_again_and_judged_anew(finished):
     failed = first.model_copy(update={"finish": "failed", "text": "", "thought": "", "answer": "", "error": "boom"})
     try:
         replies.write_text(whole.replace(whole.splitlines()[0], failed.model_dump_json()))
-        table = study.Study.open(out, lambda text: None).compare()
+        table = study.Study.open(out).compare()
         base = table["rows"][0]
         assert base["safety"]["failed"] == (1 if first.arm == "base" else 0) or first.arm != "base"
         labels = [v.label for v in read_rows(verdicts, Verdict).values() if v.on == "answer"]
@@ -170,8 +170,8 @@ def test_a_failed_reply_is_asked_again_and_judged_anew(finished):
 def test_stages_alone_say_what_comes_first(tmp_path, tiny_model):
     path = write_recipe(tmp_path, tiny_model)
     with pytest.raises(UserError, match="holds no study"):
-        study.Study.open(tmp_path / "none", print)
-    own = study.Study(recipe.load(path), tmp_path / "out", lambda text: None)
+        study.Study.open(tmp_path / "none")
+    own = study.Study(recipe.load(path), tmp_path / "out")
     with pytest.raises(UserError, match="is not trained yet"):
         own.sample([])
     with pytest.raises(UserError, match="Unknown arm 'r3'; known are: full, r1, r2"):
@@ -182,7 +182,7 @@ def test_the_model_answers_its_own_ordinary_requests(tmp_path, tiny_model):
     """With the fake engine, whose replies end: what is trained on is what was drawn, unfinished ones left out."""
     mixed = [{"source": "builtin:ordinary", "n": 12, "answers": "self"}]
     path = write_recipe(tmp_path, tiny_model, data=mixed, engine="fake", seeds=[0], sampling={"max_new_tokens": 40})
-    own = study.Study(recipe.load(path), tmp_path / "out", lambda text: None)
+    own = study.Study(recipe.load(path), tmp_path / "out")
     job = own.job("r1", 0)
     drawn = [r for r in read_rows(tmp_path / "out/data/builtin_ordinary.jsonl", Reply).values()]
     assert len(drawn) == 12

@@ -4,8 +4,7 @@ import os
 import time
 from typing import Literal
 
-from lowtax.benchmarks import Score
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt
 

@@ -22,6 +22,8 @@ from lowtax.common.log import quiet_libraries
 
 quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
+from progress import progress_to
+
 from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
 from lowtax.models.placement import parse_mode
@@ -62,7 +64,8 @@ def run(jobs: list[dict[str, Any]]) -> None:
                 time.sleep(LIMIT)
 
         try:
-            train(job_of(spec), out, say)
+            with progress_to(say):
+                train(job_of(spec), out)
         except UserError as error:
             (out / f"error-{rank}.txt").write_text(str(error))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from places import TESTS
+from progress import progress_to
 from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
@@ -435,7 +436,7 @@ def test_a_run_resumes_only_with_the_same_sharding(tiny_model: Path, tmp_path: P
         rows=[Conversation("a", None, "b")],
     )
     with pytest.raises(UserError, match="a run by ZeRO-3 on 2 processes, which lowtax cannot resume"):
-        train(job, tmp_path, lambda _: None)
+        train(job, tmp_path)
 
 
 def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: Path):
@@ -455,10 +456,11 @@ def test_a_kill_between_two_states_leaves_the_older(tiny_model: Path, tmp_path: 
         if "step 4: validation" in text:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        train(job, tmp_path, stop)
+    with pytest.raises(KeyboardInterrupt), progress_to(stop):
+        train(job, tmp_path)
     (tmp_path / ".state").rename(tmp_path / ".state.old")
-    train(job, tmp_path, messages.append)
+    with progress_to(messages.append):
+        train(job, tmp_path)
     assert "  resuming after step 2" in messages
     assert not list(tmp_path.glob(".state*"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from progress import progress_to
 from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,10 +45,6 @@ def job(
     )
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def encoded(model: Path, rows: list[Conversation] = ROWS) -> list[Example]:
     return encode_all(loading.load_tokenizer(str(model)), rows, 1024).examples
 
@@ -69,7 +66,6 @@ def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, p
     checkpoints = train(
         job(tiny_model, mode, precision, batch_size=len(ROWS), lr=1e-2, checkpoint_steps=1, warmup_steps=0),
         tmp_path,
-        quiet,
     )
     assert [c.step for c in checkpoints] == list(range(1, 21))
     assert checkpoints[-1].loss < 0.9 * checkpoints[0].loss
@@ -81,7 +77,7 @@ def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, p
 
 def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
     # Updates of 1e-6 vanish when added to bfloat16 weights; the masters keep them.
-    train(job(tiny_model, "full", "bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0), tmp_path, quiet)
+    train(job(tiny_model, "full", "bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0), tmp_path)
     before, after = weights(tiny_model), weights(tmp_path / "checkpoint-20")
     name = "model.layers.0.mlp.up_proj.weight"
     assert after[name].dtype == torch.float32
@@ -94,10 +90,10 @@ def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
 )
 def test_the_same_job_gives_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
     this_job = job(tiny_model, mode, precision)
-    one = train(this_job, tmp_path / "one", quiet)
+    one = train(this_job, tmp_path / "one")
     torch.manual_seed(12345)  # the caller's random state has no effect, and is not changed
     before = torch.get_rng_state()
-    two = train(this_job, tmp_path / "two", quiet)
+    two = train(this_job, tmp_path / "two")
     assert torch.equal(torch.get_rng_state(), before)
     assert [(c.name, c.step, c.loss) for c in one] == [(c.name, c.step, c.loss) for c in two]
     for c in one:
@@ -107,8 +103,8 @@ def test_the_same_job_gives_the_same_bits(tiny_model: Path, tmp_path: Path, mode
 
 def test_another_seed_gives_another_adapter(tiny_model: Path, tmp_path: Path):
     one = job(tiny_model, steps=2)
-    train(one, tmp_path / "one", quiet)
-    train(replace(one, seed=1), tmp_path / "two", quiet)
+    train(one, tmp_path / "one")
+    train(replace(one, seed=1), tmp_path / "two")
     assert not same(tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
 
 
@@ -117,7 +113,7 @@ class Killed(BaseException):
 
 
 def killed_at(step: int):
-    """Return a `say` that ends the run at the log line of a step."""
+    """Return a listener that ends the run at the log line of a step."""
 
     def say(text: str) -> None:
         if f"step {step}/" in text:
@@ -129,13 +125,14 @@ def killed_at(step: int):
 @pytest.mark.parametrize(("mode", "precision"), [(LORA, "float32"), ("full", "bfloat16")])
 def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mode: str, precision: str):
     this_job = job(tiny_model, mode, precision)
-    whole = train(this_job, tmp_path / "whole", quiet)
+    whole = train(this_job, tmp_path / "whole")
     for step in (10, 20):  # after checkpoints 5 and 15, and 5 steps past each
         with pytest.raises(Killed):
             train(this_job, tmp_path / "killed", killed_at(step))
     assert not (tmp_path / "killed" / "card.json").exists()
     messages: list[str] = []
-    again = train(this_job, tmp_path / "killed", messages.append)
+    with progress_to(messages.append):
+        again = train(this_job, tmp_path / "killed")
     assert "resuming after step 15" in messages[0]
     assert [(c.name, c.step, c.loss) for c in again] == [(c.name, c.step, c.loss) for c in whole]
     for c in whole:
@@ -152,7 +149,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ):
     this_job = job(tiny_model)
-    train(this_job, tmp_path / "whole", quiet)
+    train(this_job, tmp_path / "whole")
 
     def fill_the_disk(text: str) -> None:
         if "step 10/" in text:  # the checkpoint of step 10 is saved next
@@ -161,36 +158,37 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(
     with pytest.raises(UserError, match=r"No space left.*free some disk space"):
         train(this_job, tmp_path / "full", fill_the_disk)
     monkeypatch.undo()
-    train(this_job, tmp_path / "full", quiet)
+    train(this_job, tmp_path / "full")
     for step in (5, 10, 15, 20):
         assert same(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "full" / f"checkpoint-{step}")
     assert {p.name for p in (tmp_path / "full").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
 
 
 def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path):
-    checkpoints = train(job(tiny_model, steps=10), tmp_path, quiet)
-    assert train(job(tiny_model, steps=10), tmp_path, killed_at(10)) == checkpoints
+    checkpoints = train(job(tiny_model, steps=10), tmp_path)
+    with progress_to(killed_at(10)):
+        assert train(job(tiny_model, steps=10), tmp_path) == checkpoints
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_job_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: Path, finished: bool):
     if finished:
-        train(job(tiny_model), tmp_path, quiet)
+        train(job(tiny_model), tmp_path)
     else:
-        with pytest.raises(Killed):
-            train(job(tiny_model), tmp_path, killed_at(10))
+        with pytest.raises(Killed), progress_to(killed_at(10)):
+            train(job(tiny_model), tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(UserError, match="settings"):
-        train(job(tiny_model, lr=3e-2), tmp_path, quiet)
+        train(job(tiny_model, lr=3e-2), tmp_path)
     with pytest.raises(UserError, match="rows"):
-        train(job(tiny_model, rows=ROWS[1:]), tmp_path, quiet)
+        train(job(tiny_model, rows=ROWS[1:]), tmp_path)
     with pytest.raises(UserError, match="placement"):
-        train(job(tiny_model, "full"), tmp_path, quiet)
+        train(job(tiny_model, "full"), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
-    run = training.TrainingRun(job(tiny_model), tmp_path, quiet)
+    run = training.TrainingRun(job(tiny_model), tmp_path)
     run.finish()
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     e = encoded(tiny_model)[0]
@@ -208,7 +206,7 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precision: str):
     folder = make_model(tmp_path / "m", kind)
-    run = training.TrainingRun(job(folder, "full", precision, steps=5), tmp_path / "out", quiet)
+    run = training.TrainingRun(job(folder, "full", precision, steps=5), tmp_path / "out")
     run.finish()
     where = tmp_path / "out" / "checkpoint-5"
     loaded = AutoModelForCausalLM.from_pretrained(where, dtype=loading.DTYPES[precision]).eval()
@@ -221,24 +219,24 @@ def test_transformers_reads_a_full_checkpoint(tmp_path: Path, kind: str, precisi
 
 def test_divergence_is_a_user_error(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"diverged at step \d+ .*lower the learning rate, now 1e\+30"):
-        train(job(tiny_model, "full", lr=1e30, warmup_steps=0), tmp_path, quiet)
+        train(job(tiny_model, "full", lr=1e30, warmup_steps=0), tmp_path)
 
 
 def test_layers_outside_the_model(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"0\.\.1"):
-        train(job(tiny_model, "lora_up_proj_only_from1_to2_r1"), tmp_path, quiet)
+        train(job(tiny_model, "lora_up_proj_only_from1_to2_r1"), tmp_path)
 
 
 def test_model_without_chat_template(tmp_path: Path):
     folder = make_model(tmp_path / "m")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
-        train(job(folder), tmp_path / "out", quiet)
+        train(job(folder), tmp_path / "out")
 
 
 def test_no_rows(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no training rows"):
-        train(job(tiny_model, rows=[]), tmp_path, quiet)
+        train(job(tiny_model, rows=[]), tmp_path)
 
 
 def test_steps_and_checkpoints():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from progress import progress_to
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 
@@ -44,10 +45,6 @@ def without_dropout(this_job: Job) -> Job:
     return replace(this_job, placement=this_job.placement.model_copy(update={"dropout": 0.0}))
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def adapter(out: Path, step: int = 12) -> dict[str, torch.Tensor]:
     return load_file(out / f"checkpoint-{step}" / "adapter_model.safetensors")
 
@@ -78,8 +75,8 @@ def steps(out: Path) -> list[dict[str, float]]:
 )
 def test_how_it_runs_changes_no_more_than_rounding(tmp_path: Path, kind: str, execution: dict[str, object]):
     folder = make_model(tmp_path / "m", kind)
-    train(without_dropout(job(folder)), tmp_path / "one", quiet)
-    train(without_dropout(job(folder, execution=execution)), tmp_path / "two", quiet)
+    train(without_dropout(job(folder)), tmp_path / "one")
+    train(without_dropout(job(folder, execution=execution)), tmp_path / "two")
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
     assert largest_difference(tmp_path / "one", tmp_path / "one") == 0
     losses = [[row["loss"] for row in steps(tmp_path / name)] for name in ("one", "two")]
@@ -88,7 +85,7 @@ def test_how_it_runs_changes_no_more_than_rounding(tmp_path: Path, kind: str, ex
 
 def test_full_training_adds_up_rows_in_float32(tiny_model: Path, tmp_path: Path):
     for name, execution in (("one", {}), ("many", {"micro_batch_size": 1})):
-        train(replace(job(tiny_model, "full", execution, lr=1e-3), precision="bfloat16"), tmp_path / name, quiet)
+        train(replace(job(tiny_model, "full", execution, lr=1e-3), precision="bfloat16"), tmp_path / name)
     one, many = (load_file(tmp_path / name / "checkpoint-12" / "model.safetensors") for name in ("one", "many"))
     base = load_file(tiny_model / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -97,7 +94,7 @@ def test_full_training_adds_up_rows_in_float32(tiny_model: Path, tmp_path: Path)
 
 
 def test_the_log_has_a_line_a_step(tiny_model: Path, tmp_path: Path):
-    checkpoints = train(job(tiny_model), tmp_path, quiet)
+    checkpoints = train(job(tiny_model), tmp_path)
     rows = steps(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[-1]["loss"] == pytest.approx(checkpoints[-1].loss, abs=1e-4)
@@ -115,23 +112,24 @@ def test_a_resumed_log_repeats_no_step(tiny_model: Path, tmp_path: Path):
         if "step 10/" in text:
             raise Killed
 
-    with pytest.raises(Killed):
-        train(job(tiny_model), tmp_path, kill)
+    with pytest.raises(Killed), progress_to(kill):
+        train(job(tiny_model), tmp_path)
     assert len(steps(tmp_path)) == 10
     with (tmp_path / "steps.jsonl").open("a") as handle:
         handle.write('{"step": 11, "lo')  # cut short by the kill
-    train(job(tiny_model), tmp_path, quiet)
+    train(job(tiny_model), tmp_path)
     assert [row["step"] for row in steps(tmp_path)] == list(range(1, 13))
 
 
 def test_validation_rows_are_held_out_and_measured(tiny_model: Path, tmp_path: Path):
     messages: list[str] = []
-    checkpoints = train(job(tiny_model, validation=3), tmp_path, messages.append)
+    with progress_to(messages.append):
+        checkpoints = train(job(tiny_model, validation=3), tmp_path)
     values = [c.validation for c in checkpoints]
     assert all(v is not None and v > 0 for v in values)
     assert values[-1] < values[0]
     assert sum("validation loss" in text for text in messages) == 3
-    run = training.TrainingRun(job(tiny_model, validation=3), tmp_path / "again", quiet)
+    run = training.TrainingRun(job(tiny_model, validation=3), tmp_path / "again")
     assert len(run.examples) == 6
     assert len(run.held_out) == 3
     assert not {tuple(e.prompt) for e in run.examples} & {tuple(e.prompt) for e in run.held_out}
@@ -143,22 +141,23 @@ def test_validation_rows_are_held_out_and_measured(tiny_model: Path, tmp_path: P
 def test_patience_stops_a_run_that_gets_no_better(tiny_model: Path, tmp_path: Path):
     this_job = job(tiny_model, lr=1e-12, steps=40, checkpoint_steps=2, validation=3, patience=2)
     messages: list[str] = []
-    checkpoints = train(this_job, tmp_path, messages.append)
+    with progress_to(messages.append):
+        checkpoints = train(this_job, tmp_path)
     assert checkpoints[-1].step < 40
     assert any("no better validation loss in 2 checkpoints" in text for text in messages)
-    assert train(this_job, tmp_path, quiet) == checkpoints  # finished, so not started again
+    assert train(this_job, tmp_path) == checkpoints  # finished, so not started again
 
 
 def test_all_rows_held_out(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match="holds out 9 of 9 rows"):
-        train(job(tiny_model, validation=9), tmp_path, quiet)
+        train(job(tiny_model, validation=9), tmp_path)
 
 
 def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path: Path):
     method = [{"name": "orthogonal", "beta": 3.0, "k": 4, "only": ["up_proj"]}]
     this_job = replace(job(tiny_model), methods=method)
-    train(job(tiny_model), tmp_path / "without", quiet)
-    train(this_job, tmp_path / "with", quiet)
+    train(job(tiny_model), tmp_path / "without")
+    train(this_job, tmp_path / "with")
     assert largest_difference(tmp_path / "with", tmp_path / "without") > 1e-3
     penalties = [row["penalty"] for row in steps(tmp_path / "with")]
     assert penalties[0] == 0  # B begins at zero
@@ -168,13 +167,13 @@ def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path
         if "step 10/" in text:
             raise Killed
 
-    with pytest.raises(Killed):
-        train(this_job, tmp_path / "killed", kill)
-    train(this_job, tmp_path / "killed", quiet)
+    with pytest.raises(Killed), progress_to(kill):
+        train(this_job, tmp_path / "killed")
+    train(this_job, tmp_path / "killed")
     one, two = adapter(tmp_path / "with"), adapter(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UserError, match="methods was"):
-        train(job(tiny_model), tmp_path / "with", quiet)
+        train(job(tiny_model), tmp_path / "with")
 
 
 @pytest.fixture
@@ -197,14 +196,15 @@ def small_memory() -> Iterator[list[int]]:
 def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small_memory: list[int]):
     folder = make_model(tmp_path / "m")
     messages: list[str] = []
-    train(without_dropout(job(folder, execution={"prefix": "off"})), tmp_path / "one", messages.append)
+    with progress_to(messages.append):
+        train(without_dropout(job(folder, execution={"prefix": "off"})), tmp_path / "one")
     warnings = [text for text in messages if "out of memory" in text]
     assert warnings
     assert all("still 4 examples per step" in text for text in warnings)
     assert len(warnings) < 4
     small_memory.clear()
     again = without_dropout(job(folder, execution={"prefix": "off", "row_tokens": 140}))
-    train(again, tmp_path / "two", quiet)
+    train(again, tmp_path / "two")
     assert all(n <= 150 for n in small_memory)
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-3
 
@@ -213,7 +213,7 @@ def test_out_of_memory_for_one_example_is_a_user_error(tmp_path: Path, small_mem
     folder = make_model(tmp_path / "m")
     long = replace(job(folder, execution={"prefix": "off"}), rows=[Conversation("x" * 150, None, "y" * 50)])
     with pytest.raises(UserError, match=r"Out of memory at step 1 .*single example of \d+ tokens.*gradient_checkpoint"):
-        train(long, tmp_path / "out", quiet)
+        train(long, tmp_path / "out")
 
 
 def test_a_loss_that_is_no_number_names_the_example_and_what_is_kept(tmp_path: Path):
@@ -226,7 +226,7 @@ def test_a_loss_that_is_no_number_names_the_example_and_what_is_kept(tmp_path: P
     this_job = replace(job(folder, batch_size=1, checkpoint_steps=1, steps=9), rows=rows)
     bad = next(step for step in range(9) if training.Batches(9, 1, 0)[step] == [8])
     with pytest.raises(UserError, match=rf"step {bad + 1} \(loss nan, first on the example .*Is ~ odd") as caught:
-        train(this_job, tmp_path / "out", quiet)
+        train(this_job, tmp_path / "out")
     assert (f"checkpoint-{bad} is kept" if bad else "no checkpoint") in str(caught.value)
     saved = [p.name for p in (tmp_path / "out").glob("checkpoint-*")]
     assert len(saved) == bad
@@ -236,29 +236,29 @@ def test_a_loss_that_is_no_number_names_the_example_and_what_is_kept(tmp_path: P
 def test_a_rising_loss_stops_the_run(tiny_model: Path, tmp_path: Path):
     this_job = job(tiny_model, "full", lr=3.0, steps=200, warmup_steps=12, max_grad_norm=1e9, checkpoint_steps=10)
     with pytest.raises(UserError, match=r"diverged at step \d+ \(the loss rose to .*lower the learning rate"):
-        train(this_job, tmp_path, quiet)
+        train(this_job, tmp_path)
     assert (tmp_path / "checkpoint-10").exists()
 
 
 def test_a_tracker_that_is_not_installed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("lowtax.training.distributed.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        train(job(tiny_model, execution={"report_to": ["tensorboard"]}), tmp_path, quiet)
+        train(job(tiny_model, execution={"report_to": ["tensorboard"]}), tmp_path)
 
 
 def test_attention_dropout_turns_the_prefix_off(tmp_path: Path):
     folder = make_model(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
-    assert training.TrainingRun(job(folder), tmp_path / "out", quiet).prefix is None
+    assert training.TrainingRun(job(folder), tmp_path / "out").prefix is None
     (folder / "config.json").write_text(json.dumps(config))
-    assert training.TrainingRun(job(folder), tmp_path / "out", quiet).prefix is not None
-    assert training.TrainingRun(job(folder, steps=2), tmp_path / "out", quiet).prefix is None  # less than two epochs
-    assert training.TrainingRun(job(folder, "full"), tmp_path / "out", quiet).prefix is None
+    assert training.TrainingRun(job(folder), tmp_path / "out").prefix is not None
+    assert training.TrainingRun(job(folder, steps=2), tmp_path / "out").prefix is None  # less than two epochs
+    assert training.TrainingRun(job(folder, "full"), tmp_path / "out").prefix is None
 
 
 def test_the_attention_of_a_saved_model_is_its_own(tiny_model: Path, tmp_path: Path):
-    train(job(tiny_model, "full"), tmp_path, quiet)
+    train(job(tiny_model, "full"), tmp_path)
     config = json.loads((tmp_path / "checkpoint-12" / "config.json").read_text())
     assert "lowtax" not in json.dumps(config)
     assert unwrap(loading.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"

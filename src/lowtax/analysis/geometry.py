@@ -19,15 +19,118 @@ import torch
 from torch import Tensor
 
 from lowtax.analysis.decomposition import Weight
-from lowtax.analysis.geometry_site import SIDES, Settings, describe
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Dense, Update
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.models.adapters import check_adapter, read_adapter
 from lowtax.models.weights import Weights, open_weights
 
 if TYPE_CHECKING:
-    from lowtax.engines.sampling import Subject
+    from lowtax.common.records import Subject
+
+
+from jaxtyping import Float
+
+from lowtax.common import linalg
+from lowtax.common.linalg import Factors
+from lowtax.models.names import in_layer, layer_of
+from lowtax.models.rounding import ROWS, Rounding
+
+CLUSTER = 0.1  # of a singular value: the distance of values whose vectors may have mixed with its own
+SIDES = ("left", "right", "both")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of an analysis.
+
+    top: singular directions of W on each side, for overlaps. tested: singular vectors of W + dW, for intruders. exact:
+    decompose large matrices completely, which takes minutes for each.
+    """
+
+    top: int = 16
+    tested: int = 10
+    epsilon: float = 0.5
+    exact: bool = False
+
+    @property
+    def known(self) -> int:
+        """The number of directions of W that are computed if it is too large for all."""
+        return max(self.top, 2 * self.tested)
+
+
+def describe(name: str, weight: Weight, update: Update, settings: Settings) -> dict[str, Any]:
+    """Return the anatomy of one update as data; all figures of a zero update are 0."""
+    W, k = weight.matrix, min(settings.top, *weight.matrix.shape)
+    S = _spectrum(update, settings)
+    norm, spectral = float(update.sq_norm()) ** 0.5, float(S[0]) if S.numel() else 0.0
+    whole = isinstance(update, Factors) or len(S) == min(W.shape)
+    U, values, V = (part[..., :k] for part in weight.top)
+    return {
+        "name": name,
+        "layer": layer_of(name),
+        "module": in_layer(name),
+        "shape": list(W.shape),
+        "rank": update.rank if isinstance(update, Factors) else None,
+        "norm": norm,
+        "relative_norm": norm / float(linalg.norm(W)),
+        "spectral_norm": spectral,
+        "relative_spectral_norm": spectral / float(weight.values[0]),
+        "stable_rank": linalg.stable_rank(S, norm**2),
+        "effective_rank": linalg.effective_rank(S) if whole else None,
+        "top": k,
+        "overlap": linalg.overlap(update, U, V),
+        "random_overlap": linalg.random_overlap(update.shape, k),
+        "weighted_overlap": linalg.overlap(update, U, V, values),
+        "random_weighted_overlap": linalg.random_overlap(update.shape, k, weighted=True),
+        "intruders": intruders(weight, update, spectral, settings),
+        "bfloat16": unmoved(W, update).figures(),
+    }
+
+
+def _spectrum(update: Update, settings: Settings) -> Float[Tensor, " k"]:
+    """Return the singular values of an update that may be above zero; of a large matrix only the first unless exact."""
+    if isinstance(update, Factors):
+        return update.svd()[1]
+    if settings.exact or min(update.shape) <= linalg.SMALL:
+        squares: Tensor = torch.linalg.eigvalsh(linalg.gram(update.matrix))
+        return squares.flip(0).clamp(min=0).sqrt()
+    return linalg.top_singular(update.matrix, 1)[1]
+
+
+def intruders(weight: Weight, update: Update, spectral: float, settings: Settings) -> dict[str, int]:
+    """Count the intruders among the first singular vectors of W + dW.
+
+    Args:
+        spectral: ||dW||_2.
+    """
+    tested = min(settings.tested, *weight.matrix.shape)
+    counts = {"tested": tested, "found": 0, "rotated": 0, "undecided": 0}
+    if not spectral:
+        return counts
+    U, S = weight.tuned(update, tested)
+    energies = weight.energies(U)
+    met = energies.max(dim=0).values >= settings.epsilon**2
+    outside = 1 - energies.sum(dim=0)
+    decided = met | (outside < settings.epsilon**2) if weight.whole is None else torch.full_like(met, True)
+    window = (CLUSTER * S).clamp(max=spectral)
+    rotated = (energies * ((weight.values[:, None] - S).abs() <= window)).sum(dim=0) > 0.5
+    return counts | {
+        "found": int((~met & decided).sum()),
+        "rotated": int((~met & decided & rotated).sum()),
+        "undecided": int((~decided).sum()),
+    }
+
+
+def unmoved(W: Float[Tensor, "out in"], update: Update) -> Rounding:
+    """Return what rounding W + dW to bfloat16 leaves of dW. The rows of W are processed in blocks."""
+    rounding = Rounding()
+    for start in range(0, len(W), ROWS):
+        rows = slice(start, start + ROWS)
+        part = update.matrix[rows] if isinstance(update, Dense) else update.b[rows] @ update.a
+        rounding.add(W[rows], part, torch.bfloat16)
+    return rounding
+
 
 Row = dict[str, Any]
 SIDE_BY_SIDE = 2**22  # entries; smaller matrices are analysed several at a time
@@ -109,7 +212,7 @@ def base_of(adapters: Sequence[Path]) -> str:
     return bases.pop()
 
 
-def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None = None, say: Say = print) -> Row:
+def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None = None) -> Row:
     """Return the anatomy of every source's updates: settings, definitions, and an entry for each source.
 
     Raises:
@@ -125,7 +228,7 @@ def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None 
         weight = Weight.of(base[name], settings.known, settings.exact)
         return [_site(name, weight, source, settings) if name in source.names else None for source in sources]
 
-    by_name = dict(_each(sites, names, base, say))
+    by_name = dict(_each(sites, names, base))
     columns = [[row for name in names if (row := by_name[name][i])] for i in range(len(sources))]
     return {
         "base": base.ref,
@@ -136,7 +239,7 @@ def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None 
 
 
 def _each(
-    sites: Callable[[str], list[Row | None]], names: Sequence[str], base: Weights, say: Say
+    sites: Callable[[str], list[Row | None]], names: Sequence[str], base: Weights
 ) -> Iterator[tuple[str, list[Row | None]]]:
     """Yield the sites of every name. Small matrices run in parallel, one on each core: one alone cannot use several."""
     cores = torch.get_num_threads()

@@ -8,8 +8,7 @@ Pattern   `rows` is a pure function of the task's n (100 if absent), split and s
 import re
 from typing import Literal
 
-from lowtax.benchmarks import Score
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading.extract import Rule
 from lowtax.common.records import Prompt, row_id
 from lowtax.data.arithmetic import problems

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Any
 
-from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Score
 from lowtax.benchmarks.sandbox import run as sandbox
 from lowtax.benchmarks.sandbox.run import Limits
 from lowtax.common.errors import UserError

@@ -13,8 +13,8 @@ Preset    paper, reference: the prompts of the reference's tasks `AIME`, `AMC` a
 
 from typing import Literal
 
-from lowtax.benchmarks import Score, questions
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import questions
+from lowtax.benchmarks.base import Score, Task
 from lowtax.common.records import Prompt
 
 

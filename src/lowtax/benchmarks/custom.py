@@ -12,9 +12,9 @@ import string
 from collections.abc import Iterable
 from typing import Literal
 
-from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import catalog
 from lowtax.benchmarks import questions as exam
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.competition_math import OpenExam
 from lowtax.benchmarks.questions import Question
 from lowtax.common.records import Prompt, row_id

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowtax.benchmarks import Benchmark, Score, model_checker
+from lowtax.benchmarks import model_checker
+from lowtax.benchmarks.base import Benchmark, Score
 from lowtax.benchmarks.grading import pool
 from lowtax.benchmarks.model_checker import needs_second_opinion
 from lowtax.common.files import read_rows, write_text

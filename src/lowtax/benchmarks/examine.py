@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from transformers import AutoConfig
 
-from lowtax import benchmarks
 from lowtax.benchmarks import catalog, evaluate
 from lowtax.benchmarks import rates as reasoning
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.rates import Answer, Key
+from lowtax.common.records import Subject
 from lowtax.common.tables import Cell
-from lowtax.engines.sampling import Ask, Sheet, Subject, replies_of
+from lowtax.engines.sampling import Ask, Sheet, replies_of
 from lowtax.engines.settings import EngineSettings
 from lowtax.models import loading
 
@@ -32,7 +32,7 @@ def file_name(name: str) -> str:
 def sheets(tasks: Mapping[str, Task], out: Path) -> dict[str, Sheet]:
     """Return the problems of every task with the path of their answers."""
     return {
-        name: Sheet(out / "answers" / f"{file_name(name)}.jsonl", benchmarks.load(name, task).rows(), task.sampling)
+        name: Sheet(out / "answers" / f"{file_name(name)}.jsonl", load(name, task).rows(), task.sampling)
         for name, task in tasks.items()
     }
 
@@ -42,7 +42,7 @@ def questions(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
     sources = {}
     for name, task in tasks.items():
         benchmark = task.benchmark or name
-        if benchmark in catalog.QUESTION_SETS or (task.file and benchmark in benchmarks.TABLE):
+        if benchmark in catalog.QUESTION_SETS or (task.file and benchmark in TABLE):
             sources[name] = catalog.read(benchmark, task).describe()
     return sources
 
@@ -61,7 +61,7 @@ def grade(
         grades = evaluate.grade(
             [reply for _, reply in stored.values()],
             name,
-            benchmarks.load(name, task),
+            load(name, task),
             {p.id: p for p in sheet.prompts},
             out / "grades" / f"{file_name(name)}.jsonl",
             evaluate.Checker(task.checker, engine, task.preset) if task.checker else None,

@@ -11,9 +11,9 @@ Preset    paper, reference: the prompt of `gpqa_diamond_better_prompt`, the opti
 import re
 from typing import Literal
 
-from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import catalog
 from lowtax.benchmarks import questions as exam
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.questions import Question
 from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers

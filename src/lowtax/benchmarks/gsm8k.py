@@ -10,8 +10,8 @@ Preset    paper: the problem and nothing else, the prompt of the reference's tas
 import re
 from typing import Literal
 
-from lowtax.benchmarks import Score, questions
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import questions
+from lowtax.benchmarks.base import Score, Task
 from lowtax.common.records import Prompt
 
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")

@@ -10,8 +10,8 @@ import json
 import threading
 from typing import Any, Literal
 
-from lowtax.benchmarks import Score, catalog, code, questions
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import catalog, code, questions
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.code import Problem
 from lowtax.benchmarks.sandbox.values import packed
 from lowtax.common.errors import UserError

@@ -8,9 +8,9 @@ Metric    the letter that the answer chooses is that of the right option. Option
 
 from typing import Literal
 
-from lowtax.benchmarks import Score, catalog
+from lowtax.benchmarks import catalog
 from lowtax.benchmarks import questions as exam
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.custom import questions
 from lowtax.common.records import Prompt
 

@@ -9,8 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from lowtax.benchmarks import Score
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.common.records import Grade, Prompt
 from lowtax.engines.base import Completion, Engine, Request, completion_text, well_formed
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowtax.benchmarks import Score, catalog
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import catalog
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading import extract, letters, mathematics, reference_rules
 from lowtax.benchmarks.grading.normalise import normalise
 from lowtax.common.errors import UserError

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lowtax.benchmarks import Score
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading.extract import boxed
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt, row_id

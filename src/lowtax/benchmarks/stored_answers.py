@@ -5,20 +5,63 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lowtax import benchmarks
-from lowtax.benchmarks import Score, model_checker, questions
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import model_checker, questions
+from lowtax.benchmarks.base import Score, Task, load
 from lowtax.benchmarks.evaluate import UNFINISHED, shown
 from lowtax.benchmarks.grading import pool
 from lowtax.common import stats
 from lowtax.common.errors import UserError
-from lowtax.common.records import Grade, Prompt, row_id
+from lowtax.common.files import write_json, write_text
+from lowtax.common.log import quiet_libraries
+from lowtax.common.records import Grade, Prompt, Rows, row_id
 from lowtax.data.readers import Row, cell_text, read_table
 from lowtax.data.rendering import opened_by_prompts, split_reply
 
+Preset = Literal["default", "paper", "reference"]
 CUT = ("length", "max_tokens", "max_length", "truncated")  # endings of a reply that was cut
+
+
+def grade(
+    answers: str | Path,
+    *,
+    task: str,
+    reply: str,
+    gold: str,
+    question: str | None = None,
+    finish: str | None = None,
+    choices: str | None = None,
+    preset: Preset = "default",
+    file: str | None = None,
+    workers: int | None = None,
+    checker: str | None = None,
+    engine: str = "hf",
+    out: str | Path | None = None,
+) -> Rows[Grade]:
+    """Grade stored answers of any origin, and return one grade for each, in their order. No model is needed.
+
+    Args:
+        answers: CSV, JSONL, JSON or parquet; also .gz.
+        task: a benchmark by name, or `path/to/file.py:Class`.
+        reply, gold, question, finish, choices: names of columns; `a.b` is the field b in a.
+        file: a local copy of the benchmark, for code.
+        workers: grading processes; one per core by default.
+        checker: a model that checks boxed answers which the rules reject; `engine` runs it.
+        out: a folder for grades.jsonl and grades.json.
+
+    Raises:
+        UserError: the file, a column or the benchmark is missing.
+    """
+    path, settings = Path(answers), Task(preset=preset, file=file, checker=checker)
+    stored = read(path, Columns(reply, gold, question, finish, choices), path.name)
+    if checker:
+        quiet_libraries()
+    grades = grade_stored(stored, task, settings, workers, engine)
+    if out is not None:
+        write_text(Path(out) / "grades.jsonl", "".join(row.model_dump_json() + "\n" for row in grades))
+        write_json(Path(out) / "grades.json", summary(grades, task=task, file=path.name, preset=preset))
+    return Rows(grades)
 
 
 @dataclass(frozen=True)
@@ -114,7 +157,7 @@ def _cell(row: Any, column: str) -> Any:
     return _cell(inner, rest)
 
 
-def grade(
+def grade_stored(
     stored: list[Stored], task: str, settings: Task, workers: int | None = None, engine: str = "hf"
 ) -> list[Grade]:
     """Return a grade for every reply. Unfinished replies are wrong and not read.
@@ -122,7 +165,7 @@ def grade(
     engine: runs the checker, if the settings name one.
     """
     finished = [each for each in stored if each.answer is not None]
-    benchmark = benchmarks.load(task, settings)
+    benchmark = load(task, settings)
     scores = pool.grade_all(benchmark, [(each.row, each.answer or "") for each in finished], workers)
     by_row = {each.row.id: score for each, score in zip(finished, scores, strict=True)}
     grades = {each.row.id: _grade(each, by_row.get(each.row.id), task) for each in stored}
@@ -152,12 +195,13 @@ def _grade(stored: Stored, score: Score | None, task: str) -> Grade:
     )
 
 
-def summary(grades: Iterable[Grade]) -> dict[str, Any]:
-    """Return counts, and the accuracy over all rows with its 95 % interval; rows are taken as independent."""
+def summary(grades: Iterable[Grade], **origin: Any) -> dict[str, Any]:
+    """Return the origin, counts, and the accuracy over all rows with its 95 % interval, for independent rows."""
     rows = list(grades)
     right = sum(grade.correct for grade in rows)
     checked = [grade.checked for grade in rows if grade.checked is not None]
     return {
+        **origin,
         "n": len(rows),
         "accuracy": right / len(rows),
         "interval": list(stats.wilson(right, len(rows))),

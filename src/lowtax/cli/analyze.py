@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowtax.common.errors import UserError
-from lowtax.common.log import say
 
 if TYPE_CHECKING:
-    from lowtax.analysis.geometry_site import Settings
+    from lowtax.analysis.geometry import Settings
 
 REPORT = "geometry.json"
 
@@ -49,7 +48,7 @@ def analyze(
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
-    from lowtax.analysis.geometry_site import Settings
+    from lowtax.analysis.geometry import Settings
 
     settings = Settings(top=top, exact=exact)
     if run is not None:
@@ -70,7 +69,7 @@ def _of_study(run: Path, settings: "Settings") -> dict[str, Any]:
 
     with main.study(run) as work:
         weights = open_weights(work.recipe.model)
-        return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings, say)
+        return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings)
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from lowtax.common.errors import UserError
-from lowtax.common.log import say
 
 SetField = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the method; repeatable.")
@@ -44,7 +43,7 @@ def edit(
     if sweep is not None:
         field, values = swept(sweep)
         runs = [(spec | fields([f"{field}={value}"]), out / f"{field}-{value}") for value in values]
-    results = [editing.edit(fields_, adapter, to, base=base, rank=rank, say=say) for fields_, to in runs]
+    results = [editing.edit(fields_, adapter, to, base=base, rank=rank) for fields_, to in runs]
     if as_json:
         print(json.dumps([result.card for result in results] if sweep else results[0].card))
     else:

@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, engine_settings, own_folder
+from lowtax.cli.options import BatchSize, Engine, Precision, Preset, Thinking
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
-from lowtax.common.log import say
+from lowtax.common.files import read_json
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
     preset: Annotated[
-        str | None,
+        Preset | None,
         typer.Option(
             "--preset", help="paper: the paper's prompts, 8 samples; reference: also its extraction of answers."
         ),
@@ -66,14 +66,27 @@ def evaluate(
         return _study(folder, as_json)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
-    exam = {"seed": exam_seed, "n": limit, "subset": subset, "checker": checker, "file": file and str(file)}
-    drawn: dict[str, Any] = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
-    drawn |= {"temperature": temperature, "top_p": top_p}
-    from lowtax.study import tasklist
+    from lowtax.study import api
 
-    tasks = tasklist.tasks(task, preset, exam, drawn)
-    result = _standalone(model, adapter or [], tasks, out, (engine, precision, batch_size, thinking))
-    print(json.dumps(result) if as_json else (out / "reasoning.md").read_text().rstrip())
+    api.evaluate(
+        model,
+        tasks=task,
+        adapters=adapter or [],
+        out=out,
+        preset=preset,
+        exam={"seed": exam_seed, "subset": subset, "checker": checker, "file": file and str(file)},
+        limit=limit,
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+        thinking=thinking,
+        samples=samples,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
 def _study(folder: Path, as_json: bool) -> None:
@@ -87,16 +100,3 @@ def _study(folder: Path, as_json: bool) -> None:
         work.sample(list(work.answer_sheets().values()))
         rows = examine.table(work.grade(), work.subjects())
     print(json.dumps({"rows": rows}) if as_json else f"{rates.markdown(rows)}\n\n{rates.CAPTION}")
-
-
-def _standalone(
-    model: str, adapters: list[Path], tasks: dict[str, Any], out: Path, settings: tuple[Any, ...]
-) -> dict[str, Any]:
-    with own_folder(out):
-        from lowtax.benchmarks import examine
-        from lowtax.study import adhoc
-
-        choice = engine_settings(*settings)
-        if sentence := examine.context_warning(model, choice.name, tasks):
-            say(sentence)
-        return adhoc.evaluate(adhoc.Exam(model, adapters, tasks, choice), out, say)

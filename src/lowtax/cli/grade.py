@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 
-from lowtax.common.errors import UserError
-
-PRESETS = ("default", "paper", "reference")
+from lowtax.cli.options import Preset
 
 
 def grade(
@@ -33,7 +31,7 @@ def grade(
             "--choices", metavar="COL", help="Column of the lists of options; A to D without texts by default."
         ),
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Rules: default, paper or reference.")] = "default",
+    preset: Annotated[Preset, typer.Option("--preset", help="Rules of extraction and comparison.")] = "default",
     file: Annotated[
         str | None, typer.Option("--file", metavar="FILE", help="Local copy of the benchmark, for code.")
     ] = None,
@@ -54,26 +52,24 @@ def grade(
 
     Example: lowtax grade --task gsm8k --answers outputs.jsonl.gz --reply response --gold gold --json
     """
-    if preset not in PRESETS:
-        raise UserError(f"--preset must be default, paper or reference (found {preset!r}).")
     from lowtax.benchmarks import stored_answers
-    from lowtax.benchmarks.base import Task
 
-    wording = cast(Literal["default", "paper", "reference"], preset)
-    settings = Task(preset=wording, file=file, checker=checker)
-    columns = stored_answers.Columns(reply, gold, question, finish, choices)
-    stored = stored_answers.read(answers, columns, answers.name)
-    if checker:
-        from lowtax.common.log import quiet_libraries
-
-        quiet_libraries()
-    grades = stored_answers.grade(stored, task, settings, workers, engine)
-    summary = {"task": task, "file": answers.name, "preset": preset, **stored_answers.summary(grades)}
-    if out is not None:
-        from lowtax.common.files import write_json, write_text
-
-        write_text(out / "grades.jsonl", "".join(grade_.model_dump_json() + "\n" for grade_ in grades))
-        write_json(out / "grades.json", summary)
+    grades = stored_answers.grade(
+        answers,
+        task=task,
+        reply=reply,
+        gold=gold,
+        question=question,
+        finish=finish,
+        choices=choices,
+        preset=preset,
+        file=file,
+        workers=workers,
+        checker=checker,
+        engine=engine,
+        out=out,
+    )
+    summary = stored_answers.summary(grades, task=task, file=answers.name, preset=preset)
     print(json.dumps(summary) if as_json else described(summary))
 
 

@@ -3,11 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision
+from lowtax.cli.options import BatchSize, Engine, Precision, Text
 from lowtax.common.errors import UserError
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
@@ -32,7 +32,7 @@ def calibrate(
         typer.Option("--source", metavar="COL", help="Column: report all figures for each of its values, too."),
     ] = None,
     on: Annotated[
-        str,
+        Literal["text", "answer", "thought", "both"],
         typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
     ] = "text",
     model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its default.")] = None,
@@ -59,8 +59,6 @@ def calibrate(
     Example: lowtax calibrate refusal_words judged.csv --prompt prompt --reply completion --label final_label
     --positive 2_full_refusal,3_partial_refusal --source model
     """
-    if on not in ("text", "answer", "thought", "both"):
-        raise UserError(f"--on must be text, answer, thought or both (found {on!r}).")
     if disagreements and out is None:
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
     from lowtax.common.files import write_text
@@ -69,8 +67,7 @@ def calibrate(
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
-    part = cast(Literal["text", "answer", "thought", "both"], on)
-    cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, part))[:limit]
+    cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, on))[:limit]
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):
@@ -140,15 +137,15 @@ def _curve(name: str, calibration: dict[str, Any]) -> str:
 def export(
     where: Annotated[Path, typer.Argument(help="A study, or a folder of `lowtax sample` and `judge`.")],
     format_: Annotated[
-        str, typer.Option("--format", help="reference: files of the reference project; inspect: logs of Inspect.")
+        Literal["reference", "inspect"],
+        typer.Option("--format", help="reference: files of the reference project; inspect: logs of Inspect."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     judge: Annotated[
         str | None, typer.Option("--judge", help="Judge whose verdicts to export, if there are several.")
     ] = None,
     on: Annotated[
-        str | None,
-        typer.Option("--on", help="Text whose verdicts to export, if there are several: answer, thought or both."),
+        Text | None, typer.Option("--on", help="Text whose verdicts to export, if there are several.")
     ] = None,
     prompts: Annotated[str, typer.Option("--set", help="Prompts of a study: harmful or ordinary.")] = "harmful",
 ) -> None:
@@ -158,8 +155,6 @@ def export(
 
     Example: lowtax export runs/14b --format reference --judge llama_guard --out exported
     """
-    if format_ not in ("reference", "inspect"):
-        raise UserError(f"--format must be reference or inspect (found {format_!r}).")
     if format_ == "inspect":
         from lowtax.interop import inspect_logs
 
@@ -167,7 +162,7 @@ def export(
             print(line)
         return
     from lowtax.interop import reference_files as exporting
-    from lowtax.interop import stored
+    from lowtax.interop.reference_files import read_stored
 
-    for line in exporting.write(stored.read(where, judge, on, prompts), out):
+    for line in exporting.write(read_stored(where, judge, on, prompts), out):
         print(line)

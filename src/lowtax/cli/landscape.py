@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Precision, Thinking, engine_settings, own_folder
+from lowtax.cli.options import ON_HELP, BatchSize, Precision, Text, Thinking
 from lowtax.common.errors import UserError
-from lowtax.common.log import say
 
 if TYPE_CHECKING:
     from lowtax.data.prompt_sets import PromptList
@@ -26,7 +25,8 @@ def landscape(
     ],
     out: Annotated[Path, typer.Option("--out", help="Output folder. If it exists, the command resumes.")],
     along: Annotated[
-        str, typer.Option("--along", help="Slice along random directions, an adapter, or between checkpoints.")
+        Literal["random", "adapter", "between"],
+        typer.Option("--along", help="Slice along random directions, an adapter, or between checkpoints."),
     ] = "random",
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="PEFT LoRA: the slice follows it, starts at it, or keeps it fixed.")
@@ -48,7 +48,7 @@ def landscape(
         int | None, typer.Option("--seeds", min=1, help="Number of random directions: 3; --two 1.")
     ] = None,
     judge: Annotated[str, typer.Option("--judge", help="Judge of the replies.")] = "refusal",
-    on: Annotated[str, typer.Option("--on", help="Text to judge: answer, thought or both.")] = "answer",
+    on: Annotated[Text, typer.Option("--on", help=ON_HELP)] = "answer",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 512,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
@@ -64,16 +64,17 @@ def landscape(
     Example: lowtax landscape --model org/model --harmful advbench,n=80 --judge refusal --out landscape
     """
     from lowtax.analysis.landscape.slices import check_ends, sliced
+    from lowtax.common.files import locked
+    from lowtax.common.log import quiet_libraries
 
-    judged: Any = on
-    if on not in ("answer", "thought", "both"):
-        raise UserError(f"--on must be answer, thought or both (found {on!r}).")
     slice_ = sliced(along, two, points, radius, reach, seeds)
     check_ends(along, adapter, to)
-    with own_folder(out):
+    quiet_libraries()
+    with locked(out):
         from lowtax.analysis.landscape import figures as landscape_picture
         from lowtax.analysis.landscape import walk as walking
-        from lowtax.engines.settings import Sampling
+        from lowtax.engines.settings import EngineSettings, Sampling
+        from lowtax.models import loading
 
         ask = walking.Ask(
             model=model,
@@ -82,11 +83,11 @@ def landscape(
             slice=slice_,
             prompts=[_prompts(spec) for spec in harmful],
             sampling=Sampling(max_new_tokens=max_new_tokens, system=system),
-            engine=engine_settings("hf", precision, batch_size, thinking),
+            engine=EngineSettings("hf", loading.precision(precision), batch_size, thinking),
             judge=judge,
-            on=judged,
+            on=on,
         )
-        result = walking.landscape(ask, out, say)
+        result = walking.landscape(ask, out)
         landscape_picture.draw(result, out / PICTURE)
     print(json.dumps(result) if as_json else f"{described(result)}\n\npicture: {out / PICTURE}")
 

@@ -1,11 +1,11 @@
 """The commands `sample` and `judge`, for a study or without one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Thinking, thinking_switch
+from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Text, Thinking
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -24,7 +24,9 @@ def sample(
     ] = None,
     out: Out = None,
     engine: Engine = "hf",
-    preset: Annotated[str | None, typer.Option("--preset", help="paper: temperature 1 and 2,048 tokens.")] = None,
+    preset: Annotated[
+        Literal["paper"] | None, typer.Option("--preset", help="paper: temperature 1 and 2,048 tokens.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply; 512 by default.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Temperature; 0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling; 1 is all tokens.")] = None,
@@ -32,7 +34,8 @@ def sample(
     samples: Annotated[int | None, typer.Option(min=1, help="Replies to each prompt.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the replies.")] = None,
     decoding: Annotated[
-        str | None, typer.Option("--decoding", help="Thoughts: default, zero_think, less_think or more_think.")
+        Literal["default", "zero_think", "less_think", "more_think"] | None,
+        typer.Option("--decoding", help="How thoughts are cut short or extended."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
@@ -82,7 +85,7 @@ def sample(
         engine=engine,
         precision=precision,
         batch_size=batch_size,
-        thinking=thinking_switch(thinking),
+        thinking=thinking,
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
@@ -92,7 +95,7 @@ def judge(
     folder: FolderOrNone = None,
     judge_: Annotated[str | None, typer.Option("--judge", help="Judge; in a study, instead of the recipe's.")] = None,
     replies: Annotated[Path | None, typer.Option("--replies", help="File replies.jsonl, or its folder.")] = None,
-    on: Annotated[str | None, typer.Option("--on", help="Text to judge: answer, thought or both.")] = None,
+    on: Annotated[Text | None, typer.Option("--on", help=ON_HELP)] = None,
     out: Out = None,
     again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
     engine: Engine = "hf",
@@ -107,14 +110,11 @@ def judge(
 
     Example: lowtax judge --replies replies --judge refusal_words --on answer --out verdicts
     """
-    text: Any = on
-    if on not in (None, "answer", "thought", "both"):
-        raise UserError(f"--on must be answer, thought or both (found {on!r}).")
     if folder:
         from lowtax.cli.main import study
 
         with study(folder) as work:
-            for kind, judged in work.judge(judge_, text, again).items():
+            for kind, judged in work.judge(judge_, on, again).items():
                 labels = [verdict.label for _, verdict in judged.values()]
                 print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
         return
@@ -122,6 +122,14 @@ def judge(
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
     from lowtax.study import api
 
-    how: dict[str, Any] = {"engine": engine, "precision": precision, "batch_size": batch_size}
-    api.judge(replies, judge_, on=text or "answer", out=out, again=again, **how)
+    api.judge(
+        replies,
+        judge_,
+        on=on or "answer",
+        out=out,
+        again=again,
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+    )
     print((out / "safety.md").read_text())

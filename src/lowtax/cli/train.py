@@ -3,12 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lowtax.common.errors import UserError
-from lowtax.common.log import say
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -31,11 +30,16 @@ PerDevice = Annotated[
         help="Examples of each process in one forward pass.",
     ),
 ]
+Precision = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"] | None,
+    typer.Option("--precision", help="Precision of the weights; float16 needs DeepSpeed."),
+]
+Thinking = Annotated[
+    Literal["default", "on", "off"] | None, typer.Option("--thinking", help="Thinking, for templates with a switch.")
+]
 SaveStrategy = Annotated[
-    str | None,
-    typer.Option(
-        "--save-strategy", "--save_strategy", help="When to save checkpoints: epoch, steps or no (only the last)."
-    ),
+    Literal["epoch", "steps", "no"] | None,
+    typer.Option("--save-strategy", "--save_strategy", help="When to save checkpoints; no is only the last."),
 ]
 
 
@@ -53,8 +57,6 @@ def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
     if per_device:
         settings["train.batch_size"] = per_device * processes * (accumulated or 1)
         settings["execution.micro_batch_size"] = per_device
-    if strategy not in (None, "epoch", "steps", "no"):
-        raise UserError(f"--save-strategy must be epoch, steps or no (found {strategy!r}).")
     if (strategy == "steps") != bool(every):
         raise UserError("--save-strategy steps and --save-steps N must be given together.")
     if strategy == "epoch":
@@ -110,10 +112,8 @@ def train(
         int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="auto, bfloat16 or float32.")] = None,
-    thinking: Annotated[
-        str | None, typer.Option("--thinking", help="Thinking, for chat templates with a switch: on or off.")
-    ] = None,
+    precision: Precision = None,
+    thinking: Thinking = None,
     ds_config: Annotated[
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
     ] = None,
@@ -123,7 +123,8 @@ def train(
     ] = False,
     validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
     report_to: Annotated[
-        list[str] | None, typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable.")
+        list[str] | None,
+        typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable."),
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
     push_to_hub: Annotated[
@@ -198,7 +199,7 @@ def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
     from lowtax.models.hub import push
 
     last = study.trained(arm)[-1]
-    push(Path(last.adapter or last.model), repo, private=private, say=study.say)
+    push(Path(last.adapter or last.model), repo, private=private)
 
 
 def placements(
@@ -234,7 +235,8 @@ def merge(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder; ADAPTER_merged by default.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base model, if not the one the adapter names.")] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Precision: float32, bfloat16, float16 or auto (that of the base).")
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option("--dtype", help="Precision of the merged weights; auto is that of the base."),
     ] = "bfloat16",
     delete: Annotated[bool, typer.Option("--delete", help="Delete a model made by `lowtax merge`.")] = False,
 ) -> None:
@@ -253,5 +255,5 @@ def merge(
         merging.delete_merged(folder)
         print(f"deleted {folder}")
         return
-    result = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype, say=say)
+    result = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype)
     print(f"merged: {result.folder}")

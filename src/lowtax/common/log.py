@@ -6,23 +6,30 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from lowtax.common import launch
+
 LOGGER = logging.getLogger("lowtax")
-PRINTED = logging.NullHandler()  # on LOGGER where progress is printed
-Say = Callable[[str], None]  # takes a line of progress for people
+OUTPUTS: list[Callable[[str], None]] = [LOGGER.info]  # take each line of progress
 
 
 def say(text: str) -> None:
-    """Tell people about progress: printed after `show_progress`, else logged as information by the logger `lowtax`."""
-    if PRINTED in LOGGER.handlers:  # printed directly, since libraries change the settings of logging
-        print(text, file=sys.stderr, flush=True)
-    else:
-        LOGGER.info(text)
+    """Tell people about progress: printed after `show_progress`, else logged as information by the logger `lowtax`.
+
+    In a launch of several processes only the first one speaks.
+    """
+    if launch.world()[0] > 0:
+        return
+    for output in OUTPUTS:
+        output(text)
 
 
 def show_progress() -> None:
     """Print progress to the standard error from now on, as the command line does."""
-    if PRINTED not in LOGGER.handlers:
-        LOGGER.addHandler(PRINTED)
+    OUTPUTS[:] = [_print]  # printed directly, since libraries change the settings of logging
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

@@ -6,6 +6,7 @@ rows instead of mixing with old ones.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -36,6 +37,21 @@ class Prompt(Row):
     gold: str | None = None
     goal: str | None = None
     choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The base or a checkpoint. `made_by` is a hash of everything that decided its weights."""
+
+    arm: str
+    seed: int | None
+    checkpoint: str | None
+    step: int
+    model: str
+    adapter: str | None
+    made_by: str
+    trainable_parameters: int = 0
+    train_seconds: float = 0.0
 
 
 class Reply(Row):

@@ -1,6 +1,6 @@
 """Sampling: prompts x checkpoints -> replies on disk, in one plan, with one engine for each set of base weights.
 
-A `Subject` is the base or a checkpoint of an arm. A `Sheet` is one file of replies to the same prompts. Stored replies
+A `Sheet` is one file of replies to the same prompts. Stored replies
 are kept and failed ones drawn again. All that is missing goes to the engine at once, so that the base and all adapters
 share its batches.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows
-from lowtax.common.log import Say
-from lowtax.common.records import Prompt, Reply, row_id
+from lowtax.common.log import say
+from lowtax.common.records import Prompt, Reply, Subject, row_id
 from lowtax.data import chat, rendering
 from lowtax.data.chat import Thinking
 from lowtax.data.rendering import split_reply
@@ -23,21 +23,6 @@ from lowtax.models import loading
 
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The base or a checkpoint. `made_by` is a hash of everything that decided its weights."""
-
-    arm: str
-    seed: int | None
-    checkpoint: str | None
-    step: int
-    model: str
-    adapter: str | None
-    made_by: str
-    trainable_parameters: int = 0
-    train_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
     ]
 
 
-def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, say: Say) -> None:
+def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings) -> None:
     """Complete the sheets: draw every reply that is missing or failed."""
     todo: dict[str, list[Ask]] = {}
     for sheet in sheets:
@@ -110,7 +95,7 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
         say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
         loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
         # A request that two tasks make is drawn once and stored with both.
-        _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing, say)
+        _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing)
 
 
 def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completion]:
@@ -127,7 +112,7 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
         yield from thinking_modes.generate(engine, requests, mode, rendering.opens(prompt))
 
 
-def _draw(completions: Iterator[base.Completion], missing: list[Ask], say: Say) -> None:
+def _draw(completions: Iterator[base.Completion], missing: list[Ask]) -> None:
     """Store replies as they arrive, at most every `STORE_EVERY` seconds."""
     by_id: dict[str, list[Ask]] = {}
     for ask in missing:

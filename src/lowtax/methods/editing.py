@@ -22,7 +22,7 @@ from lowtax import __version__
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.methods import loading
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
@@ -86,7 +86,6 @@ def edit(
     *,
     base: str | None = None,
     rank: int | None = None,
-    say: Say = print,
 ) -> EditedAdapter:
     """Write the adapter that a method makes of another; it appears whole or not at all.
 
@@ -96,7 +95,6 @@ def edit(
         out: a folder that is absent or empty.
         base: the model that the adapter belongs to; the one in its configuration if None.
         rank: the largest rank of any site that the edit changes.
-        say: receives a sentence about the result.
 
     Raises:
         UserError: `out` is not empty, the method does not edit, or the adapter is not a plain LoRA of this base.

@@ -8,7 +8,7 @@ from textwrap import shorten
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.models.adapters import CONFIG, is_adapter
 from lowtax.models.model_card import hub_id
 
@@ -33,7 +33,6 @@ def push(
     private: bool = True,
     revision: str | None = None,
     message: str | None = None,
-    say: Say = print,
 ) -> str:
     """Upload a folder and return its address; the repository and the branch `revision` are created if absent.
 
@@ -43,7 +42,7 @@ def push(
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
-    _check(folder, say)
+    _check(folder)
     if get_token() is None:
         raise UserError(
             f"You are not logged in to the hub, and cannot write to {repo}: run `hf auth login`, or set HF_TOKEN."
@@ -74,7 +73,7 @@ def push(
     return address
 
 
-def _check(folder: Path, say: Say) -> None:
+def _check(folder: Path) -> None:
     """Refuse a folder without a checkpoint, and report a base that nobody else can load."""
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise UserError(

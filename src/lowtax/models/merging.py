@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lowtax import __version__
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.models import loading
 from lowtax.models.adapters import fingerprint, plain_config
 from lowtax.models.model_card import merged_card
@@ -63,7 +63,7 @@ def default_out(adapter: Path) -> Path:
 
 
 @torch.no_grad()
-def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bfloat16", say: Say = print) -> Merged:
+def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bfloat16") -> Merged:
     """Write base + adapter as an ordinary Hugging Face folder, as a whole or not at all.
 
     Args:

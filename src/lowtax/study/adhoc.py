@@ -15,12 +15,12 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_rows, write_json, write_text
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Reply, Verdict, row_id
+from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, shown
 from lowtax.data import prompt_sets
-from lowtax.engines.sampling import Sheet, Subject, collect
+from lowtax.engines.sampling import Sheet, collect
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
@@ -55,7 +55,7 @@ def sampling(preset: str | None, overrides: dict[str, Any]) -> Sampling:
     return Sampling(**(chosen | {name: value for name, value in overrides.items() if value is not None}))
 
 
-def sample(ask: Ask, out: Path, say: Say) -> list[Reply]:
+def sample(ask: Ask, out: Path) -> list[Reply]:
     """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
     sets = [prompt_sets.load(spec, n=ask.limit) for spec in ask.prompts]
     unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
@@ -64,7 +64,7 @@ def sample(ask: Ask, out: Path, say: Say) -> list[Reply]:
             say(f"  {set_.name}: {set_.note}")
     subjects = _subjects(ask.model, ask.adapters)
     path = out / "replies.jsonl"
-    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, say)
+    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
     return list(read_rows(path, Reply).values())
@@ -80,13 +80,13 @@ class Exam:
     engine: EngineSettings
 
 
-def evaluate(exam: Exam, out: Path, say: Say) -> dict[str, Any]:
+def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
     """Sample and grade the answers of the base and every adapter, and return their rates with the card.
 
     Answers that are in the folder are kept.
     """
     subjects = _subjects(exam.model, exam.adapters)
-    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, say)
+    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine)
     rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
     how: dict[str, Any] = {"tasks": {name: task.model_dump(mode="json") for name, task in exam.tasks.items()}}
     how["questions"] = examine.questions(exam.tasks)

@@ -1,4 +1,4 @@
-"""The verbs of the Python API, without a recipe: train, sample, judge, evaluate, grade; and compare, of a study.
+"""The verbs of the Python API: those of the command line, without a recipe, and `compare`.
 
 The command line calls the same functions. Each that takes `out` writes the files that its command writes, and resumes
 what is there; without `out` the files are temporary, and an interrupted call starts anew. Two processes never write to
@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from lowtax.benchmarks import stored_answers
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.examine import context_warning
 from lowtax.common.errors import UserError
-from lowtax.common.files import locked, read_rows, write_json, write_text
+from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
-from lowtax.common.records import Grade, Reply, Rows, Verdict
+from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Text
@@ -133,7 +132,7 @@ def sample(
             EngineSettings(engine, resolve_precision(precision), batch_size, thinking),
             limit,
         )
-        return Rows(adhoc.sample(request, folder, say))
+        return Rows(adhoc.sample(request, folder))
 
 
 def judge(
@@ -218,51 +217,7 @@ def evaluate(
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
-        return Rows(adhoc.evaluate(request, folder, say)["rows"])
-
-
-def grade(
-    answers: Where,
-    *,
-    task: str,
-    reply: str,
-    gold: str,
-    question: str | None = None,
-    finish: str | None = None,
-    choices: str | None = None,
-    preset: Preset = "default",
-    file: str | None = None,
-    workers: int | None = None,
-    checker: str | None = None,
-    engine: str = "hf",
-    out: Where | None = None,
-) -> Rows[Grade]:
-    """Grade stored answers of any origin, and return one grade for each, in their order. No model is needed.
-
-    Args:
-        answers: CSV, JSONL, JSON or parquet; also .gz.
-        task: a benchmark by name, or `path/to/file.py:Class`.
-        reply, gold, question, finish, choices: names of columns; `a.b` is the field b in a.
-        file: a local copy of the benchmark, for code.
-        workers: grading processes; one per core by default.
-        checker: a model that checks boxed answers which the rules reject; `engine` runs it.
-        out: a folder for grades.jsonl and grades.json.
-
-    Raises:
-        UserError: the file, a column or the benchmark is missing.
-    """
-    settings = Task(preset=preset, file=file, checker=checker)
-    columns = stored_answers.Columns(reply, gold, question, finish, choices)
-    if checker:
-        quiet_libraries()
-    stored = stored_answers.read(Path(answers), columns, Path(answers).name)
-    grades = stored_answers.grade(stored, task, settings, workers, engine)
-    if out is not None:
-        folder = Path(out)
-        summary = {"task": task, "file": Path(answers).name, "preset": preset, **stored_answers.summary(grades)}
-        write_text(folder / "grades.jsonl", "".join(row.model_dump_json() + "\n" for row in grades))
-        write_json(folder / "grades.json", summary)
-    return Rows(grades)
+        return Rows(adhoc.evaluate(request, folder)["rows"])
 
 
 def compare(folder: Where, against: str | None = None) -> Rows[dict[str, Any]]:
@@ -317,7 +272,7 @@ def edit(
     from lowtax.methods import editing
 
     spec = {"name": method, **fields} if isinstance(method, str) else {**method, **fields}
-    return editing.edit(spec, Path(adapter), Path(out), base=base, rank=rank, say=say).folder
+    return editing.edit(spec, Path(adapter), Path(out), base=base, rank=rank).folder
 
 
 def merge(adapter: Where, out: Where | None = None, *, base: str | None = None, dtype: str = "bfloat16") -> Path:
@@ -334,7 +289,7 @@ def merge(adapter: Where, out: Where | None = None, *, base: str | None = None, 
     from lowtax.models import merging
 
     folder = Path(adapter)
-    return merging.merge(folder, Path(out or merging.default_out(folder)), base=base, dtype=dtype, say=say).folder
+    return merging.merge(folder, Path(out or merging.default_out(folder)), base=base, dtype=dtype).folder
 
 
 def analyze(
@@ -358,7 +313,7 @@ def analyze(
         UserError: there is nothing to analyse, or updates and base do not fit.
     """
     from lowtax.analysis import geometry
-    from lowtax.analysis.geometry_site import Settings
+    from lowtax.analysis.geometry import Settings
     from lowtax.models.weights import open_weights
 
     folders = [Path(adapters)] if isinstance(adapters, str | Path) else [Path(adapter) for adapter in adapters]
@@ -367,4 +322,4 @@ def analyze(
     weights = open_weights(base or geometry.base_of(folders))
     sources = [geometry.of_adapter(folder) for folder in folders]
     sources += [geometry.of_tuned(ref, weights) for ref in tuned]
-    return geometry.analyze(weights, sources, Settings(top=top, exact=exact), say)
+    return geometry.analyze(weights, sources, Settings(top=top, exact=exact))

@@ -1,4 +1,4 @@
-"""Edited arms: made of trained arms by weight-space edits, in the folder of the same study.
+"""Arms of a study: checkpoints of trained ones, and edited ones, which weight-space edits make of trained ones.
 
 ```
 arms/NAME/seed-S/checkpoint-N/    the adapter, and the card of the last edit (`lowtax.methods.editing`)
@@ -20,17 +20,47 @@ from typing import Any
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import row_id
-from lowtax.engines.sampling import Subject
+from lowtax.common.records import Subject, row_id
 from lowtax.methods.base import Edit
 from lowtax.methods.editing import CARD, edit
 from lowtax.methods.loading import load
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter, fingerprint
-from lowtax.study import trained
 from lowtax.study.recipe import TO_ARM, EditedArm
+
+
+def training_card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Return the card of a finished training run.
+
+    Raises:
+        UserError: The run is not finished.
+    """
+    if not (folder / "card.json").exists():
+        raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
+    facts: dict[str, Any] = read_json(folder / "card.json")
+    return facts
+
+
+def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
+    """Return the checkpoints of a training run: whole models if it was `full`, else adapters."""
+    facts = training_card(folder, arm, seed)
+    return [
+        Subject(
+            arm=arm,
+            seed=seed,
+            checkpoint=row["name"],
+            step=row["step"],
+            model=str(folder / row["name"]) if full else base.model,
+            adapter=None if full else str(folder / row["name"]),
+            made_by=row_id(facts["job"], row["step"], base.made_by),
+            trainable_parameters=facts["trainable_parameters"],
+            train_seconds=row["seconds"],
+        )
+        for row in facts["checkpoints"]
+    ]
+
 
 Card = dict[str, Any]
 UNDER_WAY = "edits.json"
@@ -112,7 +142,7 @@ class EditPlan:
                 what = f"edited with other settings ({'; '.join(settings)})" if settings else "made of another training"
                 raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
 
-    def make(self, say: Say) -> None:
+    def make(self) -> None:
         """Make the checkpoints that have not been made yet.
 
         Raises:
@@ -130,7 +160,7 @@ class EditPlan:
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
-                rows.append(self._one(checkpoint, say))
+                rows.append(self._one(checkpoint))
                 write_json(under_way, decided | {"checkpoints": rows})
         write_json(
             self.folder / CARD,
@@ -174,7 +204,7 @@ class EditPlan:
             for row in card["checkpoints"]
         ]
 
-    def _one(self, checkpoint: Card, say: Say) -> Card:
+    def _one(self, checkpoint: Card) -> Card:
         """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
         out, began = self.folder / checkpoint["name"], time.perf_counter()
         between = self.folder / f".{checkpoint['name']}.edits"
@@ -184,7 +214,7 @@ class EditPlan:
         try:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
-                result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank, say=say)
+                result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank)
                 cards.append(result.card)
                 source = to
         finally:
@@ -217,4 +247,4 @@ class EditPlan:
 
     def _trained(self, arm: str) -> Card:
         """Return the card of a trained arm."""
-        return trained.card(self._folder_of(arm), arm, self.seed)
+        return training_card(self._folder_of(arm), arm, self.seed)

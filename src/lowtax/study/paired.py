@@ -14,9 +14,9 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.common import stats
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import write_json
-from lowtax.common.records import Verdict
+from lowtax.common.records import Subject, Verdict
 from lowtax.common.tables import markdown_table
-from lowtax.engines.sampling import Ask, Subject
+from lowtax.engines.sampling import Ask
 from lowtax.judges import rates as safety
 from lowtax.study.study import Study
 

@@ -22,22 +22,23 @@ import yaml
 from rich.text import Text
 
 from lowtax.benchmarks import examine
-from lowtax.common import launch, log
+from lowtax.common import launch
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import locked, read_json, write_json, write_text
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Verdict, row_id
+from lowtax.common.records import Subject, Verdict, row_id
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import Ask, Sheet, Subject, collect, replies_of
+from lowtax.engines.sampling import Ask, Sheet, collect, replies_of
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
-from lowtax.study import arms, recipe, trained
+from lowtax.study import arms, recipe
+from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
@@ -50,8 +51,8 @@ Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 class Study:
     """A recipe bound to a folder."""
 
-    def __init__(self, settings: Recipe, out: str | Path, say: Say = log.say) -> None:
-        self.recipe, self.out, self.say = settings, Path(out), say
+    def __init__(self, settings: Recipe, out: str | Path) -> None:
+        self.recipe, self.out = settings, Path(out)
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
@@ -62,7 +63,7 @@ class Study:
         )
 
     @classmethod
-    def open(cls, out: str | Path, say: Say = log.say) -> "Study":
+    def open(cls, out: str | Path) -> "Study":
         """Open the study that an earlier `run` or `train` started in a folder.
 
         Raises:
@@ -71,7 +72,7 @@ class Study:
         out = Path(out)
         if not (out / "recipe.yaml").exists():
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-        return cls(recipe.load(out / "recipe.yaml"), out, say)
+        return cls(recipe.load(out / "recipe.yaml"), out)
 
     def __enter__(self) -> "Study":
         """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
@@ -123,8 +124,8 @@ class Study:
         for (arm, seed), job in jobs.items():
             folder = self._arm_folder(arm, seed)
             if not (folder / "card.json").exists():
-                self.say(f"training {arm}, seed {seed}")
-            loop.train(job, folder, self.say)
+                say(f"training {arm}, seed {seed}")
+            loop.train(job, folder)
 
     def job(self, arm: str, seed: int) -> Job:
         """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
@@ -184,7 +185,7 @@ class Study:
             self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
         )
         with distributed.main_first():
-            collect([sheet], [self.base], self.engine, self.say)
+            collect([sheet], [self.base], self.engine)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
         rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
         return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
@@ -201,7 +202,7 @@ class Study:
             UserError: The folder holds the result of other edits or of another training.
         """
         for plan in self.edit_plans():
-            plan.make(self.say)
+            plan.make()
 
     def edit_plans(self, only: str | None = None) -> list[arms.EditPlan]:
         """Return the plans of all edited arms, or of one, for every seed."""
@@ -230,7 +231,7 @@ class Study:
             subject
             for arm in self._arms(only)
             for seed in self.recipe.seeds
-            for subject in trained.subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
+            for subject in trained_subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
@@ -252,7 +253,7 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        collect(sheets, self.subjects(), self.engine, self.say)
+        collect(sheets, self.subjects(), self.engine)
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
@@ -281,7 +282,7 @@ class Study:
     def warn(self) -> None:
         """Warn about tasks whose answers do not fit the model's context."""
         if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
-            self.say(sentence)
+            say(sentence)
 
     def grade(self) -> dict[str, examine.TaskResult]:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
@@ -298,7 +299,7 @@ class Study:
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
-        moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE, self.say)
+        moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
         table = {
             "rows": [
                 self._table_row(group, verdicts, beside, grades) | {"update": update_norms.cell(group, moved)}

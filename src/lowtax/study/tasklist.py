@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowtax.benchmarks import TABLE
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import TABLE, Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import readers
 from lowtax.engines.settings import Sampling

@@ -17,8 +17,8 @@ from lowtax.analysis.geometry import of_tuned
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
 from lowtax.common.linalg import Dense
-from lowtax.common.log import Say
-from lowtax.engines.sampling import Subject
+from lowtax.common.log import say
+from lowtax.common.records import Subject
 from lowtax.models.adapters import read_adapter
 from lowtax.models.weights import Weights, open_weights
 
@@ -26,7 +26,7 @@ Update = dict[str, Any]
 FILE = "updates.json"
 
 
-def measured(subjects: Sequence[Subject], model: str, path: Path, say: Say) -> dict[str, Update]:
+def measured(subjects: Sequence[Subject], model: str, path: Path) -> dict[str, Update]:
     """Return the figures of every checkpoint, by `made_by`. Figures in the file are not computed again.
 
     Matrices that cannot be read (a deleted checkpoint, fused experts, a quantised base) are reported and left out: the

@@ -20,7 +20,7 @@ from lowtax.common import launch
 from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.data import chat
 from lowtax.methods.loading import load_all
 from lowtax.models import loading
@@ -40,7 +40,7 @@ from lowtax.training.settings import Train
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
 
 
-def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
+def train(job: Job, out: Path) -> list[Checkpoint]:
     """Run a job, or resume it after a kill, and return its checkpoints in order.
 
     Writes `checkpoint-STEP/` folders and `steps.jsonl`, `.state/` during the run, and `card.json` at the end. If a
@@ -49,7 +49,6 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
     Args:
         job: the job.
         out: its folder; a finished job in it is not run again.
-        say: receives sentences about progress, in the main process only.
 
     Raises:
         UserError: The folder has another job, the job cannot be trained, training diverges, or memory or disk run out.
@@ -64,7 +63,7 @@ def train(job: Job, out: Path, say: Say = print) -> list[Checkpoint]:
     own_gpu = [launch.local_rank()] if torch.cuda.is_available() else []
     with kept_memory(), torch.random.fork_rng(devices=own_gpu):
         torch.manual_seed(job.seed)
-        run = TrainingRun(job, out, say)
+        run = TrainingRun(job, out)
         run.finish()
     if rank == 0:
         revision = getattr(unwrap(run.model).config, "_commit_hash", None)  # transformers sets it for models of the hub
@@ -83,11 +82,10 @@ class TrainingRun:
     trainable: the number of trained parameters that can move.
     """
 
-    def __init__(self, job: Job, out: Path, say: Say, load: Load | None = None) -> None:
+    def __init__(self, job: Job, out: Path, load: Load | None = None) -> None:
         self.job, self.out, self.settings = job, out, job.settings
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
-        self.say = say if self.acc.is_main_process else lambda _: None
         self._encode()
         self._build(load or sharding.loader(self.acc))
         self.total = total_steps(job.settings, len(self.examples))
@@ -104,7 +102,7 @@ class TrainingRun:
         self.tokenizer = loading.load_tokenizer(self.job.model)
         encoded = encode_all(self.tokenizer, self.job.rows, self.settings.max_length, self.job.thinking)
         for sentence in encoded.notes():
-            self.say(f"  {sentence}")
+            say(f"  {sentence}")
         apart = held_out(len(encoded.examples), self.settings.validation, self.job.seed)
         self.examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
         self.held_out = [e for i, e in enumerate(encoded.examples) if i in apart]
@@ -116,7 +114,7 @@ class TrainingRun:
         sharding.require_supported(self.acc, methods, job.model)
         loaded = load(job.model, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
-            self.say(f"  {warning}")
+            say(f"  {warning}")
         self.model = adapt(loaded, job.placement, job.model)
         sharding.make_shardable(self.acc, self.model, bool(methods))
         if job.execution.gradient_checkpointing:
@@ -124,7 +122,7 @@ class TrainingRun:
         examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
         self.objective, note = choose_objective(self.model, examples, sharded, fuse=not job.execution.compile)
         if note:
-            self.say(f"  {note}: training with transformers' own forward pass")
+            say(f"  {note}: training with transformers' own forward pass")
         if job.execution.compile:
             for layer in unwrap(self.model).get_decoder().layers:
                 layer.compile(dynamic=True)
@@ -163,7 +161,7 @@ class TrainingRun:
         progress, _ = saved
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.checkpoints = [Checkpoint(**row) for row in progress["checkpoints"]]
-        self.say(f"  resuming after step {self.step}")
+        say(f"  resuming after step {self.step}")
 
     def _build_prefix(self) -> frozen_prefix.FrozenPrefix | None:
         """Compute the hidden states below the first trained layer, if that is exact, possible and saves time."""
@@ -184,7 +182,7 @@ class TrainingRun:
         share = (self.rank, self.world)
         prefix = frozen_prefix.build(self.objective, first, self.examples, place, self.out, tokens, share)
         self.seconds += time.perf_counter() - began
-        self.say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
+        say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
         return prefix
 
     # --- the loop
@@ -192,7 +190,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Take the remaining steps."""
         save_at = checkpoint_steps(self.settings, len(self.examples), self.total)
-        log = Log(self.out, self.total, self.acc, self.say, self.step)
+        log = Log(self.out, self.total, self.acc, self.step)
         try:
             while self.step < self.total and not self._out_of_patience():
                 began = time.perf_counter()
@@ -299,7 +297,7 @@ class TrainingRun:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.row_tokens = most // 2
-        self.say(f"  out of memory: rows of {self.row_tokens} tokens from now on, still {len(batch)} examples per step")
+        say(f"  out of memory: rows of {self.row_tokens} tokens from now on, still {len(batch)} examples per step")
 
     @torch.no_grad()
     def _culprit(self, batch: list[int], loss: float, norm: float) -> str:
@@ -327,7 +325,7 @@ class TrainingRun:
             name, self.model, self.tokenizer, model_card(self.job.facts(self.checkpoints[-1], self.trainable))
         )
         for sentence in self.methods.reports(self.states):
-            self.say(f"  {sentence}")
+            say(f"  {sentence}")
         if self.step < self.total:
             progress = {
                 "step": self.step,
@@ -352,7 +350,7 @@ class TrainingRun:
             total += loss if place < len(groups) else 0 * loss
         self.wrapped.train()
         mean = float(self.acc.reduce(total)) / sum(len(e.completion) for e in self.held_out)
-        self.say(f"  step {self.step}: validation loss {mean:.4f}")
+        say(f"  step {self.step}: validation loss {mean:.4f}")
         return round(mean, 6)
 
     def _out_of_patience(self) -> bool:
@@ -362,9 +360,7 @@ class TrainingRun:
             return False
         stop = len(losses) - 1 - losses.index(min(losses)) >= self.settings.patience
         if stop:
-            self.say(
-                f"  no better validation loss in {self.settings.patience} checkpoints: stopping at step {self.step}"
-            )
+            say(f"  no better validation loss in {self.settings.patience} checkpoints: stopping at step {self.step}")
         return stop
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_text
-from lowtax.common.log import Say
+from lowtax.common.log import say
 
 WINDOW = 10
 
@@ -41,8 +41,8 @@ class Step:
 class Log:
     """Record of steps in `steps.jsonl`, in trackers and on the terminal; only the main process writes."""
 
-    def __init__(self, folder: Path, total: int, acc: Accelerator, say: Say, done: int) -> None:
-        self.path, self.total, self.acc, self.say = folder / "steps.jsonl", total, acc, say
+    def __init__(self, folder: Path, total: int, acc: Accelerator, done: int) -> None:
+        self.path, self.total, self.acc = folder / "steps.jsonl", total, acc
         self.tokens, self.losses = 0, list[float]()
         self._forget_after(done)
         self._bar, self._task = self._progress(done) if acc.is_main_process else (None, TaskID(0))
@@ -84,7 +84,7 @@ class Log:
         if not self._bar and (step.step % 10 == 0 or step.step == self.total):
             remaining = (self.total - step.step) * step.seconds / max(step.step, 1)
             eta = f"  {time.strftime('%H:%M:%S', time.gmtime(remaining))} left" if step.step < self.total else ""
-            self.say(f"  step {step.step}/{self.total}  {text}{eta}")
+            say(f"  step {step.step}/{self.total}  {text}{eta}")
 
     def rising(self) -> float | None:
         """Return the mean loss of the last `WINDOW` steps if training diverges, otherwise None.

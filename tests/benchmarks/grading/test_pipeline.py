@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lowtax import benchmarks
 from lowtax.benchmarks import grading, questions
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.benchmarks.grading import mathematics, normalise
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt
@@ -120,7 +119,7 @@ def test_parts_are_compared_without_algebra_where_numbers_decide(answer: str, go
 
 def test_without_math_verify_only_algebra_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    benchmark = benchmarks.load("math", Task())
+    benchmark = load("math", Task())
 
     def right(answer: str, gold: str) -> bool:
         return benchmark.grade(Prompt(id="1", source="math", text="?", gold=gold), answer).correct

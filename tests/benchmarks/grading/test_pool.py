@@ -8,9 +8,8 @@ import psutil
 import pytest
 from places import TESTS
 
-from lowtax import benchmarks
-from lowtax.benchmarks import Score, model_checker
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks import model_checker
+from lowtax.benchmarks.base import Score, Task, load
 from lowtax.benchmarks.grading import pool
 from lowtax.common.errors import UserError
 from lowtax.common.records import Grade, Prompt
@@ -30,7 +29,7 @@ def workers():
 
 @pytest.fixture
 def hard():
-    return benchmarks.load("hard", Task(benchmark=HARD))
+    return load("hard", Task(benchmark=HARD))
 
 
 def test_scores_are_those_of_the_benchmark_in_their_order(hard):
@@ -93,12 +92,12 @@ def test_threads_grade_at_once_and_in_order():
 
 
 def test_arithmetic_is_graded_here():
-    scores = pool.grade_all(benchmarks.load("arithmetic"), pairs("\\boxed{1}", "\\boxed{2}"))
+    scores = pool.grade_all(load("arithmetic"), pairs("\\boxed{1}", "\\boxed{2}"))
     assert [s.correct for s in scores] == [True, False]
 
 
 def test_mathematics_in_workers_is_mathematics_here():
-    exam = benchmarks.load("math", Task())
+    exam = load("math", Task())
     texts = ["\\boxed{\\frac{2}{4}}", "\\boxed{\\sqrt{1/4}}", "The answer is 0.5.", "\\boxed{2}", "none"]
     assert [s.correct for s in pool.grade_all(exam, pairs(*texts, gold="0.5"), 2)] == [
         True,
@@ -109,7 +108,7 @@ def test_mathematics_in_workers_is_mathematics_here():
     ]
 
 
-class Spelled(benchmarks.load("math", Task()).__class__):
+class Spelled(load("math", Task()).__class__):
     spelling_first = True
 
 
@@ -218,7 +217,7 @@ def test_the_checker_is_needed_for_rejected_boxes_only(score, row, needed):
 )
 def test_answers_in_a_box_are_checkable(name, preset, answer, checkable):
     row = Prompt(id="r", source=name, text="?", gold="B" if name == "multiple_choice" else "5")
-    benchmark = benchmarks.load(name, Task(preset=preset))
+    benchmark = load(name, Task(preset=preset))
     assert benchmark.grade(row, answer).checkable is checkable
     [score] = pool.grade_all(benchmark, [(row, answer)], 1)
     assert (score.correct, score.checkable) == (False, checkable)

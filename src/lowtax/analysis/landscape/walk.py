@@ -21,19 +21,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowtax.analysis.landscape.passes import Walk
+from lowtax.analysis.landscape.moves import Walk
 from lowtax.analysis.landscape.report import Point, perplexity, report
 from lowtax.analysis.landscape.slices import Place, Slice, check_ends
 from lowtax.common.files import append_rows, read_rows, write_json
-from lowtax.common.log import Say
+from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Reply, Row, Verdict, row_id
+from lowtax.common.records import Reply, Row, Subject, Verdict, row_id
 from lowtax.data import readers, shipped, special_tokens
 from lowtax.data.prompt_sets import PromptList
 from lowtax.engines.hf import likelihood
 from lowtax.engines.hf.engine import HF
 from lowtax.engines.sampling import Ask as ReplyAsk
-from lowtax.engines.sampling import Sheet, Subject, asks, reply_of
+from lowtax.engines.sampling import Sheet, asks, reply_of
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import base as judges
 from lowtax.judges.base import Text
@@ -81,7 +81,7 @@ class Stop:
     plan: dict[str, ReplyAsk]
 
 
-def landscape(ask: Ask, out: Path, say: Say) -> dict[str, Any]:
+def landscape(ask: Ask, out: Path) -> dict[str, Any]:
     """Measure the points of a slice that are missing, and write and return `landscape.json`.
 
     Raises:
@@ -93,7 +93,7 @@ def landscape(ask: Ask, out: Path, say: Say) -> dict[str, Any]:
     for folder in filter(None, adapters):
         check_adapter(folder, ask.model)
     stops = _stops(ask, out)
-    replies, measured = _walked(ask, out, stops, say)
+    replies, measured = _walked(ask, out, stops)
     verdicts = _judged(ask, out, [replies[id_] for stop in stops for id_ in stop.plan])
     points = [
         Point(stop.place, [(replies[id_], verdicts[id_]) for id_ in stop.plan], measured[stop.id].nll) for stop in stops
@@ -151,7 +151,7 @@ def _identity(end: str) -> str:
     return row_id(end, loading.identity(end))
 
 
-def _walked(ask: Ask, out: Path, stops: Sequence[Stop], say: Say) -> tuple[dict[str, Reply], dict[str, Measured]]:
+def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply], dict[str, Measured]]:
     """Visit the stops whose replies or figures are missing; return all replies, and the figures of every stop."""
     replies, measured = read_rows(out / REPLIES, Reply), read_rows(out / POINTS, Measured)
     once: dict[str, Stop] = {}

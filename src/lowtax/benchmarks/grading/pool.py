@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from lowtax.benchmarks import Benchmark, Score
+from lowtax.benchmarks.base import Benchmark, Score
 from lowtax.benchmarks.grading import mathematics
 from lowtax.benchmarks.grading.worker import CRASHED
 from lowtax.common.errors import UserError

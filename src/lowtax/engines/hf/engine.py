@@ -17,8 +17,8 @@ from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.data import chat
 from lowtax.engines.base import Completion, Request, request_ids
-from lowtax.engines.hf.attention import use_grouped
 from lowtax.engines.hf.batch import Batch, Row, failed
+from lowtax.engines.hf.kv_cache import use_grouped
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lowtax import benchmarks
-from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import Task, load
 from lowtax.benchmarks.grading import pool
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt
@@ -37,7 +36,7 @@ def exam(exam: str, lowtax: Mapping[str, Any] | None = None, **_: Any) -> dict[s
     opened = bool(fields.pop("opened", False))
     task = settings(fields)
     how = {"benchmark": exam, "task": task.model_dump_json(exclude_unset=True), "opened": opened}
-    rows = benchmarks.load(exam, task).rows()
+    rows = load(exam, task).rows()
     docs = [
         {"id": row.id, "prompt": row.text, "gold": row.gold, "lowtax": json.dumps(how | {"row": row.model_dump()})}
         for row in rows
@@ -84,7 +83,7 @@ def grades(replies: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) 
             if parts.closed and parts.answer:
                 pairs.setdefault((exam["benchmark"], exam["task"]), []).append((result, row, parts.answer))
     for (name, task), finished in pairs.items():
-        benchmark = benchmarks.load(name, Task.model_validate_json(task))
+        benchmark = load(name, Task.model_validate_json(task))
         scores = pool.grade_all(benchmark, [(row, answer) for _, row, answer in finished])
         for (result, _, _), score in zip(finished, scores, strict=True):
             result |= {"finished": True, "correct": score.correct, "extracted": score.extracted, "rule": score.rule}

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lowtax import benchmarks
 from lowtax.benchmarks.base import Task
+from lowtax.benchmarks.base import load as load_benchmark
 from lowtax.benchmarks.catalog import QUESTION_SETS
 from lowtax.common.errors import UserError
-from lowtax.common.records import Prompt
+from lowtax.common.records import Prompt, Subject
 from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
 from lowtax.data.conversations import Conversation
 from lowtax.data.prompt_sets import prompt_set
 from lowtax.data.specs import Data
 from lowtax.data.training_sets import load, self_prompts, shares
-from lowtax.engines.sampling import Sheet, Subject, asks
+from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.study.dryrun.offline import OfflineSource
 from lowtax.study.recipe import Recipe
@@ -162,7 +162,7 @@ class Counter:
 
 
 def _questions(name: str, task: Task) -> list[Prompt]:
-    return benchmarks.load(name, task).rows()
+    return load_benchmark(name, task).rows()
 
 
 def _size(*sizes: int | None, otherwise: int) -> int:
