@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Preset, Thinking
+from lowtax.cli.options import BatchSize, Engine, Precision, Preset, Revision, Same, Thinking, at_revision
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
@@ -21,6 +21,8 @@ def evaluate(
         typer.Option("--task", metavar="NAME", help="Task: a name, or a file of questions; repeatable."),
     ] = None,
     out: Out = None,
+    model_revision: Revision = None,
+    base_is_the_same: Same = False,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
     preset: Annotated[
@@ -63,13 +65,13 @@ def evaluate(
     if folder:
         if model or adapter or task or out:
             raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
-        return _study(folder, as_json)
+        return _study(folder, as_json, base_is_the_same)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
     from lowtax.study import api
 
     api.evaluate(
-        model,
+        str(at_revision(model, model_revision)),
         tasks=task,
         adapters=adapter or [],
         out=out,
@@ -80,6 +82,7 @@ def evaluate(
         precision=precision,
         batch_size=batch_size,
         thinking=thinking,
+        base_is_the_same=base_is_the_same,
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -89,11 +92,11 @@ def evaluate(
     print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
-def _study(folder: Path, as_json: bool) -> None:
+def _study(folder: Path, as_json: bool, same: bool) -> None:
     """Sample and grade the answers of a study, and print the rates."""
     from lowtax.cli.main import study
 
-    with study(folder) as work:
+    with study(folder, same=same) as work:
         from lowtax.benchmarks import examine, rates
 
         work.warn()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Precision, Text, Thinking
+from lowtax.cli.options import ON_HELP, BatchSize, Precision, Same, Text, Thinking
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def landscape(
     thinking: Thinking = "default",
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
+    base_is_the_same: Same = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print landscape.json.")] = False,
 ) -> None:
     """Measure how refusal changes as weights move.
@@ -83,7 +84,7 @@ def landscape(
             slice=slice_,
             prompts=[_prompts(spec) for spec in harmful],
             sampling=Sampling(max_new_tokens=max_new_tokens, system=system),
-            engine=EngineSettings("hf", loading.precision(precision), batch_size, thinking),
+            engine=EngineSettings("hf", loading.precision(precision), batch_size, thinking, base_is_the_same),
             judge=judge,
             on=on,
         )

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lowtax.common.errors import UserError
+
 ON_HELP = "Text to judge: the answer, the thought, or both."
 
 Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
@@ -15,5 +17,25 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that t
 Thinking = Annotated[
     Literal["default", "on", "off"], typer.Option("--thinking", help="Thinking, for templates with a switch.")
 ]
+Same = Annotated[
+    bool,
+    typer.Option("--base-is-the-same", help="The model is the one that adapters and results were made with."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--model-revision", metavar="REV", help="Commit, tag or branch of a model of the hub.")
+]
 Text = Literal["answer", "thought", "both"]
 Preset = Literal["default", "paper", "reference"]
+
+
+def at_revision(model: str | None, revision: str | None) -> str | None:
+    """Return the reference of a model at a revision: MODEL@REVISION.
+
+    Raises:
+        UserError: there is a revision without a model.
+    """
+    if revision is None:
+        return model
+    if model is None:
+        raise UserError("--model-revision needs --model, a model of the hub; in a recipe, write model: owner/name@rev.")
+    return f"{model}@{revision}"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Text, Thinking
+from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Revision, Same, Text, Thinking, at_revision
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -22,6 +22,8 @@ def sample(
         list[str] | None,
         typer.Option("--prompts", metavar="SET", help="Prompt set: a name or FILE[:COLUMN]; repeatable."),
     ] = None,
+    model_revision: Revision = None,
+    base_is_the_same: Same = False,
     out: Out = None,
     engine: Engine = "hf",
     preset: Annotated[
@@ -58,7 +60,7 @@ def sample(
 
         if model or prompts or adapter:
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
-        with study(folder) as work:
+        with study(folder, same=base_is_the_same) as work:
             work.sample(list(work.reply_sheets().values()))
         return
     if not (model and prompts and out):
@@ -76,7 +78,7 @@ def sample(
     from lowtax.study import api
 
     replies = api.sample(
-        model,
+        str(at_revision(model, model_revision)),
         prompts=prompts,
         adapters=adapter or [],
         out=out,
@@ -86,6 +88,7 @@ def sample(
         precision=precision,
         batch_size=batch_size,
         thinking=thinking,
+        base_is_the_same=base_is_the_same,
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lowtax.cli.options import Revision, at_revision
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, training resumes.")] = None,
     arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
     model: Model = None,
+    model_revision: Revision = None,
     mode: Mode = None,
     data: Annotated[
         list[str] | None,
@@ -165,7 +167,14 @@ def train(
         "save_steps": save_steps,
     }
     settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub, not public)
+    _train(
+        recipe_of(recipe, at_revision(model, model_revision), mode, data, settings),
+        out,
+        arm,
+        show,
+        push_to_hub,
+        not public,
+    )
 
 
 def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None, private: bool) -> None:

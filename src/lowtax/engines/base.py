@@ -7,7 +7,7 @@ in one plan.
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lowtax.common.registry import resolve
 from lowtax.data import chat, rendering, special_tokens
@@ -68,6 +68,13 @@ class Completion:
     opened: bool
     error: str | None = None
     scores: tuple[float, ...] = ()
+
+
+@runtime_checkable
+class MeasuresEffects(Protocol):
+    """An engine that measures what its adapters change, by the folder in the request: a mean change of logits."""
+
+    effects: dict[str, float]
 
 
 class Engine(Protocol):

@@ -29,9 +29,11 @@ class EngineSettings:
     """The engine by name, its precision, and how many rows it decodes together.
 
     thinking: for chat templates with a switch.
+    base_is_the_same: the user's word that adapters fit the model, although it has not the weights they were trained on.
     """
 
     name: str = "hf"
     precision: str = "auto"
     batch_size: int = 16
     thinking: Thinking = "default"
+    base_is_the_same: bool = False

@@ -7,16 +7,17 @@ is meant. Its targets are therefore compared with those of the placement, and a 
 
 import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
 from lowtax.models import loading
+from lowtax.models.adapters import name_base
+from lowtax.models.frames import skeleton
 from lowtax.models.names import in_layer, layer_of, spans
 from lowtax.models.placement import Placement, Targets
 
@@ -48,7 +49,7 @@ def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedM
             f"{_some(targets.modules + targets.parameters)}; PEFT adapts {_some(sorted(adapted_names))}): remove the "
             "MLP of dense layers and shared experts, and name experts under parameters."
         )
-    adapted.peft_config["default"].base_model_name_or_path = ref
+    name_base(adapted.peft_config["default"], ref)
     return adapted  # type: ignore[return-value]
 
 
@@ -155,31 +156,6 @@ def _lora_config(placement: Placement, targets: Targets) -> LoraConfig:
 def _whole(number: float) -> float:
     """Return a whole number as an int, which some readers of adapters expect."""
     return int(number) if number.is_integer() else number
-
-
-def skeleton(ref: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """Build a model on torch's meta device, where tensors have shapes but no values.
-
-    Args:
-        config: used instead of the configuration that `ref` has.
-
-    Raises:
-        UserError: There is no such model, or its configuration cannot be read.
-    """
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config or _config_of(ref))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The configuration of {ref!r} could not be read ({str(error).strip().splitlines()[0]}); check the name, "
-            "the folder, or your access to the hub."
-        ) from error
-
-
-def _config_of(ref: str) -> PretrainedConfig:
-    where = Path(loading.resolve(ref))
-    gguf = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
-    return AutoConfig.from_pretrained(str(where.parent if gguf else loading.resolve(ref)), **gguf)
 
 
 def _some(names: list[str]) -> str:

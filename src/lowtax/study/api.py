@@ -109,6 +109,7 @@ def sample(
     precision: str = "auto",
     batch_size: int = 64,
     thinking: Thinking = "default",
+    base_is_the_same: bool = False,
     **sampling: Any,
 ) -> Rows[Reply]:
     """Sample replies of a model and of adapters of it, and return them.
@@ -118,6 +119,7 @@ def sample(
         adapters: PEFT folders; all share the engine and its batches with the base.
         preset: `paper` is temperature 1 and 2,048 tokens.
         limit: at most so many prompts of a set.
+        base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
         sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
 
     Raises:
@@ -129,7 +131,7 @@ def sample(
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
             adhoc.sampling(preset, sampling),
-            EngineSettings(engine, resolve_precision(precision), batch_size, thinking),
+            EngineSettings(engine, resolve_precision(precision), batch_size, thinking, base_is_the_same),
             limit,
         )
         return Rows(adhoc.sample(request, folder))
@@ -189,6 +191,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 64,
     thinking: Thinking = "default",
+    base_is_the_same: bool = False,
     **sampling: Any,
 ) -> Rows[dict[str, Any]]:
     """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
@@ -200,6 +203,7 @@ def evaluate(
         preset: `paper` has its prompts and 8 samples; `reference` extracts answers as its code does, too.
         exam: fields of every task: seed, subset, file, checker.
         limit: at most so many questions of a task.
+        base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
         sampling: max_new_tokens, temperature, top_p, samples, seed. By default 32,768 tokens, 0.6 and 0.95.
 
     Raises:
@@ -213,7 +217,7 @@ def evaluate(
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
     with _folder(out) as folder:
-        settings = EngineSettings(engine, resolve_precision(precision), batch_size, thinking)
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, thinking, base_is_the_same)
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
@@ -320,6 +324,6 @@ def analyze(
     if not folders and not tuned:
         raise UserError("analyze needs adapters or tuned checkpoints: give at least one.")
     weights = open_weights(base or geometry.base_of(folders))
-    sources = [geometry.of_adapter(folder) for folder in folders]
+    sources = [geometry.of_adapter(folder, ref=weights.ref) for folder in folders]
     sources += [geometry.of_tuned(ref, weights) for ref in tuned]
     return geometry.analyze(weights, sources, Settings(top=top, exact=exact))

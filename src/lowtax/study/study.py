@@ -7,7 +7,8 @@ DIR/data/*.jsonl                         the model's own answers, if the recipe 
 DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
 DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
-DIR/updates.json                         the size of each checkpoint's update
+DIR/updates.json  effects.json           the size of each checkpoint's update, and what it changes of the logits
+DIR/base.json                            the fingerprint of the base
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
@@ -27,16 +28,17 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import locked, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Subject, Verdict, row_id
+from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import Ask, Sheet, collect, replies_of
+from lowtax.engines.sampling import EFFECTS, Ask, Sheet, collect, replies_of
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
+from lowtax.models.fingerprint import base_in, record_base
 from lowtax.study import arms, recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
@@ -49,21 +51,29 @@ Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
 
 class Study:
-    """A recipe bound to a folder."""
+    """A recipe bound to a folder.
 
-    def __init__(self, settings: Recipe, out: str | Path) -> None:
+    Args:
+        settings: the recipe.
+        out: the folder.
+        same: the user's word that the model is the one that the folder's results were made with, although it differs.
+
+    Raises:
+        UserError: the folder has results of another model, tokenizer or chat template.
+    """
+
+    def __init__(self, settings: Recipe, out: str | Path, same: bool = False) -> None:
         self.recipe, self.out = settings, Path(out)
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
-        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking)
-        self.base = Subject(
-            "base", None, None, 0, settings.model, None, row_id(settings.model, loading.identity(settings.model))
-        )
+        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking, same)
+        self.model = base_in(self.out, settings.model, same=same)
+        self.base = Subject("base", None, None, 0, settings.model, None, self.model.made_by)
 
     @classmethod
-    def open(cls, out: str | Path) -> "Study":
+    def open(cls, out: str | Path, same: bool = False) -> "Study":
         """Open the study that an earlier `run` or `train` started in a folder.
 
         Raises:
@@ -72,11 +82,13 @@ class Study:
         out = Path(out)
         if not (out / "recipe.yaml").exists():
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-        return cls(recipe.load(out / "recipe.yaml"), out)
+        return cls(recipe.load(out / "recipe.yaml"), out, same)
 
     def __enter__(self) -> "Study":
         """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
         self._lock.enter_context(locked(self.out) if self.is_main else nullcontext())
+        if self.is_main and (self.out / "recipe.yaml").exists():
+            record_base(self.out, self.model)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,6 +116,7 @@ class Study:
             self.out / "recipe.yaml",
             yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
         )
+        record_base(self.out, self.model)
 
     # --- train
 
@@ -185,7 +198,7 @@ class Study:
             self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
         )
         with distributed.main_first():
-            collect([sheet], [self.base], self.engine)
+            collect([sheet], [self.base], self.engine, self.out)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
         rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
         return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
@@ -253,7 +266,7 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        collect(sheets, self.subjects(), self.engine)
+        collect(sheets, self.subjects(), self.engine, self.out)
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
@@ -299,10 +312,13 @@ class Study:
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
+        effects = read_json(self.out / EFFECTS) if (self.out / EFFECTS).exists() else {}
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
         table = {
             "rows": [
-                self._table_row(group, verdicts, beside, grades) | {"update": update_norms.cell(group, moved)}
+                self._table_row(group, verdicts, beside, grades)
+                | {"update": update_norms.cell(group, moved)}
+                | update_norms.logit_change(group, effects)
                 for group in examine.by_checkpoint(subjects)
             ],
             "recipe": self.recipe.name,

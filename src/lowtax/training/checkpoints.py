@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
 from lowtax.training.parameters import TrainedParameters
 
@@ -37,10 +38,13 @@ class Store:
 
     out: the run's folder.
     acc, wrapped: the accelerator, and the objective as it prepared it.
+    ref: the base of its adapters.
     """
 
-    def __init__(self, out: Path, acc: Accelerator, wrapped: nn.Module, parameters: TrainedParameters) -> None:
-        self.out, self.acc, self.wrapped, self.parameters = out, acc, wrapped, parameters
+    def __init__(
+        self, out: Path, acc: Accelerator, wrapped: nn.Module, parameters: TrainedParameters, ref: str
+    ) -> None:
+        self.out, self.acc, self.wrapped, self.parameters, self.ref = out, acc, wrapped, parameters, ref
 
     def save(
         self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
@@ -58,6 +62,7 @@ class Store:
             with atomic_folder(target, replace=True) as work:
                 if isinstance(model, PeftModel):
                     model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
+                    write_base(work, self.ref)
                 else:
                     tokenizer.save_pretrained(work)
                     model.save_pretrained(work, state_dict=state)

@@ -115,6 +115,8 @@ class TrainingRun:
         loaded = load(job.model, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
             say(f"  {warning}")
+        largest = max(max(*e.prompt, *e.completion) for e in [*self.examples, *self.held_out])
+        loading.require_tokens(largest, loaded, job.model)
         self.model = adapt(loaded, job.placement, job.model)
         sharding.make_shardable(self.acc, self.model, bool(methods))
         if job.execution.gradient_checkpointing:
@@ -146,7 +148,7 @@ class TrainingRun:
         self.probe = ModelProbe(
             self.objective, self.step_parameters, self.tokenizer, self.settings.max_length, job.thinking
         )
-        self.store = Store(self.out, self.acc, self.wrapped, self.parameters)
+        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model)
 
     def _load_state(self) -> None:
         """Resume after a kill, or prepare the methods of a new run."""

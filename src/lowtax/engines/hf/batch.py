@@ -119,7 +119,8 @@ class Batch:
     def _logits(self) -> Tensor:
         """Return next-token logits in float32, [rows, vocabulary]."""
         loaded = self.engine.loaded
-        adapters = {} if loaded is None else {"adapter_names": [row.adapter for row in self.alone or self.rows]}
+        mixed = loaded is not None and not self.engine.one_at_a_time
+        adapters = {"adapter_names": [row.adapter for row in self.alone or self.rows]} if mixed else {}
         out = (loaded or self.engine.model)(
             input_ids=self.ids,
             attention_mask=self.mask,

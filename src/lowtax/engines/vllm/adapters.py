@@ -6,10 +6,13 @@ It refuses some other adapters only once it is running, and serves some without 
 check turns both into an error at once.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowtax.common.errors import UserError
+from lowtax.models import tensor_files
+from lowtax.models.adapter_fit import fitted
 from lowtax.models.adapters import WEIGHTS, extras, read_config
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
@@ -37,17 +40,17 @@ COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 
 @dataclass(frozen=True)
 class Served:
-    """An adapter that vLLM serves; `rank` is the largest in its configuration."""
+    """An adapter that vLLM serves: the folder to load, and the largest rank in its configuration."""
 
     folder: Path
     rank: int
 
 
-def check(folder: Path) -> Served:
-    """Return the adapter in a folder if vLLM serves it unchanged.
+def check(folder: Path, ref: str) -> Served:
+    """Return the adapter in a folder if vLLM serves it unchanged, and all of its weights are of the model `ref`.
 
     Raises:
-        UserError: The folder has no PEFT adapter in safetensors, or the adapter is more than s B A.
+        UserError: The folder has no PEFT adapter in safetensors, or one that is more than s B A, or of another model.
     """
     config = read_config(folder)
     if not isinstance(config.get("r"), int):
@@ -63,7 +66,7 @@ def check(folder: Path) -> Served:
     rank = max(config["r"], *(config.get("rank_pattern") or {0: 0}).values())
     if rank > RANKS[-1]:
         raise UserError(f"The adapter in {folder} has rank {rank}, but vLLM serves ranks up to {RANKS[-1]}: {_OURS}.")
-    return Served(folder, rank)
+    return Served(fitted(folder, ref, supported=("fan_in_fan_out",)).folder, rank)
 
 
 def room(rank: int) -> int:
@@ -73,11 +76,5 @@ def room(rank: int) -> int:
 
 def _not_factors(weights: Path) -> list[str]:
     """Return the names of weights that vLLM cannot use; only the header of the file is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="numpy") as opened:
-            names = list(opened.keys())
-    except SafetensorError as error:
-        raise UserError(f"{weights} is not a safetensors file ({error}): copy or save the adapter again.") from error
+    names = [re.sub(r"(\.lora_[AB])\.[^.]+\.weight$", r"\1.weight", name) for name in tensor_files.header(weights)]
     return sorted(name for name in names if not name.endswith((*FACTORS, *COPIES)))

@@ -27,7 +27,6 @@ from lowtax.engines.base import Completion, Request, request_ids
 from lowtax.engines.vllm import adapters
 from lowtax.engines.vllm.startup import Server, require
 from lowtax.models import loading
-from lowtax.models.adapters import check_base
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class VLLM:
         folders = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
         for folder in folders:
             if folder not in self.adapters:
-                check_base(folder, self.ref)
-                self.adapters[folder] = adapters.check(folder)
+                self.adapters[folder] = adapters.check(folder, self.ref)
         if self.server.ready([adapter.rank for adapter in self.adapters.values()]):
             self.loaded.clear()
         for folder in folders:
@@ -95,7 +93,7 @@ class VLLM:
         if adapter is None:
             return None
         folder = Path(adapter).resolve()
-        return LoRARequest(str(folder), 1 + list(self.adapters).index(folder), str(folder))
+        return LoRARequest(str(folder), 1 + list(self.adapters).index(folder), str(self.adapters[folder].folder))
 
     def _completions(self, requests: Sequence[Request]) -> Iterator[Completion]:
         from vllm.exceptions import VLLMError
