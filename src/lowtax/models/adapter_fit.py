@@ -14,14 +14,18 @@ a copy with this model's names, in a temporary folder.
 """
 
 import atexit
+import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from lowtax.common.errors import UserError
@@ -74,6 +78,7 @@ def fitted(
     stored = tensor_files.header(folder / WEIGHTS)
     model = frame(ref)
     names, extra = _module_names(folder, stored)
+    _require_quick_patterns(folder, config, [*names.values(), *(name for name, _ in model.named_modules())])
     prefix = _prefix(folder, ref, names, model)
     if prefix is not None:
         config = _spelled_out(config, names, prefix, model)
@@ -86,6 +91,38 @@ def fitted(
         return Fit(folder)
     say(f"  {folder}: names of another tool are read as those of {ref}")
     return Fit(_copy(folder, config, keys), True)
+
+
+def _require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
+    """Check that the regular expressions of a configuration end in time: a stranger's may take for ever.
+
+    Raises:
+        UserError: one does not.
+    """
+    given = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ()), *(config.alpha_pattern or ())]
+    patterns = [pattern for pattern in given if isinstance(pattern, str) and set(pattern) & set("*+{")]
+    if not patterns:
+        return
+    try:
+        task = json.dumps({"patterns": patterns, "names": list(dict.fromkeys(names))})
+        subprocess.run([sys.executable, "-c", TRY], input=task, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"The adapter in {folder} selects its modules by {shorten(patterns[0], 80)!r}, which takes too long to "
+            "match: name the modules."
+        ) from error
+
+
+# Matches patterns as PEFT does, in a process that can be ended.
+TRY = """
+import json, re, sys
+task = json.load(sys.stdin)
+for pattern in task["patterns"]:
+    for name in task["names"]:
+        re.fullmatch(pattern, name)
+        re.match(rf"(.*\\.)?({pattern})$", name)
+"""
+PATIENCE = 10.0  # seconds
 
 
 def _module_names(folder: Path, stored: Collection[str]) -> tuple[dict[str, str], list[str]]:

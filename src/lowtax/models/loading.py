@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -173,7 +174,17 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
 
 # What transformers raises for what users can mend: no such model, another architecture, a missing package, a damaged
 # file, a configuration with values of wrong types.
-LOADING = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError)
+LOADING = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    StrictDataclassError,
+)
 
 
 def check_files(ref: str, folder: Path) -> None:
