@@ -208,8 +208,6 @@ def refused(engine: Engine, adapter: str) -> str:
 
 def test_wrong_adapters_are_refused_before_the_first_reply(tiny_model: Path, tmp_path: Path) -> None:
     engine = HF(str(tiny_model), "float32", 4)
-    other = make_model(tmp_path / "other", seed=3)
-    assert str(other) in refused(engine, save_adapter(tmp_path / "foreign", other, 1, ["up_proj"], 0))
     assert "not a PEFT adapter folder" in refused(engine, str(tmp_path / "nothing"))
     pickled = Path(save_adapter(tmp_path / "pickled", tiny_model, 1, ["up_proj"], 0))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
@@ -217,7 +215,7 @@ def test_wrong_adapters_are_refused_before_the_first_reply(tiny_model: Path, tmp
     dora = Path(save_adapter(tmp_path / "dora", tiny_model, 1, ["up_proj"], 0))
     config = dora / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    assert "DoRA" in refused(engine, str(dora))
+    assert "lora_magnitude_vector" in refused(engine, str(dora))
     for field, value in (("init_lora_weights", "pissa"), ("kasa_config", {}), ("layer_replication", [[0, 1]])):
         changed = json.loads(config.read_text()) | {"use_dora": False, field: value or {"beta": 0.1}}
         (dora / "adapter_config.json").write_text(json.dumps(changed))

@@ -27,7 +27,7 @@ from lowtax.methods import loading
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
 from lowtax.methods.sites import Site, Sites, in_scope
-from lowtax.models.adapters import Adapter, name_base, read_adapter, require_base, write_adapter, write_base
+from lowtax.models.adapters import Adapter, check_base, name_base, read_adapter, require_base, write_adapter, write_base
 from lowtax.models.weights import Weights, open_weights
 
 Updates = Mapping[str, Factors]
@@ -107,6 +107,8 @@ def edit(
             f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
         )
     ref = base or require_base(adapter)
+    if base is None:
+        check_base(adapter, ref, "name it by --base")
     original = read_adapter(adapter, ref)
     weights = open_weights(ref)
     all_sites = sites_from(original, weights)

@@ -191,11 +191,11 @@ def check_adapter(
     return config
 
 
-def check_base(folder: Path, ref: str) -> None:
+def check_base(folder: Path, ref: str, word: str = "add --base-is-the-same") -> None:
     """Check that an adapter was trained on the weights of the model `ref`, wherever they are.
 
     Adapters of lowtax have the fingerprint of their base; for others the model that they name is compared, if it is
-    on this machine. An adapter that names no base is of any that it fits.
+    on this machine. An adapter that names no base is of any that it fits. `word` is what a user does who knows better.
 
     Raises:
         UserError: the folder is not a PEFT folder of a LoRA, or its base is another model, or cannot be compared.
@@ -216,11 +216,11 @@ def check_base(folder: Path, ref: str) -> None:
     if known and now:
         raise UserError(
             f"The adapter in {folder} was trained on {named!r}, whose weights differ from those of {ref!r}: give its "
-            "own base as the model. If only a setting of the model has changed, add --base-is-the-same."
+            f"own base as the model. If only a setting of the model has changed, {word}."
         )
     raise UserError(
         f"The adapter in {folder} was trained on {named!r}, which is not on this machine to be compared with {ref!r}: "
-        "give that model, or add --base-is-the-same if both have the same weights."
+        f"give that model, or {word} if both have the same weights."
     )
 
 

@@ -26,7 +26,7 @@ from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models import loading
 from lowtax.models.adapter_fit import fitted
-from lowtax.models.adapters import fingerprint, plain_config, require_base
+from lowtax.models.adapters import check_base, fingerprint, plain_config, require_base
 from lowtax.models.model_card import merged_card
 from lowtax.models.rounding import Rounding
 
@@ -84,6 +84,8 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
             f"{out} is not empty: choose another --out, or delete a merged model with `lowtax merge {out} --delete`."
         )
     ref = base or require_base(adapter)
+    if base is None:
+        check_base(adapter, ref, "name it by --base")
     adapted = _load(adapter, ref)
     model = adapted.get_base_model()
     to, rounding = DTYPES.get(dtype, model.dtype), Rounding()

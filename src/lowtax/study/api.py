@@ -318,12 +318,15 @@ def analyze(
     """
     from lowtax.analysis import geometry
     from lowtax.analysis.geometry import Settings
+    from lowtax.models.adapters import check_base
     from lowtax.models.weights import open_weights
 
     folders = [Path(adapters)] if isinstance(adapters, str | Path) else [Path(adapter) for adapter in adapters]
     if not folders and not tuned:
         raise UserError("analyze needs adapters or tuned checkpoints: give at least one.")
     weights = open_weights(base or geometry.base_of(folders))
+    for folder in folders if base is None else ():
+        check_base(folder, weights.ref, "name it by --base")
     sources = [geometry.of_adapter(folder, ref=weights.ref) for folder in folders]
     sources += [geometry.of_tuned(ref, weights) for ref in tuned]
     return geometry.analyze(weights, sources, Settings(top=top, exact=exact))

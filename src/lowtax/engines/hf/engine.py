@@ -48,6 +48,8 @@ class HF:
         self.tokenizer = loading.load_tokenizer(model)
         self.model = loading.load_model(model, loading.precision(precision))
         use_grouped(self.model)
+        # Every module with its place, so that the model can be as it was before an adapter.
+        self.bare = [(p, name, child) for p in self.model.modules() for name, child in p.named_children()]
         self.loaded: PeftModel | None = None  # PEFT's wrapper, once there is an adapter
         self.adapters: dict[Path, str] = {}
         self.fits: dict[str, Path] = {}  # PEFT's name for an adapter -> the folder that it loads
@@ -185,10 +187,15 @@ class HF:
         return self.adapters[folder]
 
     def _separate(self) -> None:
-        """Take all adapters out of the model, for one at a time."""
+        """Take all adapters out of the model, for one at a time.
+
+        PEFT's own `unload` would leave saved modules in the place of the base's.
+        """
         self.one_at_a_time = True
         if self.loaded is not None:
-            self.loaded.unload()
+            for parent, name, child in self.bare:
+                setattr(parent, name, child)
+            del self.model.peft_config
             self.loaded = None
 
     def _wear(self, name: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from lowtax.common.errors import UserError
 from lowtax.models import tensor_files
-from lowtax.models.adapter_fit import fitted
 from lowtax.models.adapters import WEIGHTS, extras, read_config
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
@@ -46,11 +45,11 @@ class Served:
     rank: int
 
 
-def check(folder: Path, ref: str) -> Served:
-    """Return the adapter in a folder if vLLM serves it unchanged, and all of its weights are of the model `ref`.
+def check(folder: Path) -> Served:
+    """Return the adapter in a folder if vLLM serves it unchanged.
 
     Raises:
-        UserError: The folder has no PEFT adapter in safetensors, or one that is more than s B A, or of another model.
+        UserError: The folder has no PEFT adapter in safetensors, or one that is more than s B A.
     """
     config = read_config(folder)
     if not isinstance(config.get("r"), int):
@@ -66,7 +65,7 @@ def check(folder: Path, ref: str) -> Served:
     rank = max(config["r"], *(config.get("rank_pattern") or {0: 0}).values())
     if rank > RANKS[-1]:
         raise UserError(f"The adapter in {folder} has rank {rank}, but vLLM serves ranks up to {RANKS[-1]}: {_OURS}.")
-    return Served(fitted(folder, ref, supported=("fan_in_fan_out",)).folder, rank)
+    return Served(folder, rank)
 
 
 def room(rank: int) -> int:

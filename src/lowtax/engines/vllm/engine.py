@@ -13,7 +13,7 @@ Four things differ from the hf engine:
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -27,6 +27,7 @@ from lowtax.engines.base import Completion, Request, request_ids
 from lowtax.engines.vllm import adapters
 from lowtax.engines.vllm.startup import Server, require
 from lowtax.models import loading
+from lowtax.models.adapter_fit import fitted
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class VLLM:
         folders = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
         for folder in folders:
             if folder not in self.adapters:
-                self.adapters[folder] = adapters.check(folder, self.ref)
+                served = adapters.check(folder)
+                fit = fitted(folder, self.ref, supported=("fan_in_fan_out",))
+                self.adapters[folder] = replace(served, folder=fit.folder)
         if self.server.ready([adapter.rank for adapter in self.adapters.values()]):
             self.loaded.clear()
         for folder in folders:
