@@ -162,7 +162,7 @@ def _prefix(folder: Path, ref: str, names: Mapping[str, str], model: "PreTrained
     keys = [key for key, name in names.items() if name in wrong]
     raise UserError(
         f"{len(names) - len(keys)} of {len(names)} weights of the adapter in {folder} belong to {ref!r}; for example "
-        f"{keys[0]} does not: it is an adapter of another model."
+        f"{keys[0]} does not: it is an adapter of another model, so give its own base."
     )
 
 

@@ -202,7 +202,9 @@ def check_base(folder: Path, ref: str, word: str = "add --base-is-the-same") -> 
     """
     from lowtax.models.fingerprint import fingerprint
 
-    named = base_of(read_config(folder))
+    _require(folder, CONFIG)
+    config = read_json(folder / CONFIG)
+    named = base_of(config) if isinstance(config, dict) else ""
     recorded = read_json(folder / BASE) if (folder / BASE).is_file() else {}
     known = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not known and (not named or _same_place(named, ref)):
