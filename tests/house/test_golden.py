@@ -121,6 +121,9 @@ def test_a_new_run_writes_the_same_files_in_the_same_formats(tmp_path: Path, mon
         was = json.loads(path.read_text())
         if path.name == "card.json":  # a git commit is there or not
             again["git"] = was["git"] = None
+        if path.name == "updates.json":  # by ids, which no longer have names and times of the base's files
+            assert sorted(map(str, map(shape, again.values()))) == sorted(map(str, map(shape, was.values())))
+            continue
         assert shape(again) == shape(was), path
     for path in sorted((FOLDER / "study").rglob("steps.jsonl")):
         again = lines(Path("study") / path.relative_to(FOLDER / "study"))

@@ -10,15 +10,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Gemma3Config,
+    Lfm2Config,
     Mistral3Config,
     NemotronHConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen3Config,
     Qwen3VLConfig,
 )
 
+from lowtax.common.errors import UserError
 from lowtax.models import loading
 from lowtax.models.frames import frame
+from lowtax.models.lora import targets_in, trainable_summary
+from lowtax.models.names import in_layer, layer_of
+from lowtax.models.placement import Placement, parse_mode
 from lowtax.models.weights import open_weights
 
 TEXT: dict[str, Any] = {
@@ -81,3 +87,39 @@ def test_matrices_have_the_names_of_the_loaded_model(tmp_path: Path, name: str):
     linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert not linear - set(weights) - {"lm_head"}
     assert {n for n, _ in frame(str(folder)).named_modules()} == {n for n, _ in model.named_modules()}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen3_vl"])
+def test_placements_stay_in_the_text_decoder(tmp_path: Path, name: str):
+    folder = build(CONFIGS[name](), tmp_path / "model")
+    summary = trainable_summary(str(folder), parse_mode("lora_qkvo_mlp_r4"))
+    assert len(summary.modules) == 2 * 7
+    assert all("language_model.layers" in module for module in summary.modules)
+    one = trainable_summary(str(folder), parse_mode("lora_q_proj_only_from1_to1_r1"))
+    assert (len(one.modules), one.layers) == (1, [1])
+
+
+def test_a_vision_tower_is_adapted_where_it_is_named(tmp_path: Path):
+    folder = build(CONFIGS["gemma3"](), tmp_path / "model")
+    placement = Placement(modules=("vision_tower.*q_proj",), rank=1)
+    assert all("vision_tower" in module for module in trainable_summary(str(folder), placement).modules)
+
+
+def test_layers_of_families_with_other_names():
+    assert layer_of("transformer.h.3.attn.c_attn") == layer_of("backbone.layers.3.mixer.in_proj") == 3
+    assert layer_of("transformer.blocks.3.ffn.up_proj") == 3
+    assert in_layer("transformer.blocks.3.ffn.up_proj") == "ffn.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (Phi3Config(**{**TEXT, "pad_token_id": 0, "eos_token_id": 1}), "mlp.down_proj, mlp.gate_up_proj"),
+        (Lfm2Config(**TEXT, layer_types=["conv", "full_attention"]), "feed_forward.w1"),
+    ],
+)
+def test_the_names_that_a_family_has_instead_are_listed(config: PretrainedConfig, names: str):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=f"no linear module 'up_proj' .*its layers have .*{names}"):
+        targets_in(model, parse_mode("lora_up_proj_only_r1"))

@@ -18,7 +18,7 @@ from lowtax.common.errors import UserError
 from lowtax.models import loading
 from lowtax.models.adapters import name_base
 from lowtax.models.frames import skeleton
-from lowtax.models.names import in_layer, layer_of, spans
+from lowtax.models.names import OTHER_MODALITY, in_layer, layer_of, spans
 from lowtax.models.placement import Placement, Targets
 
 
@@ -56,13 +56,25 @@ def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedM
 def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
     """Return the modules and parameters that a LoRA placement selects in a model.
 
+    Of a model of several modalities these are in its text decoder, which alone sees text, unless the placement names
+    modules such as vision_tower.
+
     Raises:
         UserError: a name matches nothing, or matches one of two weights that the model ties.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    everywhere = any(OTHER_MODALITY.search(name) for name in (*placement.modules, *placement.parameters))
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and (everywhere or not OTHER_MODALITY.search(name))
+    ]
     modules = [name for name, _ in layers]
     of_modules = {f"{name}.weight" for name in modules}
-    parameters = [name for name, p in model.named_parameters() if p.ndim in (2, 3) and name not in of_modules]
+    parameters = [
+        name
+        for name, p in model.named_parameters()
+        if p.ndim in (2, 3) and name not in of_modules and (everywhere or not OTHER_MODALITY.search(name))
+    ]
     targets = placement.targets(modules, parameters, loading.n_layers(model))
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is not None and outputs.weight is inputs.weight:
