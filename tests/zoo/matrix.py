@@ -27,6 +27,7 @@ from lowtax.engines.base import Request
 from lowtax.engines.hf.engine import HF
 from lowtax.methods.editing import edit
 from lowtax.models import loading
+from lowtax.models.frames import frame
 from lowtax.models.lora import trainable_summary
 from lowtax.models.merging import merge
 from lowtax.models.placement import Placement, parse_mode
@@ -40,8 +41,11 @@ PLACEMENTS = {
     "attention and MLP": parse_mode("lora_qkvo_mlp_r2"),
     "all-linear": Placement(modules=("all-linear",), rank=2, dropout=0.0),
 }
+EXPERTS = Placement(
+    modules=("attention",), parameters=("experts.gate_up_proj", "experts.down_proj"), rank=2, dropout=0.0
+)
 AFTER = ("sample", "merge", "edit", "analyze")
-STEPS = ("full", *PLACEMENTS, *AFTER)
+STEPS = ("full", *PLACEMENTS, "experts", *AFTER)
 ROWS = [Conversation(f"What is {n}?", None, f"It is {n}." * (1 + n)) for n in range(4)]
 MESSAGES = ({"role": "user", "content": "Tell me a story."},)
 OK, TOKENS = "ok", 8
@@ -57,7 +61,10 @@ def cells(name: str, work: Path) -> dict[str, str]:
         row[step] = placed if placed != OK else _cell(lambda p=placement, f=folder: _train(base, p, f))
         if row[step] == OK:
             adapters[step] = folder / "checkpoint-2"
-    row["sample"] = _cell(lambda: _sample(base, [None, *adapters.values()]))
+    has_experts = any("experts.gate_up_proj" in name for name, _ in frame(str(base)).named_parameters())
+    row["experts"] = _cell(lambda: _train(base, EXPERTS, work / "experts")) if has_experts else "-"
+    trained = [*adapters.values(), *([work / "experts" / "checkpoint-2"] if row["experts"] == OK else [])]
+    row["sample"] = _cell(lambda: _sample(base, [None, *trained]))
     one = next(iter(adapters.values()), None)
     steps: dict[str, Callable[[Path], object]] = {
         "merge": lambda adapter: _merge(base, adapter, work / "merged"),

@@ -40,14 +40,15 @@ def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedM
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             adapted = get_peft_model(model, _lora_config(placement, targets))
     except ValueError as error:
-        raise UserError(f"PEFT cannot place this LoRA: {' '.join(str(error).split())}") from error
+        advice = _on_experts(model)
+        reason = f"a {model.config.model_type} model{advice}" if advice else " ".join(str(error).split())
+        raise UserError(f"PEFT cannot place this LoRA: {reason}") from error
     tuner = adapted.base_model
     adapted_names = {*tuner.targeted_module_names, *tuner.targeted_parameter_names}
     if adapted_names != {*targets.modules, *targets.parameters}:
         raise UserError(
-            f"PEFT reads MLP names of a {model.config.model_type} model as its experts (the placement selects "
-            f"{_some(targets.modules + targets.parameters)}; PEFT adapts {_some(sorted(adapted_names))}): remove the "
-            "MLP of dense layers and shared experts, and name experts under parameters."
+            f"The placement selects {_some(targets.modules + targets.parameters)}, but PEFT adapts "
+            f"{_some(sorted(adapted_names))}: a {model.config.model_type} model{_on_experts(model)}"
         )
     name_base(adapted.peft_config["default"], ref)
     return adapted  # type: ignore[return-value]
@@ -168,6 +169,18 @@ def _lora_config(placement: Placement, targets: Targets) -> LoraConfig:
 def _whole(number: float) -> float:
     """Return a whole number as an int, which some readers of adapters expect."""
     return int(number) if number.is_integer() else number
+
+
+def _on_experts(model: PreTrainedModel) -> str:
+    """Return the end of an error about a mixture of experts whose MLP names PEFT converts; empty for other models."""
+    names = [name for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]
+    if not names:
+        return ""
+    fused = ", ".join(dict.fromkeys(in_layer(name) for name in names))
+    return (
+        " has fused experts, and PEFT reads MLP names as theirs. What works is attention, and the experts under "
+        f"parameters: placement: {{modules: [attention], parameters: [{fused}], rank: 4, dropout: 0}}."
+    )
 
 
 def _some(names: list[str]) -> str:
