@@ -107,7 +107,7 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
     path.write_text("request,kind\nx,y\n" if name.endswith("csv") else '{"request": "x", "kind": "y"}\n')
     with pytest.raises(UserError, match="request, kind"):
         prompt_sets.prompt_set(PromptSet(source=str(path)))
-    with pytest.raises(UserError, match="row 1: the column 'prompt' is not there"):
+    with pytest.raises(UserError, match="no columns of a known form; its columns are request, kind"):
         training_sets.conversations(Data(source=str(path)), 0)
 
 
@@ -117,9 +117,9 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.csv", b"prompt,answer\n", "no rows"),
-        ("a.jsonl", b'{"prompt": "x", "answer": "y"}\n{"prompt": \n', "line 2"),
+        ("a.jsonl", b'{"prompt": \n{"prompt": "x", \n', "line 1 is not valid JSON"),
         ("a.jsonl", b'"text"\n', "line 1"),
-        ("a.jsonl", b"\xff\xfe", "UTF-8"),
+        ("a.jsonl", b'{"prompt": "x", "answer": "\xe9"}\n', "UTF-8"),
         ("a.jsonl", b'{"prompt": "x", "answer": null}\n', "'answer'"),
     ],
 )

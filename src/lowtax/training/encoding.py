@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,8 @@ from lowtax.data.conversations import Conversation
 @dataclass(frozen=True)
 class Example:
     """A training conversation as tokens; only the completion carries loss.
+
+    With `prompt_loss` all but the first token, before which there is nothing, is completion.
 
     whole: the completion is complete; False if `max_length` cut off its end.
     """
@@ -94,14 +96,18 @@ def encode_all(
         )
     for i, e in zip(fits, examples, strict=True):
         if e.whole:
-            _check(tokenizer, e, rows[i], around.end, written[i].keeps_thought)
+            _check(tokenizer, e, replace(rows[i], prompt_loss=False), around.end, written[i].keeps_thought)
     return Encoded(
-        examples,
+        [_with_prompt_loss(e) if rows[i].prompt_loss else e for i, e in zip(fits, examples, strict=True)],
         fits,
         truncated=sum(not e.whole for e in examples),
         dropped=len(rows) - len(fits),
         without_thought=sum(bool(r.thought) and not w.keeps_thought for r, w in zip(rows, written, strict=True)),
     )
+
+
+def _with_prompt_loss(example: Example) -> Example:
+    return replace(example, prompt=example.prompt[:1], completion=[*example.prompt[1:], *example.completion])
 
 
 def check(
@@ -123,7 +129,8 @@ def check(
     if not example.whole:
         return
     layout, prompt = rendering.named(conversation.rendering), _decode(tokenizer, example.prompt)
-    sampled_prompt = prompt if layout.as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
+    as_sampled = layout.as_sampled and not conversation.prompt_loss
+    sampled_prompt = prompt if as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
     _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(sampled_prompt))
 
 
@@ -138,7 +145,7 @@ def _check(
             f"{row} does not end with {name!r}, at which the model stops, so it would never learn to stop; "
             "end its completion with chat.end_of_turn(tokenizer)."
         )
-    if end in body:
+    if end in body and not conversation.prompt_loss:
         raise UserError(f"{row} has the end-of-turn token {name!r} inside its answer: remove it from the text.")
     expected = {"answer": conversation.answer}
     if keeps_thought:
