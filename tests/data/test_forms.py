@@ -24,6 +24,7 @@ PAGE = (ROOT / "docs/guides/training-data.md").read_text()
 EXAMPLES = PAGE.partition("| read as | a row |")[2].partition("\n\n")[0]
 TABLE = re.findall(r"^\| ([^|`]+) \| `(\{.*\})` \|$", EXAMPLES, re.MULTILINE)
 Row = dict[str, Any]
+USER, ANSWER = {"role": "user", "content": "How?"}, {"role": "assistant", "content": "No."}
 
 
 def read(row: Row, **columns: str) -> Conversation:
@@ -147,6 +148,45 @@ def test_what_is_not_named_is_recognised():
     assert read({"chosen": chosen, "rejected": []}, answer="chosen") == Conversation("How?", None, "No.")
 
 
+def test_columns_beside_named_ones_are_left_alone():
+    """A stored recipe that names its columns trains the same rows as before there were forms."""
+    row = {"instruction": "p", "input": "x", "output": "a", "system_prompt": "S", "history": [["q", "b"]]}
+    assert read(row, prompt="instruction", answer="output") == Conversation("p", None, "a")
+    assert read(row) == Conversation("p\n\nx", None, "a", "S", (("user", "q"), ("assistant", "b")))
+
+
+@pytest.mark.parametrize(
+    ("row", "conversation"),
+    [
+        ({"input": "p", "output": "a"}, Conversation("p", None, "a")),
+        ({"user": "p", "assistant": "a", "system": "S"}, Conversation("p", None, "a", "S")),
+        ({"question": "p", "context": "c", "response": "a"}, Conversation("p\n\nc", None, "a")),
+        ({"Problem": "p", "Solution": "a"}, Conversation("p", None, "a")),
+        (  # Anthropic
+            {"system": [{"type": "text", "text": "S"}], "messages": [USER, {"role": "assistant", "content": "a"}]},
+            Conversation("How?", None, "a", "S"),
+        ),
+        (  # Gemini
+            {
+                "systemInstruction": {"role": "system", "parts": [{"text": "S"}]},
+                "contents": [
+                    {"role": "user", "parts": [{"text": "p"}]},
+                    {"role": "model", "parts": [{"text": "T", "thought": True}, {"text": "a"}]},
+                ],
+            },
+            Conversation("p", "T", "a", "S"),
+        ),
+        (  # OpenAI: a refusal has no content
+            {"messages": [USER, {"role": "assistant", "content": None, "refusal": "No."}]},
+            Conversation("How?", None, "No."),
+        ),
+        ({"conversation": [{"human": "p", "assistant": "a"}]}, Conversation("p", None, "a")),
+    ],
+)
+def test_forms_of_other_tools(row: Row, conversation: Conversation):
+    assert read(row) == conversation
+
+
 def test_a_named_column_must_exist(tmp_path: Path):
     path = write_jsonl(tmp_path / "x.jsonl", {"prompt": "p", "answer": "a"}, {"prompt": "p", "answer": "a", "more": 1})
     for role in ("thought", "answer", "system", "messages"):
@@ -164,8 +204,6 @@ def test_the_words_for_named_columns(tmp_path: Path):
 
 
 # --- rows that are no training rows
-
-USER, ANSWER = {"role": "user", "content": "How?"}, {"role": "assistant", "content": "No."}
 
 
 @pytest.mark.parametrize(
@@ -189,12 +227,41 @@ USER, ANSWER = {"role": "user", "content": "How?"}, {"role": "assistant", "conte
         ({"messages": [USER, ANSWER], "tools": '[{"name": "f"}]'}, "it has tools"),
         ({"messages": [USER, ANSWER], "images": ["x.png"]}, "it has images"),
         ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": "How?"}, "the column 'messages' holds a text, not a list of turns"),
+        ({"messages": []}, "the column 'messages' is empty"),
+        ({"messages": ["How?"]}, "the column 'messages' holds a text that is no turn"),
+        ({"messages": [{"content": "How?"}, ANSWER]}, "a turn has no role"),
+        ({"messages": [{"role": "tool", "content": "How?"}, ANSWER]}, "a turn has the role 'tool'"),
+        ({"messages": [{"role": "user", "content": 7}, ANSWER]}, "a turn of the user holds a number, not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "a turn has a part of type 'image'"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"id": 1}]}]}, "a turn of the assistant has `tool_calls`"),
+        ({"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]}, "has `function_call`"),
+        ({"messages": [USER, {**ANSWER, "thinking": "S", "reasoning": "T"}]}, "two different thoughts"),
+        ({"messages": [USER, {**ANSWER, "thinking": 7}]}, "a thought holds a number, not text"),
+        ({"messages": [USER, {**ANSWER, "content": ""}]}, "the answer is empty"),
         ({"chosen": "No.", "rejected": "So."}, "it has no prompt"),
     ],
 )
 def test_rows_that_are_skipped(row: Row, reason: str):
     with pytest.raises(Unusable, match=re.escape(reason)):
         read(row)
+
+
+def test_keys_of_assistant_turns_that_are_not_used_are_named(tmp_path: Path):
+    turn = {
+        **ANSWER,
+        "reasoning_content": "T",
+        "reasoning": "T",
+        "weight": 1,
+        "audio": None,
+        "toxic": False,
+        "n": 0,
+    }
+    path = write_jsonl(tmp_path / "x.jsonl", {"messages": [{**USER, "id": 7}, turn]})
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert loaded.rows == [Conversation("How?", "T", "No.")]
+    assert loaded.reading is not None
+    assert loaded.reading.notes()[1] == "x.jsonl: not used: `toxic` (1 row), `n` (1 row) of assistant turns."
 
 
 def test_what_is_missing_beside_prompt_and_answer_is_absent():

@@ -242,3 +242,11 @@ def test_a_folder_of_files_with_different_columns(tmp_path: Path):
     assert loaded.reading is not None
     assert loaded.reading.skipped.total() == 1
     assert loaded.reading.forms == {"prompt and answer": 1, "Alpaca": 1}
+
+
+def test_a_name_that_is_misspelled(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_bytes(GOOD)
+    with pytest.raises(UserError, match=r"No such file or directory \(is it '.*/rows.jsonl'\?\)\."):
+        tables.read(tmp_path / "rows.jsnl")
+    with pytest.raises(UserError, match=r"No such file or directory\."):
+        tables.read(tmp_path / "other.csv")

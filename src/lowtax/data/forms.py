@@ -29,10 +29,11 @@ from lowtax.data.turns import (
 )
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents")
-PROMPTS = ("prompt", "instruction", "question", "query", "request")
-ANSWERS = ("answer", "completion", "chosen", "output", "response", "reply", "refusal")
-CONTEXTS = {"instruction": ("input", "context")}  # a second part of the prompt, by the prompt's column
-SYSTEMS = ("system", "system_prompt")
+PROMPTS = ("prompt", "instruction", "question", "query", "request", "problem", "user", "human")
+INPUTS = ("input",)  # prompts where there is no other
+ANSWERS = ("answer", "completion", "chosen", "output", "response", "reply", "refusal", "solution", "assistant")
+CONTEXTS = {"instruction": ("input", "context"), "question": ("context",)}  # the prompt's second part, by its column
+SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label", "kto_tag", "is_safe")  # false: an answer that is not to be learnt (KTO, LLaMA-Factory, BeaverTails)
 BESIDE = ("tools", "functions", "images", "image", "videos", "audios")  # what the answer refers to, and is no text
 REJECTED = ("rejected",)
@@ -94,7 +95,9 @@ def recognise(row: Row, named: Mapping[str, str]) -> Form:
         UnknownForm: Its columns are of no known form, or several may hold the answer.
     """
     parts, by_name = _parts(row, named), _by_name(row)
-    parts |= {part: column for part in ("system", "label", "history") if (column := _beside(part, row, by_name, parts))}
+    for part in ("system", "label", "history"):
+        if column := _beside(part, row, by_name, parts, explicit=bool(named)):
+            parts[part] = column
     columns = {**parts, **{part: column for part, column in named.items() if part != "thought"}}
     if "thought" in named:
         thoughts = [named["thought"]]
@@ -113,9 +116,12 @@ def _parts(row: Row, named: Mapping[str, str]) -> dict[str, str]:
     """Return the columns of messages, or of prompt, answer and context."""
     if "messages" in named:
         return {"messages": named["messages"]}
-    for columns in (_by_name({c: v for c, v in row.items() if not is_missing(v)}), _by_name(row)):
+    present = _by_name({column: value for column, value in row.items() if not is_missing(value)})
+    for columns in (present, _by_name(row)):
         if parts := _detected(row, columns, named):
             return parts
+    if turns := next((column for name, column in _by_name(row).items() if name in MESSAGES[:2]), None):
+        return {"messages": turns}
     answers = [column for name, column in _by_name(row).items() if name in ANSWERS]
     raise UnknownForm([*map(str, row)], answers if len(answers) > 1 else [])
 
@@ -126,7 +132,7 @@ def _detected(row: Row, columns: Mapping[str, str], named: Mapping[str, str]) ->
         prompt = named.get("prompt") or _only(PROMPTS, columns)
         answer = named.get("answer") or _only(ANSWERS, columns)
         if answer and (prompt or _holds_turns(row.get(answer)) or transcript(str(row.get(answer)))):
-            return _flat(prompt, answer, columns)
+            return {"answer": answer} | ({"prompt": prompt} if prompt else {})
         return None
     turns = next((columns[n] for n in MESSAGES if n in columns and _holds_turns(row[columns[n]])), None)
     if "prompt" in columns and "answer" in columns:
@@ -141,7 +147,8 @@ def _detected(row: Row, columns: Mapping[str, str], named: Mapping[str, str]) ->
     for prompt_name, answer_name in (("prompt", "completion"), ("instruction", "output")):
         if prompt_name in columns and answer_name in columns:
             return _flat(columns[prompt_name], columns[answer_name], columns)
-    prompt, answer = _only(PROMPTS, columns), _only(ANSWERS, columns)
+    names = PROMPTS if any(name in columns for name in PROMPTS) else INPUTS
+    prompt, answer = _only(names, columns), _only(ANSWERS, columns)
     return _flat(prompt, answer, columns) if prompt and answer else None
 
 
@@ -165,15 +172,19 @@ def _holds_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _beside(part: str, row: Row, columns: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
-    """Return the column of a system text, a label or an earlier conversation, if the row has it."""
-    names = {"system": SYSTEMS, "label": LABELS, "history": ("history",)}[part]
+def _beside(part: str, row: Row, columns: Mapping[str, str], parts: Mapping[str, str], explicit: bool) -> str | None:
+    """Return the column of a system text, a label or an earlier conversation, if the row has it.
+
+    explicit: the recipe names columns, so that columns of other forms are left alone.
+    """
+    names = {"system": SYSTEMS[:1] if explicit else SYSTEMS, "label": LABELS, "history": ("history",)}[part]
     column = next((columns[name] for name in names if name in columns), None)
     if column is None or column in parts.values():
         return None
     if part == "label" and _truth(row[column], ones=parts.get("answer", "").lower() == "completion") is None:
         return None
-    return column if part != "history" or "prompt" in parts else None
+    alpaca = parts.get("prompt", "").strip().lower() == "instruction" and not explicit
+    return column if part != "history" or alpaca else None
 
 
 def _truth(value: Any, ones: bool = False) -> bool | None:
@@ -202,7 +213,8 @@ def _name(columns: Mapping[str, str], row: Row, named: frozenset[str]) -> str:
     if (prompt.strip().lower(), answer.strip().lower()) == ("instruction", "output"):
         return ALPACA + kto
     of_turns = ", lists of turns" if is_turns(as_turns(row.get(answer))) else ""
-    return f"{prompt} and {answer}{of_turns}{kto}"
+    asked = f"{prompt}, {columns['context']}" if "context" in columns else prompt
+    return f"{asked} and {answer}{of_turns}{kto}"
 
 
 # --- turns of a row
@@ -233,8 +245,16 @@ def turns_of_row(row: Row, form: Form, selected: Iterable[str] = ()) -> list[Tur
     beside = [only_thought([row.get(column)], f"the column {column!r}") for column in form.thoughts]
     if last is not None and (thought := only_thought([*beside, turns[last].thought])):
         turns[last] = replace(turns[last], thought=thought)
-    system = _optional(row, columns, "system")
+    system = _system(row.get(columns["system"]), columns["system"]) if "system" in columns else None
     return [*([Turn("system", system)] if system is not None else []), *turns]
+
+
+def _system(value: Any, column: str) -> str | None:
+    """Return a system text, which may have parts (Anthropic) or be a turn with parts (Gemini)."""
+    inner = value.get("parts", value.get("content")) if isinstance(value, dict) else value
+    if isinstance(inner, list) and inner and all(isinstance(part, dict) for part in inner):
+        return content_of(inner, "system").content
+    return optional_text(inner, f"the column {column!r}")
 
 
 def _optional(row: Row, columns: Mapping[str, str], part: str) -> str | None:

@@ -7,6 +7,7 @@ file of another kind is refused with what to do about it.
 
 import bz2
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -95,10 +96,18 @@ def read(path: Path, strict: bool = True) -> FileRows:
         whole = _binary(data, path) or _text(data, path, strict)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"The data file {str(path)!r} cannot be read: {why}.") from error
+        raise UserError(f"The data file {str(path)!r} cannot be read: {why}{_neighbour(path)}.") from error
     if not whole.rows:
         raise UserError(f"The data file {str(path)!r} has no rows.")
     return whole
+
+
+def _neighbour(path: Path) -> str:
+    """Return a hint at the file of the same folder that a name which does not exist may mean."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1, cutoff=0.8)
+    return f" (is it {str(path.with_name(near[0]))!r}?)" if near else ""
 
 
 def _decompressed(path: Path) -> bytes:

@@ -273,7 +273,7 @@ def _read(table: Table, spec: Data) -> tuple[list[list[Conversation]], Reading]:
             turns = forms.turns_of_row(row, form, spec.where)
             read.append(of_turns(turns, spec.train_on, opened=bool(published and published.opened)))
             read_as[form.name] += 1
-            ignored.update({key for turn in turns for key in turn.ignored})
+            ignored.update([*dict.fromkeys(key for turn in turns for key in turn.ignored)])
             unused |= dict.fromkeys(form.unused(row))
         except Unusable as reason:
             skipped[str(reason)] += 1

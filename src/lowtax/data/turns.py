@@ -19,7 +19,7 @@ Role = Literal["system", "user", "assistant"]
 ROLES: dict[str, Role] = {
     **{name: "system" for name in ("system", "developer")},
     **{name: "user" for name in ("user", "human", "prompter")},
-    **{name: "assistant" for name in ("assistant", "gpt", "bot", "model", "chatgpt", "ai")},
+    **{name: "assistant" for name in ("assistant", "gpt", "bot", "model", "chatgpt", "bard", "bing", "ai")},
 }
 THOUGHTS = ("thought", "reasoning_content", "thinking", "reasoning")  # keys and columns that hold a thought
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
