@@ -181,6 +181,20 @@ def test_columns_beside_named_ones_are_left_alone():
             Conversation("How?", None, "No."),
         ),
         ({"conversation": [{"human": "p", "assistant": "a"}]}, Conversation("p", None, "a")),
+        (  # LLaMA-Factory's newer layout
+            {
+                "chosen_messages": [
+                    {"role": "user", "content": [{"type": "text", "value": "p"}], "loss_weight": 0.0},
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "reasoning", "value": "T"}, {"type": "text", "value": "a"}],
+                        "loss_weight": 1.0,
+                    },
+                ],
+                "rejected_messages": [],
+            },
+            Conversation("p", "T", "a"),
+        ),
     ],
 )
 def test_forms_of_other_tools(row: Row, conversation: Conversation):
@@ -226,6 +240,8 @@ def test_the_words_for_named_columns(tmp_path: Path):
         ({"instruction": "p", "output": "a", "history": ["x"]}, "'history' is no list of pairs"),
         ({"messages": [USER, ANSWER], "tools": '[{"name": "f"}]'}, "it has tools"),
         ({"messages": [USER, ANSWER], "images": ["x.png"]}, "it has images"),
+        ({"question": "p", "choices": ["a", "b"], "answer": "A"}, "it has choices"),
+        ({"messages": [USER, {**ANSWER, "loss_weight": 0.0}]}, "carries no loss"),
         ({"messages": [USER]}, "no assistant turn"),
         ({"messages": "How?"}, "the column 'messages' holds a text, not a list of turns"),
         ({"messages": []}, "the column 'messages' is empty"),

@@ -35,8 +35,10 @@ ANSWERS = ("answer", "completion", "chosen", "output", "response", "reply", "ref
 CONTEXTS = {"instruction": ("input", "context"), "question": ("context",)}  # the prompt's second part, by its column
 SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label", "kto_tag", "is_safe")  # false: an answer that is not to be learnt (KTO, LLaMA-Factory, BeaverTails)
-BESIDE = ("tools", "functions", "images", "image", "videos", "audios")  # what the answer refers to, and is no text
-REJECTED = ("rejected",)
+# Columns to which the answer refers, and which are no text of the conversation.
+BESIDE = ("tools", "functions", "images", "image", "videos", "audios", "choices", "options")
+CHOSEN, REJECTED = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
+CORE = frozenset({"prompt", "answer", "messages"})  # parts that make a conversation
 PAIR: tuple[Role, Role] = ("user", "assistant")
 OWN, ALPACA, PREFERENCE = "prompt and answer", "Alpaca", "preference pairs (the chosen side)"
 
@@ -64,12 +66,14 @@ class Form:
     columns: part -> column: messages, or prompt and answer; context, system, history, label.
     thoughts: columns of which at most one holds the last turn's thought.
     named: parts whose columns the recipe names.
+    beside: columns of a recognised form to which its answer may refer, and which are no text.
     """
 
     name: str
     columns: Mapping[str, str]
     thoughts: tuple[str, ...] = ()
     named: frozenset[str] = frozenset()
+    beside: tuple[str, ...] = ()
 
     def unused(self, row: Row) -> list[str]:
         """Return the columns with a value that are not part of the conversation."""
@@ -94,7 +98,8 @@ def recognise(row: Row, named: Mapping[str, str]) -> Form:
     Raises:
         UnknownForm: Its columns are of no known form, or several may hold the answer.
     """
-    parts, by_name = _parts(row, named), _by_name(row)
+    by_name = _by_name(row)
+    parts = _parts(row, by_name, named)
     for part in ("system", "label", "history"):
         if column := _beside(part, row, by_name, parts, explicit=bool(named)):
             parts[part] = column
@@ -104,7 +109,9 @@ def recognise(row: Row, named: Mapping[str, str]) -> Form:
     else:
         free = (by_name[name] for name in THOUGHTS if name in by_name and by_name[name] not in columns.values())
         thoughts = [column for column in free if not isinstance(row[column], bool)]
-    return Form(_name(columns, row, frozenset(named)), columns, tuple(thoughts), frozenset(named))
+    explicit = frozenset(named)
+    beside = () if explicit & CORE else tuple(by_name[name] for name in BESIDE if name in by_name)
+    return Form(_name(columns, row, explicit), columns, tuple(thoughts), explicit, beside)
 
 
 def _by_name(row: Row) -> dict[str, str]:
@@ -112,17 +119,17 @@ def _by_name(row: Row) -> dict[str, str]:
     return {str(column).strip().lower(): column for column in reversed(row)}
 
 
-def _parts(row: Row, named: Mapping[str, str]) -> dict[str, str]:
+def _parts(row: Row, by_name: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
     """Return the columns of messages, or of prompt, answer and context."""
     if "messages" in named:
         return {"messages": named["messages"]}
-    present = _by_name({column: value for column, value in row.items() if not is_missing(value)})
-    for columns in (present, _by_name(row)):
+    present = {name: column for name, column in by_name.items() if not is_missing(row[column])}
+    for columns in (present, by_name):
         if parts := _detected(row, columns, named):
             return parts
-    if turns := next((column for name, column in _by_name(row).items() if name in MESSAGES[:2]), None):
+    if turns := next((by_name[name] for name in MESSAGES[:2] if name in by_name), None):
         return {"messages": turns}
-    answers = [column for name, column in _by_name(row).items() if name in ANSWERS]
+    answers = [column for column in row if str(column).strip().lower() in ANSWERS]
     raise UnknownForm([*map(str, row)], answers if len(answers) > 1 else [])
 
 
@@ -137,11 +144,9 @@ def _detected(row: Row, columns: Mapping[str, str], named: Mapping[str, str]) ->
     turns = next((columns[n] for n in MESSAGES if n in columns and _holds_turns(row[columns[n]])), None)
     if "prompt" in columns and "answer" in columns:
         return _flat(columns["prompt"], columns["answer"], columns)
-    if "chosen" in columns:
+    if chosen := next((columns[name] for name in CHOSEN if name in columns), None):
         prompt = next((columns[name] for name in PROMPTS if name in columns), None)
-        if prompt or not turns:
-            return _flat(prompt, columns["chosen"], columns)
-        return {"messages": turns, "answer": columns["chosen"]}
+        return {"messages": turns, "answer": chosen} if turns and not prompt else _flat(prompt, chosen, columns)
     if turns:
         return {"messages": turns}
     for prompt_name, answer_name in (("prompt", "completion"), ("instruction", "output")):
@@ -199,10 +204,10 @@ def _truth(value: Any, ones: bool = False) -> bool | None:
 def _name(columns: Mapping[str, str], row: Row, named: frozenset[str]) -> str:
     """Return words for a form."""
     prompt, answer, messages = (columns.get(part, "") for part in ("prompt", "answer", "messages"))
-    if named & {"prompt", "answer", "messages"}:
+    if named & CORE:
         parts = [part for part in ("messages", "prompt", "context", "answer") if part in columns]
         return ", ".join(f"{part}={columns[part]}" for part in parts)
-    if answer.strip().lower() == "chosen":
+    if answer.strip().lower() in CHOSEN:
         return PREFERENCE
     kto = " with KTO's labels" if "label" in columns else ""
     if messages:
@@ -236,10 +241,9 @@ def turns_of_row(row: Row, form: Form, selected: Iterable[str] = ()) -> list[Tur
     label = columns.get("label")
     if label is not None and label not in selected and _truth(row[label], ones=True) is False:
         raise LeftOut("the label is false")
-    if not form.named & {"prompt", "answer", "messages"}:
-        for name, column in _by_name(row).items():
-            if name in BESIDE and not is_empty(row[column]):
-                raise Unusable(f"it has {name}")
+    for column in form.beside:
+        if not is_empty(row.get(column)):
+            raise Unusable(f"it has {column}")
     turns = _conversation(row, columns)
     last = next((i for i in reversed(range(len(turns))) if turns[i].role == "assistant"), None)
     beside = [only_thought([row.get(column)], f"the column {column!r}") for column in form.thoughts]

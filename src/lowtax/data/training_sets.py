@@ -67,9 +67,12 @@ class Reading:
             if n := counted.total():
                 notes.append(f"{n} of {_rows(total)} {'is' if n == 1 else 'are'} {how}: {_reasons(counted)}")
         if 0 < self.with_thought < usable:
-            notes.append(f"{self.with_thought} of the {_rows(usable)} that are trained have a thought")
+            notes.append(
+                f"{self.with_thought} of {usable} usable rows {'has' if self.with_thought == 1 else 'have'} a thought"
+            )
         if self.repeated:
-            notes.append(f"{_rows(self.repeated)} repeated; each is trained as often as it occurs")
+            repeat = "repeats an earlier one and is" if self.repeated == 1 else "repeat earlier ones and are"
+            notes.append(f"{_rows(self.repeated)} {repeat} trained all the same")
         if self.replaced:
             notes.append(f"half a surrogate pair, which is no character, became U+FFFD in {_rows(self.replaced)}")
         if self.unused:

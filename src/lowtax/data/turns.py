@@ -23,12 +23,13 @@ ROLES: dict[str, Role] = {
 }
 THOUGHTS = ("thought", "reasoning_content", "thinking", "reasoning")  # keys and columns that hold a thought
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
-MARKS = ("weight", "train")  # 0 or false: this turn carries no loss (OpenAI, axolotl)
+MARKS = ("weight", "train", "loss_weight")  # 0 or false: no loss on this turn (OpenAI, axolotl, LLaMA-Factory)
 TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT_PARTS = ("thinking", "reasoning")
 # Keys that hold something which the model has to write or to see, and which is no text.
 MORE_THAN_TEXT = ("tool_calls", "function_call", "tool_call_id", "audio", "image", "images", "video", "videos")
 EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
+TURNS = re.compile(r"\s*(\[\s*)?\{\s*['\"](role|from)['\"]")  # text that holds turns
 TRANSCRIPT = re.compile(r"(?:^|\n\n)\s*(Human|Assistant): ?")  # of the pairs of Anthropic's HH
 
 
@@ -108,7 +109,7 @@ def turns_of(value: Any, what: str) -> list[Turn]:
 
 def as_turns(value: Any) -> Any:
     """Return the turns that a text holds in JSON or, written by pandas, in Python's form; else the value itself."""
-    if not isinstance(value, str) or not re.match(r"\s*(\[\s*)?\{\s*['\"](role|from)['\"]", value):
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not TURNS.match(value):
         return value
     for parse in (json.loads, ast.literal_eval):
         try:
@@ -215,11 +216,13 @@ def _part(part: dict[str, Any]) -> list[str]:
     """Return the texts of one part of a content."""
     kind = part.get("type", "text")
     if kind in THOUGHT_PARTS:
-        inner = next((part[key] for key in (*THOUGHT_PARTS, "text", "summary") if not is_empty(part.get(key))), "")
+        inner = next(
+            (part[key] for key in (*THOUGHT_PARTS, "text", "value", "summary") if not is_empty(part.get(key))), ""
+        )
         if isinstance(inner, list):
             return [text for piece in inner for text in _part(piece if isinstance(piece, dict) else {"text": piece})]
     elif kind in (*TEXT_PARTS, "summary_text"):
-        inner = part.get("text")
+        inner = next((part[key] for key in ("text", "value") if not is_missing(part.get(key))), None)
     else:
         raise Unusable(f"a turn has a part of type {kind!r}")
     if is_missing(inner):
