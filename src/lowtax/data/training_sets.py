@@ -95,7 +95,7 @@ def _rows(n: int) -> str:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if names[LISTED:] else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:LISTED]) + more
 
 
 def _reasons(counted: Counter[str]) -> str:
@@ -125,9 +125,11 @@ class TrainingSet:
         read = {} if self.reading is None else self.reading.describe()
         return {**describe(self.spec, rows, self.revision), **counts, **read}
 
-    def announce(self) -> None:
-        """Tell people how the rows were read, and which of them are not trained."""
-        for note in self.reading.notes() if self.reading else ():
+    def announce(self, unusual: bool = False) -> None:
+        """Tell people how the rows were read, and which of them are not trained; or `unusual` readings alone."""
+        notes = self.reading.notes() if self.reading else []
+        expected = unusual and self.reading is not None and [*self.reading.forms] == [forms.OWN]
+        for note in notes[1:] if expected else notes:
             say(note)
 
 

@@ -153,7 +153,7 @@ def _turn(item: dict[str, Any]) -> Turn:
     name = next((item[key] for key in ROLE_KEYS if not is_missing(item.get(key))), None)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        raise Unusable(f"a turn has the role {name!r}")
+        raise Unusable(f"a turn has the role {str(name)[:40]!r}" if name is not None else "a turn has no role")
     for key in MORE_THAN_TEXT:
         if not is_empty(item.get(key)):
             raise Unusable(f"a turn of the {role} has `{key}`")
@@ -224,7 +224,7 @@ def _part(part: dict[str, Any]) -> list[str]:
     elif kind in (*TEXT_PARTS, "summary_text"):
         inner = next((part[key] for key in ("text", "value") if not is_missing(part.get(key))), None)
     else:
-        raise Unusable(f"a turn has a part of type {kind!r}")
+        raise Unusable(f"a turn has a part of type {str(kind)[:40]!r}")
     if is_missing(inner):
         return []
     if not isinstance(inner, str):

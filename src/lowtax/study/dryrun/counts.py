@@ -125,7 +125,7 @@ class Counter:
             loaded = self.source.read(spec.source, load, spec, seed)
             if loaded is not None and str(spec) not in self._announced:
                 self._announced.add(str(spec))
-                loaded.announce()
+                loaded.announce(unusual=True)
             return [None] * size if loaded is None else [*loaded.rows]
         prompts = self.source.read(spec.source, self_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
