@@ -4,7 +4,6 @@ Unknown keys are refused.
 """
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -192,8 +191,8 @@ class UniqueKeys(yaml.SafeLoader):
             YAMLError: It has a key twice.
         """
         node = super().compose_mapping_node(anchor)
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-        if repeated := [key for key, n in keys.items() if n > 1]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
             raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice in the section that begins {node.start_mark}")
         return node
 
