@@ -135,3 +135,64 @@ def test_every_recipe_that_is_shipped_can_be_read():
         for arm in recipe.arms.values():
             arm.where()
             arm.acts()
+
+
+def test_rows_of_other_tools_are_trained_and_what_is_skipped_is_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    turns = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "No."}]
+    good = [{"system": f"Be {i}.", "conversations": turns} for i in range(4)]
+    bad = [{"conversations": [*turns[:1], {"from": "gpt", "value": ""}]}, {"conversations": [{"from": "observation"}]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]) + '{"conversations": \n')
+    words = ("--model", model, "--mode", MODE, "--steps", 2, "--per-device-batch-size", 2)
+    lowtax("train", *words, "--data", path, "--out", out)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "rows.jsonl: 7 rows, read as ShareGPT.",
+        "rows.jsonl: 3 of 7 rows are skipped: the answer is empty (1), a turn has the role 'observation' (1), "
+        "a line is not valid JSON (Expecting value) (1).",
+    ]
+    (source,) = json.loads((out / "arms" / MODE / "seed-0" / "card.json").read_text())["sources"]
+    assert (source["found"], source["skipped"], source["rows"], source["read_as"]) == (7, 3, 4, {"ShareGPT": 4})
+    assert source["skipped_because"]["the answer is empty"] == 1
+
+
+def test_the_data_are_read_in_the_dry_run_as_in_the_run(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(model),
+                "data": [str(rows)],
+                "seeds": [0, 1],
+                "arms": {"a": {"mode": MODE}, "b": {"mode": MODE}},
+            }
+        )
+    )
+    lowtax("run", path, "--dry-run")
+    assert capsys.readouterr().err.splitlines() == ["rows.jsonl: 8 rows, read as question and response."]
+
+
+@pytest.mark.parametrize(("train_on", "n"), [("last", 1), ("assistant", 2), ("all", 1)])
+def test_the_text_that_carries_loss_is_an_option_of_a_source(model: Path, tmp_path: Path, train_on: str, n: int):
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    lowtax(
+        "train",
+        "--model",
+        model,
+        "--mode",
+        MODE,
+        "--data",
+        f"{path},train_on={train_on}",
+        "--steps",
+        1,
+        "--out",
+        path.parent / "o",
+    )
+    card = json.loads((path.parent / "o" / "arms" / MODE / "seed-0" / "card.json").read_text())
+    assert card["job"]["rows"]["n"] == card["sources"][0]["rows"] == n
+    assert card["sources"][0].get("train_on", "last") == train_on

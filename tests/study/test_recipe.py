@@ -230,3 +230,14 @@ def test_every_field_is_documented():
     ):
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nseeds: [0]\ntrain:\n  lr: 1\n  steps: 2\n  lr: 2\n")
+    with pytest.raises(
+        UserError, match=r"not valid YAML: the key 'lr' is there twice in the section that begins .*line 4"
+    ):
+        load(path)
+    path.write_text("\ufeffmodel: m\nseeds: &all [0, 1]\ntrain: {steps: 2}\n", encoding="utf-8")
+    assert load(path).seeds == [0, 1]

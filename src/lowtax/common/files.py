@@ -19,6 +19,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -32,7 +33,9 @@ def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
         return rows
     text = path.read_bytes()
     whole, _, _ = text.rpartition(b"\n")
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
+        if not line.strip():
+            continue  # editors leave blank lines, and some of them a byte-order mark
         try:
             row = kind.model_validate_json(line)
         except ValidationError as error:

@@ -171,7 +171,7 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
         UserError: The file cannot be read, or a key or a value is wrong.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
     except OSError as error:
         raise UserError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -179,6 +179,22 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
     return build(values, settings or [], str(path))
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML without programs, in which a key that is there twice is an error; YAML itself takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping.
+
+        Raises:
+            YAMLError: It has a key twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice in the section that begins {node.start_mark}")
+        return node
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:

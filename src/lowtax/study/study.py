@@ -183,12 +183,13 @@ class Study:
         return list(self.recipe.arms) if only is None else [only]
 
     def _loaded(self, spec: Data, seed: int) -> training_sets.TrainingSet:
-        """Return the rows of a source, read once for all arms."""
+        """Return the rows of a source, read once for all arms; tell people how, once for all seeds."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
-            self._sources[key] = (
-                self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
-            )
+            loaded = self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
+            if key[0] not in {text for text, _ in self._sources}:
+                loaded.announce()
+            self._sources[key] = loaded
         return self._sources[key]
 
     def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:

@@ -60,7 +60,7 @@ class Job:
             "precision": self.precision,
             "methods": self.methods,
             "thinking": self.thinking,
-            "rows": {"n": len(self.rows), "hash": row_id([asdict(row) for row in self.rows])},
+            "rows": {"n": len(self.rows), "hash": row_id([row.describe() for row in self.rows])},
         }
 
     def require_same(self, out: Path) -> None:

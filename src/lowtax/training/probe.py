@@ -55,8 +55,9 @@ class ModelProbe:
     def examples(self, source: str) -> list[Example]:
         """Return the rows of a `data` entry as tokens; they are read once."""
         if source not in self._examples:
-            conversations = training_sets.load(specs.parse(source), 0).rows
-            self._examples[source] = encode_all(self.tokenizer, conversations, self.max_length, self.thinking).examples
+            loaded = training_sets.load(specs.parse(source), 0)
+            loaded.announce()
+            self._examples[source] = encode_all(self.tokenizer, loaded.rows, self.max_length, self.thinking).examples
         return self._examples[source]
 
     def weight(self, name: str) -> Float[Tensor, "out in"]:
