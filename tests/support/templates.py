@@ -117,4 +117,4 @@ def example(
 
 def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:
     """What the model should write after `prompt`."""
-    return rendering.named(style).completion(prompt, thought, answer, before)
+    return rendering.named(style).completion(prompt, thought, answer, rendering.Markers(before_answer=before))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Text, Thinking
+from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, TemplateKwargs, Text, Thinking, template_kwargs
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -39,6 +39,7 @@ def sample(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     limit: Annotated[
@@ -86,6 +87,7 @@ def sample(
         precision=precision,
         batch_size=batch_size,
         thinking=thinking,
+        chat_template_kwargs=template_kwargs(chat_template_kwargs),
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lowtax.cli.options import TemplateKwargs, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
     precision: Precision = None,
     thinking: Thinking = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
     ds_config: Annotated[
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
     ] = None,
@@ -156,6 +159,8 @@ def train(
         "seeds": None if seed is None else [seed],
         "precision": precision,
         "thinking": thinking,
+        "chat_template_kwargs": template_kwargs(chat_template_kwargs) or None,
+        "system": system,
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,
         "execution.report_to": report_to,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering, special_tokens
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import ConversationText, Thinking, Turn, Variables
 from lowtax.data.conversations import Conversation
 
 
@@ -33,6 +33,8 @@ class Encoded:
     truncated: examples that `max_length` cut, so that they have no end-of-turn token.
     dropped: rows whose prompt alone fills `max_length`.
     without_thought: rows whose thought has no place in their rendering after this prompt.
+    unthinking: rows without a thought, trained directly after a prompt after which the model thinks.
+    template: sentences about a chat template whose format differs from that of the rows.
     """
 
     examples: list[Example]
@@ -40,6 +42,8 @@ class Encoded:
     truncated: int = 0
     dropped: int = 0
     without_thought: int = 0
+    unthinking: int = 0
+    template: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """Return a sentence for each way in which rows are not trained as they are in the data."""
@@ -51,8 +55,12 @@ class Encoded:
                 self.without_thought,
                 "training rows lose their thought: their rendering has no place for it after this prompt",
             ),
+            (
+                self.unthinking,
+                "training rows have no thought and nothing in its place: they teach the model to answer without one",
+            ),
         )
-        return [f"{number} of {total} {text}." for number, text in counts if number]
+        return [*(f"{number} of {total} {text}." for number, text in counts if number), *self.template]
 
 
 def encode_all(
@@ -60,19 +68,24 @@ def encode_all(
     rows: Sequence[Conversation],
     max_length: int,
     thinking: Thinking = "default",
+    variables: Variables | None = None,
 ) -> Encoded:
     """Return rows as examples of at most `max_length` tokens, in order; longer ones lose their end.
 
     Every whole example is checked, as by `check`.
+
+    Args:
+        thinking: position of the chat template's thinking switch.
+        variables: variables of the chat template, such as reasoning_effort.
 
     Raises:
         UserError: There are no rows, none fits as a whole (the model would never see a turn end), or a check fails.
     """
     if not rows:
         raise UserError("There are no training rows.")
-    around = chat.turn(tokenizer, thinking)
+    around = chat.turn(tokenizer, thinking, variables)
     written = [
-        chat.write(tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking)
+        chat.write(tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking, variables)
         for row, messages in zip(
             rows,
             (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
@@ -101,6 +114,27 @@ def encode_all(
         truncated=sum(not e.whole for e in examples),
         dropped=len(rows) - len(fits),
         without_thought=sum(bool(r.thought) and not w.keeps_thought for r, w in zip(rows, written, strict=True)),
+        unthinking=0 if thinking == "off" else _unthinking(rows, written, around),
+        template=tuple(chat.template_notes(tokenizer, around, _in_plain_tags(rows, written), len(rows))),
+    )
+
+
+def _unthinking(rows: Sequence[Conversation], written: Sequence[ConversationText], around: Turn) -> int:
+    """Return the number of rows without a thought whose answer directly follows the prompt of a reasoner."""
+    markers = around.markers
+    if not around.reasons or markers.before_answer.strip():
+        return 0
+    return sum(
+        row.thought is None and not (markers.opens(text.prompt) or markers.closes(text.prompt))
+        for row, text in zip(rows, written, strict=True)
+    )
+
+
+def _in_plain_tags(rows: Sequence[Conversation], written: Sequence[ConversationText]) -> int:
+    """Return the number of rows whose thought is written in think tags, if their model has no other words."""
+    return sum(
+        bool(row.thought) and text.keeps_thought and rendering.named(row.rendering).opening.startswith(rendering.OPEN)
+        for row, text in zip(rows, written, strict=True)
     )
 
 
@@ -124,7 +158,8 @@ def check(
         return
     layout, prompt = rendering.named(conversation.rendering), _decode(tokenizer, example.prompt)
     sampled_prompt = prompt if layout.as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
-    _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(sampled_prompt))
+    around = chat.turn(tokenizer)
+    _check(tokenizer, example, conversation, around.end, layout.keeps_thought(sampled_prompt, around.markers))
 
 
 def _check(
