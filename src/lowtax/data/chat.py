@@ -264,9 +264,11 @@ def _with_answer(markers: Markers | None, prompt: str, before: str, words: list[
         answers = answers.rpartition(close)[2] if close else answers
     else:
         answers = ""
-    if markers:
+    if markers and not (markers.in_tags and markers.closed):
         return replace(markers, before_answer=answers)
-    return replace(THINK, opening=answers.partition(CLOSE)[0].partition(OPEN)[0] + THINK.opening, before_answer=answers)
+    lead, markers = answers.partition(CLOSE)[0].partition(OPEN)[0], markers or THINK
+    opening = f"{lead}{OPEN}{markers.opening.partition(OPEN)[2]}"
+    return replace(markers, opening=opening, before_answer=answers)
 
 
 def _without_next_turn(text: str, after: str, words: list[str]) -> str:
