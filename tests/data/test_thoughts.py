@@ -1,6 +1,7 @@
 """Thoughts in each family's own words: what is trained, where a turn ends, and how a reply is split."""
 
 import pytest
+from places import ROOT
 from templates import FAMILIES, THINKERS, family
 from transformers import PreTrainedTokenizerBase
 
@@ -184,6 +185,19 @@ def test_published_layouts_use_the_words_of_the_family_too():
     assert trained(family("seed"), "T.", style="reference")[1] == "A.<seed:eos>"  # a thought only where one is open
     assert trained(family("glm"), "T.", style="reference")[1] == "\n<think></think>\nA.<|endoftext|>"
     assert trained(family("glm"), "T.", style="thinksafe")[1] == "\n<think>\nT.\n</think>\n\nA.<|endoftext|>"
+
+
+DOCS = (ROOT / "docs/guides/chat-templates.md").read_text().replace("\\|", "|").replace(r"\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "prompt", "whole"),
+    [row[:4] for row in FORMATS if "T." in row[3] and row[0] not in ("apertus", "r1-first", "mistral")],
+)
+def test_the_documentation_shows_what_is_trained(name: str, thinking: str, prompt: str, whole: str):
+    shown = whole.removesuffix("<|endoftext|>") if name == "solar" else whole
+    assert f"` | `{shown}`" in DOCS, name
+    assert prompt in DOCS or name == "minimax"
 
 
 # --- replies that models write

@@ -38,6 +38,10 @@ Precision = Annotated[
 Thinking = Annotated[
     Literal["default", "on", "off"] | None, typer.Option("--thinking", help="Thinking, for templates with a switch.")
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
+]
 SaveStrategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
     typer.Option("--save-strategy", "--save_strategy", help="When to save checkpoints; no is only the last."),
@@ -95,10 +99,7 @@ def train(
     arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
     model: Model = None,
     mode: Mode = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
-    ] = None,
+    data: Sources = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
     per_device_batch_size: PerDevice = None,
