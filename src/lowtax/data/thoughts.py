@@ -28,9 +28,11 @@ def learn(render: Render, prompt: str, words: Sequence[str]) -> Markers | None:
     for message in _messages():
         text = render(message) or ""
         before, _, rest = text.partition(THOUGHT)
-        closing, answered, after = rest.partition(ANSWER)
-        if answered and closing.strip() and not LITERAL.search(closing) and THOUGHT not in after:
-            return _placed(prompt, before, closing, words)
+        closing, answered, _ = rest.partition(ANSWER)
+        if not answered or not closing.strip() or THOUGHT in rest or LITERAL.search(closing):
+            continue
+        if markers := _placed(prompt, before, closing, words):
+            return markers
     return _learn_from_call(render, prompt, words)
 
 
@@ -91,6 +93,8 @@ def shared(one: str, other: str, words: Sequence[str]) -> int:
     """Return the length of the beginning that two texts share; it does not end inside a word."""
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     for word in words:
+        if word not in one and word not in other:
+            continue
         for start in range(max(0, length - len(word) + 1), length):
             if one.startswith(word, start) or other.startswith(word, start):
                 length = start
@@ -105,5 +109,6 @@ def first_word(text: str, words: Sequence[str]) -> re.Match[str] | None:
 
 def all_words(text: str, words: Sequence[str]) -> Iterator[re.Match[str]]:
     """Yield the words in a text, in order."""
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    present = [word for word in words if word in text]  # of thousands in some vocabularies
+    pattern = "|".join(re.escape(word) for word in sorted(present, key=len, reverse=True))
     return re.finditer(pattern, text) if pattern else iter(())

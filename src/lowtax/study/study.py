@@ -153,6 +153,7 @@ class Study:
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
+            system=self.recipe.system,
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:

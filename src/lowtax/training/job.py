@@ -30,6 +30,7 @@ class Job:
     methods: specifications of the methods that act in training.
     thinking: position of the chat template's thinking switch.
     chat_template_kwargs: variables of the chat template.
+    system: the system prompt of the rows that had none; the rows contain it.
 
     The other fields do not change the result; a run may resume with different ones.
 
@@ -47,6 +48,7 @@ class Job:
     methods: list[dict[str, Any]] = field(default_factory=list)
     thinking: Thinking = "default"
     chat_template_kwargs: Variables = field(default_factory=dict)
+    system: str | None = None
 
     execution: Execution = field(default_factory=Execution)
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -62,8 +64,9 @@ class Job:
             "precision": self.precision,
             "methods": self.methods,
             "thinking": self.thinking,
-            # Absent from the cards of runs that are older than this field.
+            # Absent from the cards of runs that are older than these fields.
             **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
+            **({"system": self.system} if self.system else {}),
             "rows": {"n": len(self.rows), "hash": row_id([asdict(row) for row in self.rows])},
         }
 
