@@ -129,7 +129,7 @@ def test_decoded_replies_keep_the_marks_of_a_thought_and_lose_other_special_toke
     around = chat.turn(tokenizer)
     _, text = trained(tokenizer, "T.")
     ids = [*chat.encode(tokenizer, [text])[0][:-1], tokenizer.pad_token_id]
-    shown = chat.decode(tokenizer, ids, chat.marks(tokenizer, around.markers))
+    shown = chat.decode(tokenizer, ids, chat.mark_tokens(tokenizer, around.markers))
     opened = around.markers.opens(chat.generation_prompt(tokenizer, QUESTION))
     assert rendering.split_reply(shown, opened, around.markers).answer == "A."
     assert "<|pad|>" not in shown
@@ -139,7 +139,7 @@ def test_decoded_replies_keep_the_marks_of_a_thought_and_lose_other_special_toke
 def test_think_tags_that_are_special_tokens_stay_in_a_reply():
     tokenizer = family("r1")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|User|>"]})
-    marks = chat.marks(tokenizer, chat.turn(tokenizer).markers)
+    marks = chat.mark_tokens(tokenizer, chat.turn(tokenizer).markers)
     ids = chat.encode(tokenizer, ["2+2=4</think>\n\nThe answer is 4.<|User|><|end|>"])[0]
     assert chat.decode(tokenizer, ids, marks) == "2+2=4</think>\n\nThe answer is 4."
 
@@ -326,7 +326,7 @@ def test_answers_straight_after_the_prompt_of_a_reasoner_are_pointed_out():
 
 def test_markers_that_are_no_tokens_are_pointed_out():
     bare = family("mistral")
-    bare.chat_template = family("seed").chat_template.replace("bos>' + m.role", "bos>' + m.role")
+    bare.chat_template = family("seed").chat_template
     (first, second) = encode_all(bare, [Conversation("How?", "T.", "A.")], 100).notes()
-    assert "writes '<seed:think>' and '</seed:think>', no token of its tokenizer" in first
-    assert "ends turns with '<seed:eos>', no token of its tokenizer: rows end with '</s>' instead" in second
+    assert "writes '<seed:think>' and '</seed:think>' around thoughts or answers, but its tokenizer has no" in first
+    assert "ends turns with '<seed:eos>', but its tokenizer has no such token: rows end with '</s>' instead" in second

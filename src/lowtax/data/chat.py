@@ -198,7 +198,7 @@ def turn(
     return Turn(end, markers, ends_with, _no_tokens(markers, words), markers.learnt or _knows_tags(tokenizer))
 
 
-def markers(
+def markers_of(
     tokenizer: "PreTrainedTokenizerBase", thinking: Thinking = "default", variables: Variables | None = None
 ) -> Markers:
     """Return the texts around a thought and an answer, also where nothing ends a turn.
@@ -349,19 +349,19 @@ def template_notes(tokenizer: "PreTrainedTokenizerBase", around: Turn, thoughts_
     if around.no_tokens:
         listed = " and ".join(map(repr, around.no_tokens))
         notes.append(
-            f"The chat template of {name!r} writes {listed}, no token of its tokenizer, around thoughts or answers: it "
-            "is trained as plain text."
+            f"The chat template of {name!r} writes {listed} around thoughts or answers, but its tokenizer has no such "
+            "token, so this is trained as plain text: add the tokens, or use the model's own template."
         )
     if around.ends_with:
         end = tokenizer.convert_ids_to_tokens(around.end)
         notes.append(
-            f"The chat template of {name!r} ends turns with {around.ends_with!r}, no token of its tokenizer: rows end "
-            f"with {end!r} instead, and earlier turns in prompts with that text."
+            f"The chat template of {name!r} ends turns with {around.ends_with!r}, but its tokenizer has no such token: "
+            f"rows end with {end!r} instead, and earlier turns in prompts with that text."
         )
     return notes
 
 
-def marks(tokenizer: "PreTrainedTokenizerBase", markers: Markers) -> frozenset[int]:
+def mark_tokens(tokenizer: "PreTrainedTokenizerBase", markers: Markers) -> frozenset[int]:
     """Return the special tokens that mark a thought or an answer, and so are part of a reply's text."""
     texts = f"{OPEN}{CLOSE}{markers.opening}{markers.closing}{markers.before_answer}"
     ids = sorted(_special(tokenizer))

@@ -153,8 +153,8 @@ class Prompter:
         chats = bool(self.tokenizer.chat_template) and not request.raw
         key = json.dumps([request.thinking, dict(request.variables)], sort_keys=True, default=str) if chats else ""
         if key not in self._formats:
-            markers = chat.markers(self.tokenizer, request.thinking, request.variables) if chats else THINK
-            self._formats[key] = (markers, chat.marks(self.tokenizer, markers))
+            markers = chat.markers_of(self.tokenizer, request.thinking, request.variables) if chats else THINK
+            self._formats[key] = (markers, chat.mark_tokens(self.tokenizer, markers))
         return self._formats[key]
 
 

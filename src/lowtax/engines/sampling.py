@@ -113,7 +113,7 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
             continue
         tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
         first = requests[0]
-        markers = chat.markers(tokenizer, first.thinking, first.variables)
+        markers = chat.markers_of(tokenizer, first.thinking, first.variables)
         prompt = chat.generation_prompt(tokenizer, list(first.messages), first.thinking, first.variables)
         yield from thinking_modes.generate(engine, requests, mode, markers.opens(prompt), markers=markers)
 
