@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from places import ROOT
+from templates import family
 from tiny import make_model
 
 from lowtax.cli.main import app
@@ -61,6 +62,36 @@ def test_show_prints_examples_and_trains_nothing(model: Path, rows: Path, capsys
     assert said.count("--- prompt, no loss") == said.count("--- trained") == 2
     assert said.count("<|im_end|>") == 4
     assert "It is " in said
+
+
+def test_show_prints_the_notes_that_a_run_prints(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_model(tmp_path / "m")
+    tokenizer = family("r1-first")
+    tokenizer.save_pretrained(model)
+    words = ("--model", model, "--mode", "full", "--set", "train.steps=1")
+    thoughts = tmp_path / "thoughts.jsonl"
+    thoughts.write_text(json.dumps({"prompt": "How?", "thought": "T.", "answer": "A."}) + "\n")
+    for data in (spec(rows), f"{thoughts},rendering=reference"):
+        lowtax("train", *words, "--data", data, "--show", 1)
+        shown = capsys.readouterr().out
+        lowtax("train", *words, "--data", data, "--out", tmp_path / data[-9:])
+        run = capsys.readouterr()
+        note = next(line for line in shown.splitlines() if "training rows" in line)
+        assert note in run.out + run.err
+    assert note.startswith("1 of 1 training rows lose their thought")
+
+
+def test_a_system_prompt_and_variables_for_all_rows(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_model(tmp_path / "m")
+    family("gpt-oss").save_pretrained(model)
+    words = ("--model", model, "--mode", "full", "--data", spec(rows), "--system", "Be kind.")
+    lowtax("train", *words, "--chat-template-kwargs", "{reasoning_effort: low}", "--show", 1)
+    shown = capsys.readouterr().out
+    assert "Reasoning: low<|end|><|start|>system<|message|>Be kind.<|end|>" in shown
+    with pytest.raises(UserError, match="no mapping"):
+        lowtax("train", *words, "--chat-template-kwargs", "low", "--show", 1)
+    with pytest.raises(UserError, match="'effort', which the chat template"):
+        lowtax("train", *words, "--chat-template-kwargs", "{effort: low}", "--show", 1)
 
 
 @pytest.mark.parametrize(

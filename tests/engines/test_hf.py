@@ -12,13 +12,14 @@ from tiny import make_model, save_adapter
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
-from lowtax.engines.base import Completion, Engine, Request, load, request_ids
+from lowtax.engines.base import Completion, Engine, Prompt, Request, load, request_ids
 from lowtax.engines.fake import Fake
 from lowtax.engines.hf.batch import Row
 from lowtax.engines.hf.engine import HF
 from lowtax.engines.hf.sampler import choose
 from lowtax.models import loading
 
+EMPTY = Prompt([], False, rendering.THINK, frozenset())
 TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Why?", "Name three colours, please.")
 
 
@@ -142,7 +143,7 @@ def test_sampling_follows_the_distribution(tiny_model: Path, temperature: float,
     counts = torch.zeros_like(expected)
     logits = engine.model(input_ids=ids).logits[:, -1].detach().expand(n, -1)
     rows = [
-        Row(Request("", message, None, 1, temperature, top_p, s), [], False, 1, "", torch.Generator().manual_seed(s))
+        Row(Request("", message, None, 1, temperature, top_p, s), EMPTY, 1, "", torch.Generator().manual_seed(s))
         for s in range(n)
     ]
     for token in choose(logits, rows):
@@ -330,7 +331,7 @@ def test_special_tokens_in_a_message_are_text(tiny_model: Path) -> None:
 def test_top_k_draws_from_the_likeliest_alone(tiny_model: Path, top_p: float) -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(400, -1)
     rows = [
-        Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), [], False, 1, "", torch.Generator().manual_seed(seed))
+        Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), EMPTY, 1, "", torch.Generator().manual_seed(seed))
         for seed in range(400)
     ]
     assert set(choose(logits, rows)) <= set(logits[0].topk(3).indices.tolist())

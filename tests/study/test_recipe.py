@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and the sentence that says so."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import yaml
 from places import ROOT
 
 from lowtax.common.errors import UserError
+from lowtax.data.conversations import Conversation
 from lowtax.models.placement import Placement
-from lowtax.study.recipe import Recipe, load
+from lowtax.study.recipe import Recipe, build, load
 
 GOOD = {
     "model": "builtin:smollm2-135m-reasoner",
@@ -198,6 +200,30 @@ def test_edited_arms_that_are_refused(write, edited, says):
     for word in says:
         assert word in message
     assert "\n" not in message
+
+
+def test_a_system_prompt_and_template_variables_for_everything():
+    settings = build(
+        changed(
+            system="Be kind.",
+            chat_template_kwargs={"reasoning_effort": "low", "strftime_now": date(2026, 1, 31)},
+            tasks={"gsm8k": {}, "math500": {"sampling": {"system": "Be exact."}}},
+        ),
+        [],
+        "test",
+    )
+    assert settings.chat_template_kwargs == {"reasoning_effort": "low", "strftime_now": "2026-01-31"}
+    assert settings.drawn().system == "Be kind."
+    exams = settings.exams()
+    assert [exam.sampling.system for exam in exams.values()] == ["Be kind.", "Be exact."]
+    assert exams["gsm8k"].sampling.max_new_tokens == 32768
+    rows = settings.rows([Conversation("q", None, "a"), Conversation("q", None, "a", system="Be quick.")])
+    assert [row.system for row in rows] == ["Be kind.", "Be quick."]
+    plain = build(changed(), [], "test")
+    assert plain.rows(rows[:1]) == rows[:1]
+    assert plain.drawn() is plain.sampling
+    assert not {"system", "chat_template_kwargs"} & plain.resolved().keys()
+    assert {"system", "chat_template_kwargs"} <= settings.resolved().keys()
 
 
 def test_missing_file_and_folder(tmp_path: Path):

@@ -93,7 +93,7 @@ def test_overlong_rows_are_cut_at_the_end_left_out_and_counted():
     room = 120 - len(whole[2].prompt)
     assert encoded.examples == [whole[0], Example(whole[2].prompt, whole[2].completion[:room], whole=False), whole[3]]
     assert (encoded.rows, encoded.truncated, encoded.dropped) == ([0, 2, 3], 1, 1)
-    assert [note.split(" training")[0] for note in encoded.notes()] == ["1 of 4", "1 of 4"]
+    assert [note.split(" training")[0] for note in encoded.notes()] == ["1 of 4", "1 of 4", "1 of 4"]
     check(tokenizer, encoded.examples[1], rows[2])  # it is cut, so its missing end is accepted
     assert encode_all(tokenizer, rows, len(whole[1].prompt)).dropped == 1
     assert encode_all(tokenizer, rows, len(whole[1].prompt) + 1).dropped == 0

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Preset, Revision, Same, Thinking, at_revision
+from lowtax.cli.options import (
+    BatchSize,
+    Engine,
+    Precision,
+    Preset,
+    Revision,
+    Same,
+    TemplateKwargs,
+    Thinking,
+    at_revision,
+    template_kwargs,
+)
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
@@ -51,6 +62,8 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Sample and grade answers to reasoning tasks.
@@ -83,11 +96,13 @@ def evaluate(
         batch_size=batch_size,
         thinking=thinking,
         base_is_the_same=base_is_the_same,
+        chat_template_kwargs=template_kwargs(chat_template_kwargs),
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        system=system,
     )
     print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 

@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Revision, Same, Text, Thinking, at_revision
+from lowtax.cli.options import (
+    ON_HELP,
+    BatchSize,
+    Engine,
+    Precision,
+    Revision,
+    Same,
+    TemplateKwargs,
+    Text,
+    Thinking,
+    at_revision,
+    template_kwargs,
+)
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -41,6 +53,7 @@ def sample(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     limit: Annotated[
@@ -89,6 +102,7 @@ def sample(
         batch_size=batch_size,
         thinking=thinking,
         base_is_the_same=base_is_the_same,
+        chat_template_kwargs=template_kwargs(chat_template_kwargs),
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import Revision, at_revision
+from lowtax.cli.options import Revision, TemplateKwargs, at_revision, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ Precision = Annotated[
 ]
 Thinking = Annotated[
     Literal["default", "on", "off"] | None, typer.Option("--thinking", help="Thinking, for templates with a switch.")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
 ]
 SaveStrategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
@@ -96,10 +100,7 @@ def train(
     model: Model = None,
     model_revision: Revision = None,
     mode: Mode = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
-    ] = None,
+    data: Sources = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
     per_device_batch_size: PerDevice = None,
@@ -116,6 +117,8 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
     precision: Precision = None,
     thinking: Thinking = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
     ds_config: Annotated[
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
     ] = None,
@@ -158,6 +161,8 @@ def train(
         "seeds": None if seed is None else [seed],
         "precision": precision,
         "thinking": thinking,
+        "chat_template_kwargs": template_kwargs(chat_template_kwargs) or None,
+        "system": system,
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,
         "execution.report_to": report_to,

@@ -7,16 +7,15 @@ share its batches.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_json, read_rows, write_json
 from lowtax.common.log import say
 from lowtax.common.records import Prompt, Reply, Subject, row_id
-from lowtax.data import chat, rendering
-from lowtax.data.chat import Thinking
-from lowtax.data.rendering import split_reply
+from lowtax.data import chat
+from lowtax.data.chat import Thinking, Variables
 from lowtax.engines import base, thinking_modes
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.models import loading
@@ -45,6 +44,7 @@ class Ask:
     sample: int
     sheet: Sheet
     thinking: Thinking = "default"
+    variables: Variables = field(default_factory=dict)
 
     def request(self) -> base.Request:
         """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
@@ -60,6 +60,7 @@ class Ask:
             top_k=settings.top_k,
             seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
             thinking=self.thinking,
+            variables=self.variables,
         )
 
 
@@ -67,6 +68,8 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
     """Return every reply of a complete sheet."""
     how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
     how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
+    if engine.chat_template_kwargs:
+        how["chat_template_kwargs"] = dict(engine.chat_template_kwargs)
     return [
         Ask(
             row_id(s.made_by, engine.name, engine.precision, engine.thinking, p.id, p.text, how, k),
@@ -75,6 +78,7 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
             k,
             sheet,
             engine.thinking,
+            engine.chat_template_kwargs,
         )
         for s in subjects
         for p in sheet.prompts
@@ -134,8 +138,10 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
             yield from engine.generate(requests)
             continue
         tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
-        prompt = chat.generation_prompt(tokenizer, list(requests[0].messages), of_mode[0].thinking)
-        yield from thinking_modes.generate(engine, requests, mode, rendering.opens(prompt))
+        first = requests[0]
+        markers = chat.markers_of(tokenizer, first.thinking, first.variables)
+        prompt = chat.generation_prompt(tokenizer, list(first.messages), first.thinking, first.variables)
+        yield from thinking_modes.generate(engine, requests, mode, markers.opens(prompt), markers=markers)
 
 
 def _draw(completions: Iterator[base.Completion], missing: list[Ask]) -> None:
@@ -171,7 +177,7 @@ def _store(waiting: list[tuple[Path, Reply]]) -> None:
 
 def reply_of(ask: Ask, completion: base.Completion) -> Reply:
     """Return the row that is stored for a completion."""
-    parts = split_reply(completion.text, completion.opened)
+    parts = completion.parts()
     return Reply(
         id=ask.id,
         arm=ask.subject.arm,

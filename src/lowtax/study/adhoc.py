@@ -107,7 +107,12 @@ def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, An
         "model": subjects[0].model,
         "adapters": {s.arm: s.adapter for s in subjects if s.adapter},
         **how,
-        "engine": {"name": engine.name, "precision": engine.precision, "thinking": engine.thinking},
+        "engine": {
+            "name": engine.name,
+            "precision": engine.precision,
+            "thinking": engine.thinking,
+            **({"chat_template_kwargs": dict(engine.chat_template_kwargs)} if engine.chat_template_kwargs else {}),
+        },
         **provenance(),
     }
 

@@ -17,7 +17,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Reply, Rows, Verdict
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Text
 from lowtax.models.loading import precision as resolve_precision
@@ -40,6 +40,8 @@ def train(
     seed: int = 0,
     precision: str = "auto",
     thinking: Thinking = "default",
+    chat_template_kwargs: Variables | None = None,
+    system: str | None = None,
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
@@ -51,6 +53,8 @@ def train(
         mode: a mode string such as `lora_up_proj_only_from16_to31_r1`, or a `Placement`.
         out: folder of the run, a study of one arm; a finished run is returned at once.
         methods: methods that act on training, as in a recipe.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        system: a system prompt of all rows that have none.
         settings: fields of `train` in a recipe: epochs, steps, lr, batch_size ...
         execution: fields of `execution` in a recipe.
 
@@ -63,6 +67,8 @@ def train(
         "seeds": [seed],
         "precision": precision,
         "thinking": thinking,
+        **({"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}),
+        **({"system": system} if system else {}),
         "train": settings,
         "execution": dict(execution or {}),
     }
@@ -110,6 +116,7 @@ def sample(
     batch_size: int = 64,
     thinking: Thinking = "default",
     base_is_the_same: bool = False,
+    chat_template_kwargs: Variables | None = None,
     **sampling: Any,
 ) -> Rows[Reply]:
     """Sample replies of a model and of adapters of it, and return them.
@@ -120,6 +127,7 @@ def sample(
         preset: `paper` is temperature 1 and 2,048 tokens.
         limit: at most so many prompts of a set.
         base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
         sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
 
     Raises:
@@ -131,7 +139,9 @@ def sample(
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
             adhoc.sampling(preset, sampling),
-            EngineSettings(engine, resolve_precision(precision), batch_size, thinking, base_is_the_same),
+            EngineSettings(
+                engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+            ),
             limit,
         )
         return Rows(adhoc.sample(request, folder))
@@ -192,6 +202,7 @@ def evaluate(
     batch_size: int = 64,
     thinking: Thinking = "default",
     base_is_the_same: bool = False,
+    chat_template_kwargs: Variables | None = None,
     **sampling: Any,
 ) -> Rows[dict[str, Any]]:
     """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
@@ -204,7 +215,8 @@ def evaluate(
         exam: fields of every task: seed, subset, file, checker.
         limit: at most so many questions of a task.
         base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
-        sampling: max_new_tokens, temperature, top_p, samples, seed. By default 32,768 tokens, 0.6 and 0.95.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        sampling: max_new_tokens, temperature, top_p, samples, seed, system. By default 32,768 tokens, 0.6 and 0.95.
 
     Raises:
         UserError: a task is not available, or the model or an adapter cannot be served.
@@ -217,7 +229,9 @@ def evaluate(
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
     with _folder(out) as folder:
-        settings = EngineSettings(engine, resolve_precision(precision), batch_size, thinking, base_is_the_same)
+        settings = EngineSettings(
+            engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+        )
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)

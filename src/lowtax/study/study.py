@@ -68,7 +68,9 @@ class Study:
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
-        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking, same)
+        self.engine = EngineSettings(
+            settings.engine, self.precision, settings.batch_size, settings.thinking, same, settings.chat_template_kwargs
+        )
         self.model = base_in(self.out, settings.model, same=same)
         self.base = Subject("base", None, None, 0, settings.model, None, self.model.made_by)
 
@@ -157,22 +159,26 @@ class Study:
             settings=self.recipe.train_of(arm),
             seed=seed,
             precision=self.precision,
-            rows=[row for rows in shares for row in rows],
+            rows=self.recipe.rows(row for rows in shares for row in rows),
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
+            chat_template_kwargs=self.recipe.chat_template_kwargs,
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
+            system=self.recipe.system,
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:
-        """Return the first n training examples of an arm, by default the first, as they are trained."""
+        """Return the first n training examples of an arm, by default the first, as they are trained; then the notes."""
         if not self.recipe.arms:
             raise UserError("The recipe has no arms, so there is no example to show.")
         job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
         tokenizer = loading.load_tokenizer(job.model)
-        examples = encoding.encode_all(tokenizer, job.rows[:n], job.settings.max_length, self.recipe.thinking).examples
-        return [encoding.show(tokenizer, e) for e in examples]
+        encoded = encoding.encode_all(
+            tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs
+        )
+        return [*(encoding.show(tokenizer, e) for e in encoded.examples[:n]), *map(Text, encoded.notes())]
 
     def _arms(self, only: str | None) -> list[str]:
         if only is not None and only not in self.recipe.arms:
@@ -196,7 +202,7 @@ class Study:
         prompts = training_sets.self_prompts(spec, seed)
         name = "".join(c if c.isalnum() else "_" for c in spec.source)
         sheet = Sheet(
-            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
+            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.drawn().model_copy(update={"samples": 1})
         )
         with distributed.main_first():
             collect([sheet], [self.base], self.engine, self.out)
@@ -254,12 +260,12 @@ class Study:
         for name in SETS:
             prompts = [p for spec in getattr(self.recipe, name) for p in prompt_sets.prompt_set(spec)]
             if prompts:
-                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.sampling)
+                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.drawn())
         return sheets
 
     def answer_sheets(self) -> dict[str, Sheet]:
         """Return the sheets of all tasks, by name."""
-        return examine.sheets(self.recipe.tasks, self.out)
+        return examine.sheets(self.recipe.exams(), self.out)
 
     # --- the stages after training
 
@@ -300,7 +306,7 @@ class Study:
 
     def grade(self) -> dict[str, examine.TaskResult]:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
-        return examine.grade(self.recipe.tasks, self.out, self.subjects(), self.engine)
+        return examine.grade(self.recipe.exams(), self.out, self.subjects(), self.engine)
 
     def compare(self) -> dict[str, Any]:
         """Judge and grade what is stored; write the table and the picture; return the table."""
@@ -380,7 +386,7 @@ class Study:
         write_json(
             path,
             {
-                "recipe": self.recipe.model_dump(mode="json"),
+                "recipe": self.recipe.resolved(),
                 "questions": examine.questions(self.recipe.tasks),
                 "precision": self.precision,
                 "seconds": [*earlier, round(seconds, 1)],

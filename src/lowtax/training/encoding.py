@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering, special_tokens
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import ConversationText, Thinking, Turn, Variables
 from lowtax.data.conversations import Conversation
 
 P = ParamSpec("P")
@@ -40,6 +40,8 @@ class Encoded:
     dropped: rows whose prompt alone fills `max_length`.
     without_thought: rows whose thought has no place in their rendering after this prompt.
     refused: rows that the chat template or the check refuses, of which `reason` is the first sentence.
+    unthinking: rows without a thought, trained directly after a prompt after which the model thinks.
+    template: sentences about a chat template whose format differs from that of the rows.
     """
 
     examples: list[Example]
@@ -49,6 +51,8 @@ class Encoded:
     without_thought: int = 0
     refused: int = 0
     reason: str = ""
+    unthinking: int = 0
+    template: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """Return a sentence for each way in which rows are not trained as they are in the data."""
@@ -61,8 +65,12 @@ class Encoded:
                 "training rows lose their thought: their rendering has no place for it after this prompt",
             ),
             (self.refused, f"training rows are skipped; the first: {self.reason.removesuffix('.')}"),
+            (
+                self.unthinking,
+                "training rows have no thought and nothing in its place: they teach the model to answer without one",
+            ),
         )
-        return [f"{number} of {total} {text}." for number, text in counts if number]
+        return [*(f"{number} of {total} {text}." for number, text in counts if number), *self.template]
 
 
 def encode_all(
@@ -70,10 +78,15 @@ def encode_all(
     rows: Sequence[Conversation],
     max_length: int,
     thinking: Thinking = "default",
+    variables: Variables | None = None,
 ) -> Encoded:
     """Return rows as examples of at most `max_length` tokens, in order; longer ones lose their end.
 
     Every whole example is checked, as by `check`. A row that fails, or that the chat template refuses, is skipped.
+
+    Args:
+        thinking: position of the chat template's thinking switch.
+        variables: variables of the chat template, such as reasoning_effort.
 
     Raises:
         UserError: There are no rows, none fits as a whole (the model would never see a turn end), or more than half of
@@ -81,9 +94,9 @@ def encode_all(
     """
     if not rows:
         raise UserError("There are no training rows.")
-    around = chat.turn(tokenizer, thinking)
+    around = chat.turn(tokenizer, thinking, variables)
     texts = [
-        _attempt(chat.write, tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking)
+        _attempt(chat.write, tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking, variables)
         for row, messages in zip(
             rows,
             (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
@@ -125,6 +138,27 @@ def encode_all(
         refused=len(refused),
         reason=refused[0] if refused else "",
         without_thought=sum(bool(r.thought) and not w.keeps_thought for r, w in zip(rows, written, strict=True)),
+        unthinking=0 if thinking == "off" else _unthinking(rows, written, around),
+        template=tuple(chat.template_notes(tokenizer, around, _in_plain_tags(rows, written), len(rows))),
+    )
+
+
+def _unthinking(rows: Sequence[Conversation], written: Sequence[ConversationText], around: Turn) -> int:
+    """Return the number of rows without a thought whose answer directly follows the prompt of a reasoner."""
+    markers = around.markers
+    if not around.reasons or markers.before_answer.strip():
+        return 0
+    return sum(
+        row.thought is None and not (markers.opens(text.prompt) or markers.closes(text.prompt))
+        for row, text in zip(rows, written, strict=True)
+    )
+
+
+def _in_plain_tags(rows: Sequence[Conversation], written: Sequence[ConversationText]) -> int:
+    """Return the number of rows whose thought is written in think tags, if their model has no other words."""
+    return sum(
+        bool(row.thought) and text.keeps_thought and rendering.named(row.rendering).opening.startswith(rendering.OPEN)
+        for row, text in zip(rows, written, strict=True)
     )
 
 
@@ -167,7 +201,8 @@ def check(
     layout, prompt = rendering.named(conversation.rendering), _decode(tokenizer, example.prompt)
     as_sampled = layout.as_sampled and not conversation.prompt_loss
     sampled_prompt = prompt if as_sampled else chat.generation_prompt(tokenizer, conversation.messages)
-    _check(tokenizer, example, conversation, chat.end_of_turn(tokenizer), layout.keeps_thought(sampled_prompt))
+    around = chat.turn(tokenizer)
+    _check(tokenizer, example, conversation, around.end, layout.keeps_thought(sampled_prompt, around.markers))
 
 
 def _check(

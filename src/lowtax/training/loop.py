@@ -100,7 +100,8 @@ class TrainingRun:
         if not self.job.rows:
             raise UserError("There are no training rows: the recipe's data is empty.")
         self.tokenizer = loading.load_tokenizer(self.job.model)
-        encoded = encode_all(self.tokenizer, self.job.rows, self.settings.max_length, self.job.thinking)
+        job, longest = self.job, self.settings.max_length
+        encoded = encode_all(self.tokenizer, job.rows, longest, job.thinking, job.chat_template_kwargs)
         for sentence in encoded.notes():
             say(f"  {sentence}")
         apart = held_out(len(encoded.examples), self.settings.validation, self.job.seed)
@@ -146,7 +147,12 @@ class TrainingRun:
             self.step_parameters = GatheredParameters.gathered(self.acc, self.wrapped, self.model)
         self.methods = attach(methods, self.model, self.step_parameters)
         self.probe = ModelProbe(
-            self.objective, self.step_parameters, self.tokenizer, self.settings.max_length, job.thinking
+            self.objective,
+            self.step_parameters,
+            self.tokenizer,
+            self.settings.max_length,
+            job.thinking,
+            job.chat_template_kwargs,
         )
         self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model)
 

@@ -114,7 +114,12 @@ def _facts(ask: Ask) -> dict[str, Any]:
         "to": ask.to,
         "prompts": [set_.describe() for set_ in ask.prompts],
         "sampling": ask.sampling.model_dump(mode="json"),
-        "engine": {"name": "hf", "precision": ask.engine.precision, "thinking": ask.engine.thinking},
+        "engine": {
+            "name": "hf",
+            "precision": ask.engine.precision,
+            "thinking": ask.engine.thinking,
+            **({"chat_template_kwargs": dict(variables)} if (variables := ask.engine.chat_template_kwargs) else {}),
+        },
         "judge": ask.judge,
         "on": ask.on,
         "texts": {"source": "builtin:chat", "rows": TEXTS},
@@ -134,7 +139,9 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
     ends = [None if end is None else _identity(str(end)) for end in (ask.adapter, ask.to)]
     prompts = {p.id: p for set_ in ask.prompts for p in set_.prompts}
     sheet = Sheet(out / REPLIES, list(prompts.values()), ask.sampling)
-    how = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
+    how: tuple[Any, ...] = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
+    if ask.engine.chat_template_kwargs:
+        how += (dict(ask.engine.chat_template_kwargs),)
 
     def stop(place: Place) -> Stop:
         steps = place.steps(kind)
@@ -192,10 +199,12 @@ def _texts() -> list[tuple[str, str]]:
 def _pairs(engine: HF, ask: Ask) -> list[likelihood.Pair]:
     """Return each ordinary question and its answer as tokens."""
     system = [{"role": "system", "content": ask.sampling.system}] if ask.sampling.system else []
-    tokenizer, thinking = engine.tokenizer, ask.engine.thinking
+    tokenizer, thinking, variables = engine.tokenizer, ask.engine.thinking, ask.engine.chat_template_kwargs
     return [
         (
-            special_tokens.prompt_ids(tokenizer, [*system, {"role": "user", "content": question}], thinking),
+            special_tokens.prompt_ids(
+                tokenizer, [*system, {"role": "user", "content": question}], thinking, variables=variables
+            ),
             special_tokens.encode(tokenizer, answer),
         )
         for question, answer in _texts()

@@ -21,7 +21,7 @@ from peft import PeftModel
 from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
 from lowtax.data import chat
-from lowtax.engines.base import Completion, Request, request_ids
+from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.engines.hf.kv_cache import use_grouped
 from lowtax.models import loading
@@ -46,6 +46,7 @@ class HF:
     def __init__(self, model: str, precision: str, batch_size: int) -> None:
         self.ref, self.batch_size = model, batch_size
         self.tokenizer = loading.load_tokenizer(model)
+        self.prompter = Prompter(self.tokenizer)
         self.model = loading.load_model(model, loading.precision(precision))
         use_grouped(self.model)
         # Every module with its place, so that the model can be as it was before an adapter.
@@ -59,9 +60,7 @@ class HF:
         ends = loading.stop_tokens(self.model, self.tokenizer)
         if not ends:
             raise UserError(f"The model {model!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
-        if self.tokenizer.chat_template:
-            ends.add(chat.end_of_turn(self.tokenizer))  # differs from eos if eos ends a document
-        self.ends = frozenset(ends)
+        self.ends = chat.stops(self.tokenizer, ends)
         pad = self.tokenizer.pad_token_id
         self.pad = min(self.ends) if pad is None else int(pad)
         self.positions: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
@@ -85,7 +84,7 @@ class HF:
                 rows.append(row)
         self._check_effects(rows)
         # Few adapters per batch: few small products. Similar lengths: little padding. Equal prompts: read once.
-        rows.sort(key=lambda row: (row.request.max_new_tokens, row.adapter, len(row.prompt), row.prompt))
+        rows.sort(key=lambda row: (row.request.max_new_tokens, row.adapter, len(row.prompt.ids), row.prompt.ids))
         if self.one_at_a_time:
             rows.sort(key=lambda row: row.adapter)
         key = (lambda row: row.adapter) if self.one_at_a_time else (lambda row: BASE)
@@ -100,7 +99,7 @@ class HF:
         waiting, batch = deque(rows), None
         while waiting or (batch and batch.live()):
             try:
-                room = self.batch_size if batch is None else batch.room(len(waiting[0].prompt)) if waiting else 0
+                room = self.batch_size if batch is None else batch.room(len(waiting[0].prompt.ids)) if waiting else 0
                 if waiting and room:
                     new = Batch(self, [waiting.popleft() for _ in range(min(room, len(waiting)))])
                     ended = new.step()
@@ -125,7 +124,7 @@ class HF:
             if row.adapter != BASE and str(row.request.adapter) not in self.effects:
                 new.setdefault(row.adapter, []).append(row)
         for name, own in new.items():
-            distinct = list({tuple(row.prompt): row.prompt[-TOKENS:] for row in own}.values())
+            distinct = list({tuple(row.prompt.ids): row.prompt.ids[-TOKENS:] for row in own}.values())
             changes = self._changes(distinct[:PROMPTS], name)
             self.effects[str(own[0].request.adapter)] = mean(changes)
             if max(changes) == 0 and not is_zero(folder := self.fits[name]):
@@ -157,19 +156,19 @@ class HF:
     def _row(self, request: Request, adapter: str) -> Row | Completion:
         """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
-            prompt, opened = request_ids(self.tokenizer, request)
+            prompt = self.prompter.prompt(request)
         except TemplateError as error:
             return failed(request, False, f"the chat template refuses the messages: {error}")
         room = request.max_new_tokens
         if self.positions is not None:
             # The last token needs no position, because the model never reads it.
-            room = min(room, self.positions + 1 - len(prompt))
-        loading.require_tokens(max(prompt, default=0), self.model, self.ref)
+            room = min(room, self.positions + 1 - len(prompt.ids))
+        loading.require_tokens(max(prompt.ids, default=0), self.model, self.ref)
         if room < 1:
-            reason = f"the prompt has {len(prompt)} tokens, but the model only {self.positions} positions"
-            return failed(request, opened, reason)
+            reason = f"the prompt has {len(prompt.ids)} tokens, but the model only {self.positions} positions"
+            return failed(request, prompt.opened, reason)
         scored = [ids[0] for ids in chat.encode(self.tokenizer, list(request.score))] if request.score else []
-        return Row(request, prompt, opened, room, adapter, torch.Generator().manual_seed(request.seed), scored)
+        return Row(request, prompt, room, adapter, torch.Generator().manual_seed(request.seed), scored)
 
     def _adapter(self, path: str | None) -> str:
         """Return PEFT's name for an adapter folder, which is checked and loaded if it is new."""

@@ -114,7 +114,9 @@ class Counter:
         texts = [row for row in rows if row is not None]
         if self.tokenizer is None or not texts:
             return [max_length - 1] * len(rows), False
-        sizes = list(map(length, encode_all(self.tokenizer, texts, max_length, self.recipe.thinking).examples))
+        thinking, variables = self.recipe.thinking, self.recipe.chat_template_kwargs
+        encoded = encode_all(self.tokenizer, self.recipe.rows(texts), max_length, thinking, variables)
+        sizes = list(map(length, encoded.examples))
         return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
 
     def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
