@@ -295,10 +295,8 @@ def test_a_row_that_is_refused_does_not_stop_the_others():
     ends = Conversation("q", None, f"No.{tokenizer.eos_token} Yes.")
     encoded = encode_all(tokenizer, [ROWS[0], ends, ROWS[1]], 1000)
     assert (encoded.rows, encoded.refused, len(encoded.examples)) == ([0, 2], 1, 2)
-    (note,) = encoded.notes()
-    assert note.startswith(
-        "1 of 3 training rows are skipped; the first: The training row 'q' has the end-of-turn token"
-    )
+    begins = "1 of 3 training rows are skipped; the first: The training row 'q' has the end-of-turn token"
+    assert any(note.startswith(begins) for note in encoded.notes())
     with pytest.raises(UserError, match="inside its answer"):
         encode_all(tokenizer, [ends, ROWS[0], ends], 1000)
 
@@ -311,6 +309,6 @@ def test_a_row_that_the_template_refuses_does_not_stop_the_others():
     tokenizer.chat_template = refusing + tokenizer.chat_template
     encoded = encode_all(tokenizer, [ROWS[1], ROWS[0], ROWS[2]], 1000)
     assert (encoded.rows, encoded.refused) == ([1, 2], 1)
-    assert "refuses a training row (No system)" in encoded.notes()[-1]
+    assert any("refuses a training row (No system)" in note for note in encoded.notes())
     with pytest.raises(UserError, match="refuses a training row"):
         encode_all(tokenizer, [ROWS[1]], 1000)
