@@ -104,9 +104,24 @@ def train(
     gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up.")] = None,
+    warmup_ratio: Annotated[
+        float | None, typer.Option("--warmup-ratio", min=0, help="Warm-up as a share of the steps.")
+    ] = None,
+    scheduler: Annotated[
+        Literal["cosine", "linear", "constant", "wsd"] | None,
+        typer.Option("--scheduler", help="Learning rate after warm-up; cosine by default."),
+    ] = None,
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "adafactor"] | None,
+        typer.Option("--optimizer", help="Optimiser; adamw by default."),
+    ] = None,
     save_strategy: SaveStrategy = None,
     save_steps: Annotated[
         int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
+    ] = None,
+    save_total_limit: Annotated[
+        int | None,
+        typer.Option("--save-total-limit", min=1, help="Keep the newest N checkpoints, and the best by validation."),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
@@ -122,6 +137,10 @@ def train(
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
     ] = False,
     validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
+    validation_data: Annotated[
+        list[str] | None,
+        typer.Option("--validation-data", help="Rows whose loss is measured, as for --data; repeatable."),
+    ] = None,
     report_to: Annotated[
         list[str] | None,
         typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable."),
@@ -159,22 +178,36 @@ def train(
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,
         "execution.report_to": report_to,
+        "execution.save_total_limit": save_total_limit,
+        "train.scheduler": scheduler,
+        "train.warmup_ratio": warmup_ratio,
+        "train.optimizer": optimizer,
+        "train.validation_data": validation_data,
         "per_device_batch_size": per_device_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "save_strategy": save_strategy,
         "save_steps": save_steps,
     }
     settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    _train(recipe_of(recipe, model, mode, data, settings), out, arm, show, push_to_hub, not public)
-
-
-def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None, private: bool) -> None:
-    from lowtax.cli import main
-
+    work = recipe_of(recipe, model, mode, data, settings)
     if show:
-        return _show(recipe, arm, show)
+        return _show(work, arm, show)
     if out is None:
         raise UserError("lowtax train needs --out DIR, the folder to write to.")
+    if recipe is None:
+        from lowtax.study.adding import with_stored
+
+        work, arm = with_stored(work, out), mode
+    _train(work, out, arm, push_to_hub, not public)
+
+
+def _train(recipe: "Recipe", out: Path, arm: str | None, repo: str | None, private: bool) -> None:
+    from lowtax.cli import main
+
+    if repo:
+        from lowtax.models.hub import require_pushable
+
+        require_pushable(repo, private=private)
     with main.study(out, recipe) as study:
         study.check()
         study.train(arm)

@@ -56,11 +56,13 @@ class ActiveMethods:
     parts: list[tuple[Method, Sites]]
 
     def __post_init__(self) -> None:
-        """Refuse a method that may change what an earlier one holds.
+        """Refuse sites that a method cannot act on, and a method that may change what an earlier one holds.
 
         Raises:
-            UserError: There is one.
+            UserError: There are such sites, or such a method.
         """
+        for method, sites in self.parts:
+            method.check(sites)
         for i, (first, sites) in enumerate(self.parts):
             for second, other_sites in self.parts[i + 1 :]:
                 changes = not {"after_backward", "after_step"}.isdisjoint(moments(type(second)))

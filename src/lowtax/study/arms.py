@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json, write_json
+from lowtax.common.files import read_json, read_mapping, write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
@@ -39,13 +39,13 @@ def training_card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """
     if not (folder / "card.json").exists():
         raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
-    facts: dict[str, Any] = read_json(folder / "card.json")
-    return facts
+    return read_mapping(folder / "card.json", "job", "checkpoints", "trainable_parameters")
 
 
 def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
     """Return the checkpoints of a training run: whole models if it was `full`, else adapters."""
     facts = training_card(folder, arm, seed)
+    jobs = facts.get("jobs", {})  # of checkpoints that were made before the run was made longer
     return [
         Subject(
             arm=arm,
@@ -54,7 +54,7 @@ def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subjec
             step=row["step"],
             model=str(folder / row["name"]) if full else base.model,
             adapter=None if full else str(folder / row["name"]),
-            made_by=row_id(facts["job"], row["step"], base.made_by),
+            made_by=row_id(jobs.get(row["name"], facts["job"]), row["step"], base.made_by),
             trainable_parameters=facts["trainable_parameters"],
             train_seconds=row["seconds"],
         )

@@ -151,9 +151,7 @@ class Recipe(Section):
 
     def train_of(self, arm: str) -> Train:
         """Return the training settings of one arm."""
-        return _checked(
-            Train, {**self.train.model_dump(exclude_unset=True), **self.arms[arm].train}, f"arms.{arm}.train"
-        )
+        return _checked(Train, self.train.with_changes(self.arms[arm].train), f"arms.{arm}.train")
 
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""
