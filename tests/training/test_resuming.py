@@ -29,9 +29,7 @@ ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + 
 OFTEN = 1e-5  # minutes
 
 
-def job(
-    model: Path, mode: str = "lora_mlp_r2", execution: dict[str, object] | None = None, **settings: object
-) -> Job:
+def job(model: Path, mode: str = "lora_mlp_r2", execution: dict[str, object] | None = None, **settings: object) -> Job:
     values = {"lr": 1e-2, "steps": 12, "batch_size": 4} | settings
     return Job(
         model=str(model),
@@ -156,7 +154,18 @@ def test_one_signal_from_terminal_and_launcher_is_one():
 def test_the_command_says_that_it_stopped(tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": r.prompt, "answer": r.answer}) + "\n" for r in ROWS))
-    words = ["--model", tiny_model, "--mode", "lora_mlp_r2", "--data", rows, "--steps", 100_000, "--out", tmp_path / "o"]
+    words = [
+        "--model",
+        tiny_model,
+        "--mode",
+        "lora_mlp_r2",
+        "--data",
+        rows,
+        "--steps",
+        100_000,
+        "--out",
+        tmp_path / "o",
+    ]
     child = subprocess.Popen(
         [sys.executable, "-m", "lowtax", "train", *map(str, words)], stderr=subprocess.PIPE, text=True
     )
@@ -329,7 +338,7 @@ def test_only_the_length_may_differ(tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"settings\.lr was 0\.01, now 0\.1"):
         train(job(tiny_model, steps=8, scheduler="constant", lr=0.1), tmp_path)
     shutil.rmtree(tmp_path / ".stable")
-    with pytest.raises(UserError, match="settings.steps was 6, now 8"):
+    with pytest.raises(UserError, match=r"settings\.steps was 6, now 8"):
         train(job(tiny_model, steps=8, scheduler="constant"), tmp_path)
 
 

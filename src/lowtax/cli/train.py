@@ -41,6 +41,48 @@ SaveStrategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
     typer.Option("--save-strategy", "--save_strategy", help="When to save checkpoints; no is only the last."),
 ]
+SaveSteps = Annotated[
+    int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
+]
+SaveTotalLimit = Annotated[
+    int | None,
+    typer.Option("--save-total-limit", min=1, help="Keep the newest N checkpoints, and the best by validation."),
+]
+WarmupRatio = Annotated[
+    float | None, typer.Option("--warmup-ratio", min=0, help="Linear warm-up as a share of the steps.")
+]
+Scheduler = Annotated[
+    Literal["cosine", "linear", "constant", "wsd"] | None,
+    typer.Option("--scheduler", help="Learning rate after warm-up; cosine by default."),
+]
+Optimizer = Annotated[
+    Literal["adamw", "adamw_8bit", "adafactor"] | None,
+    typer.Option("--optimizer", help="Optimiser; adamw by default."),
+]
+MaxLength = Annotated[int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")]
+DataLines = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
+]
+ValidationData = Annotated[
+    list[str] | None,
+    typer.Option("--validation-data", help="Rows whose loss is measured, as for --data; repeatable."),
+]
+ReportTo = Annotated[
+    list[str] | None, typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable.")
+]
+DsConfig = Annotated[Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
+]
+Public = Annotated[bool, typer.Option("--public", help="Push to a public repository; the default is private.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+]
 
 
 def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
@@ -94,69 +136,34 @@ def train(
     arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
     model: Model = None,
     mode: Mode = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
-    ] = None,
+    data: DataLines = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
     per_device_batch_size: PerDevice = None,
     gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up.")] = None,
-    warmup_ratio: Annotated[
-        float | None, typer.Option("--warmup-ratio", min=0, help="Warm-up as a share of the steps.")
-    ] = None,
-    scheduler: Annotated[
-        Literal["cosine", "linear", "constant", "wsd"] | None,
-        typer.Option("--scheduler", help="Learning rate after warm-up; cosine by default."),
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "adamw_8bit", "adafactor"] | None,
-        typer.Option("--optimizer", help="Optimiser; adamw by default."),
-    ] = None,
+    warmup_ratio: WarmupRatio = None,
+    scheduler: Scheduler = None,
+    optimizer: Optimizer = None,
     save_strategy: SaveStrategy = None,
-    save_steps: Annotated[
-        int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
-    ] = None,
-    save_total_limit: Annotated[
-        int | None,
-        typer.Option("--save-total-limit", min=1, help="Keep the newest N checkpoints, and the best by validation."),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
-    ] = None,
+    save_steps: SaveSteps = None,
+    save_total_limit: SaveTotalLimit = None,
+    max_length: MaxLength = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
     precision: Precision = None,
     thinking: Thinking = None,
-    ds_config: Annotated[
-        Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
-    ] = None,
+    ds_config: DsConfig = None,
     shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
-    ] = False,
+    gradient_checkpointing: GradientCheckpointing = False,
     validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
-    validation_data: Annotated[
-        list[str] | None,
-        typer.Option("--validation-data", help="Rows whose loss is measured, as for --data; repeatable."),
-    ] = None,
-    report_to: Annotated[
-        list[str] | None,
-        typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable."),
-    ] = None,
+    validation_data: ValidationData = None,
+    report_to: ReportTo = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Push to a public repository; the default is private.")
-    ] = False,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
-    ] = None,
+    set_: Set = None,
 ) -> None:
     """Train the arms of a recipe, or one arm without a recipe.
 

@@ -173,7 +173,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     """Return the error for an output folder that cannot be made or written to."""
-    if folder.is_symlink() and not folder.exists():
+    if os.path.islink(folder) and not os.path.exists(folder):
         reason = f"it is a link to {os.readlink(folder)}, which does not exist"
     elif isinstance(error, FileExistsError | NotADirectoryError):
         reason = "it, or a folder above it, is a file"

@@ -1,5 +1,6 @@
 """Arms added to a stored study: a second mode or seed in the same folder, where the rest of the recipe agrees."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def with_stored(new: Recipe, out: Path) -> Recipe:
     Raises:
         UserError: The two recipes cannot be one study.
     """
-    if not (out / "recipe.yaml").exists():
+    if not os.path.exists(out / "recipe.yaml"):  # unlike Path.exists, false also where the name is too long
         return new
     stored, (name, arm) = recipes.load(out / "recipe.yaml"), next(iter(new.arms.items()))
     arms = {known: its for known, its in stored.arms.items() if its.mode != known or _begun(out, known)}

@@ -94,6 +94,7 @@ class TrainingRun:
     def __init__(self, job: Job, out: Path, load: Load | None = None) -> None:
         self.job, self.out, self.settings = job, out, job.settings
         optimizers.check(job.settings)
+        out.mkdir(parents=True, exist_ok=True)
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         self._encode()
@@ -468,7 +469,7 @@ class TrainingRun:
     def _name_best(self) -> None:
         """Tell which checkpoint has the least validation loss."""
         if (c := best(self.checkpoints)) is not None and len(self.checkpoints) > 1:
-            say(f"  the least validation loss, {c.validation:.4f}, is that of {c.name}")
+            say(f"  {c.name} is the best, with a loss of {c.validation:.4f} on the validation rows")
 
     def _save_state(self, name: str = checkpoints.STATE) -> None:
         """Save the state from which the run resumes."""

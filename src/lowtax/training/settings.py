@@ -8,7 +8,6 @@ from lowtax.common.config import Section
 from lowtax.data.specs import Data
 
 Scheduler = Literal["cosine", "linear", "constant", "wsd"]
-EXCLUSIVE = (("steps", "epochs"), ("checkpoint_steps", "checkpoint_epochs"), ("warmup_steps", "warmup_ratio"))
 
 
 class Train(Section):
@@ -86,11 +85,12 @@ class Train(Section):
         return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * total)
 
     def with_changes(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields that were set, with changes; of two exclusive fields, a changed one replaces the other."""
+        """Return the fields that were set, with changes; either form of the warm-up replaces the other."""
         fields = self.model_dump(exclude_unset=True)
-        for pair in EXCLUSIVE:
-            if any(changes.get(name) is not None for name in pair):
-                fields = {name: value for name, value in fields.items() if name not in pair}
+        if changes.get("warmup_ratio") is not None:
+            fields.pop("warmup_steps", None)
+        if "warmup_steps" in changes:
+            fields.pop("warmup_ratio", None)
         return {**fields, **changes}
 
 
