@@ -78,6 +78,7 @@ class Store:
                 else:
                     tokenizer.save_pretrained(work)
                     model.save_pretrained(work, state_dict=state)
+                    _name_dtype(work / "config.json", self.dtype)
                 write_text(work / "README.md", card)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how libraries report a full disk
             raise _unsaved(target, error) from error
@@ -197,6 +198,16 @@ class Store:
             return progress, own
         say(f"  the saved state in {folder} is damaged and not used ({reason})")
         return None
+
+
+def _name_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Write the precision of the saved weights into a configuration, which has that of training."""
+    config = read_json(path)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = str(dtype).removeprefix("torch.")
+    write_json(path, config)
 
 
 def clean(out: Path) -> None:

@@ -71,7 +71,9 @@ def train(job: Job, out: Path) -> list[Checkpoint]:
     if rank == 0:
         revision = getattr(unwrap(run.model).config, "_commit_hash", None)  # transformers sets it for models of the hub
         card = job.card(run.checkpoints, run.trainable, revision, run.world)
-        write_json(out / "card.json", card | ({"jobs": run.jobs} if run.jobs else {}))
+        least = best(run.checkpoints)
+        more = {"jobs": run.jobs, "best": least and least.name}
+        write_json(out / "card.json", card | {key: value for key, value in more.items() if value})
         checkpoints.clean(out)
     run.acc.wait_for_everyone()
     sharding.release(run.acc, run.model)
