@@ -107,12 +107,14 @@ class Job:
 
     def facts(self, checkpoint: Checkpoint, trainable: int) -> Facts:
         """Return the content of the model card of a checkpoint."""
-        machine = hardware()
+        machine, settings = hardware(), self.settings.model_dump(mode="json")
+        if self.settings.validation_data:
+            settings["validation_data"] = ", ".join(data.source for data in self.settings.validation_data)
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
             model=self.model,
             placement=self.placement.model_dump(mode="json"),
-            settings=self.settings.model_dump(mode="json"),
+            settings=settings,
             seed=self.seed,
             precision=self.precision,
             data=[_data_facts(source) for source in self.sources],
