@@ -20,6 +20,8 @@ Stage = Literal["none", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+"""Bytes of an optimiser's moments for each trained weight; Adafactor's are a row and a column of each matrix."""
 MARGIN = 1.1
 CARD = 80 * 2**30
 """Bytes of a GPU of 80 GB."""
@@ -69,6 +71,8 @@ def training_memory(
     targets: int | None = None,
     checkpointing: bool = False,
     methods: bool = False,
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw",
+    released: bool = False,
 ) -> Memory:
     """Return the memory of a training step.
 
@@ -84,6 +88,8 @@ def training_memory(
         checkpointing: gradient checkpointing.
         methods: methods act in training; where states are sharded, they see whole float32 copies
             (`parameters.GatheredParameters`).
+        optimizer: of a run on one GPU, or data parallel.
+        released: each gradient is freed during backward (`released.ReleasedParameters`); the largest one counts.
     """
     c = BYTES[precision]
     trained = lora.parameters(shape) if lora else shape.parameters
@@ -94,7 +100,9 @@ def training_memory(
         live = 4 if lora else c  # factors are float32 in every precision
         masters = 0 if live == 4 else 4 * trained
         buckets = live * trained if gpus > 1 else 0  # data parallel's
-        return Memory(c * frozen + live * trained, 4 * trained, masters + 8 * trained, buckets, activations, logits)
+        gradients = 4 * (min(shape.embedding, trained) if released else trained)
+        moments = MOMENTS[optimizer] * trained
+        return Memory(c * frozen + live * trained, gradients, masters + moments, buckets, activations, logits)
     share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
         # Shards are float32. Embeddings, and two neighbouring blocks, are whole in precision c, with their gradients.
