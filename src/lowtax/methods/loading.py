@@ -56,13 +56,11 @@ class ActiveMethods:
     parts: list[tuple[Method, Sites]]
 
     def __post_init__(self) -> None:
-        """Refuse sites that a method cannot act on, and a method that may change what an earlier one holds.
+        """Refuse a method that may change what an earlier one holds.
 
         Raises:
-            UserError: There are such sites, or such a method.
+            UserError: There is one.
         """
-        for method, sites in self.parts:
-            method.check(sites)
         for i, (first, sites) in enumerate(self.parts):
             for second, other_sites in self.parts[i + 1 :]:
                 changes = not {"after_backward", "after_step"}.isdisjoint(moments(type(second)))
@@ -72,6 +70,16 @@ class ActiveMethods:
                     raise UserError(
                         f"{two} would change what {one} holds: {remedy}, or give each its own modules by only."
                     )
+
+    def check(self) -> "ActiveMethods":
+        """Return the methods, unless one cannot act on its sites.
+
+        Raises:
+            UserError: One cannot.
+        """
+        for method, sites in self.parts:
+            method.check(sites)
+        return self
 
     def prepare(self, probe: Probe, saved: list[State] | None = None) -> list[State]:
         """Return the state of each method: computed, or `saved` in a checkpoint and moved to the model's device."""

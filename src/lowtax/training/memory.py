@@ -100,9 +100,9 @@ def training_memory(
         live = 4 if lora else c  # factors are float32 in every precision
         masters = 0 if live == 4 else 4 * trained
         buckets = live * trained if gpus > 1 else 0  # data parallel's
-        gradients = 4 * (min(shape.embedding, trained) if released else trained)
+        stored = 4 * (min(shape.embedding, trained) if released else trained)
         moments = MOMENTS[optimizer] * trained
-        return Memory(c * frozen + live * trained, gradients, masters + moments, buckets, activations, logits)
+        return Memory(c * frozen + live * trained, stored, masters + moments, buckets, activations, logits)
     share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
         # Shards are float32. Embeddings, and two neighbouring blocks, are whole in precision c, with their gradients.
@@ -111,15 +111,15 @@ def training_memory(
     weights = c * (frozen + trained) / (1 if stage == "zero2" else gpus)
     # Second term: float32 gradients of the weights that are being stepped.
     gradients = c * share + 4 * (share if stage == "zero2" else min(share, GROUP))
-    optimizer = 12 * share
+    steps = 12 * share
     gathered = 0 if stage == "zero2" else min(LIVE + PREFETCH, shape.parameters) + shape.embedding
     working = c * (gathered + min(BUCKET, trained) + (0 if lora else shape.embedding)) + copies
     host = 0.0
     if offload != "none":
-        host, gradients, optimizer = gpus * (gradients + optimizer), 0.0, 0.0
+        host, gradients, steps = gpus * (gradients + steps), 0.0, 0.0
     if offload == "all":
         host, weights = host + gpus * weights, 0.0
-    return Memory(weights, gradients, optimizer, working, activations, logits, host)
+    return Memory(weights, gradients, steps, working, activations, logits, host)
 
 
 SHARDED: tuple[Stage, ...] = ("zero2", "zero3", "fsdp2")
