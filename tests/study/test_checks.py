@@ -171,6 +171,26 @@ def test_prompts_of_a_study_stay(train: Callable[..., None], tmp_path: Path, tin
     assert stored.tasks
 
 
+def test_options_of_measuring_are_taken_and_the_rest_stays(train: Callable[..., None], tmp_path: Path):
+    train("lora_mlp_r1", "--thinking", "on", "--steps", 2)
+    train("full", "--steps", 2, "--set", "tasks.arithmetic.n=3", "--set", "judge=refusal_words")
+    stored = recipe.load(tmp_path / "d/recipe.yaml")
+    assert (list(stored.arms), list(stored.tasks)) == (["lora_mlp_r1", "full"], ["arithmetic"])
+    assert (stored.judge, stored.thinking) == ("refusal_words", "on")
+    with pytest.raises(UserError, match="has thinking 'on', now 'off'"):
+        train("full", "--steps", 2, "--thinking", "off")
+
+
+def test_rows_of_another_file_are_measured_by_option(train: Callable[..., None], tmp_path: Path):
+    train("lora_mlp_r1", "--steps", 2, "--validation-data", tmp_path / "rows.jsonl", "--scheduler", "linear")
+    card = json.loads((tmp_path / "d/arms/lora_mlp_r1/seed-0/card.json").read_text())
+    assert card["job"]["validation_rows"]["n"] == 8
+    assert card["job"]["settings"]["scheduler"] == "linear"
+    assert card["checkpoints"][-1]["validation"] > 0
+    readme = (tmp_path / "d/arms/lora_mlp_r1/seed-0/checkpoint-2/README.md").read_text()
+    assert "rows.jsonl |" in readme
+
+
 def test_the_python_api_adds_arms_too(tmp_path: Path, tiny_model: Path):
     settings = {"data": "builtin:refusals,n=4", "out": tmp_path / "d", "steps": 1, "precision": "float32"}
     one = lt.train(str(tiny_model), mode="lora_mlp_r1", **settings)

@@ -29,8 +29,7 @@ def with_stored(new: Recipe, out: Path) -> Recipe:
     stored, (name, arm) = recipes.load(out / "recipe.yaml"), next(iter(new.arms.items()))
     arms = {known: its for known, its in stored.arms.items() if its.mode != known or _begun(out, known)}
     others = [known for known in arms if known != name]
-    measured = stored.harmful or stored.ordinary or stored.tasks
-    if not arms and not measured:
+    if not (arms or stored.harmful or stored.ordinary or stored.tasks):
         return new  # an earlier try was refused before it trained anything
     _require_agreement(stored, new, out)
     seeds = list(dict.fromkeys([*stored.seeds, *new.seeds])) if name in arms or not arms else stored.seeds
@@ -48,6 +47,8 @@ def with_stored(new: Recipe, out: Path) -> Recipe:
         "data": first.data,
         "train": first.train,
     }
+    measured = new.model_fields_set - {*SHARED, "name", "arms", "seeds", "execution", "data", "train"}
+    fields |= {key: getattr(new, key) for key in measured}  # by --set
     return Recipe.model_validate(fields)
 
 
@@ -57,7 +58,7 @@ def _begun(out: Path, arm: str) -> bool:
 
 def _require_agreement(stored: Recipe, new: Recipe, out: Path) -> None:
     """Raise UserError if the arms of two recipes cannot be compared."""
-    for key in SHARED:
+    for key in (key for key in SHARED if key in new.model_fields_set):
         before, now = getattr(stored, key), getattr(new, key)
         if before != now and not _alike(key, str(before), str(now), new):
             raise UserError(

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json, read_mapping, write_json
+from lowtax.common.files import read_mapping, write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
@@ -135,7 +135,7 @@ class EditPlan:
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            before = read_json(self.folder / file)
+            before = read_mapping(self.folder / file)
             differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
             settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
@@ -156,7 +156,7 @@ class EditPlan:
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
         under_way = self.folder / UNDER_WAY
-        rows = read_json(under_way)["checkpoints"] if under_way.exists() else []
+        rows = read_mapping(under_way, "checkpoints")["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
@@ -187,7 +187,7 @@ class EditPlan:
             )
         jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
         self.refuse_another(jobs)
-        card = read_json(self.folder / CARD)
+        card = read_mapping(self.folder / CARD, "checkpoints", "trainable_parameters")
         return [
             EditedSubject(
                 arm=self.name,

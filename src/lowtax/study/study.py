@@ -24,7 +24,7 @@ from rich.text import Text
 from lowtax.benchmarks import examine
 from lowtax.common import launch
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import locked, read_json, write_json, write_text
+from lowtax.common.files import locked, read_mapping, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, Verdict, row_id
@@ -381,7 +381,7 @@ class Study:
     def _write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
-        earlier = read_json(path)["seconds"] if path.exists() else []
+        earlier = read_mapping(path).get("seconds", []) if path.exists() else []
         write_json(
             path,
             {

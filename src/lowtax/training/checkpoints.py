@@ -182,7 +182,9 @@ class Store:
         try:
             progress = read_json(folder / "progress.json")
             own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
-            whole = {"methods", "keeper"} <= own.keys() and progress["step"] > 0
+            whole = progress["step"] > 0
+            if own["keeper"] == sharding.state_layout(self.acc):
+                whole = whole and {"seconds", "checkpoints"} <= progress.keys() and "methods" in own
             if "master" in own:
                 shapes = [tuple(t.shape) for t in self.parameters.master]
                 whole = whole and [tuple(t.shape) for t in own["master"]] == shapes
@@ -193,7 +195,7 @@ class Store:
         except DAMAGE as error:
             whole, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
         else:
-            reason = "it is of another model"
+            reason = "it is incomplete, or of another model"
         if whole:
             return progress, own
         say(f"  the saved state in {folder} is damaged and not used ({reason})")
