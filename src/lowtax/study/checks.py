@@ -11,7 +11,7 @@ from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
 from lowtax.models import hub, loading
-from lowtax.study.dryrun.offline import EMBEDDED, OfflineSource, is_local
+from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Recipe
 from lowtax.training import loop, optimizers, trackers, zero_config
 from lowtax.training.job import Job
@@ -46,7 +46,7 @@ def require_arms(recipe: Recipe, precision: str) -> None:
         with_name(recipe, name, load_all, arm.acts())
     if len(recipe.arms) < 2 and not recipe.edited:
         return  # the only arm is refused at once by its training
-    from lowtax.study.dryrun.skeleton import Model  # lazy: PEFT and transformers take seconds
+    from lowtax.study.skeleton import Model  # lazy: PEFT and transformers take seconds
 
     source = OnlineSource()
     model = Model(recipe.model, source)

@@ -12,9 +12,9 @@ from lowtax.engines import base
 from lowtax.judges import base as judges
 from lowtax.models import loading
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
-from lowtax.study.dryrun.offline import OfflineSource, offline
-from lowtax.study.dryrun.skeleton import Model
+from lowtax.study.offline import OfflineSource, offline
 from lowtax.study.recipe import EditedArm, Recipe
+from lowtax.study.skeleton import Model
 from lowtax.training import zero_config
 from lowtax.training.memory import BYTES, first_layout
 from lowtax.training.packing import MAX_ROW

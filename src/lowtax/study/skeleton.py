@@ -22,7 +22,7 @@ from lowtax.models.names import ATTENTION, MLP, in_layer, layer_of
 from lowtax.models.placement import Placement, Targets
 from lowtax.models.shapes import Lora, Shape, shape_of
 from lowtax.study import arms
-from lowtax.study.dryrun.offline import EMBEDDED, OfflineSource, is_local
+from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Arm, EditedArm
 from lowtax.training.parameters import TrainedParameters
 from lowtax.training.probe import attach
