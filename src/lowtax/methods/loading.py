@@ -71,6 +71,16 @@ class ActiveMethods:
                         f"{two} would change what {one} holds: {remedy}, or give each its own modules by only."
                     )
 
+    def check(self) -> "ActiveMethods":
+        """Return the methods, unless one cannot act on its sites.
+
+        Raises:
+            UserError: One cannot.
+        """
+        for method, sites in self.parts:
+            method.check(sites)
+        return self
+
     def prepare(self, probe: Probe, saved: list[State] | None = None) -> list[State]:
         """Return the state of each method: computed, or `saved` in a checkpoint and moved to the model's device."""
         if saved is not None:
