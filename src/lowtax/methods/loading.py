@@ -30,6 +30,7 @@ TABLE = {
     "intruders": "lowtax.methods.intruders:Intruders",
     "lox": "lowtax.methods.lox:LoX",
     "orthogonal": "lowtax.methods.orthogonal:Orthogonal",
+    "pissa": "lowtax.methods.pissa:PiSSA",
     "project": "lowtax.methods.project:Project",
     "s3lora": "lowtax.methods.s3lora:S3LoRA",
     "safe_lora": "lowtax.methods.safe_lora:SafeLoRA",
