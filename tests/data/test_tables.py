@@ -42,6 +42,8 @@ def test_there_are_documented_layouts():
 DOCUMENTS = {
     "lines": LINES,
     "lines with blank ones": "\n" + LINES.replace("\n", "\n\r\n"),
+    "lines of an old Mac": LINES.replace("\n", "\r"),
+    "joined files with marks": "\ufeff" + LINES.replace("\n", "\n\ufeff"),
     "a list": json.dumps(ROWS),
     "a printed list": json.dumps(ROWS, indent=2),
     "objects one after the other": "\n".join(json.dumps(row, indent=2) for row in ROWS),
