@@ -27,10 +27,11 @@ from lowtax.models import loading
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.model_card import model_card
 from lowtax.training import checkpoints, distributed, frozen_prefix, sharding
+from lowtax.training.assumptions import decoder_layers, is_random
 from lowtax.training.checkpoints import Checkpoint, Store
 from lowtax.training.encoding import encode_all
 from lowtax.training.job import Job as Job
-from lowtax.training.objective import choose_objective, layers_from, unwrap
+from lowtax.training.objective import choose_objective, unwrap
 from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
@@ -125,9 +126,9 @@ class TrainingRun:
         examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
         self.objective, note = choose_objective(self.model, examples, sharded, fuse=not job.execution.compile)
         if note:
-            say(f"  {note}: training with transformers' own forward pass")
+            say(f"  {note}")
         if job.execution.compile:
-            for layer in unwrap(self.model).get_decoder().layers:
+            for layer in decoder_layers(unwrap(self.model)):
                 layer.compile(dynamic=True)
         self.model.train()
         framework = sharding.keeps_masters(self.acc)
@@ -175,8 +176,9 @@ class TrainingRun:
         """Compute the hidden states below the first trained layer, if that is exact, possible and saves time."""
         execution, first = self.job.execution, first_trained_layer(self.model)
         remaining = (self.total - self.step) * self.settings.batch_size
-        random = getattr(unwrap(self.model).config, "attention_dropout", 0.0)  # not every architecture has one
-        if not first or random or remaining <= len(self.examples) or not self.objective.direct:
+        random = is_random(unwrap(self.model))
+        apart = frozen_prefix.layers_are_apart(unwrap(self.model))
+        if not first or random or not apart or remaining <= len(self.examples) or not self.objective.direct:
             return None
         gigabytes = frozen_prefix.size_gb(self.model, self.examples)
         on_machine = gigabytes * launch.on_this_machine()  # each process keeps the whole table
@@ -189,7 +191,12 @@ class TrainingRun:
         tokens = MAX_ROW[self.acc.device.type]
         share = (self.rank, self.world)
         prefix = frozen_prefix.build(self.objective, first, self.examples, place, self.out, tokens, share)
+        exact = frozen_prefix.is_exact(self.objective, prefix, self.examples)
         self.seconds += time.perf_counter() - began
+        if not exact:
+            prefix.close()
+            say(f"  hidden states below layer {first} do not give the same loss: they are computed in every step")
+            return None
         say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
         return prefix
 
@@ -268,8 +275,7 @@ class TrainingRun:
     def _loss(self, row: Row) -> torch.Tensor:
         if self.prefix is None:
             return self.wrapped(row)  # type: ignore[no-any-return]
-        with layers_from(self.model, self.prefix.first):
-            return self.wrapped(row, self.prefix.of(row, self.acc.device))  # type: ignore[no-any-return]
+        return self.wrapped(row, self.prefix.of(row, self.acc.device), self.prefix.first)  # type: ignore[no-any-return]
 
     def _shares(self, batch: list[int]) -> list[list[int]]:
         """Return the examples of each row of this process.
@@ -280,10 +286,14 @@ class TrainingRun:
         for rank in range(self.world):
             members = batch[rank :: self.world]
             lengths = [length(self.examples[i]) for i in members]
-            groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+            groups = group_by_length(lengths, self.row_tokens, self._most_examples())
             by_rank.append([[members[place] for place in group] for group in groups])
         most = max(map(len, by_rank))
         return by_rank[self.rank] + [[]] * (most - len(by_rank[self.rank]))
+
+    def _most_examples(self) -> int | None:
+        """Return the number of examples that a row has at most; None if there is no limit."""
+        return self.objective.most_examples or self.job.execution.micro_batch_size
 
     # --- failures
 
@@ -350,7 +360,7 @@ class TrainingRun:
         self.wrapped.eval()
         total = torch.zeros((), device=self.acc.device)
         lengths = [length(e) for e in self.held_out]
-        groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+        groups = group_by_length(lengths, self.row_tokens, self._most_examples())
         for start in range(0, len(groups), self.world):
             place = start + self.rank
             row = pack([self.held_out[i] for i in groups[min(place, len(groups) - 1)]]).to(self.acc.device)

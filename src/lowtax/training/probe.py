@@ -137,7 +137,8 @@ class ModelProbe:
         examples = self.examples(source)
         sums = [torch.zeros((), device=self.device) for _ in leaves]
         with self._evaluating():
-            for members in group_by_length([length(e) for e in examples], MAX_ROW[self.device.type]):
+            lengths, most = [length(e) for e in examples], self.objective.most_examples
+            for members in group_by_length(lengths, MAX_ROW[self.device.type], most):
                 loss = self.objective(pack([examples[i] for i in members]).to(self.device))
                 sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
         if torch.distributed.is_initialized():  # kernels may differ in the last bits, and processes must not

@@ -20,10 +20,11 @@ from peft import PeftModel
 
 from lowtax.common.allocator import kept_memory
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 from lowtax.data import chat
 from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
-from lowtax.engines.hf.kv_cache import use_grouped
+from lowtax.engines.hf.kv_cache import arguments, memory_of, use_grouped
 from lowtax.models import loading
 from lowtax.models.adapter_fit import fitted
 from lowtax.models.adapters import extras, is_zero, read_config
@@ -63,7 +64,11 @@ class HF:
         self.ends = chat.stops(self.tokenizer, ends)
         pad = self.tokenizer.pad_token_id
         self.pad = min(self.ends) if pad is None else int(pad)
-        self.positions: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        # By attribute: GPT-2 and others have the number under another name, and some architectures have no limit.
+        self.positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.memory, self.arguments = memory_of(self.model), arguments(self.model)
+        if self.memory == "none":
+            say(f"  {type(self.model).__name__} has no cache that a batch can share: every token reads the whole text")
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield completions as they finish. Adapters are checked and loaded before the first, and stay loaded.
