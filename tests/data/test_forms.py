@@ -181,6 +181,25 @@ def test_columns_beside_named_ones_are_left_alone():
             Conversation("How?", None, "No."),
         ),
         ({"conversation": [{"human": "p", "assistant": "a"}]}, Conversation("p", None, "a")),
+        (  # OpenAI's preferences
+            {
+                "input": {"messages": [USER], "tools": []},
+                "preferred_output": [ANSWER],
+                "non_preferred_output": [ANSWER],
+            },
+            Conversation("How?", None, "No."),
+        ),
+        (  # Nemotron: `reasoning` is a switch
+            {"input": [USER], "output": "<think>T</think>a", "reasoning": "on", "system_prompt": "S"},
+            Conversation("How?", "T", "a", "S"),
+        ),
+        ({"messages": [USER], "response": "a"}, Conversation("How?", None, "a")),
+        ({"Question": "p", "Complex_CoT": "T", "Response": "a"}, Conversation("p", "T", "a")),
+        (
+            {"prompt": "p", "answer": '[{"role": "user"}] is a list'},
+            Conversation("p", None, '[{"role": "user"}] is a list'),
+        ),
+        ({"prompt": "p", "answer": '{"role": "admin"}'}, Conversation("p", None, '{"role": "admin"}')),
         (  # LLaMA-Factory's newer layout
             {
                 "chosen_messages": [

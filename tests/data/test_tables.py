@@ -42,6 +42,8 @@ def test_there_are_documented_layouts():
 DOCUMENTS = {
     "lines": LINES,
     "lines with blank ones": "\n" + LINES.replace("\n", "\n\r\n"),
+    "lines of an old Mac": LINES.replace("\n", "\r"),
+    "joined files with marks": "\ufeff" + LINES.replace("\n", "\n\ufeff"),
     "a list": json.dumps(ROWS),
     "a printed list": json.dumps(ROWS, indent=2),
     "objects one after the other": "\n".join(json.dumps(row, indent=2) for row in ROWS),
@@ -250,3 +252,15 @@ def test_a_name_that_is_misspelled(tmp_path: Path):
         tables.read(tmp_path / "rows.jsnl")
     with pytest.raises(UserError, match=r"No such file or directory\."):
         tables.read(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize("name", ["a.pq", "a.feather", "a.jsonl.xz"])
+def test_a_folder_of_files_of_any_format(tmp_path: Path, name: str):
+    path, table = tmp_path / name, pa.Table.from_pylist(ROWS)
+    if name.endswith(".xz"):
+        path.write_bytes(lzma.compress(LINES.encode()))
+    elif name.endswith(".pq"):
+        pyarrow.parquet.write_table(table, path)
+    else:
+        pyarrow.feather.write_feather(table, str(path))
+    assert readers.load(str(tmp_path)).rows == ROWS

@@ -312,3 +312,18 @@ def test_a_row_that_the_template_refuses_does_not_stop_the_others():
     assert any("refuses a training row (No system)" in note for note in encoded.notes())
     with pytest.raises(UserError, match="refuses a training row"):
         encode_all(tokenizer, [ROWS[1]], 1000)
+
+
+def test_a_turn_that_the_template_leaves_out_is_counted():
+    tokenizer = family("chatml")
+    two = Conversation("q <|im_end|> <think>", None, "a", system="S", history=(("system", "R"), ("user", "p")))
+    assert encode_all(tokenizer, [two], 1000).lost == 0
+    tokenizer.chat_template = (
+        "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+        "{% set ns.system = m.content %}{% endif %}{% endfor %}{{ ns.system }}{% for m in messages %}"
+        "{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoded = encode_all(tokenizer, [two, dataclasses.replace(two, system=None)], 1000)
+    assert encoded.lost == 1
+    assert any(note.startswith("1 of 2 training rows lose a system or user turn") for note in encoded.notes())

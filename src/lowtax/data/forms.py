@@ -18,6 +18,7 @@ from lowtax.data.turns import (
     Unusable,
     as_turns,
     content_of,
+    ends_with_answer,
     is_empty,
     is_parts,
     is_turns,
@@ -28,7 +29,7 @@ from lowtax.data.turns import (
     turns_of,
 )
 
-MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents")
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents", "input")
 PROMPTS = ("prompt", "instruction", "question", "query", "request", "problem", "user", "human")
 INPUTS = ("input",)  # prompts where there is no other
 ANSWERS = ("answer", "completion", "chosen", "output", "response", "reply", "refusal", "solution", "assistant")
@@ -37,7 +38,10 @@ SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label", "kto_tag", "is_safe")  # false: an answer that is not to be learnt (KTO, LLaMA-Factory, BeaverTails)
 # Columns to which the answer refers, and which are no text of the conversation.
 BESIDE = ("tools", "functions", "images", "image", "videos", "audios", "choices", "options")
-CHOSEN, REJECTED = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
+CHOSEN = ("chosen", "chosen_messages", "preferred_output")
+REJECTED = ("rejected", "rejected_messages", "non_preferred_output")
+MORE_THOUGHTS = ("complex_cot", "chain_of_thought", "cot")  # columns of data sets that a recipe gives no columns for
+FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "low", "medium", "high"}  # a setting, and no thought
 CORE = frozenset({"prompt", "answer", "messages"})  # parts that make a conversation
 PAIR: tuple[Role, Role] = ("user", "assistant")
 OWN, ALPACA, PREFERENCE = "prompt and answer", "Alpaca", "preference pairs (the chosen side)"
@@ -107,11 +111,17 @@ def recognise(row: Row, named: Mapping[str, str]) -> Form:
     if "thought" in named:
         thoughts = [named["thought"]]
     else:
-        free = (by_name[name] for name in THOUGHTS if name in by_name and by_name[name] not in columns.values())
-        thoughts = [column for column in free if not isinstance(row[column], bool)]
+        names = THOUGHTS if named else (*THOUGHTS, *MORE_THOUGHTS)
+        free = (by_name[name] for name in names if name in by_name and by_name[name] not in columns.values())
+        thoughts = [column for column in free if not _is_flag(row[column])]
     explicit = frozenset(named)
     beside = () if explicit & CORE else tuple(by_name[name] for name in BESIDE if name in by_name)
     return Form(_name(columns, row, explicit), columns, tuple(thoughts), explicit, beside)
+
+
+def _is_flag(value: Any) -> bool:
+    """Return whether the value of a column such as `reasoning` says how to think, and is no thought itself."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in FLAGS)
 
 
 def _by_name(row: Row) -> dict[str, str]:
@@ -147,6 +157,8 @@ def _detected(row: Row, columns: Mapping[str, str], named: Mapping[str, str]) ->
     if chosen := next((columns[name] for name in CHOSEN if name in columns), None):
         prompt = next((columns[name] for name in PROMPTS if name in columns), None)
         return {"messages": turns, "answer": chosen} if turns and not prompt else _flat(prompt, chosen, columns)
+    if turns and (answer := _only(ANSWERS, columns)) and not ends_with_answer(row[turns]):
+        return {"messages": turns, "answer": answer}
     if turns:
         return {"messages": turns}
     for prompt_name, answer_name in (("prompt", "completion"), ("instruction", "output")):

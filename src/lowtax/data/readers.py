@@ -137,7 +137,7 @@ def _folder(
         )
         table = Table([dict(row) for row in _of_split(splits, split, name)], name, revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        files = [] if saved else _files(folder, subset, split, name)
+        files = [] if saved else _files(folder, subset, split, name) or _other_files(folder, subset, split)
         if not files:
             raise UserError(f"The data of {name} cannot be read: {_first_line(error)}") from error
         table = _file_by_file(files, name, revision, strict)
@@ -158,6 +158,14 @@ def _files(folder: Path, subset: str | None, split: str | None, name: str) -> li
     return paths if all(path.is_relative_to(folder.absolute()) and path.is_file() for path in paths) else []
 
 
+def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Path]:
+    """Return the data files of a folder whose suffixes `datasets` does not know, such as .pq or .feather."""
+    if subset or split:
+        return []
+    known = (*TEXT_FORMATS, *BINARY_FORMATS)
+    return sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+
+
 def _file_by_file(files: list[Path], name: str, revision: str | None, strict: bool) -> Table:
     """Read files that `datasets` cannot read as one table, since their columns differ or a line is no row."""
     parts = [tables.read(file, strict) for file in files]
@@ -165,7 +173,7 @@ def _file_by_file(files: list[Path], name: str, revision: str | None, strict: bo
         [row for part in parts for row in part.rows],
         name,
         revision,
-        "files with different columns" if len(files) > 1 else parts[0].layout,
+        f"{len(files)} files" if len(files) > 1 else parts[0].layout,
         sum((part.unreadable for part in parts), Counter[str]()),
         sum(part.replaced for part in parts),
     )

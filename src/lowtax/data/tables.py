@@ -26,6 +26,7 @@ Row = dict[str, Any]
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 BINARY_FORMATS = (".parquet", ".pq", ".feather", ".arrow")
+BOM = "\ufeff"  # also between files that were joined
 BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
     b"\xff\xfe\x00\x00": "utf-32",
     b"\x00\x00\xfe\xff": "utf-32",
@@ -264,7 +265,8 @@ def _separator(header: str, usual: str) -> str:
 
 def _json(text: str, path: Path, strict: bool) -> FileRows:
     """Read JSON lines, a document, or objects one after the other."""
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r")]
+    pieces = text.split("\n" if "\n" in text else "\r")
+    lines = [(number, line.removeprefix(BOM)) for number, line in enumerate(pieces, 1) if line.strip(f" \t\r{BOM}")]
     first = _parsed(lines[0][1]) if lines else None
     if isinstance(first, dict) and len(lines) > 1:
         return _json_lines(lines, strict)

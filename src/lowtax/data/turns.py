@@ -29,7 +29,7 @@ THOUGHT_PARTS = ("thinking", "reasoning")
 # Keys that hold something which the model has to write or to see, and which is no text.
 MORE_THAN_TEXT = ("tool_calls", "function_call", "tool_call_id", "audio", "image", "images", "video", "videos")
 EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
-TURNS = re.compile(r"\s*(\[\s*)?\{\s*['\"](role|from)['\"]")  # text that holds turns
+TURNS = re.compile(r"\s*\[\s*\{\s*['\"](role|from|content|value)['\"]")  # text that holds turns
 TRANSCRIPT = re.compile(r"(?:^|\n\n)\s*(Human|Assistant): ?")  # of the pairs of Anthropic's HH
 
 
@@ -108,15 +108,20 @@ def turns_of(value: Any, what: str) -> list[Turn]:
 
 
 def as_turns(value: Any) -> Any:
-    """Return the turns that a text holds in JSON or, written by pandas, in Python's form; else the value itself."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not TURNS.match(value):
+    """Return the turns that a value holds, else the value itself.
+
+    They may be under `messages` of an object (OpenAI's preferences), or in a text, as JSON or as Python (pandas).
+    """
+    if isinstance(value, dict) and is_turns(value.get("messages")):
+        return value["messages"]
+    if not isinstance(value, str) or value.lstrip()[:1] != "[" or not TURNS.match(value):
         return value
     for parse in (json.loads, ast.literal_eval):
         try:
             parsed = parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if is_turn(parsed) or is_turns(parsed):
+        if is_turns(parsed) and any(_role(turn) for turn in parsed):
             return parsed
     return value
 
@@ -149,9 +154,23 @@ def _turns(item: Any, what: str) -> list[Turn]:
     return [Turn(role, text_of(value, f"a turn of the {role}")) for role, value in pairs]
 
 
+def ends_with_answer(value: Any) -> bool:
+    """Return whether a list of turns ends with the assistant's."""
+    turns = as_turns(value)
+    return is_turns(turns) and _role(turns[-1]) == "assistant"
+
+
+def _named_role(item: dict[str, Any]) -> Any:
+    return next((item[key] for key in ROLE_KEYS if not is_missing(item.get(key))), None)
+
+
+def _role(item: dict[str, Any]) -> Role | None:
+    name = _named_role(item)
+    return ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+
+
 def _turn(item: dict[str, Any]) -> Turn:
-    name = next((item[key] for key in ROLE_KEYS if not is_missing(item.get(key))), None)
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    name, role = _named_role(item), _role(item)
     if role is None:
         raise Unusable(f"a turn has the role {str(name)[:40]!r}" if name is not None else "a turn has no role")
     for key in MORE_THAN_TEXT:

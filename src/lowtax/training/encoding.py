@@ -40,6 +40,7 @@ class Encoded:
     dropped: rows whose prompt alone fills `max_length`.
     without_thought: rows whose thought has no place in their rendering after this prompt.
     refused: rows that the chat template or the check refuses, of which `reason` is the first sentence.
+    lost: rows with a system or user turn that the chat template leaves out.
     unthinking: rows without a thought, trained directly after a prompt after which the model thinks.
     template: sentences about a chat template whose format differs from that of the rows.
     """
@@ -51,6 +52,7 @@ class Encoded:
     without_thought: int = 0
     refused: int = 0
     reason: str = ""
+    lost: int = 0
     unthinking: int = 0
     template: tuple[str, ...] = ()
 
@@ -65,6 +67,7 @@ class Encoded:
                 "training rows lose their thought: their rendering has no place for it after this prompt",
             ),
             (self.refused, f"training rows are skipped; the first: {self.reason.removesuffix('.')}"),
+            (self.lost, "training rows lose a system or user turn: the chat template leaves it out"),
             (
                 self.unthinking,
                 "training rows have no thought and nothing in its place: they teach the model to answer without one",
@@ -138,9 +141,19 @@ def encode_all(
         refused=len(refused),
         reason=refused[0] if refused else "",
         without_thought=sum(bool(r.thought) and not w.keeps_thought for r, w in zip(rows, written, strict=True)),
+        lost=sum(_loses_turn(row, text) for row, text in zip(rows, written, strict=True)),
         unthinking=0 if thinking == "off" else _unthinking(rows, written, around),
         template=tuple(chat.template_notes(tokenizer, around, _in_plain_tags(rows, written), len(rows))),
     )
+
+
+def _loses_turn(row: Conversation, text: ConversationText) -> bool:
+    """Return whether a system or user turn is not in the prompt: R1's template keeps the last system turn alone."""
+    turns = [message["content"].strip() for message in row.messages if message["role"] != "assistant"]
+    if all(content in text.prompt for content in turns):
+        return False
+    prompt = _normalised(text.prompt.replace(special_tokens.MARK, "").replace(special_tokens.HIDING, ""))
+    return any(_normalised(content) not in prompt for content in turns)
 
 
 def _unthinking(rows: Sequence[Conversation], written: Sequence[ConversationText], around: Turn) -> int:
