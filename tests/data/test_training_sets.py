@@ -14,6 +14,7 @@ from datahub import COMMIT, cached, write_jsonl, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from progress import collected
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import Reply
@@ -107,7 +108,7 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
     path.write_text("request,kind\nx,y\n" if name.endswith("csv") else '{"request": "x", "kind": "y"}\n')
     with pytest.raises(UserError, match="request, kind"):
         prompt_sets.prompt_set(PromptSet(source=str(path)))
-    with pytest.raises(UserError, match="row 1: the column 'prompt' is not there"):
+    with pytest.raises(UserError, match="no columns of a known form; its columns are request, kind"):
         training_sets.conversations(Data(source=str(path)), 0)
 
 
@@ -117,9 +118,9 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.csv", b"prompt,answer\n", "no rows"),
-        ("a.jsonl", b'{"prompt": "x", "answer": "y"}\n{"prompt": \n', "line 2"),
+        ("a.jsonl", b'{"prompt": \n{"prompt": "x", \n', "line 1 is not valid JSON"),
         ("a.jsonl", b'"text"\n', "line 1"),
-        ("a.jsonl", b"\xff\xfe", "UTF-8"),
+        ("a.jsonl", b'{"prompt": "x", "answer": "\xe9"}\n', "UTF-8"),
         ("a.jsonl", b'{"prompt": "x", "answer": null}\n', "'answer'"),
     ],
 )
@@ -304,3 +305,108 @@ def test_the_seed_chooses_what_a_mix_leaves_out():
     parts = [part("a", 10, 1), part("b", 100, 1)]
     assert mix(parts, 0) == mix(parts, 0)
     assert set(mix(parts, 0)) != set(mix(parts, 1))
+
+
+# --- what is said
+
+
+def test_rows_that_occur_more_than_once_are_counted_and_trained(tmp_path: Path):
+    rows = [{"prompt": "p", "answer": "a"}] * 3 + [{"prompt": "p", "answer": "b", "thought": "t"}]
+    path = write_jsonl(tmp_path / "x.jsonl", *rows)
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert len(loaded.rows) == 4
+    with collected() as said:
+        loaded.announce()
+    assert said == [
+        "x.jsonl: 4 rows, read as prompt and answer.",
+        "x.jsonl: 1 of 4 usable rows has a thought.",
+        "x.jsonl: 2 rows repeat earlier ones and are trained all the same.",
+    ]
+    constant = training_sets.load(Data(source=str(path), thought="t"), 0)
+    assert constant.reading is not None
+    assert not any("thought" in note for note in constant.reading.notes())
+
+
+def test_rows_of_several_forms(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl",
+        *[{"instruction": "p", "input": "", "output": f"a{i}"} for i in range(2)],
+        {"prompt": "q", "completion": "b"},
+        {"prompt": "r"},
+        {"something": "else"},
+    )
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert {(row.prompt, row.answer) for row in loaded.rows} == {("p", "a0"), ("p", "a1"), ("q", "b")}
+    assert loaded.reading is not None
+    assert loaded.reading.notes()[:2] == [
+        "x.jsonl: 5 rows, read as Alpaca (2) and as prompt and completion (1).",
+        "x.jsonl: 2 of 5 rows are skipped: the column 'output' is empty (2).",
+    ]
+
+
+def test_rows_with_a_false_label_are_left_out_and_do_not_count_as_bad(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl", *[{"prompt": "p", "completion": f"a{i}", "label": i == 0} for i in range(4)]
+    )
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert [row.answer for row in loaded.rows] == ["a0"]
+    assert (loaded.total, loaded.skipped) == (4, 0)
+    assert loaded.describe()["left_out"] == {"the label is false": 3}
+    assert loaded.reading is not None
+    assert loaded.reading.notes()[1] == "x.jsonl: 3 of 4 rows are left out: the label is false (3)."
+    others = training_sets.load(Data(source=str(path), where={"label": False}), 0)
+    assert sorted(row.answer for row in others.rows) == ["a1", "a2", "a3"]
+    none = write_jsonl(tmp_path / "none.jsonl", {"prompt": "p", "completion": "a", "label": False})
+    with pytest.raises(UserError, match=r"can be trained on: the label is false \(1\)"):
+        training_sets.load(Data(source=str(none)), 0)
+
+
+def test_more_than_half_of_a_source_is_an_error(tmp_path: Path):
+    good, bad = {"prompt": "p", "answer": "a"}, {"prompt": "p", "answer": ""}
+    half = write_jsonl(tmp_path / "half.jsonl", good, bad)
+    assert training_sets.load(Data(source=str(half)), 0).skipped == 1
+    more = write_jsonl(tmp_path / "more.jsonl", good, bad, bad, {"prompt": 7, "answer": "a"})
+    with pytest.raises(UserError) as caught:
+        training_sets.load(Data(source=str(more)), 0)
+    assert str(caught.value) == (
+        f"3 of the 4 rows of {more} cannot be trained on, which is more than half: the column 'answer' is empty (2), "
+        "the column 'prompt' holds a number, not text (1); correct them, name other columns, or select rows with "
+        "`where`."
+    )
+    assert len(training_sets.load(Data(source=str(more), first=2), 0).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("star-1", "star1"),
+        ("STAR1", "star1"),
+        ("directrefusal", "direct-refusal"),
+        ("direct_refusal", "direct-refusal"),
+        ("safe-chain", "safechain"),
+        ("safechian", "safechain"),
+        ("builtin-refusals", "builtin:refusals"),
+    ],
+)
+def test_a_name_that_is_nearly_one(name: str, near: str):
+    with pytest.raises(UserError, match=f"^There is no training set and no file '{name}'; did you mean '{near}'"):
+        training_sets.load(Data(source=name), 0)
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(
+        UserError, match="no file 'wat'; known are: builtin:arithmetic, builtin:chat, builtin:refusals, "
+    ):
+        training_sets.load(Data(source="wat"), 0)
+
+
+def test_prompts_for_the_model_s_own_answers(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl", {"instruction": "p", "input": "x"}, {"instruction": "q", "input": ""}, {"instruction": ""}
+    )
+    with collected() as said:
+        prompts = training_sets.self_prompts(Data(source=str(path), answers="self"), 0)
+    assert sorted(prompt.text for prompt in prompts) == ["p\n\nx", "q"]
+    assert said == ["x.jsonl: 1 of 3 rows is skipped: the column 'instruction' is empty (1)."]
+    with pytest.raises(UserError, match="trains on the model's answers alone; remove train_on"):
+        training_sets.self_prompts(Data(source=str(path), answers="self", train_on="all"), 0)

@@ -58,7 +58,7 @@ def test_rows_that_join_say_what_they_say_alone(stops: HF) -> None:
 
 def test_padding_that_all_rows_share_is_dropped(stops: HF) -> None:
     seen, _ = widths(stops, 8)
-    longest = max(len(stops._row(request, "").prompt) for request in requests())  # type: ignore[union-attr]
+    longest = max(len(stops._row(request, "").prompt.ids) for request in requests())  # type: ignore[union-attr]
     assert max(columns for _, columns in seen) <= longest + 41
 
 

@@ -80,7 +80,8 @@ def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, p
 
 def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
     # Updates of 1e-6 vanish when added to bfloat16 weights; the masters keep them.
-    train(job(tiny_model, "full", "bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0), tmp_path)
+    settings = {"lr": 1e-6, "warmup_steps": 0, "weight_decay": 0.0, "save_dtype": "float32"}
+    train(job(tiny_model, "full", "bfloat16", **settings), tmp_path)
     before, after = weights(tiny_model), weights(tmp_path / "checkpoint-20")
     name = "model.layers.0.mlp.up_proj.weight"
     assert after[name].dtype == torch.float32
@@ -130,8 +131,8 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mo
     this_job = job(tiny_model, mode, precision)
     whole = train(this_job, tmp_path / "whole")
     for step in (10, 20):  # after checkpoints 5 and 15, and 5 steps past each
-        with pytest.raises(Killed):
-            train(this_job, tmp_path / "killed", killed_at(step))
+        with pytest.raises(Killed), progress_to(killed_at(step)):
+            train(this_job, tmp_path / "killed")
     assert not (tmp_path / "killed" / "card.json").exists()
     messages: list[str] = []
     with progress_to(messages.append):
@@ -158,8 +159,9 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(
         if "step 10/" in text:  # the checkpoint of step 10 is saved next
             monkeypatch.setattr(what, full_disk)
 
-    with pytest.raises(UserError, match=r"No space left.*free some disk space"):
-        train(this_job, tmp_path / "full", fill_the_disk)
+    full = pytest.raises(UserError, match=r"No space left.*free some disk space")
+    with full, progress_to(fill_the_disk):
+        train(this_job, tmp_path / "full")
     monkeypatch.undo()
     train(this_job, tmp_path / "full")
     for step in (5, 10, 15, 20):
@@ -201,7 +203,7 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
     assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-3)
     check_base(tmp_path / "checkpoint-20", str(tiny_model))
-    with pytest.raises(UserError, match="only its own base"):
+    with pytest.raises(UserError, match="add --base-is-the-same"):
         check_base(tmp_path / "checkpoint-20", "someone/else")
 
 

@@ -1,11 +1,25 @@
 """Errors for users: one sentence with what is wrong, what was found and what to do."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The end of a run that a signal stopped, with its state saved. The exit code is 128 + `number`, as in a shell.
+
+    number: of the signal: 2 of Ctrl-C, 15 of SIGTERM.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

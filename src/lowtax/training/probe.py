@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 from lowtax.methods.loading import ActiveMethods, Methods
 from lowtax.methods.sites import Site, Sites
 from lowtax.models.names import matches, near, spelled_out
@@ -36,7 +36,7 @@ class ModelProbe:
 
     objective: the loss of the model.
     trained: its trained parameters.
-    tokenizer, max_length, thinking: for encoding the rows of a source.
+    tokenizer, max_length, thinking, variables: for encoding the rows of a source.
     """
 
     def __init__(
@@ -46,17 +46,20 @@ class ModelProbe:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         thinking: Thinking = "default",
+        variables: Variables | None = None,
     ) -> None:
         self.objective, self.trained, self.tokenizer = objective, trained, tokenizer
-        self.max_length, self.thinking = max_length, thinking
+        self.max_length, self.thinking, self.variables = max_length, thinking, variables
         self.device = unwrap(objective.model).device
         self._examples: dict[str, list[Example]] = {}
 
     def examples(self, source: str) -> list[Example]:
         """Return the rows of a `data` entry as tokens; they are read once."""
         if source not in self._examples:
-            conversations = training_sets.load(specs.parse(source), 0).rows
-            self._examples[source] = encode_all(self.tokenizer, conversations, self.max_length, self.thinking).examples
+            loaded = training_sets.load(specs.parse(source), 0)
+            loaded.announce()
+            encoded = encode_all(self.tokenizer, loaded.rows, self.max_length, self.thinking, self.variables)
+            self._examples[source] = encoded.examples
         return self._examples[source]
 
     def weight(self, name: str) -> Float[Tensor, "out in"]:
@@ -213,11 +216,13 @@ def attach(methods: Methods, model: nn.Module, trained: TrainedParameters) -> Ac
     """Attach methods to what is trained: to LoRA, or to whole weights if every method can act on them.
 
     Raises:
-        UserError: A method finds nothing to act on.
+        UserError: A method finds nothing to act on, or cannot act on what it finds.
     """
     if isinstance(model, PeftModel) or not all(one.method.whole for one in methods.configured):
-        return ActiveMethods([(method, trained.sites(sites)) for method, sites in methods.on(model).parts])
-    return ActiveMethods([(one.method, _whole_sites(model, trained, one.only)) for one in methods.configured])
+        parts = [(method, trained.sites(sites)) for method, sites in methods.on(model).parts]
+    else:
+        parts = [(one.method, _whole_sites(model, trained, one.only)) for one in methods.configured]
+    return ActiveMethods(parts).check()
 
 
 def _whole_sites(model: nn.Module, trained: TrainedParameters, only: Sequence[str] | None) -> Sites:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lowtax.engines.base import Completion, Request
+from lowtax.engines.base import Completion, Prompt, Request
 from lowtax.engines.hf.kv_cache import NoCache, RoomyCache
 from lowtax.engines.hf.sampler import choose
 
@@ -30,13 +30,12 @@ WIDE = 2**15  # rows x tokens, with padding, up to which rows may join; or the s
 class Row:
     """A request that is being decoded.
 
-    opened: True if the prompt ends with `<think>`. room: maximum length of the reply in tokens. adapter: PEFT's name
-    for the adapter. scored: tokens whose probability at the first step is requested. tokens: the reply so far.
+    room: maximum length of the reply in tokens. adapter: PEFT's name for the adapter. scored: tokens whose probability
+    at the first step is requested. tokens: the reply so far.
     """
 
     request: Request
-    prompt: list[int]
-    opened: bool
+    prompt: Prompt
     room: int
     adapter: str
     generator: torch.Generator
@@ -51,16 +50,16 @@ class Batch:
 
     def __init__(self, engine: HF, rows: list[Row]) -> None:
         self.engine, self.rows, device = engine, rows, engine.model.device
-        width = max(len(row.prompt) for row in rows)
+        width = max(len(row.prompt.ids) for row in rows)
         # Several samples of one prompt share a row until it has been read.
-        prompts = [(row.adapter, *row.prompt) for row in rows]
+        prompts = [(row.adapter, *row.prompt.ids) for row in rows]
         first = {prompt: prompts.index(prompt) for prompt in dict.fromkeys(prompts)}
         self.alone = [rows[i] for i in first.values()]
         places = {prompt: place for place, prompt in enumerate(first)}
         self.spread = torch.tensor([places[prompt] for prompt in prompts], device=device)
-        padding = [width - len(row.prompt) for row in self.alone]
+        padding = [width - len(row.prompt.ids) for row in self.alone]
         self.ids = torch.tensor(
-            [[engine.pad] * n + row.prompt for n, row in zip(padding, self.alone, strict=True)], device=device
+            [[engine.pad] * n + row.prompt.ids for n, row in zip(padding, self.alone, strict=True)], device=device
         )
         self.mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long().to(device)
         self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
@@ -148,7 +147,7 @@ class Batch:
 
         Rows are padded on the right, where an architecture without a mask does not see the padding either.
         """
-        texts = [row.prompt + row.tokens for row in self.alone or self.rows]
+        texts = [row.prompt.ids + row.tokens for row in self.alone or self.rows]
         last = torch.tensor([len(text) - 1 for text in texts], device=self.ids.device)
         width = max(map(len, texts))
         padded = [text + [self.engine.pad] * (width - len(text)) for text in texts]
@@ -161,7 +160,8 @@ class Batch:
     def _call(self, **inputs: Any) -> Any:
         """Call the model with those of the inputs that it takes, and with the adapter of each row."""
         loaded = self.engine.loaded
-        adapters = {} if loaded is None else {"adapter_names": [row.adapter for row in self.alone or self.rows]}
+        mixed = loaded is not None and not self.engine.one_at_a_time
+        adapters = {"adapter_names": [row.adapter for row in self.alone or self.rows]} if mixed else {}
         inputs = {name: value for name, value in inputs.items() if name in self.engine.arguments}
         return (loaded or self.engine.model)(**inputs, **adapters)
 
@@ -170,15 +170,14 @@ class Batch:
         finish: Literal["stop", "length"] = "stop"
         if token < 0:
             row.done = True
-            return failed(row.request, row.opened, f"the logits after {len(row.tokens)} tokens are not finite")
+            return failed(row.request, row.prompt.opened, f"the logits after {len(row.tokens)} tokens are not finite")
         if token not in self.engine.ends:
             row.tokens.append(token)
             if len(row.tokens) < row.room:
                 return None
             finish = "length"
         row.done = True
-        text = self.engine.tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(row.request.id, str(text), len(row.tokens), finish, row.opened, scores=row.scores)
+        return self.engine.prompter.completion(row.request, row.prompt, row.tokens, finish, row.scores)
 
     def live(self) -> list[Row]:
         """Return the rows that have not finished."""
