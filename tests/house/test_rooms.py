@@ -21,7 +21,7 @@ TOPICS = {
     "methods": {"alignment", "commands", "edits"},
     "models": {"updates"},
     "engines": {"hf", "hf_batch"},
-    "training": {"loop_details", "imports", "options", "resuming"},
+    "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
 }
 

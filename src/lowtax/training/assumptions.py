@@ -40,11 +40,14 @@ def departures(model: PreTrainedModel, longest: int) -> list[str]:
     """
     config: dict[str, Any] = model.config.get_text_config().to_dict()
     parts = decoder_layers(model) or [model.get_decoder()]
-    reasons = [*_of_configuration(config, longest), *(reason for part in parts for reason in _of_modules(part))]
+    reasons = [
+        *_of_configuration(config, longest, model.config._attn_implementation),
+        *(reason for part in parts for reason in _of_modules(part)),
+    ]
     if model._is_stateful:
         reasons.append("a recurrent state")
     if not model._can_set_attn_implementation():
-        reasons.append("an attention of its own")
+        reasons.append("an attention that cannot be exchanged")
     if "position_ids" not in accepted(model.get_decoder()):
         reasons.append("no positions that restart with each example")
     return list(dict.fromkeys(reasons))
@@ -68,7 +71,7 @@ def is_random(model: PreTrainedModel) -> bool:
     return any(rate > 0 for name, rate in rates.items() if not name.startswith(("classifier", "summary")))
 
 
-def _of_configuration(config: dict[str, Any], longest: int) -> Iterator[str]:
+def _of_configuration(config: dict[str, Any], longest: int, attention: str) -> Iterator[str]:
     kinds = [kind for name in ("layer_types", "layers_block_type", "block_types") for kind in config.get(name) or ()]
     if other := sorted({str(kind) for kind in kinds} - PLAIN_LAYERS):
         yield f"layers of the kind {' and '.join(other)}"
@@ -76,7 +79,8 @@ def _of_configuration(config: dict[str, Any], longest: int) -> Iterator[str]:
         if name in WINDOWS and isinstance(value, int) and 0 < value < longest:
             yield f"an attention window of {value} tokens, and examples of up to {longest}"
         if value and re.search(r"attn|attention|qk", name) and re.search(r"soft_?cap|logit_cap", name):
-            yield "a soft cap on its attention scores"
+            ignored = " (which transformers' sdpa attention, in use here, leaves out)"
+            yield "a soft cap on its attention scores" + ignored * (attention == "sdpa")
     if config.get("alibi") or "relative" in str(config.get("position_embedding_type")):
         yield "a bias on its attention scores"
     if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
