@@ -58,18 +58,12 @@ def require_arms(recipe: Recipe, precision: str) -> None:
 
 
 def _require_measurable(recipe: Recipe) -> None:
-    """Refuse LoRA on fused experts where no later stage could read it: beside the engine vllm, or under edits."""
-    experts = {name for name, arm in recipe.arms.items() if arm.where().parameters}
-    for name in experts if recipe.engine == "vllm" else ():
-        raise UserError(
-            f"arms.{name} has a LoRA on parameters (fused experts), which vLLM does not serve: use the engine hf, or "
-            "place it on modules."
-        )
-    for name, edited in recipe.edited.items():
-        if of := experts & {*edited.made_of()}:
+    """Refuse LoRA on fused experts, which vLLM does not serve."""
+    if recipe.engine == "vllm":
+        for name in (name for name, arm in recipe.arms.items() if arm.where().parameters):
             raise UserError(
-                f"edited.{name} is made of {min(of)}, whose LoRA is on parameters (fused experts), and edits are for "
-                "modules: place it on modules, or leave the edit out."
+                f"arms.{name} has a LoRA on parameters (fused experts), which vLLM does not serve: use the engine hf, "
+                "or place it on modules."
             )
 
 
