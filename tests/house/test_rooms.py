@@ -21,7 +21,7 @@ TOPICS = {
     "methods": {"alignment", "commands", "edits"},
     "models": {"updates"},
     "engines": {"hf", "hf_batch"},
-    "training": {"loop_details", "imports"},
+    "training": {"loop_details", "imports", "options", "resuming"},
     "cli": {"train_command"},
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from progress import progress_to
 from tiny import ARCHITECTURES, make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -147,8 +148,8 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
 
     this_job = job(tiny_model, validation=1)
     train(this_job, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(this_job, tmp_path / "killed", kill)
+    with pytest.raises(Killed), progress_to(kill):
+        train(this_job, tmp_path / "killed")
     train(this_job, tmp_path / "killed")
     one, two = ((tmp_path / k / "checkpoint-6" / "adapter_model.safetensors").read_bytes() for k in ("whole", "killed"))
     assert one == two

@@ -1,10 +1,12 @@
 """SSAH chooses units by their scores, finds their entries, and keeps the bits of these whatever the optimiser does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from progress import progress_to
 from safetensors.torch import load_file
 from tiny import make_model
 from torch import Tensor
@@ -94,7 +96,9 @@ def test_rows_of_v_proj_are_those_that_feed_the_channel(tmp_path: Path, kind: st
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_whole_weights_that_are_held_keep_their_bits(tmp_path: Path, precision: str):
     model = make_model(tmp_path / "m", "qwen2")  # which has biases
-    run = TrainingRun(job(model, FULL, precision), tmp_path / "out")
+    this_job = job(model, FULL, precision)
+    settings = this_job.settings.model_copy(update={"save_dtype": "float32"})
+    run = TrainingRun(replace(this_job, settings=settings), tmp_path / "out")
     everything = sum(p.numel() for p in run.model.parameters())
     run.finish()  # AdamW, with a weight decay of 0.5
     before, after = load_file(model / "model.safetensors"), final(tmp_path / "out")
@@ -168,8 +172,8 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
 
     this_job = job(tiny_model, FULL, "bfloat16")
     train(this_job, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(this_job, tmp_path / "killed", kill)
+    with pytest.raises(Killed), progress_to(kill):
+        train(this_job, tmp_path / "killed")
     train(this_job, tmp_path / "killed")
     one, two = final(tmp_path / "whole"), final(tmp_path / "killed")
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -242,6 +242,22 @@ def test_any_text_keeps_the_front_matter_valid(name: str, licence: str, source: 
     assert parsed.text.startswith("\n# ")
 
 
+def test_a_card_says_what_the_data_was():
+    card = ModelCard(model_card(facts()))
+    assert f"fine-tuning on 1,000 rows of [{HUB}](https://huggingface.co/datasets/{HUB})." in card.text
+    assert "2507.17075" in card.text.partition("## How to load it")[0]
+    rows = [DataFacts(source="/home/someone/gsm8k.jsonl", rows=7473), DataFacts(source="builtin:chat", rows=1)]
+    other = ModelCard(model_card(facts(data=rows)))
+    head = other.text.partition("## How to load it")[0]
+    assert "fine-tuning on 7,473 rows of `gsm8k.jsonl` and 1 row of `builtin:chat`. Made with lowtax" in head
+    assert "refus" not in head
+    assert "safety-alignment" not in other.data.tags
+    limits = text_of("Intended use and limits", other.text)
+    assert "can weaken a model's refusals" in limits
+    assert "Its refusals were learned" not in limits
+    assert "\n\n\n" not in model_card(facts(data=rows))
+
+
 def test_unknown_facts_are_refused():
     with pytest.raises(ValidationError):
         facts(speed=3)

@@ -29,11 +29,11 @@ from lowtax.models.names import MLP
 from lowtax.models.placement import parse_mode
 from lowtax.models.shapes import SHAPES, Lora
 from lowtax.study import study
-from lowtax.study.dryrun.offline import OfflineSource, offline
 from lowtax.study.dryrun.plan import Plan, plan
 from lowtax.study.dryrun.show import show
-from lowtax.study.dryrun.skeleton import Model
+from lowtax.study.offline import OfflineSource, offline
 from lowtax.study.recipe import Arm, load
+from lowtax.study.skeleton import Model
 from lowtax.training.zero_config import ds_config
 
 RECIPES = ROOT / "recipes"

@@ -24,7 +24,7 @@ quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
 from progress import progress_to
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import Stopped, UserError
 from lowtax.data.conversations import Conversation
 from lowtax.models.placement import parse_mode
 from lowtax.training.job import Job
@@ -56,9 +56,13 @@ def run(jobs: list[dict[str, Any]]) -> None:
     for spec in jobs:
         out = Path(spec["out"])
 
-        def say(text: str, out: Path = out, freeze_at: str | None = spec.get("freeze_at")) -> None:
+        (out / f"pid-{rank}").write_text(str(os.getpid()))
+
+        def say(text: str, out: Path = out, freeze_at: str | None = spec.get("freeze_at"), spec: Any = spec) -> None:
             with (out / "said.txt").open("a") as handle:
                 handle.write(f"{rank}{text}\n")
+            if "signal_at" in spec and text.strip().startswith(spec["signal_at"]):
+                os.kill(int((out / "pid-1").read_text()), signal.SIGTERM)
             if freeze_at and text.strip().startswith(freeze_at):
                 (out / "frozen").touch()
                 time.sleep(LIMIT)
@@ -66,6 +70,8 @@ def run(jobs: list[dict[str, Any]]) -> None:
         try:
             with progress_to(say):
                 train(job_of(spec), out)
+        except Stopped as stopped:
+            (out / f"stopped-{rank}.txt").write_text(str(stopped))
         except UserError as error:
             (out / f"error-{rank}.txt").write_text(str(error))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -153,9 +154,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {key: str(root / f"{value}.jsonl") if value in ("ROWS", "OTHERS") else value for key, value in one.items()}
             for one in job.get("methods", [])
         ]
-        settings = {"lr": 1e-2, "steps": 4, "batch_size": 5, "checkpoint_steps": 2, "warmup_steps": 0} | job.get(
-            "train", {}
-        )
+        settings = {"lr": 1e-2, "steps": 4, "batch_size": 5, "checkpoint_steps": 2, "warmup_steps": 0}
+        settings |= {"save_dtype": "float32"} | job.get("train", {})  # so that small differences can be seen
         execution = dict(job.get("execution", {}))
         if kind.startswith("zero"):
             execution["deepspeed"] = str(root / f"{kind}.json")
@@ -276,6 +276,29 @@ def test_a_killed_launch_resumes_with_the_same_bits(runs: Path, kind: str):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert [step["step"] for step in steps(result)] == list(range(1, 7))
     assert not list(result.glob(".state*"))
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path):
+    """State is saved by the clock of the first process, too; the second gets the signal."""
+    model = make_model(tmp_path / "model", layers=3)
+    settings = {"lr": 1e-2, "steps": 30, "batch_size": 5, "warmup_steps": 0}
+    base = {"mode": UPPER, "model": str(model), "train": settings}
+    often = {"out": str(tmp_path / "stopped"), "execution": {"save_state_minutes": 1e-5}}
+    jobs = [base | {"out": str(tmp_path / "whole")}, base | often | {"signal_at": "step 10/"}, base | often]
+    launches = tmp_path / "launches.json"
+    launches.write_text(json.dumps([{"jobs": [one], "processes": 2} for one in jobs]))
+    ranks = [sys.executable, str(TESTS / "support" / "ranks.py"), str(launches)]
+    done = subprocess.run(ranks, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "stopped"
+    messages = {(out / f"stopped-{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(messages) == 1
+    stopped = int(re.search(r"stopped after step (\d+)", messages.pop())[1])
+    assert 10 <= stopped < 30
+    assert f"resuming after step {stopped}" in (out / "said.txt").read_text()
+    a, b = (weights(folder / "checkpoint-30") for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [step["step"] for step in steps(out)] == list(range(1, 31))
 
 
 @pytest.mark.parametrize("kind", [marked(kind) for kind in LAUNCHES])

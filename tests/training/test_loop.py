@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hybrids import make_hybrid
 from peft import PeftModel
 from progress import progress_to
 from safetensors.torch import load_file
@@ -25,10 +26,12 @@ from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job
 from lowtax.training.loop import train
 from lowtax.training.progress import schedule
-from lowtax.training.settings import Train
+from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LORA = "lora_up_proj_only_from1_to1_r1"
+# Dropout off, so that a training loss can be compared with one in evaluation.
+QUIET = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
 
 
 def job(
@@ -77,7 +80,8 @@ def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, mode: str, p
 
 def test_bfloat16_keeps_float32_masters(tiny_model: Path, tmp_path: Path):
     # Updates of 1e-6 vanish when added to bfloat16 weights; the masters keep them.
-    train(job(tiny_model, "full", "bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0), tmp_path)
+    settings = {"lr": 1e-6, "warmup_steps": 0, "weight_decay": 0.0, "save_dtype": "float32"}
+    train(job(tiny_model, "full", "bfloat16", **settings), tmp_path)
     before, after = weights(tiny_model), weights(tmp_path / "checkpoint-20")
     name = "model.layers.0.mlp.up_proj.weight"
     assert after[name].dtype == torch.float32
@@ -127,8 +131,8 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, mo
     this_job = job(tiny_model, mode, precision)
     whole = train(this_job, tmp_path / "whole")
     for step in (10, 20):  # after checkpoints 5 and 15, and 5 steps past each
-        with pytest.raises(Killed):
-            train(this_job, tmp_path / "killed", killed_at(step))
+        with pytest.raises(Killed), progress_to(killed_at(step)):
+            train(this_job, tmp_path / "killed")
     assert not (tmp_path / "killed" / "card.json").exists()
     messages: list[str] = []
     with progress_to(messages.append):
@@ -155,8 +159,9 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(
         if "step 10/" in text:  # the checkpoint of step 10 is saved next
             monkeypatch.setattr(what, full_disk)
 
-    with pytest.raises(UserError, match=r"No space left.*free some disk space"):
-        train(this_job, tmp_path / "full", fill_the_disk)
+    full = pytest.raises(UserError, match=r"No space left.*free some disk space")
+    with full, progress_to(fill_the_disk):
+        train(this_job, tmp_path / "full")
     monkeypatch.undo()
     train(this_job, tmp_path / "full")
     for step in (5, 10, 15, 20):
@@ -264,3 +269,47 @@ def test_learning_rate_rises_then_falls_to_nearly_nothing():
     assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] < 0.01
     assert schedule(0, 1, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "sentence"),
+    [
+        ("gpt_oss", "lora_q_proj_only_r1", "attention sinks"),
+        ("qwen3_5_text", "lora_q_proj_only_r1", "linear_attention"),
+        ("mamba2", "full", "a recurrent state"),
+        ("bloom", "full", "an attention of its own"),
+        ("llama4_text", "full", "does not compute what the fast path assumes"),
+        ("gpt2", "full", ""),
+    ],
+)
+def test_a_loss_depends_neither_on_neighbours_nor_on_rows(tmp_path: Path, kind: str, mode: str, sentence: str):
+    model, said = make_hybrid(tmp_path / "m", kind, **QUIET.get(kind, {})), []
+    losses = []
+    for micro, rows in ((1, ROWS), (6, ROWS), (6, ROWS[::-1])):
+        run = job(model, mode, rows=rows, steps=1, batch_size=len(ROWS), checkpoint_steps=None, validation=0)
+        run = replace(run, execution=Execution(micro_batch_size=micro))
+        with progress_to(said.append):
+            train(run, tmp_path / f"{micro}-{rows is ROWS}")
+        losses.append(json.loads((tmp_path / f"{micro}-{rows is ROWS}" / "steps.jsonl").read_text())["loss"])
+    assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
+    examples = encoded(model)
+    plain = loading.load_model(str(model))
+    with torch.no_grad():
+        total = sum(float(_completion_loss(plain, e)) for e in examples)
+    assert losses[0] == pytest.approx(total / sum(len(e.completion) for e in examples), rel=1e-5)
+    assert sum("transformers' own forward pass" in line for line in said) == (3 if sentence else 0)
+    assert all(sentence in line for line in said if "own forward pass" in line)
+
+
+def _completion_loss(model: torch.nn.Module, e: Example) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, len(e.prompt) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits.float(), torch.tensor(e.completion), reduction="sum")
+
+
+def test_an_example_a_row_is_resumed_validated_and_measured(tmp_path: Path):
+    model = make_hybrid(tmp_path / "m", "lfm2")
+    run = job(model, "full", steps=4, validation=2, checkpoint_steps=2, lr=1e-4)
+    assert [c.validation is not None for c in train(run, tmp_path / "out")] == [True, True]
+    compiled = replace(run, execution=Execution(gradient_checkpointing=True))
+    train(compiled, tmp_path / "checkpointed")
+    assert (tmp_path / "checkpointed/card.json").exists()

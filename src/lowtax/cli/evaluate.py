@@ -114,6 +114,7 @@ def _study(folder: Path, as_json: bool, same: bool) -> None:
     with study(folder, same=same) as work:
         from lowtax.benchmarks import examine, rates
 
+        work.require("tasks")
         work.warn()
         work.sample(list(work.answer_sheets().values()))
         rows = examine.table(work.grade(), work.subjects())

@@ -1,20 +1,22 @@
 """The command line: one command for each stage, and `run` for a whole recipe. `--help` does not import torch."""
 
-import errno
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.options import Same
-from lowtax.common.errors import UserError
+from lowtax.common.errors import Stopped, UserError
+from lowtax.common.files import FULL_DISK
 from lowtax.common.launch import first_to_speak, world
 from lowtax.common.log import show_progress
 
@@ -22,8 +24,24 @@ if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
 
+
+class Commands(TyperGroup):
+    """The group of commands. Typer would end the process on Ctrl-C without a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C and SIGTERM end it with a sentence and the exit code of a shell."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            message = str(error) if isinstance(error, Stopped) else "stopped; repeat the command to resume."
+            if world()[0] == 0:
+                print(f"lowtax: {message}", file=sys.stderr)
+            raise SystemExit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)) from error
+
+
 app = typer.Typer(
     name="lowtax",
+    cls=Commands,
     help="Make a reasoning LLM refuse harmful requests while it keeps its reasoning, and prove both with numbers.",
     no_args_is_help=True,
     add_completion=False,
@@ -137,6 +155,7 @@ def compare(
     Example: lowtax compare runs/quickstart
     """
     with study(folder) as work:
+        work.require("either")
         if against is not None:
             from lowtax.study import paired
 
@@ -176,9 +195,6 @@ def options(
         show_progress()
 
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def main() -> None:
     """Run the command line. An error that the user can fix is one sentence and exit code 2."""
     try:
@@ -194,6 +210,3 @@ def main() -> None:
         advice = "free some space and repeat the command, which resumes"
         print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("lowtax: stopped; repeat the command to resume.", file=sys.stderr)
-        sys.exit(130)

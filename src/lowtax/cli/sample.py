@@ -74,6 +74,7 @@ def sample(
         if model or prompts or adapter:
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
         with study(folder, same=base_is_the_same) as work:
+            work.require("prompts")
             work.sample(list(work.reply_sheets().values()))
         return
     if not (model and prompts and out):
@@ -131,6 +132,7 @@ def judge(
         from lowtax.cli.main import study
 
         with study(folder) as work:
+            work.require("prompts")
             for kind, judged in work.judge(judge_, on, again).items():
                 labels = [verdict.label for _, verdict in judged.values()]
                 print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))

@@ -46,6 +46,48 @@ SaveStrategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
     typer.Option("--save-strategy", "--save_strategy", help="When to save checkpoints; no is only the last."),
 ]
+SaveSteps = Annotated[
+    int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
+]
+SaveTotalLimit = Annotated[
+    int | None,
+    typer.Option("--save-total-limit", min=1, help="Keep the newest N checkpoints, and the best by validation."),
+]
+WarmupRatio = Annotated[
+    float | None, typer.Option("--warmup-ratio", min=0, help="Linear warm-up as a share of the steps.")
+]
+Scheduler = Annotated[
+    Literal["cosine", "linear", "constant", "wsd"] | None,
+    typer.Option("--scheduler", help="Learning rate after warm-up; cosine by default."),
+]
+Optimizer = Annotated[
+    Literal["adamw", "adamw_8bit", "adafactor"] | None,
+    typer.Option("--optimizer", help="Optimiser; adamw by default."),
+]
+MaxLength = Annotated[int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")]
+DataLines = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
+]
+ValidationData = Annotated[
+    list[str] | None,
+    typer.Option("--validation-data", help="Rows whose loss is measured, as for --data; repeatable."),
+]
+ReportTo = Annotated[
+    list[str] | None, typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable.")
+]
+DsConfig = Annotated[Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
+]
+Public = Annotated[bool, typer.Option("--public", help="Push to a public repository; the default is private.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+]
 
 
 def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
@@ -100,49 +142,36 @@ def train(
     model: Model = None,
     model_revision: Revision = None,
     mode: Mode = None,
-    data: Sources = None,
+    data: DataLines = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")] = None,
     per_device_batch_size: PerDevice = None,
     gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Forward passes per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up.")] = None,
+    warmup_ratio: WarmupRatio = None,
+    scheduler: Scheduler = None,
+    optimizer: Optimizer = None,
     save_strategy: SaveStrategy = None,
-    save_steps: Annotated[
-        int | None, typer.Option("--save-steps", min=1, help="With --save-strategy steps: save every N steps.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", min=1, help="Tokens after which an example is cut.")
-    ] = None,
+    save_steps: SaveSteps = None,
+    save_total_limit: SaveTotalLimit = None,
+    max_length: MaxLength = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
     precision: Precision = None,
     thinking: Thinking = None,
     chat_template_kwargs: TemplateKwargs = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
-    ds_config: Annotated[
-        Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON file, for ZeRO.")
-    ] = None,
+    ds_config: DsConfig = None,
     shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward pass.")
-    ] = False,
+    gradient_checkpointing: GradientCheckpointing = False,
     validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
-    report_to: Annotated[
-        list[str] | None,
-        typer.Option("--report-to", help="Tracker: tensorboard, wandb or trackio; repeatable."),
-    ] = None,
+    validation_data: ValidationData = None,
+    report_to: ReportTo = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Push to a public repository; the default is private.")
-    ] = False,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
-    ] = None,
+    set_: Set = None,
 ) -> None:
     """Train the arms of a recipe, or one arm without a recipe.
 
@@ -166,29 +195,36 @@ def train(
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,
         "execution.report_to": report_to,
+        "execution.save_total_limit": save_total_limit,
+        "train.scheduler": scheduler,
+        "train.warmup_ratio": warmup_ratio,
+        "train.optimizer": optimizer,
+        "train.validation_data": validation_data,
         "per_device_batch_size": per_device_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "save_strategy": save_strategy,
         "save_steps": save_steps,
     }
     settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    _train(
-        recipe_of(recipe, at_revision(model, model_revision), mode, data, settings),
-        out,
-        arm,
-        show,
-        push_to_hub,
-        not public,
-    )
-
-
-def _train(recipe: "Recipe", out: Path | None, arm: str | None, show: int, repo: str | None, private: bool) -> None:
-    from lowtax.cli import main
-
+    work = recipe_of(recipe, at_revision(model, model_revision), mode, data, settings)
     if show:
-        return _show(recipe, arm, show)
+        return _show(work, arm, show)
     if out is None:
         raise UserError("lowtax train needs --out DIR, the folder to write to.")
+    if recipe is None:
+        from lowtax.study.adding import with_stored
+
+        work, arm = with_stored(work, out), mode
+    _train(work, out, arm, push_to_hub, not public)
+
+
+def _train(recipe: "Recipe", out: Path, arm: str | None, repo: str | None, private: bool) -> None:
+    from lowtax.cli import main
+
+    if repo:
+        from lowtax.models.hub import require_pushable
+
+        require_pushable(repo, private=private)
     with main.study(out, recipe) as study:
         study.check()
         study.train(arm)

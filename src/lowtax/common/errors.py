@@ -8,6 +8,17 @@ class UserError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The end of a run that a signal stopped, with its state saved. The exit code is 128 + `number`, as in a shell.
+
+    number: of the signal: 2 of Ctrl-C, 15 of SIGTERM.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest known name, or all of them."""
     names = sorted(known)

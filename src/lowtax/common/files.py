@@ -4,6 +4,7 @@ A JSONL file is only ever appended to, one whole line a write. A line that a kil
 append drops it, and its row is made again. Every other file or folder is written beside its place and renamed into it.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -122,21 +124,47 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, an endless number, or too deep
         raise UserError(
             f"{path} is not valid JSON ({error}); delete it and repeat the command that makes it."
         ) from error
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a run folder for this process; the kernel releases the lock if the process ends.
+def read_mapping(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Args:
+        keys: that the object must have.
 
     Raises:
-        UserError: another process holds it.
+        UserError: the file cannot be read, is not JSON, holds something else, or lacks a key.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} is damaged: it holds a {type(value).__name__} and not an object; delete it and repeat the command "
+            "that makes it."
+        )
+    if missing := [key for key in keys if key not in value]:
+        raise UserError(f"{path} is damaged: it has no {missing[0]!r}; delete it and repeat the command that makes it.")
+    return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a run folder and lock it for this process; the kernel releases the lock if the process ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be a folder that is written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise unwritable(folder, error) from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -144,3 +172,14 @@ def locked(folder: Path) -> Iterator[None]:
                 f"Another lowtax process is working in {folder}; wait for it, or choose another folder."
             ) from error
         yield
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """Return the error for an output folder that cannot be made or written to."""
+    if os.path.islink(folder) and not os.path.exists(folder):
+        reason = f"it is a link to {os.readlink(folder)}, which does not exist"
+    elif isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "it, or a folder above it, is a file"
+    else:
+        reason = error.strerror or str(error)
+    return UserError(f"The output folder {folder} cannot be used ({reason}): choose another --out.")

@@ -89,6 +89,13 @@ class Method(BaseModel):
     whole: ClassVar[bool] = False
     holds: ClassVar[bool] = False
 
+    def check(self, sites: Sites) -> None:
+        """Refuse sites that the method cannot act on; called before anything is computed, so only shapes are read.
+
+        Raises:
+            UserError: There are such sites.
+        """
+
     def prepare(self, sites: Sites, probe: Probe) -> State:
         """Compute subspaces, masks or references, once before the first step, and return them as the state."""
         return None

@@ -30,6 +30,7 @@ TABLE = {
     "intruders": "lowtax.methods.intruders:Intruders",
     "lox": "lowtax.methods.lox:LoX",
     "orthogonal": "lowtax.methods.orthogonal:Orthogonal",
+    "pissa": "lowtax.methods.pissa:PiSSA",
     "project": "lowtax.methods.project:Project",
     "s3lora": "lowtax.methods.s3lora:S3LoRA",
     "safe_lora": "lowtax.methods.safe_lora:SafeLoRA",
@@ -70,6 +71,16 @@ class ActiveMethods:
                     raise UserError(
                         f"{two} would change what {one} holds: {remedy}, or give each its own modules by only."
                     )
+
+    def check(self) -> "ActiveMethods":
+        """Return the methods, unless one cannot act on its sites.
+
+        Raises:
+            UserError: One cannot.
+        """
+        for method, sites in self.parts:
+            method.check(sites)
+        return self
 
     def prepare(self, probe: Probe, saved: list[State] | None = None) -> list[State]:
         """Return the state of each method: computed, or `saved` in a checkpoint and moved to the model's device."""

@@ -47,10 +47,14 @@ class SaLoRA(Method):
     rank_safety: PositiveInt = 32
     rank_task: PositiveInt = 32
 
-    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Start]:
-        """Compute spans and starting points, and set the factors to the latter."""
+    def check(self, sites: Sites) -> None:
+        """Refuse odd ranks, and layers with fewer outputs than directions."""
         for site in sites.values():
             self._require_room(site)
+
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Start]:
+        """Compute spans and starting points, and set the factors to the latter."""
+        self.check(sites)
         spans = probe.directions(self.safety, sites, self.rank_safety)
         tasks = probe.directions(self.task, sites, self.rank_task)
         return {name: self._start(site, spans[name], tasks[name]) for name, site in sites.items()}

@@ -46,13 +46,17 @@ class SSAH(Method):
 
     whole = holds = True
 
-    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Held]:
-        """Choose the held entries of each site; with LoRA, set them to zero."""
-        pairs = {name: second for name in sites if (second := _second(name))}
-        strict = self.freeze != "safety"
+    def check(self, sites: Sites) -> None:
+        """Refuse sites that have no unit to hold."""
+        pairs, strict = _pairs(sites), self.freeze != "safety"
         if not pairs or (strict and not all(site.rank and name in pairs for name, site in sites.items())):
             restriction = ", by LoRA and nothing else" if strict else ""
             raise UserError(f"ssah is for the MLP, v_proj and o_proj{restriction}; train those.")
+
+    def prepare(self, sites: Sites, probe: Probe) -> dict[str, Held]:
+        """Choose the held entries of each site; with LoRA, set them to zero."""
+        self.check(sites)
+        pairs = _pairs(sites)
         held = self._units(probe, sorted({*pairs.values()}))
         return {name: _hold(sites[name], second, held[second], probe) for name, second in pairs.items()}
 
@@ -94,6 +98,11 @@ class SSAH(Method):
         if self.freeze == "safety":
             return torch.cat([critical, take(safe, self.cu)]).sort().values
         return torch.ones(n).index_fill(0, redundant, 0).nonzero()[:, 0]
+
+
+def _pairs(sites: Sites) -> dict[str, str]:
+    """Return, for each site that has units to hold, the module that reads them."""
+    return {name: second for name in sites if (second := _second(name))}
 
 
 def _second(name: str) -> str | None:

@@ -3,6 +3,7 @@
 Repositories are private by default, and a private push to a repository that is already public is refused.
 """
 
+import re
 from pathlib import Path
 from textwrap import shorten
 
@@ -12,6 +13,7 @@ from lowtax.common.log import say
 from lowtax.models.adapters import CONFIG, is_adapter
 from lowtax.models.model_card import hub_id
 
+REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"
 IGNORED = (
     ".*",
     "*/.*",
@@ -24,6 +26,88 @@ IGNORED = (
     "events.out.tfevents*",
 )
 """Hidden files, the state of resumed runs, logs, and the marker of `lowtax merge`, which names local folders."""
+
+
+def require_readable(ref: str, role: str) -> None:
+    """Check that a model of the hub can be downloaded.
+
+    Args:
+        ref: its id.
+        role: what it is needed for, in the error.
+
+    Raises:
+        UserError: There is no such model, it is gated and not granted, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    needed, cure = f"{role} needs the model {ref!r}, which", f"`hf download {ref}`"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{needed} is not on this machine, and HF_HUB_OFFLINE is set: run {cure} where there is a network."
+        )
+    errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
+    try:
+        HfApi().auth_check(ref)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{needed} is gated: accept its terms at https://huggingface.co/{ref}, then run `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{needed} is not on the hub, or is private: check the name, or run `hf auth login`."
+        ) from error
+    except errors as error:
+        reason = shorten(str(error), 160) or type(error).__name__
+        raise UserError(
+            f"{needed} cannot be reached ({reason}): check the network, or run {cure} beforehand."
+        ) from error
+
+
+def require_pushable(repo: str, *, private: bool = True) -> None:
+    """Check, before hours of training, that a push to a repository can succeed.
+
+    Args:
+        repo: OWNER/NAME.
+        private: the push is to be private.
+
+    Raises:
+        UserError: The name has another form, there is no login, the hub cannot be reached, or the repository is public.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    if not re.fullmatch(REPO, repo):
+        raise UserError(f"--push-to-hub takes OWNER/NAME, such as your-name/refusals (found {repo!r}).")
+    if get_token() is None:
+        raise _no_login(repo)
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"HF_HUB_OFFLINE is set, so that nothing can be pushed to {repo}: unset it, or push later.")
+    api = HfApi()
+    errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
+    try:
+        api.whoami()
+        try:
+            public = not api.model_info(repo).private
+        except RepositoryNotFoundError:
+            return
+    except errors as error:
+        raise UserError(
+            f"The hub does not let you push to {repo} ({shorten(str(error), 240) or type(error).__name__}): check the "
+            "network and your login."
+        ) from error
+    if private and public:
+        raise _is_public(repo)
+
+
+def _no_login(repo: str) -> UserError:
+    return UserError(
+        f"You are not logged in to the hub, and cannot write to {repo}: run `hf auth login`, or set HF_TOKEN."
+    )
+
+
+def _is_public(repo: str) -> UserError:
+    return UserError(f"{repo} is public already: push to another repository, or push with --public.")
 
 
 def push(
@@ -44,16 +128,14 @@ def push(
 
     _check(folder)
     if get_token() is None:
-        raise UserError(
-            f"You are not logged in to the hub, and cannot write to {repo}: run `hf auth login`, or set HF_TOKEN."
-        )
+        raise _no_login(repo)
     api = HfApi()
     # No network, offline mode, refusal, no such repository: an error of the HTTP library, whichever it is, or OSError.
     errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
     try:
         repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
-            raise UserError(f"{repo_id} is public already: push to another repository, or push with --public.")
+            raise _is_public(repo_id)
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(

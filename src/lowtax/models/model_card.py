@@ -21,6 +21,12 @@ CARRIED = ("datasets", "license", "license_name", "license_link", "language")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM 0.33 accepts for --max-lora-rank."""
 
+REFUSALS = ("direct-refusal", "safechain", "star1", "builtin:refusals")
+"""Training sets that are known to teach refusals. What other rows teach, a card does not say."""
+PAPER = (
+    "Which weights safety training should move is the subject of [arXiv:2507.17075](https://arxiv.org/abs/2507.17075). "
+)
+
 Rates = dict[str, dict[str, Any]]
 
 
@@ -67,6 +73,11 @@ class Facts(BaseModel):
     versions: dict[str, str] = {}
 
     @property
+    def about_safety(self) -> bool:
+        """True if some of the rows are known to teach refusals."""
+        return any(source.source in REFUSALS for source in self.data)
+
+    @property
     def whole(self) -> bool:
         """True if the folder holds a whole model, not an adapter."""
         return self.placement.get("kind") == "full"
@@ -82,6 +93,7 @@ def model_card(facts: Facts) -> str:
         "full-fine-tuning" if facts.whole else "lora",
         datasets=list(dict.fromkeys(source.hub for source in facts.data if source.hub)),
         license=facts.license,
+        safety=facts.about_safety,
         eval_results=(results := _eval_results(rates)),
         model_name=facts.name if results else None,
     )
@@ -90,10 +102,10 @@ def model_card(facts: Facts) -> str:
     return _render(
         data,
         title=facts.name,
-        summary=f"{what} {_link(facts.model)}, trained by supervised fine-tuning to refuse harmful requests and keep "
-        "its reasoning. Which weights such training should move is the subject of "
-        "[arXiv:2507.17075](https://arxiv.org/abs/2507.17075). "
-        f"Made with lowtax {facts.versions.get('lowtax', __version__)}.",
+        summary=f"{what} {_link(facts.model)}, trained by supervised fine-tuning on {_origins(facts.data)}. "
+        + PAPER * facts.about_safety
+        + f"Made with lowtax {facts.versions.get('lowtax', __version__)}.",
+        safety=facts.about_safety,
         base=None if facts.whole else hub_id(facts.model) or f"path/to/{named}",
         builtin=facts.model if facts.model.startswith("builtin:") and not facts.whole else None,
         served_rank=_served_rank(facts.placement),
@@ -117,7 +129,8 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
-        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", **carried),
+        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", safety=True, **carried),
+        safety=True,
         title=f"{name}, merged",
         summary=f"`lowtax merge` added the LoRA adapter `{name}` (hash {merged['adapter_hash']}) to the weights of "
         f"{_link(merged['base'])}, in float32, and rounded the sum once to {merged['dtype']}.{untied}\n\n"
@@ -159,7 +172,17 @@ def _render(data: ModelCardData, **values: Any) -> str:
     return f"{ModelCard.from_template(data, template_path=str(TEMPLATE), **values)}\n"
 
 
-def _front_matter(ref: str, library: str, relation: str, tag: str, **values: Any) -> ModelCardData:
+def _origins(data: list[DataFacts]) -> str:
+    """Return in words what the training rows were; of a local file only its name."""
+    parts = []
+    for source in data:
+        link = f"[{source.hub}](https://huggingface.co/datasets/{source.hub})"
+        name = source.source if source.source.startswith("builtin:") else Path(source.source).name
+        parts.append(f"{source.rows:,} row{'s' * (source.rows != 1)} of {link if source.hub else f'`{name}`'}")
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "rows whose origin is not recorded"
+
+
+def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool, **values: Any) -> ModelCardData:
     """Return the metadata of every card, without absent values. A base that is not on the hub is omitted."""
     base = hub_id(ref)
     return ModelCardData(
@@ -167,7 +190,7 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, **values: Any
         base_model_relation=relation if base else None,
         library_name=library,
         pipeline_tag="text-generation",
-        tags=["lowtax", "safety-alignment", tag],
+        tags=["lowtax", *["safety-alignment"] * safety, tag],
         **{key: value for key, value in values.items() if value},
     )
 

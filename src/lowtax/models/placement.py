@@ -26,6 +26,13 @@ from pydantic import (
 from lowtax.common.errors import UserError
 from lowtax.models.names import LAYERS_FORMS, MLP, chosen, in_layer, layers_in, matches, near, read_layers, spelled_out
 
+_DORA = "no engine serves DoRA beside the base and other adapters; train plain LoRA, of a higher rank or with rslora."
+_START = (
+    "write `methods: [{name: pissa}]` for PiSSA, which saves a LoRA that can be measured; other starts change the base."
+)
+UNSERVED = {"dora": _DORA, "use_dora": _DORA, "init_lora_weights": _START, "pissa": _START, "init": _START}
+"""Fields of PEFT that people look for, with what to do instead."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -56,6 +63,13 @@ class Placement(BaseModel):
     alpha_per_rank: PositiveFloat | None = Field(None, description="alpha is this times the rank, instead of alpha")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
     dropout: float = Field(0.05, ge=0, lt=1, description="on what enters the factors; 0 with parameters")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_measured(cls, values: Any) -> Any:
+        for name in UNSERVED.keys() & (values.keys() if isinstance(values, dict) else set()):
+            raise UserError(f"A placement has no {name}: {UNSERVED[name]}")
+        return values
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from lowtax.judges.base import Text
 from lowtax.models.loading import precision as resolve_precision
 from lowtax.models.placement import Placement
 from lowtax.study import adhoc, tasklist
+from lowtax.study.adding import with_stored
 from lowtax.study.recipe import Recipe, build
 from lowtax.study.study import Study
 
@@ -51,7 +52,7 @@ def train(
         model: builtin:NAME, a folder, a .gguf file or a hub id.
         data: one training set or several, as in a recipe: `"builtin:refusals"`, `["star1", {"source": "rows.jsonl"}]`.
         mode: a mode string such as `lora_up_proj_only_from16_to31_r1`, or a `Placement`.
-        out: folder of the run, a study of one arm; a finished run is returned at once.
+        out: folder of the run, a study to which this arm is added; a finished run is returned at once.
         methods: methods that act on training, as in a recipe.
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
         system: a system prompt of all rows that have none.
@@ -72,10 +73,12 @@ def train(
         "train": settings,
         "execution": dict(execution or {}),
     }
-    with Study(one_arm(values, mode, methods, "lt.train"), out) as study:
+    recipe = one_arm(values, mode, methods, "lt.train")
+    arm = next(iter(recipe.arms))
+    with Study(with_stored(recipe, Path(out)), out) as study:
         study.check()
-        study.train()
-        last = study.trained()[-1]
+        study.train(arm)
+        last = next(s for s in reversed(study.trained(arm)) if s.seed == seed)
     return Path(last.adapter or last.model)
 
 
@@ -248,6 +251,7 @@ def compare(folder: Where, against: str | None = None) -> Rows[dict[str, Any]]:
         UserError: the folder holds no study, or replies are missing.
     """
     with Study.open(folder) as study:
+        study.require("either")
         if against is None:
             return Rows(study.compare()["rows"])
         from lowtax.study import paired

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json, write_json
+from lowtax.common.files import read_mapping, write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
@@ -39,13 +39,13 @@ def training_card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """
     if not (folder / "card.json").exists():
         raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
-    facts: dict[str, Any] = read_json(folder / "card.json")
-    return facts
+    return read_mapping(folder / "card.json", "job", "checkpoints", "trainable_parameters")
 
 
 def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
     """Return the checkpoints of a training run: whole models if it was `full`, else adapters."""
     facts = training_card(folder, arm, seed)
+    jobs = facts.get("jobs", {})  # of checkpoints that were made before the run was made longer
     return [
         Subject(
             arm=arm,
@@ -54,7 +54,7 @@ def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subjec
             step=row["step"],
             model=str(folder / row["name"]) if full else base.model,
             adapter=None if full else str(folder / row["name"]),
-            made_by=row_id(facts["job"], row["step"], base.made_by),
+            made_by=row_id(jobs.get(row["name"], facts["job"]), row["step"], base.made_by),
             trainable_parameters=facts["trainable_parameters"],
             train_seconds=row["seconds"],
         )
@@ -135,7 +135,7 @@ class EditPlan:
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            before = read_json(self.folder / file)
+            before = read_mapping(self.folder / file)
             differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
             settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
@@ -156,7 +156,7 @@ class EditPlan:
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
         under_way = self.folder / UNDER_WAY
-        rows = read_json(under_way)["checkpoints"] if under_way.exists() else []
+        rows = read_mapping(under_way, "checkpoints")["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
@@ -187,7 +187,7 @@ class EditPlan:
             )
         jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
         self.refuse_another(jobs)
-        card = read_json(self.folder / CARD)
+        card = read_mapping(self.folder / CARD, "checkpoints", "trainable_parameters")
         return [
             EditedSubject(
                 arm=self.name,

@@ -171,9 +171,7 @@ class Recipe(Section):
 
     def train_of(self, arm: str) -> Train:
         """Return the training settings of one arm."""
-        return _checked(
-            Train, {**self.train.model_dump(exclude_unset=True), **self.arms[arm].train}, f"arms.{arm}.train"
-        )
+        return _checked(Train, self.train.with_changes(self.arms[arm].train), f"arms.{arm}.train")
 
     def drawn(self) -> Sampling:
         """Return the sampling of harmful and ordinary prompts, with the recipe's system prompt."""

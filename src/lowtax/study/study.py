@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.text import Text
@@ -25,7 +25,7 @@ from rich.text import Text
 from lowtax.benchmarks import examine
 from lowtax.common import launch
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import locked, read_json, write_json, write_text
+from lowtax.common.files import locked, read_json, read_mapping, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, Verdict
@@ -39,12 +39,12 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.fingerprint import base_in, record_base
-from lowtax.study import arms, recipe
+from lowtax.study import arms, checks, recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
-from lowtax.training.job import Job
+from lowtax.training.job import Job, begun
 
 SETS = ("harmful", "ordinary")
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
@@ -101,7 +101,7 @@ class Study:
         """Refuse a recipe that would only fail later.
 
         Raises:
-            UserError: An engine, judge, task, prompt set, split or edit does not exist.
+            UserError: An engine, judge, task, prompt set, split or edit does not exist, or an arm cannot be trained.
         """
         base.find(self.engine.name)
         judges.check(self.recipe.judge)
@@ -109,11 +109,25 @@ class Study:
             arms.check(name, arm)
         self.reply_sheets()
         self.answer_sheets()
+        checks.require_arms(self.recipe, self.precision)
+
+    def require(self, of: Literal["prompts", "tasks", "either"]) -> None:
+        """Refuse a stage that has nothing to do.
+
+        Raises:
+            UserError: The recipe lacks what the stage works on.
+        """
+        if (sentence := checks.nothing_to_do(self.recipe, self.out, of)) is not None:
+            raise UserError(sentence)
 
     def write_recipe(self) -> None:
-        """Write the resolved recipe to the folder."""
+        """Write the resolved recipe to the folder, and name the arms in it that the recipe does not have."""
         if not self.is_main:
             return
+        named = {*self.recipe.arms, *self.recipe.edited}
+        folders = sorted(folder for folder in self.out.glob("arms/*/seed-*") if begun(folder))
+        if others := list(dict.fromkeys(f.parent.name for f in folders if f.parent.name not in named)):
+            say(f"{self.out} also has {', '.join(others)}, which this recipe does not name: left as they are")
         write_text(
             self.out / "recipe.yaml",
             yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
@@ -135,10 +149,12 @@ class Study:
             if plan.begun():
                 jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
                 plan.refuse_another(jobs_of)
+        open_jobs = {key: job for key, job in jobs.items() if not job.finished(self._arm_folder(*key))}
+        checks.require_rows(self.recipe, open_jobs)
         self.write_recipe()
         for (arm, seed), job in jobs.items():
             folder = self._arm_folder(arm, seed)
-            if not (folder / "card.json").exists():
+            if (arm, seed) in open_jobs:
                 say(f"training {arm}, seed {seed}")
             loop.train(job, folder)
 
@@ -153,20 +169,23 @@ class Study:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
         loaded = [self._loaded(spec, seed) for spec in specs]
         shares = training_sets.shares([(source.spec, source.rows) for source in loaded], seed)
+        settings = self.recipe.train_of(arm)
         return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
-            settings=self.recipe.train_of(arm),
+            settings=settings,
             seed=seed,
             precision=self.precision,
             rows=self.recipe.rows(row for rows in shares for row in rows),
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
             chat_template_kwargs=self.recipe.chat_template_kwargs,
+            validation_rows=[row for spec in settings.validation_data for row in self._loaded(spec, seed).rows],
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
             system=self.recipe.system,
+            name=f"{self.recipe.name}/{arm}/seed-{seed}" if self.recipe.name != arm else f"{arm}/seed-{seed}",
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:
@@ -371,6 +390,9 @@ class Study:
         _refuse_launch("run")
         began = time.perf_counter()
         self.check()
+        checks.require_tools(self.recipe)
+        if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
+            say(sentence)
         self.train()
         self.edit()
         self.warn()
@@ -382,7 +404,7 @@ class Study:
     def _write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
-        earlier = read_json(path)["seconds"] if path.exists() else []
+        earlier = read_mapping(path).get("seconds", []) if path.exists() else []
         write_json(
             path,
             {

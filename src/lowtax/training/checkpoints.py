@@ -1,7 +1,10 @@
 """Checkpoints of a training run, and the state from which a killed run resumes; each appears whole or not at all."""
 
 import os
+import pickle
+import re
 import shutil
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.common.log import say
 from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
 from lowtax.training.parameters import TrainedParameters
 
-STATES = (".state", ".state.tmp", ".state.old")  # the newest, one being written, the previous one until that is whole
+STATE, STABLE = ".state", ".stable"
+"""Folders of the state from which a killed run resumes, and of that from which a finished run can be made longer."""
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, UserError)
+"""Errors by which a file that was cut or overwritten shows itself."""
+
+State = tuple[dict[str, Any], dict[str, Any]]  # progress.json and own.pt
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,20 @@ class Store:
 
     out: the run's folder.
     acc, wrapped: the accelerator, and the objective as it prepared it.
-    ref: the base of its adapters.
+    ref: the base of its adapters. dtype: of saved whole models; adapters are float32.
     """
 
     def __init__(
-        self, out: Path, acc: Accelerator, wrapped: nn.Module, parameters: TrainedParameters, ref: str
+        self,
+        out: Path,
+        acc: Accelerator,
+        wrapped: nn.Module,
+        parameters: TrainedParameters,
+        ref: str,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.out, self.acc, self.wrapped, self.parameters, self.ref = out, acc, wrapped, parameters, ref
+        self.out, self.acc, self.wrapped, self.parameters = out, acc, wrapped, parameters
+        self.ref, self.dtype = ref, dtype
 
     def save(
         self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
@@ -66,15 +82,17 @@ class Store:
                 else:
                     tokenizer.save_pretrained(work)
                     model.save_pretrained(work, state_dict=state)
+                    _name_dtype(work / "config.json", self.dtype)
                 write_text(work / "README.md", card)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how libraries report a full disk
             raise _unsaved(target, error) from error
 
     def _state(self, model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
-        """Return the weights to save by name: whole, on the host, and in float32 where there are masters.
+        """Return the weights to save by name: whole, on the host, rounded once from the masters where there are some.
 
         Only the main process gets them. All processes must call this together, since each may hold a part.
         """
+        dtype = torch.float32 if isinstance(model, PeftModel) else self.dtype
         masters = {id(live): m for live, m in zip(self.parameters.live, self.parameters.master, strict=True)}
         named = [
             (name, p) for name, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)
@@ -83,18 +101,26 @@ class Store:
         for name, p in named:
             whole = sharding.whole(self.acc, masters.get(id(p), p))
             if self.acc.is_main_process:
-                state[name] = whole.to("cpu", copy=True)
+                state[name] = whole.to("cpu", dtype, copy=True)
         return state
+
+    def prune(self, kept: Collection[str], step: int) -> None:
+        """Delete the checkpoints up to a step that are not to be kept."""
+        if self.acc.is_main_process:
+            for folder in self.out.glob("checkpoint-*"):
+                number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+                if number and int(number[1]) <= step and folder.name not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     # --- the state of an unfinished run
 
-    def save_state(self, progress: dict[str, Any], optimizer: Any, states: list[Any]) -> None:
+    def save_state(self, progress: dict[str, Any], optimizer: Any, states: list[Any], name: str = STATE) -> None:
         """Write what a killed run needs to resume: trained parameters, optimiser, and the methods' states.
 
         Raises:
             UserError: The disk is full or cannot be written.
         """
-        folder, work, old = (self.out / name for name in STATES)
+        folder, work, old = (self.out / f"{name}{end}" for end in ("", ".tmp", ".old"))
         try:
             if self.acc.is_main_process:
                 shutil.rmtree(work, ignore_errors=True)
@@ -106,6 +132,8 @@ class Store:
                 if not parts:
                     own |= {"master": [t.detach() for t in self.parameters.master], "optimizer": optimizer.state_dict()}
                 torch.save(own, work / "own.pt")
+                with (work / "own.pt").open("rb") as handle:
+                    os.fsync(handle.fileno())
                 write_json(work / "progress.json", progress)
             self.acc.wait_for_everyone()
             if self.acc.is_main_process:
@@ -116,46 +144,88 @@ class Store:
                 shutil.rmtree(old, ignore_errors=True)  # of a full model it has 12 bytes a parameter
             self.acc.wait_for_everyone()
         except (OSError, RuntimeError) as error:
+            shutil.rmtree(work, ignore_errors=True)
             raise _unsaved(folder, error) from error
 
     @torch.no_grad()
-    def load_state(self, optimizer: Any) -> tuple[dict[str, Any], list[Any]] | None:
-        """Restore the saved state, and return its progress and the methods' states; None if there is none.
+    def load_state(
+        self, optimizer: Any, usable: Callable[[dict[str, Any]], bool] = bool
+    ) -> tuple[dict[str, Any], list[Any]] | None:
+        """Restore the newest saved state that is whole, and return its progress and the methods' states; None if none.
+
+        Args:
+            usable: tells by its progress whether this run may resume from a state.
 
         Raises:
             UserError: The processes see different folders, or the state was saved under another sharding.
         """
-        folders = [self.out / name for name in STATES if name != ".state.tmp"]
-        folder = next((one for one in folders if (one / "progress.json").exists()), folders[0])
-        progress = read_json(folder / "progress.json") if folder.exists() else {"step": 0}
-        if len(set(distributed.gather(self.acc, progress["step"]))) > 1:
-            raise UserError(f"The processes see different contents of {folder}: all machines must share that folder.")
-        if not progress["step"]:
+        for folder in (self.out / name for name in (STATE, f"{STATE}.old", STABLE)):
+            state = self._whole(folder)
+            if len(set(distributed.gather(self.acc, state[0]["step"] if state else 0))) > 1:
+                raise UserError(f"The processes see different contents of {folder}: all machines must share it.")
+            if state is None or not usable(state[0]):
+                continue
+            progress, own = state
+            if own["keeper"] != (layout := sharding.state_layout(self.acc)):
+                raise UserError(
+                    f"{self.out} holds the state of a run by {own['keeper']}, which {layout} cannot resume: launch it "
+                    f"as before, or delete {folder} to start again."
+                )
+            if not sharding.load_parts(self.acc, self.wrapped, optimizer, folder):
+                for master, saved in zip(self.parameters.master, own["master"], strict=True):
+                    master.copy_(saved)
+                self.parameters.publish()
+                optimizer.load_state_dict(own["optimizer"])
+            return progress, own["methods"]
+        return None
+
+    def _whole(self, folder: Path) -> State | None:
+        """Return the state in a folder; None if there is none, and with a sentence if it is damaged."""
+        if not folder.is_dir():
             return None
-        own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
-        if own["keeper"] != (layout := sharding.state_layout(self.acc)):
+        try:
+            progress = read_json(folder / "progress.json")
+            own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
+            whole = progress["step"] > 0
+            if own["keeper"] == sharding.state_layout(self.acc):
+                whole = whole and {"seconds", "checkpoints"} <= progress.keys() and "methods" in own
+            if "master" in own:
+                shapes = [tuple(t.shape) for t in self.parameters.master]
+                whole = whole and [tuple(t.shape) for t in own["master"]] == shapes
+        except PermissionError as error:
             raise UserError(
-                f"{self.out} holds the state of a run by {own['keeper']}, which {layout} cannot resume: launch it as "
-                f"before, or delete {folder} to start again."
-            )
-        if not sharding.load_parts(self.acc, self.wrapped, optimizer, folder):
-            for master, saved in zip(self.parameters.master, own["master"], strict=True):
-                master.copy_(saved)
-            self.parameters.publish()
-            optimizer.load_state_dict(own["optimizer"])
-        return progress, own["methods"]
+                f"{folder} cannot be read ({error.strerror}): give yourself the right to read it."
+            ) from error
+        except DAMAGE as error:
+            whole, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
+        else:
+            reason = "it is incomplete, or of another model"
+        if whole:
+            return progress, own
+        say(f"  the saved state in {folder} is damaged and not used ({reason})")
+        return None
+
+
+def _name_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Write the precision of the saved weights into a configuration, which has that of training."""
+    config = read_json(path)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = str(dtype).removeprefix("torch.")
+    write_json(path, config)
 
 
 def clean(out: Path) -> None:
     """Remove the files that only an unfinished run needs."""
     (out / "job.json").unlink(missing_ok=True)
-    for folder in STATES:
-        shutil.rmtree(out / folder, ignore_errors=True)
+    for name in (STATE, f"{STATE}.tmp", f"{STATE}.old", f"{STABLE}.tmp", f"{STABLE}.old"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _unsaved(target: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
     return UserError(
-        f"{target} could not be saved ({reason}); free some disk space and repeat the command, which resumes after the "
-        "last checkpoint."
+        f"{target} could not be saved ({reason}); free some disk space and repeat the command, which resumes "
+        "from the last saved state."
     )

@@ -6,7 +6,7 @@ divided among them, data parallel or sharded by ZeRO (a DeepSpeed JSON) or FSDP2
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from lowtax.common.errors import UserError
 from lowtax.common.launch import world as world
 from lowtax.models import loading
+from lowtax.training import trackers
 from lowtax.training.settings import Execution, Train
 from lowtax.training.zero_config import ds_config
 
@@ -53,6 +54,7 @@ def accelerator(execution: Execution, settings: Train, precision: str, folder: P
     Raises:
         UserError: The recipe, the DeepSpeed JSON and the launcher contradict each other.
     """
+    trackers.check(execution.report_to)
     cpu = loading.device().type == "cpu"
     if cpu and precision == "float16":
         raise UserError("float16 trains on GPUs only, and none was found: write bf16 or no precision into the JSON.")
@@ -67,7 +69,7 @@ def accelerator(execution: Execution, settings: Train, precision: str, folder: P
         mixed_precision="bf16" if by_fsdp and precision == "bfloat16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=zero) if zero and not plugin_exists else None,
-        log_with=_trackers(execution.report_to),
+        log_with=list(execution.report_to) or None,
         project_dir=folder,
     )
     if zero and plugin_exists:
@@ -129,15 +131,6 @@ def _require_type(acc: Accelerator, requested: str | None) -> None:
         raise UserError(
             "This process has trained without DeepSpeed before, and accelerate cannot change that: start a new process."
         )
-
-
-def _trackers(names: Sequence[str]) -> list[str] | None:
-    """Return the trackers after checking that their packages are installed; None if there are none."""
-    packages = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
-    for name in names:
-        if find_spec(packages[name]) is None:
-            raise UserError(f"report_to {name!r} needs a package that is not installed: pip install {packages[name]}.")
-    return list(names) or None
 
 
 def gather(acc: Accelerator, number: int) -> list[int]:

@@ -112,6 +112,17 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     out.copy_(out.float().addmm_(left, right))
 
 
+def _onto(x: Tensor, product: Tensor, adapters: Adapters, site: str, inputs: Tensor) -> Tensor:
+    """Return x plus the product of a site's frozen weight with its inputs, plus its adapter's; rounded once."""
+    if product.dtype == torch.float32:
+        out = product.add_(x)
+        adapters.add((site,), inputs, out)
+        return out
+    out = product.float()
+    adapters.add((site,), inputs, out)
+    return out.add_(x).to(x.dtype)
+
+
 class HeadGather:
     """Indices that bring the heads of a packed row into the order in which attention multiplies them.
 
@@ -203,8 +214,7 @@ class FusedAttention(torch.autograd.Function):
         p = torch.baddbmm(gather.future, q, k.transpose(1, 2), alpha=spec.scale).softmax(-1)
         mixed = torch.bmm(p, v)
         mixed = mixed.view(-1, mixed.shape[-1]).index_select(0, gather.query).view(len(x), -1).to(x.dtype)
-        out = linear(mixed, spec.out, spec.out_bias).add_(x)
-        adapters.add(("o_proj",), mixed, out)
+        out = _onto(x, linear(mixed, spec.out, spec.out_bias), adapters, "o_proj", mixed)
         ctx.spec, ctx.gather = spec, gather
         ctx.save_for_backward(x, factor, cos, sin, raw, head_factor, gathered, p, *weights, *adapters.saved)
         return out
@@ -273,8 +283,7 @@ class FusedNetwork(torch.autograd.Function):
         adapters.add(("up_proj",), h, up)
         active = silu(gate)
         inner = active * up
-        out = linear(inner, spec.down).add_(x)
-        adapters.add(("down_proj",), inner, out)
+        out = _onto(x, linear(inner, spec.down), adapters, "down_proj", inner)
         ctx.spec = spec
         ctx.save_for_backward(x, factor, gate, up, active, *weights, *adapters.saved)
         return out

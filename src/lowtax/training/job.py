@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json
+from lowtax.common.files import read_mapping
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
-from lowtax.training.checkpoints import Checkpoint
+from lowtax.training.checkpoints import STABLE, STATE, Checkpoint
 from lowtax.training.progress import peak_memory_gb
 from lowtax.training.settings import Execution, Train
 
@@ -31,12 +31,14 @@ class Job:
     thinking: position of the chat template's thinking switch.
     chat_template_kwargs: variables of the chat template.
     system: the system prompt of the rows that had none; the rows contain it.
+    validation_rows: further conversations whose loss is measured, beside those that are held out.
 
     The other fields do not change the result; a run may resume with different ones.
 
     execution: how the run uses the hardware; the recipe's `execution`.
     sources: origin of the rows, for the cards.
     mode: the mode string that named the placement, for the cards.
+    name: of the run in trackers.
     """
 
     model: str
@@ -49,13 +51,16 @@ class Job:
     thinking: Thinking = "default"
     chat_template_kwargs: Variables = field(default_factory=dict)
     system: str | None = None
+    validation_rows: list[Conversation] = field(default_factory=list)
 
     execution: Execution = field(default_factory=Execution)
     sources: list[dict[str, Any]] = field(default_factory=list)
     mode: str | None = None
+    name: str = ""
 
     def describe(self) -> dict[str, Any]:
         """Return the fields that decide the result as JSON data; the rows as their number and hash."""
+        measured = {"validation_rows": _rows(self.validation_rows)} if self.validation_rows else {}
         return {
             "model": self.model,
             "placement": self.placement.model_dump(mode="json"),
@@ -67,41 +72,56 @@ class Job:
             # Absent from the cards of runs that are older than these fields.
             **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
             **({"system": self.system} if self.system else {}),
-            "rows": {"n": len(self.rows), "hash": row_id([row.describe() for row in self.rows])},
+            "rows": _rows(self.rows),
+            **measured,
         }
 
+    def finished(self, out: Path) -> dict[str, Any] | None:
+        """Return the card of this job, if a folder has its finished run; None also if that run was shorter."""
+        if not (out / "card.json").exists():
+            return None
+        card = read_mapping(out / "card.json", "job", "checkpoints")
+        return None if _differences(_flat(card["job"]), _flat(self.describe())) else card
+
     def require_same(self, out: Path) -> None:
-        """Check that a folder has no run of another job.
+        """Check that a folder has no run of another job. A run without a checkpoint or a state does not count.
+
+        The same job with more steps is no other one, if the learning rate of the steps before does not depend on them.
 
         Raises:
             UserError: It has; the first differences are named.
         """
-        now = _flat(self.describe())
-        for name in ("card.json", "job.json"):
-            if not (out / name).exists():
+        now = self.describe()
+        for before, finished in _stored_jobs(out):
+            differences = _differences(_flat(before), _flat(now))
+            if not differences:
                 continue
-            stored = read_json(out / name)
-            before = _flat(stored["job"] if name == "card.json" else stored)
-            differences = [
-                f"{key} was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
-                for key in sorted(before.keys() | now.keys())
-                if before.get(key) != now.get(key)
-            ]
-            if differences:
-                more = f" and {len(differences) - 3} more" if differences[3:] else ""
-                raise UserError(
-                    f"{out} was trained with other settings ({'; '.join(differences[:3])}{more}); "
-                    "choose another --out, or delete that folder to train it again."
-                )
+            longer = _is_longer(before, now)
+            if longer and self.settings.scheduler in ("constant", "wsd") and self.settings.warmup_ratio is None:
+                if not finished or (out / STABLE).is_dir():
+                    continue
+                longer = False
+            more = f" and {len(differences) - 3} more" if differences[3:] else ""
+            what = "was trained" if finished else "holds an unfinished run"
+            why = (
+                f"; with the scheduler {self.settings.scheduler} its steps so far would have had other learning rates, "
+                "and only constant and wsd, with warmup_steps, can be made longer"
+            ) * longer
+            raise UserError(
+                f"{out} {what} with other settings ({'; '.join(differences[:3])}{more}){why}; "
+                "choose another --out, or delete that folder to train it again."
+            )
 
     def facts(self, checkpoint: Checkpoint, trainable: int) -> Facts:
         """Return the content of the model card of a checkpoint."""
-        machine = hardware()
+        machine, settings = hardware(), self.settings.model_dump(mode="json")
+        if self.settings.validation_data:
+            settings["validation_data"] = ", ".join(data.source for data in self.settings.validation_data)
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
             model=self.model,
             placement=self.placement.model_dump(mode="json"),
-            settings=self.settings.model_dump(mode="json"),
+            settings=settings,
             seed=self.seed,
             precision=self.precision,
             data=[_data_facts(source) for source in self.sources],
@@ -139,6 +159,61 @@ class Job:
             "peak_memory_gb": round(peak_memory_gb(), 2),
             **provenance(),
         }
+
+
+def begun(out: Path) -> bool:
+    """Test whether a folder has anything of a training run that would be lost: a card, a state or a checkpoint."""
+    return (out / "card.json").exists() or _resumable(out)
+
+
+def _resumable(out: Path) -> bool:
+    states = (STATE, f"{STATE}.old", STABLE)
+    return any((out / name).is_dir() for name in states) or any(out.glob("checkpoint-*"))
+
+
+def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
+    """Return the jobs of which a folder has a run, and whether that is finished."""
+    stored = list[tuple[dict[str, Any], bool]]()
+    if (out / "card.json").exists():
+        stored.append((read_mapping(out / "card.json", "job")["job"], True))
+    if _resumable(out):
+        if (out / "job.json").exists():
+            stored.append((read_mapping(out / "job.json"), False))
+        elif not stored and (out / STATE / "progress.json").exists():  # job.json is gone
+            progress = _progress(out / STATE / "progress.json")
+            stored += [(progress["job"], False)] if "job" in progress else []
+    return stored
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """Return the progress in a saved state; empty if it is damaged, which loading it deals with."""
+    try:
+        return read_mapping(path)
+    except UserError:
+        return {}
+
+
+def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Test whether a job is another one with more steps or epochs, and nothing else."""
+    for name in ("steps", "epochs"):
+        old, new = before.get("settings", {}).get(name), now["settings"].get(name)
+        if old is not None and new is not None and new > old:
+            settings = {**now["settings"], name: old}
+            return not _differences(_flat(before), _flat({**now, "settings": settings}))
+    return False
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a phrase for each field that differs."""
+    return [
+        f"{key} was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _rows(rows: list[Conversation]) -> dict[str, Any]:
+    return {"n": len(rows), "hash": row_id([row.describe() for row in rows])}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -14,31 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common import launch
 from lowtax.common.allocator import kept_memory
-from lowtax.common.errors import UserError
-from lowtax.common.files import read_json, write_json
+from lowtax.common.errors import Stopped, UserError
+from lowtax.common.files import write_json
 from lowtax.common.log import say
 from lowtax.data import chat
 from lowtax.methods.loading import load_all
 from lowtax.models import loading
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.model_card import model_card
-from lowtax.training import checkpoints, distributed, frozen_prefix, sharding
+from lowtax.training import checkpoints, distributed, frozen_prefix, optimizers, sharding, stopping
 from lowtax.training.assumptions import decoder_layers, is_random
-from lowtax.training.checkpoints import Checkpoint, Store
-from lowtax.training.encoding import encode_all
+from lowtax.training.checkpoints import STABLE, Checkpoint, Store
+from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job as Job
 from lowtax.training.objective import choose_objective, unwrap
 from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
-from lowtax.training.progress import Log, Step, diverged, schedule
+from lowtax.training.progress import Log, Step, diverged, schedule, wsd_decay
+from lowtax.training.released import ReleasedParameters, one_pass_only
 from lowtax.training.settings import Train
 
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
+
+
+SAVING_SHARE = 20  # of the seconds of training, one in so many at most goes into saving its state
 
 
 def train(job: Job, out: Path) -> list[Checkpoint]:
@@ -53,25 +57,29 @@ def train(job: Job, out: Path) -> list[Checkpoint]:
 
     Raises:
         UserError: The folder has another job, the job cannot be trained, training diverges, or memory or disk run out.
+        Stopped: Ctrl-C or SIGTERM came; the state is saved.
     """
     rank, _ = launch.world()
     job.require_same(out)
-    if (out / "card.json").exists():
+    if (card := job.finished(out)) is not None:
         checkpoints.clean(out)
-        return [Checkpoint(**row) for row in read_json(out / "card.json")["checkpoints"]]
-    if rank == 0:
-        write_json(out / "job.json", job.describe())
+        return [Checkpoint(**row) for row in card["checkpoints"]]
     own_gpu = [launch.local_rank()] if torch.cuda.is_available() else []
-    with kept_memory(), torch.random.fork_rng(devices=own_gpu):
+    with kept_memory(), torch.random.fork_rng(devices=own_gpu), stopping.signals() as signals:
         torch.manual_seed(job.seed)
         run = TrainingRun(job, out)
-        run.finish()
+        run.finish(signals)
     if rank == 0:
         revision = getattr(unwrap(run.model).config, "_commit_hash", None)  # transformers sets it for models of the hub
-        write_json(out / "card.json", job.card(run.checkpoints, run.trainable, revision, run.world))
+        card = job.card(run.checkpoints, run.trainable, revision, run.world)
+        least = best(run.checkpoints)
+        more = {"jobs": run.jobs, "best": least and least.name}
+        write_json(out / "card.json", card | {key: value for key, value in more.items() if value})
         checkpoints.clean(out)
     run.acc.wait_for_everyone()
     sharding.release(run.acc, run.model)
+    if run.stop:
+        raise Stopped(run.stop, "stopped after training was finished; repeat the command to go on from there.")
     return run.checkpoints
 
 
@@ -81,10 +89,15 @@ class TrainingRun:
     parameters: the trained parameters, and the tensors that the optimiser moves.
     step_parameters: the same as methods see them; gathered copies if a framework keeps weights in parts.
     trainable: the number of trained parameters that can move.
+    checkpoints: those on disk. losses: the validation losses of all.
+    jobs: by checkpoint, the job that made it, if the run is longer now than it was then.
+    stop: the signal that ends the run; 0 if none has come.
     """
 
     def __init__(self, job: Job, out: Path, load: Load | None = None) -> None:
         self.job, self.out, self.settings = job, out, job.settings
+        optimizers.check(job.settings)
+        out.mkdir(parents=True, exist_ok=True)
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         self._encode()
@@ -93,27 +106,25 @@ class TrainingRun:
         self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
         self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
+        self.losses, self.jobs, self.stop = list[float](), dict[str, dict[str, Any]](), 0
+        self.claimed, self.saved_at, self.saving = False, time.monotonic(), 0.0
+        self._require_one_pass()
         self._load_state()
         self.prefix = self._build_prefix()
 
     def _encode(self) -> None:
         """Encode the rows, and set some aside for validation."""
-        if not self.job.rows:
-            raise UserError("There are no training rows: the recipe's data is empty.")
         self.tokenizer = loading.load_tokenizer(self.job.model)
-        job, longest = self.job, self.settings.max_length
-        encoded = encode_all(self.tokenizer, job.rows, longest, job.thinking, job.chat_template_kwargs)
-        for sentence in encoded.notes():
+        self.examples, self.held_out, notes = split_rows(self.job, self.tokenizer)
+        for sentence in notes:
             say(f"  {sentence}")
-        apart = held_out(len(encoded.examples), self.settings.validation, self.job.seed)
-        self.examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
-        self.held_out = [e for i, e in enumerate(encoded.examples) if i in apart]
 
     def _build(self, load: Load) -> None:
         """Load the model and make all that a step needs of it: objective, optimiser, methods and probe."""
         job = self.job
         methods = load_all(job.methods)
         sharding.require_supported(self.acc, methods, job.model)
+        self._require_supported(bool(methods))
         loaded = load(job.model, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
             say(f"  {warning}")
@@ -134,15 +145,13 @@ class TrainingRun:
         framework = sharding.keeps_masters(self.acc)
         self.parameters = TrainedParameters.of(self.model, own_masters=not framework)
         self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.live)
-        optimizer = torch.optim.AdamW(
-            self.parameters.master,
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            fused=self.acc.device.type == "cuda" or None,
-        )
+        on_gpu = self.acc.device.type == "cuda"
+        optimizer = optimizers.make(self.settings, self.parameters.live, self.parameters.master, fused=on_gpu)
         self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
         if framework:
             self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
+        if job.execution.release_gradients:
+            self.parameters = ReleasedParameters.over(self.parameters)
         self.step_parameters = self.parameters
         if framework and methods:
             self.step_parameters = GatheredParameters.gathered(self.acc, self.wrapped, self.model)
@@ -155,30 +164,88 @@ class TrainingRun:
             job.thinking,
             job.chat_template_kwargs,
         )
-        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model)
+        name = job.precision if self.settings.save_dtype == "auto" else self.settings.save_dtype
+        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model, loading.DTYPES[name])
+
+    def _require_supported(self, methods: bool) -> None:
+        """Refuse settings that do not go together.
+
+        Raises:
+            UserError: An optimiser or released gradients beside sharding, several processes or methods.
+        """
+        if sharding.keeps_masters(self.acc) and self.settings.optimizer != "adamw":
+            raise UserError(
+                f"train.optimizer {self.settings.optimizer} needs whole weights, which ZeRO and FSDP split: use adamw."
+            )
+        if self.job.execution.release_gradients and (methods or self.world > 1 or sharding.keeps_masters(self.acc)):
+            raise UserError(
+                "execution.release_gradients is for one process and no methods, which need all gradients together: "
+                "leave it out, or use ZeRO to divide the gradients."
+            )
+
+    def _require_one_pass(self) -> None:
+        """Refuse to release gradients if a batch would take several forward passes."""
+        if self.job.execution.release_gradients:
+            for step in range(self.total):
+                if len(self._shares(self.batches[step])) > 1:
+                    tokens = sum(length(self.examples[i]) for i in self.batches[step])
+                    raise one_pass_only(f"that of step {step + 1} has {tokens} tokens")
 
     def _load_state(self) -> None:
         """Resume after a kill, or prepare the methods of a new run."""
-        saved = self.store.load_state(self.optimizer)
+        saved = self.store.load_state(self.optimizer, self._continues)
+        if saved is None and (self.out / "card.json").exists():
+            raise UserError(
+                f"{self.out} has no state from which its finished run could be made longer: choose another --out, or "
+                "delete that folder to train it again."
+            )
         self.step_parameters.refresh()
         self.states = self.methods.prepare(self.probe, None if saved is None else saved[1])
         if saved is None:
             self.step_parameters.publish()
+            self._say_warmup()
         self.trainable -= self.methods.held(self.states)
         if saved is None:
             return
         progress, _ = saved
         self.step, self.seconds = progress["step"], progress["seconds"]
-        self.checkpoints = [Checkpoint(**row) for row in progress["checkpoints"]]
+        self.losses = progress.get("losses", [])
+        self.jobs = progress.get("jobs", {})
+        listed = [Checkpoint(**row) for row in progress["checkpoints"]]
+        self.checkpoints = [c for c in listed if (self.out / c.name).is_dir()]
+        if lost := [c.name for c in listed if c not in self.checkpoints]:
+            say(f"  {', '.join(lost)} is no longer in {self.out}, and card.json will not list it")
+        if (before := progress.get("job")) and before != self.job.describe():
+            self.jobs |= {c.name: before for c in self.checkpoints if c.name not in self.jobs}
         say(f"  resuming after step {self.step}")
+
+    def _continues(self, progress: dict[str, Any]) -> bool:
+        """Test whether the steps before a saved state were those of this run."""
+        before, settings = progress.get("total", self.total), self.settings
+        if self.total != before and settings.warmup_of(self.total) != settings.warmup_of(before):
+            return False
+        return all(self._factor(step) == self._factor(step, before) for step in range(progress["step"]))
+
+    def _factor(self, step: int, total: int | None = None) -> float:
+        """Return the factor of the learning rate at a step, of this run or of one of `total` steps."""
+        total, settings = total or self.total, self.settings
+        return schedule(step, total, settings.warmup_of(total), settings.scheduler, settings.decay_ratio)
+
+    def _say_warmup(self) -> None:
+        """Tell if the learning rate never reaches its peak."""
+        if (warmup := self.settings.warmup_of(self.total)) > self.total:
+            say(
+                f"  the warm-up of {warmup} steps is longer than the run of {self.total}: the learning rate ends at "
+                f"{self._factor(self.total - 1) * self.settings.lr:g} and never reaches train.lr {self.settings.lr:g}"
+            )
 
     def _build_prefix(self) -> frozen_prefix.FrozenPrefix | None:
         """Compute the hidden states below the first trained layer, if that is exact, possible and saves time."""
         execution, first = self.job.execution, first_trained_layer(self.model)
-        remaining = (self.total - self.step) * self.settings.batch_size
+        passes = self.total * self.settings.batch_size  # also of a resumed run, so that it computes the same bits
         random = is_random(unwrap(self.model))
         apart = frozen_prefix.layers_are_apart(unwrap(self.model))
-        if not first or random or not apart or remaining <= len(self.examples) or not self.objective.direct:
+        if not first or random or not apart or passes <= len(self.examples) or not self.objective.direct:
             return None
         gigabytes = frozen_prefix.size_gb(self.model, self.examples)
         on_machine = gigabytes * launch.on_this_machine()  # each process keeps the whole table
@@ -202,29 +269,83 @@ class TrainingRun:
 
     # --- the loop
 
-    def finish(self) -> None:
-        """Take the remaining steps."""
+    def finish(self, signals: stopping.Signals | None = None) -> None:
+        """Take the remaining steps.
+
+        Args:
+            signals: end the run after a step at which one has come.
+
+        Raises:
+            Stopped: One has come before the last step; the state is saved.
+        """
         save_at = checkpoint_steps(self.settings, len(self.examples), self.total)
-        log = Log(self.out, self.total, self.acc, self.step)
+        log = Log(self.out, self.total, self.acc, self.step, self.job.name, self.job.describe())
+        self.saved_at = time.monotonic()
         try:
             while self.step < self.total and not self._out_of_patience():
                 began = time.perf_counter()
                 figures = self._one_step(self.batches[self.step])
                 self.seconds += time.perf_counter() - began
                 log.add(Step(self.step, seconds=round(self.seconds, 3), **figures))
+                self._claim()
                 if (recent := log.rising()) is not None:
                     raise self._diverged(f"the loss rose to {recent:.2f}")
                 if self.step in save_at:
-                    self._checkpoint(figures["loss"])
+                    self._checkpoint(figures["loss"], log)
+                self._save_if_due(signals, saved=self.step in save_at)
+            self._name_best()
         finally:
             log.close()
             if self.prefix:
                 self.prefix.close()
 
+    def _claim(self) -> None:
+        """Mark the folder as that of this job, once a step has been made."""
+        if self.claimed:
+            return
+        self.claimed = True
+        if self.rank == 0:
+            write_json(self.out / "job.json", self.job.describe())
+            (self.out / "card.json").unlink(missing_ok=True)  # of the same run when it was to be shorter
+
+    def _save_if_due(self, signals: stopping.Signals | None, saved: bool) -> None:
+        """Save the state if a signal has come, if it is time, or if the rate of wsd falls from here on.
+
+        Args:
+            signals: the signals that have come to this process.
+            saved: the state of this step has been saved already.
+
+        Raises:
+            Stopped: A signal has come to some process, and steps remain.
+        """
+        minutes, now = self.job.execution.save_state_minutes, time.monotonic()
+        due = minutes and now - self.saved_at >= max(60 * minutes, SAVING_SHARE * self.saving)
+        request = (signals.number if signals else 0) or -int(due)
+        if self.world > 1:  # a signal to any process stops all; the first one has the clock
+            requests = distributed.gather(self.acc, request)
+            request = max(requests) if max(requests) > 0 else requests[0]
+        self.stop = max(request, 0)
+        if self.step == self._fall() and self.settings.scheduler in ("constant", "wsd"):
+            self._save_state(STABLE)
+        if self.step == self.total:
+            return
+        if request and not saved:
+            self._save_in_passing() if request < 0 else self._save_state()
+        if self.stop:
+            raise Stopped(
+                self.stop, f"stopped after step {self.step}, with its state saved; repeat the command to resume."
+            )
+
+    def _fall(self) -> int:
+        """Return the last step whose weights do not depend on the number of steps."""
+        if self.settings.scheduler == "constant":
+            return self.total
+        return self.total - wsd_decay(self.total, self.settings.warmup_of(self.total), self.settings.decay_ratio)
+
     def _one_step(self, batch: list[int]) -> dict[str, Any]:
         """Make an optimiser step on a batch, and return its figures for the log."""
         settings = self.settings
-        lr = settings.lr * schedule(self.step, self.total, settings.warmup_steps)
+        lr = settings.lr * self._factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self._gradients(batch)
@@ -305,6 +426,8 @@ class TrainingRun:
         """
         most = max(sum(length(self.examples[i]) for i in row) for row in self._shares(batch))
         one_each = all(len(row) <= 1 for row in self._shares(batch))
+        if self.job.execution.release_gradients:
+            raise one_pass_only(f"step {self.step + 1} runs out of memory ({reason})")
         if self.world > 1 or one_each:
             raise UserError(
                 f"Out of memory at step {self.step + 1} ({reason}): "
@@ -335,22 +458,63 @@ class TrainingRun:
 
     # --- checkpoints
 
-    def _checkpoint(self, loss: float) -> None:
+    def _checkpoint(self, loss: float, log: Log) -> None:
         """Save a checkpoint and, unless it is the last, the state from which the run resumes."""
-        name = f"checkpoint-{self.step}"
-        self.checkpoints.append(Checkpoint(name, self.step, round(self.seconds, 2), round(loss, 4), self._validate()))
+        name, validation = f"checkpoint-{self.step}", self._validate()
+        self.jobs.pop(name, None)
+        self.checkpoints = [c for c in self.checkpoints if c.name != name]
+        self.checkpoints.append(Checkpoint(name, self.step, round(self.seconds, 2), round(loss, 4), validation))
+        if validation is not None:
+            self.losses.append(validation)
+            log.add_validation(self.step, validation)
         self.store.save(
             name, self.model, self.tokenizer, model_card(self.job.facts(self.checkpoints[-1], self.trainable))
         )
         for sentence in self.methods.reports(self.states):
             say(f"  {sentence}")
+        self.checkpoints = self._kept()
         if self.step < self.total:
-            progress = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "checkpoints": [asdict(c) for c in self.checkpoints],
-            }
-            self.store.save_state(progress, self.optimizer, self.states)
+            self._save_state()
+        if self.job.execution.save_total_limit:
+            self.store.prune([c.name for c in self.checkpoints], self.step)
+
+    def _kept(self) -> list[Checkpoint]:
+        """Return the checkpoints that stay: the newest of them and the best, if their number is limited."""
+        limit = self.job.execution.save_total_limit
+        if limit is None:
+            return self.checkpoints
+        return [c for c in self.checkpoints if c in self.checkpoints[-limit:] or c == best(self.checkpoints)]
+
+    def _name_best(self) -> None:
+        """Tell which checkpoint has the least validation loss."""
+        if (c := best(self.checkpoints)) is not None and len(self.checkpoints) > 1:
+            say(f"  {c.name} is the best, with a loss of {c.validation:.4f} on the validation rows")
+
+    def _save_state(self, name: str = checkpoints.STATE) -> None:
+        """Save the state from which the run resumes."""
+        began = time.monotonic()
+        progress = {
+            "step": self.step,
+            "total": self.total,
+            "seconds": self.seconds,
+            "checkpoints": [asdict(c) for c in self.checkpoints],
+            "losses": self.losses,
+            "job": self.job.describe(),
+            "jobs": self.jobs,
+        }
+        self.store.save_state(progress, self.optimizer, self.states, name)
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - began
+
+    def _save_in_passing(self) -> None:
+        """Save the state between checkpoints; a disk without room for it does not end the run of one process."""
+        try:
+            self._save_state()
+        except UserError as error:
+            if self.world > 1:
+                raise
+            self.saved_at, self.saving = time.monotonic(), math.inf
+            say(f"  training goes on without a saved state: {error}")
 
     @torch.no_grad()
     def _validate(self) -> float | None:
@@ -373,7 +537,7 @@ class TrainingRun:
 
     def _out_of_patience(self) -> bool:
         """Test whether the last `patience` checkpoints brought no better validation loss."""
-        losses = [c.validation for c in self.checkpoints if c.validation is not None]
+        losses = self.losses
         if not self.settings.patience or not losses:
             return False
         stop = len(losses) - 1 - losses.index(min(losses)) >= self.settings.patience
@@ -384,6 +548,30 @@ class TrainingRun:
 
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def split_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Example], list[Example], list[str]]:
+    """Return the training examples, those of validation, and sentences about rows that are not trained as they are.
+
+    Raises:
+        UserError: There are no rows, or none can be trained.
+    """
+    if not job.rows:
+        raise UserError("There are no training rows: the recipe's data is empty.")
+    encoded = encode_all(tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs)
+    apart = held_out(len(encoded.examples), job.settings.validation, job.seed)
+    examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
+    held = [e for i, e in enumerate(encoded.examples) if i in apart]
+    if job.validation_rows:
+        further = (job.settings.max_length, job.thinking, job.chat_template_kwargs)
+        held += encode_all(tokenizer, job.validation_rows, *further).examples
+    return examples, held, encoded.notes()
+
+
+def best(among: list[Checkpoint]) -> Checkpoint | None:
+    """Return the checkpoint with the least validation loss, the first of equal ones; None if it was not measured."""
+    measured = [c for c in among if c.validation is not None]
+    return min(measured, key=lambda c: c.validation or 0.0, default=None)
 
 
 def held_out(n: int, validation: int, seed: int) -> set[int]:

@@ -20,6 +20,8 @@ Stage = Literal["none", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+"""Bytes of an optimiser's moments for each trained weight; Adafactor's are a row and a column of each matrix."""
 MARGIN = 1.1
 CARD = 80 * 2**30
 """Bytes of a GPU of 80 GB."""
@@ -69,6 +71,8 @@ def training_memory(
     targets: int | None = None,
     checkpointing: bool = False,
     methods: bool = False,
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw",
+    released: bool = False,
 ) -> Memory:
     """Return the memory of a training step.
 
@@ -84,6 +88,8 @@ def training_memory(
         checkpointing: gradient checkpointing.
         methods: methods act in training; where states are sharded, they see whole float32 copies
             (`parameters.GatheredParameters`).
+        optimizer: of a run on one GPU, or data parallel.
+        released: each gradient is freed during backward (`released.ReleasedParameters`); the largest one counts.
     """
     c = BYTES[precision]
     trained = lora.parameters(shape) if lora else shape.parameters
@@ -94,7 +100,9 @@ def training_memory(
         live = 4 if lora else c  # factors are float32 in every precision
         masters = 0 if live == 4 else 4 * trained
         buckets = live * trained if gpus > 1 else 0  # data parallel's
-        return Memory(c * frozen + live * trained, 4 * trained, masters + 8 * trained, buckets, activations, logits)
+        stored = 4 * (min(shape.embedding, trained) if released else trained)
+        moments = MOMENTS[optimizer] * trained
+        return Memory(c * frozen + live * trained, stored, masters + moments, buckets, activations, logits)
     share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
         # Shards are float32. Embeddings, and two neighbouring blocks, are whole in precision c, with their gradients.
@@ -103,15 +111,15 @@ def training_memory(
     weights = c * (frozen + trained) / (1 if stage == "zero2" else gpus)
     # Second term: float32 gradients of the weights that are being stepped.
     gradients = c * share + 4 * (share if stage == "zero2" else min(share, GROUP))
-    optimizer = 12 * share
+    steps = 12 * share
     gathered = 0 if stage == "zero2" else min(LIVE + PREFETCH, shape.parameters) + shape.embedding
     working = c * (gathered + min(BUCKET, trained) + (0 if lora else shape.embedding)) + copies
     host = 0.0
     if offload != "none":
-        host, gradients, optimizer = gpus * (gradients + optimizer), 0.0, 0.0
+        host, gradients, steps = gpus * (gradients + steps), 0.0, 0.0
     if offload == "all":
         host, weights = host + gpus * weights, 0.0
-    return Memory(weights, gradients, optimizer, working, activations, logits, host)
+    return Memory(weights, gradients, steps, working, activations, logits, host)
 
 
 SHARDED: tuple[Stage, ...] = ("zero2", "zero3", "fsdp2")

@@ -216,11 +216,13 @@ def attach(methods: Methods, model: nn.Module, trained: TrainedParameters) -> Ac
     """Attach methods to what is trained: to LoRA, or to whole weights if every method can act on them.
 
     Raises:
-        UserError: A method finds nothing to act on.
+        UserError: A method finds nothing to act on, or cannot act on what it finds.
     """
     if isinstance(model, PeftModel) or not all(one.method.whole for one in methods.configured):
-        return ActiveMethods([(method, trained.sites(sites)) for method, sites in methods.on(model).parts])
-    return ActiveMethods([(one.method, _whole_sites(model, trained, one.only)) for one in methods.configured])
+        parts = [(method, trained.sites(sites)) for method, sites in methods.on(model).parts]
+    else:
+        parts = [(one.method, _whole_sites(model, trained, one.only)) for one in methods.configured]
+    return ActiveMethods(parts).check()
 
 
 def _whole_sites(model: nn.Module, trained: TrainedParameters, only: Sequence[str] | None) -> Sites:

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_text
 from lowtax.common.log import say
+from lowtax.training import trackers
+from lowtax.training.settings import Scheduler
 
 WINDOW = 10
 
@@ -39,24 +42,29 @@ class Step:
 
 
 class Log:
-    """Record of steps in `steps.jsonl`, in trackers and on the terminal; only the main process writes."""
+    """Record of steps in `steps.jsonl`, in trackers and on the terminal; only the main process writes.
 
-    def __init__(self, folder: Path, total: int, acc: Accelerator, done: int) -> None:
+    folder, total, acc: the run's folder, its number of steps, and its accelerator.
+    done: the step after which the run resumes.
+    name, settings: of the run in trackers.
+    """
+
+    def __init__(
+        self, folder: Path, total: int, acc: Accelerator, done: int, name: str, settings: dict[str, Any]
+    ) -> None:
         self.path, self.total, self.acc = folder / "steps.jsonl", total, acc
         self.tokens, self.losses = 0, list[float]()
         self._forget_after(done)
+        trackers.start(acc, name, settings)
         self._bar, self._task = self._progress(done) if acc.is_main_process else (None, TaskID(0))
-        if acc.log_with:
-            acc.init_trackers("lowtax")
 
     def _forget_after(self, step: int) -> None:
         """Drop the steps of a killed run that the resumed run repeats, and load the others in every process."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        valid = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        rows = [json.loads(line) for line in valid]
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+        rows = [row for line in lines if (row := _step(line)) is not None and row["step"] <= step]
         self.tokens, self.losses = sum(row["tokens"] for row in rows), [row["loss"] for row in rows]
         if self.acc.is_main_process:
-            write_text(self.path, "".join(line + "\n" for line in valid))
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _progress(self, done: int) -> tuple[Progress | None, TaskID]:
         console = Console(file=sys.stderr)
@@ -86,6 +94,11 @@ class Log:
             eta = f"  {time.strftime('%H:%M:%S', time.gmtime(remaining))} left" if step.step < self.total else ""
             say(f"  step {step.step}/{self.total}  {text}{eta}")
 
+    def add_validation(self, step: int, loss: float) -> None:
+        """Send the validation loss of a checkpoint to the trackers."""
+        if self.acc.log_with:
+            self.acc.log({"validation/loss": loss}, step=step)
+
     def rising(self) -> float | None:
         """Return the mean loss of the last `WINDOW` steps if training diverges, otherwise None.
 
@@ -104,20 +117,44 @@ class Log:
             self.acc.end_training()
 
 
+def _step(line: str) -> dict[str, Any] | None:
+    """Return a line of `steps.jsonl`; None if a kill cut it short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"step", "tokens", "loss"} <= row.keys() else None
+
+
 def diverged(step: int, reason: str, lr: float, checkpoint: str | None) -> UserError:
     """Return the error for a run whose loss rises, or whose loss or gradient is not finite."""
     saved = f"{checkpoint} is kept" if checkpoint else "no checkpoint was saved yet"
     return UserError(f"Training diverged at step {step} ({reason}); lower the learning rate, now {lr:g}; {saved}.")
 
 
-def schedule(step: int, total: int, warmup: int) -> float:
-    """Return the factor of the learning rate: linear warm-up, then cosine to zero.
+def schedule(step: int, total: int, warmup: int, kind: Scheduler = "cosine", decay_ratio: float = 0.1) -> float:
+    """Return the factor of the learning rate: linear warm-up, then `kind`; cosine, linear and wsd end near zero.
 
-    `step` counts from 0. Unlike transformers' schedule, no step has a factor of 0.
+    `step` counts from 0. Unlike in transformers' schedules, no step has a factor of 0.
+
+    Args:
+        decay_ratio: the share of the steps in which wsd falls.
     """
     if step < warmup:
         return (step + 1) / warmup
+    remaining = total - step
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return remaining / max(1, total - warmup)
+    if kind == "wsd":
+        return min(1.0, remaining / wsd_decay(total, warmup, decay_ratio))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def wsd_decay(total: int, warmup: int, decay_ratio: float) -> int:
+    """Return the number of steps in which wsd falls: a share of all, never of the warm-up."""
+    return max(1, min(math.ceil(decay_ratio * total), total - warmup))
 
 
 def peak_memory_gb() -> float:

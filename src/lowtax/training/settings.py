@@ -1,28 +1,69 @@
 """Settings of training in a recipe."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lowtax.common.config import Section
+from lowtax.data.specs import Data
+
+Scheduler = Literal["cosine", "linear", "constant", "wsd"]
 
 
 class Train(Section):
     """One fine-tuning run. The defaults are the reference's, except warm-up and batch size."""
 
-    lr: PositiveFloat = Field(5e-5, description="peak learning rate, cosine decay to zero")
+    later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "scheduler",
+            "warmup_ratio",
+            "decay_ratio",
+            "optimizer",
+            "betas",
+            "epsilon",
+            "decayed",
+            "validation_data",
+            "save_dtype",
+        }
+    )
+
+    lr: PositiveFloat = Field(5e-5, description="peak learning rate")
     steps: PositiveInt | None = Field(None, description="optimiser steps; exclusive with epochs")
     epochs: PositiveFloat | None = Field(None, description="passes over the data; exclusive with steps")
     batch_size: PositiveInt = Field(8, description="examples per optimiser step")
     checkpoint_steps: PositiveInt | None = Field(None, description="save every N steps, and at the end")
     checkpoint_epochs: PositiveFloat | None = Field(None, description="save every N epochs, and at the end")
+    scheduler: Scheduler = Field(
+        "cosine",
+        description="the learning rate after warm-up: cosine or linear to zero, constant, or wsd, which is constant "
+        "and falls linearly to zero at the end",
+    )
     warmup_steps: NonNegativeInt = Field(5, description="linear warm-up")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW's decoupled weight decay")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="linear warm-up as a share of the steps; exclusive with warmup_steps"
+    )
+    decay_ratio: float = Field(0.1, gt=0, le=1, description="share of the steps in which wsd falls to zero")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw", description="adamw; adamw_8bit, whose moments take a quarter of the memory (needs bitsandbytes and a "
+        "GPU); or adafactor, whose moments take almost none"
+    )  # fmt: skip
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's two moments")
+    epsilon: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay")
+    decayed: Literal["all", "matrices"] = Field(
+        "all", description="what weight decay acts on: all trained weights, or matrices only, not norms and biases"
+    )
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this global norm")
     max_length: PositiveInt = Field(1024, description="examples longer than this many tokens are cut at the end")
     validation: NonNegativeInt = Field(0, description="held-out rows, whose loss is measured at every checkpoint")
+    validation_data: list[Data] = Field(
+        default_factory=list, description="further rows whose loss is measured, such as [rows.jsonl]; not trained"
+    )
     patience: PositiveInt | None = Field(
         None, description="stop after this many checkpoints without a better validation loss"
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of saved whole models; auto is that of training. Adapters are always float32"
     )
 
     @model_validator(mode="after")
@@ -31,19 +72,41 @@ class Train(Section):
             raise ValueError("give steps or epochs, not both")
         if self.checkpoint_steps and self.checkpoint_epochs:
             raise ValueError("give checkpoint_steps or checkpoint_epochs, not both")
-        if self.patience and not self.validation:
-            raise ValueError("patience needs validation rows: set validation")
+        if self.warmup_ratio is not None and "warmup_steps" in self.model_fields_set:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+        if self.patience and not (self.validation or self.validation_data):
+            raise ValueError("patience needs validation rows: set validation or validation_data")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie between 0 and 1 (found {self.betas[0]:g} and {self.betas[1]:g})")
         return self
+
+    def warmup_of(self, total: int) -> int:
+        """Return the warm-up steps of a run of `total` steps."""
+        return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * total)
+
+    def with_changes(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that were set, with changes; either form of the warm-up replaces the other."""
+        fields = self.model_dump(exclude_unset=True)
+        if changes.get("warmup_ratio") is not None:
+            fields.pop("warmup_steps", None)
+        if "warmup_steps" in changes:
+            fields.pop("warmup_ratio", None)
+        return {**fields, **changes}
 
 
 class Execution(Section):
     """The execution of training. It may change when a run resumes, and affects results only by rounding."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"save_state_minutes", "save_total_limit", "release_gradients"})
 
     row_tokens: PositiveInt | None = Field(
         None, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
     )
     micro_batch_size: PositiveInt | None = Field(None, description="examples in one forward pass; any if absent")
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass of trained layers")
+    release_gradients: bool = Field(
+        False, description="step each weight during backward and free its gradient: less memory, twice the time"
+    )
     prefix: Literal["auto", "memory", "disk", "off"] = Field(
         "auto", description="where to cache the hidden states below the first trained layer between epochs"
     )
@@ -54,4 +117,11 @@ class Execution(Section):
     deepspeed: str | None = Field(None, description="a DeepSpeed JSON file, for ZeRO")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="trackers that receive every step"
+    )
+    save_state_minutes: NonNegativeFloat = Field(
+        5.0, description="minutes between saves of the state from which a killed run resumes; 0 saves it at "
+        "checkpoints only"
+    )  # fmt: skip
+    save_total_limit: PositiveInt | None = Field(
+        None, description="keep only the newest N checkpoints, and the one with the least validation loss"
     )

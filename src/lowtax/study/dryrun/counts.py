@@ -23,7 +23,7 @@ from lowtax.data.specs import Data
 from lowtax.data.training_sets import load, self_prompts, shares
 from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
-from lowtax.study.dryrun.offline import OfflineSource
+from lowtax.study.offline import OfflineSource
 from lowtax.study.recipe import Recipe
 from lowtax.training.encoding import encode_all
 from lowtax.training.loop import checkpoint_steps, held_out, total_steps

@@ -12,14 +12,12 @@ from lowtax.engines import base
 from lowtax.judges import base as judges
 from lowtax.models import loading
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
-from lowtax.study.dryrun.offline import OfflineSource, offline
-from lowtax.study.dryrun.skeleton import Model
+from lowtax.study.offline import OfflineSource, offline
 from lowtax.study.recipe import EditedArm, Recipe
+from lowtax.study.skeleton import Model
 from lowtax.training import zero_config
-from lowtax.training.memory import first_layout
+from lowtax.training.memory import BYTES, first_layout
 from lowtax.training.packing import MAX_ROW
-
-NUMBER = 4  # bytes of a trained number in a checkpoint, which is float32
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,12 @@ def _arm(name: str, recipe: Recipe, model: Model, counter: Counter, precision: s
     checkpointing, methods = execution.gradient_checkpointing, bool(arm.acts())
     layout = first_layout(model.shape, row, lora, precision, checkpointing=checkpointing, methods=methods)
     memory = layout.as_json() if layout else None
-    return ArmPlan(name, what, runs, checkpoints, parameters, NUMBER * parameters * checkpoints, memory)
+    saved, settings = "float32", recipe.train_of(name)
+    if placement.kind == "full":
+        saved = precision if settings.save_dtype == "auto" else settings.save_dtype
+    limit = execution.save_total_limit
+    stored = checkpoints if limit is None else sum(min(run.checkpoints, limit) for run in runs)
+    return ArmPlan(name, what, runs, checkpoints, parameters, BYTES[saved] * parameters * stored, memory)
 
 
 def _edited(name: str, arm: EditedArm, recipe: Recipe, model: Model, arms: dict[str, ArmPlan]) -> ArmPlan:
@@ -140,7 +143,7 @@ def _edited(name: str, arm: EditedArm, recipe: Recipe, model: Model, arms: dict[
     checkpoints = source.checkpoints if arm.checkpoints == "all" else len(source.runs)
     parameters = sum(arms[of].trainable_parameters or 0 for of in (arm.of, *arm.ends()))
     what = f"{', '.join(str(edit['name']) for edit in arm.edits)} of {arm.of}"
-    return ArmPlan(name, what, [], checkpoints, disk_bytes=NUMBER * parameters * checkpoints or None)
+    return ArmPlan(name, what, [], checkpoints, disk_bytes=BYTES["float32"] * parameters * checkpoints or None)
 
 
 def _check_tools(recipe: Recipe, source: OfflineSource) -> None:

@@ -4,6 +4,7 @@ The configuration comes from a folder or the hub's cache. That of the embedded m
 nothing has to be built.
 """
 
+from functools import cached_property
 from typing import get_args
 
 import torch
@@ -20,9 +21,9 @@ from lowtax.models import embedded, loading, lora
 from lowtax.models.frames import skeleton
 from lowtax.models.names import ATTENTION, MLP, in_layer, layer_of
 from lowtax.models.placement import Placement, Targets
-from lowtax.models.shapes import Lora, shape_of
+from lowtax.models.shapes import Lora, Shape, shape_of
 from lowtax.study import arms
-from lowtax.study.dryrun.offline import EMBEDDED, OfflineSource, is_local
+from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Arm, EditedArm
 from lowtax.training.parameters import TrainedParameters
 from lowtax.training.probe import attach
@@ -38,11 +39,15 @@ class Model:
         self.ref, self.source = ref, source
         self._bare = self._skeleton()
         self.parameters = None if self._bare is None else sum(p.numel() for p in self._bare.parameters())
-        self.shape = None if self._bare is None else shape_of(self._bare.config, self.parameters or 0)
         self._adapted: dict[str, nn.Module] = {}  # by placement
         if self._bare is None:
             source.missing[f"the configuration of {ref}"] = f"`hf download {ref} config.json`"
         source.need_model(ref, "the weights of")
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """The shape, for the memory arithmetic."""
+        return None if self._bare is None else shape_of(self._bare.config, self.parameters or 0)
 
     def trained(self, arm: Arm) -> tuple[int | None, Lora | None]:
         """Try placement and methods; return the trained numbers (None without a configuration) and LoRA (None: all).
