@@ -12,7 +12,7 @@ from places import ROOT, TESTS
 SOURCE = ROOT / "src" / "lowtax"
 ROOMS = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").exists())
 # Folders of tests that are not a room: what they hold has no single place in the source.
-BESIDE_ROOMS = {"support", "oracles", "house", "hostile", "golden"}
+BESIDE_ROOMS = {"support", "oracles", "house", "hostile", "golden", "zoo"}
 # Tests named after a topic of their room and not after a module.
 TOPICS = {
     "benchmarks": {"exams"},

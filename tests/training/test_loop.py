@@ -203,7 +203,7 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
     assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-3)
     check_base(tmp_path / "checkpoint-20", str(tiny_model))
-    with pytest.raises(UserError, match="only its own base"):
+    with pytest.raises(UserError, match="add --base-is-the-same"):
         check_base(tmp_path / "checkpoint-20", "someone/else")
 
 

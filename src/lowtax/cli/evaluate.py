@@ -20,7 +20,6 @@ from lowtax.cli.options import (
 )
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json
 
 
 def evaluate(
@@ -81,6 +80,7 @@ def evaluate(
         return _study(folder, as_json, base_is_the_same)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
+    from lowtax.common.files import read_json
     from lowtax.study import api
 
     api.evaluate(

@@ -15,8 +15,7 @@ from typer.core import TyperGroup
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.options import Same
-from lowtax.common.errors import Stopped, UserError
-from lowtax.common.files import FULL_DISK
+from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
 from lowtax.common.log import show_progress
 

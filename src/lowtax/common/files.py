@@ -4,7 +4,6 @@ A JSONL file is only ever appended to, one whole line a write. A line that a kil
 append drops it, and its row is made again. Every other file or folder is written beside its place and renamed into it.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -16,12 +15,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import FULL_DISK, UserError
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
