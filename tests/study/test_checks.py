@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import lowtax as lt
 from lowtax.cli.main import app
 from lowtax.common.errors import UserError
 from lowtax.models import hub
-from lowtax.study import recipe
+from lowtax.study import checks, recipe
 from lowtax.study.study import Study
 from lowtax.training import trackers
 
@@ -260,3 +261,22 @@ def test_a_damaged_card_is_named(tmp_path: Path, tiny_model: Path, content: byte
             study.train()
         with pytest.raises(UserError, match=r"card\.json"):
             study.trained()
+
+
+EXPERTS = {"placement": {"modules": ["attention"], "parameters": ["mlp.experts.gate_up_proj"], "dropout": 0}}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"engine": "vllm"}, r"arms\.experts has a LoRA on parameters .* vLLM does not serve"),
+        (
+            {"edited": {"half": {"of": "experts", "edits": [{"name": "scale", "by": 0.5}]}}},
+            r"edited\.half is made of experts, .* edits are for modules",
+        ),
+    ],
+)
+def test_experts_that_a_later_stage_cannot_read(values: dict[str, Any], sentence: str):
+    own = recipe.Recipe.model_validate({"model": "org/moe", "arms": {"experts": EXPERTS}, **values})
+    with pytest.raises(UserError, match=sentence):
+        checks.require_arms(own, "float32")
