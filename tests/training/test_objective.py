@@ -123,8 +123,7 @@ def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kin
     assert not list(tmp_path.glob(".prefix*"))
 
 
-# Gemma scales embeddings in its forward pass, and so does Granite; OLMo 3 and Gemma 3 choose masks and rotary angles by
-# the place of a layer.
+# Gemma scales its embeddings; OLMo 3 and Gemma 3 choose masks and rotary angles by the place of a layer.
 @pytest.mark.parametrize("kind", ["gemma", "olmo3", "gemma3_text", "gemma3", "gpt_neox", "opt"])
 def test_the_frozen_prefix_is_exact_where_layers_or_embeddings_differ(tmp_path: Path, kind: str):
     layers = {"layer_types": ["sliding_attention", "full_attention"] * 2} if kind in ("olmo3", "gemma3_text") else {}

@@ -132,7 +132,7 @@ def is_exact(objective: Objective, prefix: FrozenPrefix, examples: Sequence[Exam
     objective.eval()
     losses = [float(objective(row)), float(objective(row, prefix.of(row, device), prefix.first))]
     objective.train(training)
-    return not abs(losses[0] - losses[1]) > exactness.FLOOR[prefix.table.dtype] * 10 * (len(row.targets) + losses[0])
+    return not abs(losses[0] - losses[1]) > exactness.FLOOR[prefix.table.dtype] * 20 * (len(row.targets) + losses[0])
 
 
 def _empty_table(shape: tuple[int, int], model: nn.Module, file: Path | None) -> Tensor:
