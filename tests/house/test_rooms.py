@@ -19,9 +19,9 @@ TOPICS = {
     "benchmarks/grading": {"pipeline"},
     "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
-    "models": {"updates"},
-    "engines": {"hf", "hf_batch"},
-    "training": {"loop_details", "imports", "options", "resuming"},
+    "models": {"quantised", "updates"},
+    "engines": {"hf", "hf_adapters", "hf_batch"},
+    "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
 }
 

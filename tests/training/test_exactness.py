@@ -35,10 +35,10 @@ ALONE = {
     "falcon_mamba": "a recurrent state",
     "mamba2": "a recurrent state",
     "gemma2": "a soft cap",
-    "bloom": "an attention of its own",
-    "falcon": "an attention of its own",
-    "gptj": "an attention of its own",
-    "mpt": "an attention of its own",
+    "bloom": "its own attention",
+    "falcon": "its own attention",
+    "gptj": "its own attention",
+    "mpt": "its own attention",
     "rwkv": "a recurrent state",
 }
 WHOLE = ["cohere", "granite", "llama4_text"]  # packed rows, but transformers' own forward pass
