@@ -23,6 +23,7 @@ from peft import PeftModel
 from places import ROOT
 
 from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, write_json
 from lowtax.data import chat
 from lowtax.data.conversations import Conversation
 from lowtax.engines.base import Request
