@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datahub import COMMIT, cached, write_jsonl, write_parquet
@@ -18,11 +20,12 @@ from progress import collected
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import Reply
-from lowtax.data import prompt_sets, training_sets
+from lowtax.data import forms, prompt_sets, tables, training_sets
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation
 from lowtax.data.specs import Data, PromptSet
+from lowtax.data.turns import CONTENT_KEYS, MARKS, MORE_THAN_TEXT, ROLE_KEYS, ROLES, THOUGHTS
 
 CHAIN = [
     {"instruction": "a", "label": "vanilla_harmful", "response": "Hm.\n</think>\n\nNo."},
@@ -410,3 +413,76 @@ def test_prompts_for_the_model_s_own_answers(tmp_path: Path):
     assert said == ["x.jsonl: 1 of 3 rows is skipped: the column 'instruction' is empty (1)."]
     with pytest.raises(UserError, match="trains on the model's answers alone; remove train_on"):
         training_sets.self_prompts(Data(source=str(path), answers="self", train_on="all"), 0)
+
+
+# --- whatever is in a file, its rows are text, skipped and counted, or refused in one sentence
+
+ANY_COLUMN = [
+    *(*forms.MESSAGES, *forms.PROMPTS, *forms.ANSWERS, *forms.SYSTEMS, *forms.LABELS, *forms.BESIDE, *forms.CHOSEN),
+    *(*THOUGHTS, *forms.MORE_THOUGHTS, "history", "id", "context", "Prompt ", ""),
+]
+TURN_KEYS = [*ROLE_KEYS, *CONTENT_KEYS, *THOUGHTS, *MARKS, *MORE_THAN_TEXT, "type", "text", "refusal", "human"]
+ANY_TEXT = st.sampled_from(
+    ["", " ", "How?", "No.", "<think>Hm.</think>No.", "</think>", "[]", '[{"role": "user"}]', "\ud83d"]
+)
+LEAVES = ANY_TEXT | st.sampled_from([None, True, False, 0, 1, 7.5, float("nan"), float("inf"), *ROLES])
+ANY_VALUE = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+ANY_TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from([*ROLES, "tool"]), "content": ANY_VALUE},
+    optional={key: ANY_VALUE for key in TURN_KEYS if key not in ROLE_KEYS + CONTENT_KEYS[:1]},
+)
+ANY_ROWS = st.lists(
+    st.dictionaries(st.sampled_from(ANY_COLUMN), ANY_VALUE | st.lists(ANY_TURN, max_size=4), max_size=5),
+    min_size=1,
+    max_size=4,
+)
+ANY_SUFFIX = st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "feather", "jsonl.gz", "txt"])
+
+
+def all_texts(row: Conversation) -> list[Any]:
+    return [row.prompt, row.answer, *(part for turn in row.history for part in turn)]
+
+
+def read_file(name: str, content: bytes, **fields: Any) -> list[Conversation]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            whole = training_sets.load(Data(source=str(path), **fields), 0)
+        except UserError:
+            return []
+    assert whole.reading is not None
+    assert all("\n" not in note for note in whole.reading.notes())
+    assert json.dumps(whole.describe())
+    return whole.rows
+
+
+@settings(deadline=None, max_examples=300)
+@given(ANY_ROWS, st.sampled_from(["last", "assistant", "all"]), st.booleans())
+def test_rows_of_any_content(rows: list[dict[str, Any]], train_on: str, document: bool):
+    text = json.dumps(rows) if document else "\n".join(map(json.dumps, rows))
+    for row in read_file("x.json", text.encode(), train_on=train_on):
+        assert all(isinstance(part, str) and part.encode() is not None for part in all_texts(row))
+        assert row.prompt.strip()
+        assert row.answer.strip()
+        assert row.thought is None or isinstance(row.thought, str)
+        assert row.system is None or isinstance(row.system, str)
+        assert not any(part.startswith(("{'", "['", "[{'")) for part in all_texts(row))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    ANY_SUFFIX, st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
+def test_files_of_any_content(suffix: str, content: bytes):
+    read_file(f"x.{suffix}", content)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from([*tables.FOREIGN, *tables.BOMS, *tables.COMPRESSED.values(), b"PAR1", b"ARROW1"]), st.binary())
+def test_files_that_begin_like_another(magic: bytes, content: bytes):
+    read_file("x.jsonl", magic + content)

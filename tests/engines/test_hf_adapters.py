@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tokenizer, save_adapter
-from transformers import AutoModelForCausalLM, OPTConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, MptConfig, OPTConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
@@ -184,3 +184,17 @@ def test_an_adapter_of_another_base_is_refused_before_the_first_reply(tmp_path: 
     assert not sheet.path.exists()
     collect([sheet], [subject], EngineSettings("hf", "float32", 4, base_is_the_same=True), tmp_path / "out")
     assert sheet.path.exists()
+
+
+def test_a_model_of_which_peft_ignores_the_names_in_a_batch(tmp_path: Path):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    config = MptConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, eos_token_id=257)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    adapters = [
+        adapter_of(tmp_path / str(n), base, n, target_modules=["up_proj"], task_type="CAUSAL_LM") for n in (0, 1)
+    ]
+    engine = check_all(base, [None, *adapters])
+    assert engine.one_at_a_time
+    assert all(effect > 0 for effect in engine.effects.values())

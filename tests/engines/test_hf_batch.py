@@ -199,7 +199,7 @@ def test_every_architecture_says_what_it_says_without_a_cache(tmp_path: Path, ki
     ]
     replies = {c.id: c for c in engine.generate(plan)}
     for request in plan:
-        prompt = engine._row(request, "").prompt  # type: ignore[union-attr]
+        prompt = engine._row(request, "").prompt.ids  # type: ignore[union-attr]
         expected = greedy(engine, prompt, 8)
         text = engine.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert (replies[request.id].text, replies[request.id].tokens) == (text, len(expected))

@@ -19,8 +19,8 @@ TOPICS = {
     "benchmarks/grading": {"pipeline"},
     "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
-    "models": {"updates"},
-    "engines": {"hf", "hf_batch"},
+    "models": {"quantised", "updates"},
+    "engines": {"hf", "hf_adapters", "hf_batch"},
     "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
 }

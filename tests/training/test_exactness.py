@@ -35,10 +35,10 @@ ALONE = {
     "falcon_mamba": "a recurrent state",
     "mamba2": "a recurrent state",
     "gemma2": "a soft cap",
-    "bloom": "an attention that cannot be exchanged",
-    "falcon": "an attention that cannot be exchanged",
-    "gptj": "an attention that cannot be exchanged",
-    "mpt": "an attention that cannot be exchanged",
+    "bloom": "its own attention",
+    "falcon": "its own attention",
+    "gptj": "its own attention",
+    "mpt": "its own attention",
     "rwkv": "a recurrent state",
 }
 WHOLE = ["cohere", "granite", "llama4_text"]  # packed rows, but transformers' own forward pass

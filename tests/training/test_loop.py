@@ -277,7 +277,7 @@ def test_learning_rate_rises_then_falls_to_nearly_nothing():
         ("gpt_oss", "lora_q_proj_only_r1", "attention sinks"),
         ("qwen3_5_text", "lora_q_proj_only_r1", "linear_attention"),
         ("mamba2", "full", "a recurrent state"),
-        ("bloom", "full", "an attention that cannot be exchanged"),
+        ("bloom", "full", "its own attention"),
         ("llama4_text", "full", "does not compute what the fast path assumes"),
         ("gpt2", "full", ""),
     ],

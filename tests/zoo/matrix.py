@@ -1,6 +1,6 @@
 """What lowtax does with a family of models: a cell for each step, `ok`, or the sentence that refuses it.
 
-    python tests/zoo/matrix.py [FAMILY ...]     # runs them, and writes docs/reference/architectures.md if all are run
+    python tests/zoo/matrix.py [FAMILY ...]     # all by default; writes the page once all have been run
 
 A step that raises anything but a UserError is a fault. So is an adapter that was trained and cannot be sampled,
 merged, edited or analysed, and a reply that is not transformers' own.
@@ -8,8 +8,10 @@ merged, edited or analysed, and a reply that is not transformers' own.
 
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 
@@ -21,6 +23,7 @@ from peft import PeftModel
 from places import ROOT
 
 from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, write_json
 from lowtax.data import chat
 from lowtax.data.conversations import Conversation
 from lowtax.engines.base import Request
@@ -49,6 +52,7 @@ STEPS = ("full", *PLACEMENTS, "experts", *AFTER)
 ROWS = [Conversation(f"What is {n}?", None, f"It is {n}." * (1 + n)) for n in range(4)]
 MESSAGES = ({"role": "user", "content": "Tell me a story."},)
 OK, TOKENS = "ok", 8
+RESULTS = ROOT / "build" / "zoo.json"  # rows of earlier runs
 
 
 def cells(name: str, work: Path) -> dict[str, str]:
@@ -132,8 +136,8 @@ def page(rows: dict[str, dict[str, str]]) -> str:
         "# Architectures",
         "",
         "What lowtax does with each family of transformers, tried on tiny random models by `make zoo`. The page is for",
-        "readers whose model is not a Qwen or a Llama. A number refers to the sentences below; a sentence is printed",
-        "before anything is trained or sampled.",
+        "readers whose model is no Qwen or Llama. A number refers to the sentences below, which are printed before",
+        "anything is trained or sampled; `-` is a step without an adapter, or without experts.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -145,13 +149,16 @@ def page(rows: dict[str, dict[str, str]]) -> str:
             text = row[step].replace("|", "\\|")
             marks.append("yes" if text == OK else text if text == "-" else f"[{_note(notes, text, name)}]")
         lines.append(f"| {name} | " + " | ".join(marks) + " |")
-    lines += ["", *(f"{number}. {text}" for text, number in notes.items())]
+    lines.append("")
+    for text, number in notes.items():
+        start = f"{number}. "
+        lines += textwrap.wrap(text, 116, initial_indent=start, subsequent_indent=" " * len(start))
     return "\n".join(lines) + "\n"
 
 
 def _note(notes: dict[str, int], text: str, name: str) -> int:
     """Return the number of a sentence, without the folders of the run."""
-    words = " ".join("MODEL" if "/" in word and "tmp" in word else word for word in text.split())
+    words = " ".join("MODEL" if "TEMPORARY" in word else word for word in text.split())
     return notes.setdefault(words, len(notes) + 1)
 
 
@@ -165,8 +172,12 @@ def main() -> None:
             except Exception as error:  # noqa: BLE001 - a fault of ours; the others are run, too
                 rows[name] = dict.fromkeys(STEPS, f"FAULT {type(error).__name__}: {str(error)[:200]}")
         print(name, {step: text[:160] for step, text in rows[name].items() if text != OK} or "all ok", flush=True)
-    if not sys.argv[1:]:
-        (ROOT / "docs" / "reference" / "architectures.md").write_text(page(rows))
+        rows[name] = {step: text.replace(gettempdir(), "TEMPORARY") for step, text in rows[name].items()}
+    stored = read_json(RESULTS) if RESULTS.exists() else {}
+    rows = stored | rows
+    write_json(RESULTS, rows)
+    if rows.keys() >= FAMILIES.keys():
+        (ROOT / "docs" / "reference" / "architectures.md").write_text(page({name: rows[name] for name in FAMILIES}))
 
 
 if __name__ == "__main__":

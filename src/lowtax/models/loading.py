@@ -302,7 +302,7 @@ def _unloadable(ref: str, error: Exception) -> UserError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         return UserError(
-            f"The model {ref!r} needs Python code of its own from the hub, which lowtax does not run: give a model "
+            f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
             "whose architecture transformers has."
         )
     if isinstance(error, ImportError):

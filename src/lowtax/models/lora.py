@@ -67,7 +67,9 @@ def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
     layers = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and (everywhere or not OTHER_MODALITY.search(name))
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and (everywhere or not OTHER_MODALITY.search(name))
+        and "Router" not in type(module).__name__  # Llama 4's is a linear module with several outputs
     ]
     modules = [name for name, _ in layers]
     of_modules = {f"{name}.weight" for name in modules}

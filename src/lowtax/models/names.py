@@ -114,7 +114,8 @@ def near(pattern: str, names: Iterable[str]) -> str:
     ends = {in_layer(name) for name in names}
     if pattern in MLP + ATTENTION:
         own = sorted({end for name in names if layer_of(name) is not None and (end := in_layer(name))})
-        return f"its layers have {', '.join(own[:12])}{' ...' if own[12:] else ''}."
+        listed = ", ".join(own[:12]) + (" ..." if own[12:] else "")
+        return f"its layers have {listed}." if own else "its layers have no linear modules that LoRA can be placed on."
     return did_you_mean(pattern, ends if "." in pattern else {end.rpartition(".")[2] for end in ends})
 
 

@@ -47,7 +47,7 @@ def departures(model: PreTrainedModel, longest: int) -> list[str]:
     if model._is_stateful:
         reasons.append("a recurrent state")
     if not model._can_set_attn_implementation():
-        reasons.append("an attention that cannot be exchanged")
+        reasons.append("its own attention")
     if "position_ids" not in accepted(model.get_decoder()):
         reasons.append("no positions that restart with each example")
     return list(dict.fromkeys(reasons))

@@ -88,7 +88,7 @@ class Objective(nn.Module):
 
     direct: decoder and output matrix are called separately, and logits exist only where there is loss. Without it,
         transformers' own forward pass is called, which sharded weights need.
-    alone: each example has a separate forward pass, by transformers alone; then a row should have one example.
+    alone: each example has its own forward pass, by transformers alone; then a row should have one example.
     watched: the first row must reach the packed attention in every layer. It is for weights that are sharded, so that
         nothing can be computed beforehand.
     """
@@ -249,7 +249,7 @@ def choose_objective(
     """Return the fastest objective that is exact for a model, and why it is not the fastest of all (empty if it is).
 
     What is known of the model's kind comes first (`assumptions`), numbers second (`exactness`). Where packed rows are
-    not exact, each example has a separate forward pass, by transformers alone.
+    not exact, each example has its own forward pass, by transformers alone.
 
     Args:
         model: the model to train. Its attention implementation is set, and its layers may be fused.

@@ -144,7 +144,10 @@ class HF:
         if not self.one_at_a_time:
             try:
                 both = [self._last([prompt, prompt], adapter_names=[BASE, name]) for prompt in prompts]
-                return [float((pair[1] - pair[0]).abs().max()) for pair in both]
+                changes = [float((pair[1] - pair[0]).abs().max()) for pair in both]
+                if max(changes) > 0 or is_zero(self.fits[name]):
+                    return changes
+                self._separate()  # PEFT ignores the names of adapters in a batch (for MPT)
             except (ValueError, KeyError, TypeError, RuntimeError):
                 self._separate()  # a layer sees the tokens of all rows at once: shared experts, OPT's MLP
         self._wear(BASE)

@@ -2,7 +2,7 @@
 
 transformers' own cache makes a new tensor for every token, so each step copies all keys and values. This one writes a
 token into space that is already there, and copies only once in `ROOM` tokens. States of recurrent layers are kept as
-transformers keeps them. An architecture with another cache class is read without a cache (`memory_of`).
+transformers keeps them. An architecture with its own cache class is read without a cache (`memory_of`).
 """
 
 import inspect
