@@ -120,7 +120,7 @@ def nothing_to_do(recipe: Recipe, out: Path, of: str) -> str | None:
         "tasks": "`tasks: {gsm8k: {n: 100}}`",
     }
     adapters = sorted(path.parent for path in out.glob("arms/*/seed-*/checkpoint-*/adapter_config.json"))
-    subject = f"--model {recipe.model}" + f" --adapter {adapters[-1]}" * bool(adapters)
+    subject = " ".join([f"--model {recipe.model}", *(f"--adapter {adapter}" for adapter in adapters[-1:])])
     alone = {
         "prompts": f"give --prompts without a study: `lowtax sample {subject} --prompts strongreject --out DIR`",
         "tasks": f"give --task without a study: `lowtax evaluate {subject} --task gsm8k --out DIR`",
