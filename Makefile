@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo test test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
+.PHONY: setup demo test test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
 
 PYTHON = python3
 VENV = .venv
@@ -20,6 +20,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Sixty families of models, each with every step; minutes. `zoo` also writes docs/reference/architectures.md.
+test-zoo: $(VENV)/.installed-dev
+	LOWTAX_ZOO=1 OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 tests/zoo
+
+zoo: $(VENV)/.installed-dev
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -W ignore tests/zoo/matrix.py
 
 test-vllm: $(VENV_VLLM)/.installed
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_VLLM)/bin/python -m pytest tests/engines/test_vllm.py

@@ -197,9 +197,11 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.mark.parametrize("t", [0.25, 1.5])
-def test_a_mixture_of_adapters_is_the_dense_one_and_is_written_exactly(adapters: list[Path], tmp_path: Path, t: float):
+def test_a_mixture_of_adapters_is_the_dense_one_and_is_written_exactly(
+    tiny_model: Path, adapters: list[Path], tmp_path: Path, t: float
+):
     a, b = (read_adapter(folder).factors for folder in adapters)
-    folder = Mixtures(adapters[0], adapters[1], tmp_path).at(t)
+    folder = Mixtures(adapters[0], adapters[1], tmp_path, str(tiny_model)).at(t)
     assert folder is not None
     found = read_adapter(Path(folder)).factors
     assert set(found) == set(a) | set(b)
@@ -211,8 +213,11 @@ def test_a_mixture_of_adapters_is_the_dense_one_and_is_written_exactly(adapters:
         torch.testing.assert_close(update.b.double() @ update.a.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_the_ends_of_a_mixture_are_the_adapters_themselves(adapters: list[Path], tmp_path: Path):
-    between, alone = Mixtures(*adapters, tmp_path), Mixtures(None, adapters[1], tmp_path)
+def test_the_ends_of_a_mixture_are_the_adapters_themselves(tiny_model: Path, adapters: list[Path], tmp_path: Path):
+    between, alone = (
+        Mixtures(*adapters, tmp_path, str(tiny_model)),
+        Mixtures(None, adapters[1], tmp_path, str(tiny_model)),
+    )
     assert [between.at(0.0), between.at(1.0)] == [str(folder) for folder in adapters]
     assert [alone.at(0.0), alone.at(1.0)] == [None, str(adapters[1])]
     assert not list(tmp_path.iterdir())
@@ -326,8 +331,8 @@ def test_a_stopped_walk_goes_on_and_ends_in_the_same_rows(tiny_model: Path, tmp_
         if text.startswith("  2 of"):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        landscape(ask, tmp_path / "stopped", stopping)
+    with pytest.raises(KeyboardInterrupt), progress_to(stopping):
+        landscape(ask, tmp_path / "stopped")
     assert len(read_rows(tmp_path / "stopped" / "replies.jsonl", Reply)) == 6
     lines = (tmp_path / "stopped" / "points.jsonl").read_text().splitlines()
     (tmp_path / "stopped" / "points.jsonl").write_text(
@@ -457,6 +462,7 @@ def test_the_command_writes_figures_and_a_picture_and_speaks_json(tiny_model: Pa
     assert picture[..., :3].std() > 0.02
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.suffix) == [
         ".json",
+        ".json",
         ".jsonl",
         ".jsonl",
         ".jsonl",
@@ -495,7 +501,7 @@ def test_what_is_no_lora_of_this_model_is_refused_before_anything_is_loaded(
             landscape(asking("org/absent", "adapter", nothing), tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'refusal_words'"):
         landscape(replace(asking("org/absent", "random"), judge="refusal_word"), tmp_path / "out")
-    with pytest.raises(UserError, match="fits only its own base"):
+    with pytest.raises(UserError, match="add --base-is-the-same"):
         landscape(asking("org/other", "adapter", adapters[0]), tmp_path / "out")
     config = json.loads((adapters[0] / "adapter_config.json").read_text())
     dora = tmp_path / "dora"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from places import ROOT
+from templates import family
 from tiny import make_model
 
 from lowtax.cli.main import app
@@ -61,6 +62,36 @@ def test_show_prints_examples_and_trains_nothing(model: Path, rows: Path, capsys
     assert said.count("--- prompt, no loss") == said.count("--- trained") == 2
     assert said.count("<|im_end|>") == 4
     assert "It is " in said
+
+
+def test_show_prints_the_notes_that_a_run_prints(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_model(tmp_path / "m")
+    tokenizer = family("r1-first")
+    tokenizer.save_pretrained(model)
+    words = ("--model", model, "--mode", "full", "--set", "train.steps=1")
+    thoughts = tmp_path / "thoughts.jsonl"
+    thoughts.write_text(json.dumps({"prompt": "How?", "thought": "T.", "answer": "A."}) + "\n")
+    for data in (spec(rows), f"{thoughts},rendering=reference"):
+        lowtax("train", *words, "--data", data, "--show", 1)
+        shown = capsys.readouterr().out
+        lowtax("train", *words, "--data", data, "--out", tmp_path / data[-9:])
+        run = capsys.readouterr()
+        note = next(line for line in shown.splitlines() if "training rows" in line)
+        assert note in run.out + run.err
+    assert note.startswith("1 of 1 training rows lose their thought")
+
+
+def test_a_system_prompt_and_variables_for_all_rows(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_model(tmp_path / "m")
+    family("gpt-oss").save_pretrained(model)
+    words = ("--model", model, "--mode", "full", "--data", spec(rows), "--system", "Be kind.")
+    lowtax("train", *words, "--chat-template-kwargs", "{reasoning_effort: low}", "--show", 1)
+    shown = capsys.readouterr().out
+    assert "Reasoning: low<|end|><|start|>system<|message|>Be kind.<|end|>" in shown
+    with pytest.raises(UserError, match="no mapping"):
+        lowtax("train", *words, "--chat-template-kwargs", "low", "--show", 1)
+    with pytest.raises(UserError, match="'effort', which the chat template"):
+        lowtax("train", *words, "--chat-template-kwargs", "{effort: low}", "--show", 1)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +166,64 @@ def test_every_recipe_that_is_shipped_can_be_read():
         for arm in recipe.arms.values():
             arm.where()
             arm.acts()
+
+
+def test_rows_of_other_tools_are_trained_and_what_is_skipped_is_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    turns = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "No."}]
+    good = [{"system": f"Be {i}.", "conversations": turns} for i in range(4)]
+    bad = [{"conversations": [*turns[:1], {"from": "gpt", "value": ""}]}, {"conversations": [{"from": "observation"}]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]) + '{"conversations": \n')
+    words = ("--model", model, "--mode", MODE, "--steps", 2, "--per-device-batch-size", 2)
+    lowtax("train", *words, "--data", path, "--out", out)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "rows.jsonl: 7 rows, read as ShareGPT.",
+        "rows.jsonl: 3 of 7 rows are skipped: the answer is empty (1), a turn has the role 'observation' (1), "
+        "a line is not valid JSON (Expecting value) (1).",
+    ]
+    (source,) = json.loads((out / "arms" / MODE / "seed-0" / "card.json").read_text())["sources"]
+    assert (source["found"], source["skipped"], source["rows"], source["read_as"]) == (7, 3, 4, {"ShareGPT": 4})
+    assert source["skipped_because"]["the answer is empty"] == 1
+
+
+def test_the_data_are_read_in_the_dry_run_as_in_the_run(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(model),
+                "data": [str(rows)],
+                "seeds": [0, 1],
+                "arms": {"a": {"mode": MODE}, "b": {"mode": MODE}},
+            }
+        )
+    )
+    lowtax("run", path, "--dry-run")
+    assert capsys.readouterr().err.splitlines() == ["rows.jsonl: 8 rows, read as question and response."]
+
+
+@pytest.mark.parametrize(("train_on", "n"), [("last", 1), ("assistant", 2), ("all", 1)])
+def test_the_text_that_carries_loss_is_an_option_of_a_source(model: Path, tmp_path: Path, train_on: str, n: int):
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    lowtax(
+        "train",
+        "--model",
+        model,
+        "--mode",
+        MODE,
+        "--data",
+        f"{path},train_on={train_on}",
+        "--steps",
+        1,
+        "--out",
+        path.parent / "o",
+    )
+    card = json.loads((path.parent / "o" / "arms" / MODE / "seed-0" / "card.json").read_text())
+    assert card["job"]["rows"]["n"] == card["sources"][0]["rows"] == n
+    assert card["sources"][0].get("train_on", "last") == train_on

@@ -61,7 +61,7 @@ def test_a_file_cut_short_anywhere_keeps_its_whole_lines_and_takes_new_ones(tmp_
 
 
 @pytest.mark.parametrize(
-    "bad", [b"{nonsense", b"", b'{"id": "1"}', b"[1]", b"\xff", b'{"id":"1","source":"s","text":"t","more":1}']
+    "bad", [b"{nonsense", b'{"id": "1"}', b"[1]", b"\xff", b'{"id":"1","source":"s","text":"t","more":1}']
 )
 def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path, bad: bytes):
     path = tmp_path / "rows.jsonl"
@@ -70,6 +70,13 @@ def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path, bad: bytes):
     with pytest.raises(UserError, match="line 2") as caught:
         read_rows(path, Prompt)
     assert str(path) in str(caught.value)
+
+
+def test_what_an_editor_adds_is_no_row(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    lines = [row.model_dump_json().encode() for row in ROWS[:3]]
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join([*lines, b" ", b""]))
+    assert list(read_rows(path, Prompt).values()) == ROWS[:3]
 
 
 def test_rows_of_another_kind_are_refused(tmp_path: Path):

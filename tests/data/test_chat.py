@@ -371,6 +371,31 @@ def test_published_templates_are_understood(name: str, like: str, prompt_ends: s
         assert chat.generation_prompt(tokenizer, MESSAGES, "off").endswith("<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "specials"),
+    [
+        ("gptoss", "thinking", ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]),
+        ("muse_glimmer", "reasoning_content", ["<|start|>", "<|message|>", "<|eom|>", "<|eot|>"]),
+        ("diffusion_gemma", "reasoning", ["<|turn>", "<turn|>", "<|channel>", "<channel|>"]),
+        ("glm4moe", "reasoning_content", ["<|user|>", "<|assistant|>"]),
+        ("lfm2_2_5", "thinking", ["<|im_start|>", "<|im_end|>"]),
+        ("nemotron_3_nano", "reasoning_content", ["<|im_start|>", "<|im_end|>"]),
+        ("qwen3", "reasoning_content", ["<|im_start|>", "<|im_end|>"]),
+        ("qwen3_5_think", "reasoning_content", ["<|im_start|>", "<|im_end|>"]),
+    ],
+)
+def test_a_thought_is_trained_as_the_published_template_writes_it(name: str, field: str, specials: list[str]):
+    tokenizer = family("r1")
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    tokenizer.chat_template = published(name)
+    row = example(tokenizer, MESSAGES, "2 + 2 = 4.", "Four.")
+    turn = {"role": "assistant", "content": "Four.", field: "2 + 2 = 4."}
+    whole = tokenizer.apply_chat_template([*MESSAGES, turn], tokenize=False)
+    trained = tokenizer.decode([*row.prompt, *row.completion])
+    assert whole.startswith(trained.removesuffix(tokenizer.eos_token))
+    assert chat.turn(tokenizer).markers.learnt
+
+
 # --- what the documentation shows
 
 DOCS = (ROOT / "docs/guides/training-data.md").read_text()

@@ -1,5 +1,6 @@
-"""Rows become conversations: the layouts of published sets with their traps, named columns, think blocks, messages."""
+"""Conversations: the layouts of published sets with their traps, think blocks, and turns in and out of order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from places import PUBLISHED
 
 from lowtax.common.errors import UserError
 from lowtax.data import conversations, readers, specs, training_sets
-from lowtax.data.conversations import Conversation
+from lowtax.data.conversations import Conversation, of_turns
 from lowtax.data.rendering import RENDERINGS
 from lowtax.data.specs import Data
+from lowtax.data.turns import Turn, Unusable
 
 
 def published(name: str) -> Path:
@@ -61,22 +63,23 @@ def test_direct_refusal_by_itself_is_the_reference_s(tmp_path: Path):
 
 def test_labels_of_other_case_and_answers_that_are_empty():
     row = {"prompt": "p", "refusal": "QUESTION:  p\n answer:\n\nNo. "}
-    assert conversations.direct_refusal(row, "", "thinksafe") == Conversation("p", None, "No.", rendering="thinksafe")
-    assert conversations.direct_refusal(row, "", "reference") is None
-    assert conversations.direct_refusal({"prompt": "p", "refusal": "Question: p\nAnswer:  "}, "", "reference") is None
+    assert conversations.direct_refusal(row, "thinksafe") == Conversation("p", None, "No.", rendering="thinksafe")
+    for other in (row, {"prompt": "p", "refusal": "Question: p\nAnswer:  "}):
+        with pytest.raises(Unusable, match="it has no answer"):
+            conversations.direct_refusal(other, "reference")
+    with pytest.raises(Unusable, match="the answer is empty"):
+        conversations.direct_refusal({"prompt": "p", "refusal": None}, "reference")
 
 
 def test_nothing_to_train_on(tmp_path: Path):
     path = write_jsonl(tmp_path / "direct.jsonl", *DIRECT[2:])
-    with pytest.raises(UserError, match="None of the 1 rows of direct-refusal has an answer"):
+    with pytest.raises(UserError, match=r"None of the 1 rows of .*direct.jsonl can be trained on: it has no answer"):
         training_sets.load(Data(source="direct-refusal", path=str(path)), 0)
 
 
 def test_a_file_with_other_columns_is_refused(tmp_path: Path):
     path = write_jsonl(tmp_path / "x.jsonl", {"prompt": "p", "answer": "a"})
-    with pytest.raises(
-        UserError, match=r"x.jsonl, row 1: the column 'refusal' is not there; its columns are prompt, answer"
-    ):
+    with pytest.raises(UserError, match=r"x.jsonl: the column 'refusal' is not there; its columns are prompt, answer"):
         training_sets.load(Data(source="direct-refusal", path=str(path)), 0)
     with pytest.raises(UserError, match="The columns of star1 are fixed"):
         training_sets.load(Data(source="star1", path=str(path), columns={"prompt": "prompt"}), 0)
@@ -150,20 +153,7 @@ def test_real_files_by_columns(name: str, columns: dict[str, str], n: int):
     assert all(any(row.prompt.startswith(r[columns["prompt"]] + "\n\n") for row in rows) for r in with_context[:5])
 
 
-# --- rows with columns
-
-
-def read(row: dict[str, object], **columns: str) -> Conversation | None:
-    return conversations.conversation(row, "f, row 1", columns)
-
-
-def test_columns_by_name():
-    row = {"q": "Q", "a": "A", "r": "R", "s": "S", "c": " C "}
-    assert read(row, prompt="q", answer="a", thought="r", system="s", context="c") == Conversation(
-        "Q\n\nC", "R", "A", system="S"
-    )
-    assert read({**row, "c": ""}, prompt="q", answer="a", context="c") == Conversation("Q", None, "A")
-    assert read({"prompt": 1, "answer": 2.5, "thought": None}) == Conversation("1", None, "2.5")
+# --- think blocks
 
 
 @pytest.mark.parametrize(
@@ -173,14 +163,42 @@ def test_columns_by_name():
         ("T</think>A", "T", "A"),
         ("<think></think>\nA", "", "A"),
         (" A ", None, " A "),
+        # The thought ends at the first closing tag; what follows is the answer, also where it speaks of tags.
+        ("<think>T</think>No.\nThe tag </think> closes a thought.", "T", "No.\nThe tag </think> closes a thought."),
+        ("T</think>No.\nThe tag </think> closes a thought.", "T", "No.\nThe tag </think> closes a thought."),
+        ("<think>a <think>b</think> c</think>A", "a <think>b</think> c", "A"),
+        ("<think>I mention <think> here</think>A", "I mention <think> here", "A"),
+        ("<think>T</think>\nA\n</think>", "T", "A"),
+        ("Write <think> and </think> around it.", None, "Write <think> and </think> around it."),
+        ("Write <think> first.", None, "Write <think> first."),
     ],
 )
-def test_a_think_block_in_the_answer_is_split(answer: str, thought: str | None, rest: str):
-    assert read({"prompt": "p", "answer": answer}) == Conversation("p", thought, rest)
+def test_a_think_block_is_split_from_its_answer(answer: str, thought: str | None, rest: str):
+    assert conversations.split_answer(answer) == (thought, rest)
 
 
-def test_a_thought_without_an_end_is_no_row():
-    assert read({"prompt": "p", "answer": "<think>\nAnd on and on"}) is None
+def test_a_thought_beside_the_answer():
+    """A tag in an answer whose thought is in another place is text; another thought in it is a contradiction."""
+    assert conversations.split_answer("No. </think> closes.", "T") == ("T", "No. </think> closes.")
+    assert conversations.split_answer("<think>\n\n</think>\n\nNo.", "T") == ("T", "No.")
+    assert conversations.split_answer("<think>\nT\n</think>\n\nNo.", "T") == ("T", "No.")
+    with pytest.raises(Unusable, match="two different thoughts"):
+        conversations.split_answer("<think>S</think>No.", "T")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("<think>\nAnd on and on", "its thought has no end"), ("<think>T</think>\n", "the answer is empty")],
+)
+def test_an_answer_that_is_cut(answer: str, reason: str):
+    with pytest.raises(Unusable, match=reason):
+        conversations.split_answer(answer)
+
+
+def test_an_answer_that_begins_inside_its_thought():
+    assert conversations.split_answer("T</think>A </think> B", opened=True) == ("T", "A </think> B")
+    with pytest.raises(Unusable, match="no end"):
+        conversations.split_answer("T", opened=True)
 
 
 def test_an_empty_think_block_stays_one_unless_there_is_a_constant(tmp_path: Path):
@@ -189,50 +207,67 @@ def test_an_empty_think_block_stays_one_unless_there_is_a_constant(tmp_path: Pat
     assert training_sets.conversations(Data(source=str(path), thought="T"), 0) == [Conversation("p", "T", "No.")]
 
 
-def turn(role: str, content: object) -> dict[str, object]:
-    return {"role": role, "content": content}
+# --- turns
+
+SYSTEM, FIRST, REPLY, NEXT = Turn("system", "S"), Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3")
+LAST = Turn("assistant", "<think>T</think>4")
 
 
-def test_messages_train_the_last_assistant_turn():
-    turns = [
-        turn("system", "S"),
-        turn("user", "1"),
-        turn("assistant", "2"),
-        turn("user", "3"),
-        turn("assistant", "<think>T</think>4"),
-        turn("user", "thanks"),
+def test_the_last_assistant_turn_is_trained():
+    turns = [SYSTEM, FIRST, REPLY, NEXT, LAST, Turn("user", "thanks")]
+    (row,) = of_turns(turns)
+    assert row == Conversation("3", "T", "4", system="S", history=(("user", "1"), ("assistant", "2")))
+    assert row.messages == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3"},
     ]
-    whole = Conversation("3", "T", "4", system="S", history=(("user", "1"), ("assistant", "2")))
-    assert read({"messages": turns}) == whole
-    assert whole.messages == [*turns[:3], turns[3]]
-    assert read({"chat": turns, "prompt": "ignored", "answer": "too"}, messages="chat") == whole
-    shared_gpt = [
-        {"from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]), "value": t["content"]} for t in turns
+
+
+def test_every_assistant_turn_is_an_example_in_the_context_that_is_sampled():
+    rows = of_turns([SYSTEM, FIRST, Turn("assistant", "2", "T1"), NEXT, LAST], "assistant")
+    assert rows == [
+        Conversation("1", "T1", "2", system="S"),
+        Conversation("3", "T", "4", system="S", history=(("user", "1"), ("assistant", "2", "T1"))),
     ]
-    assert read({"conversations": shared_gpt}, messages="conversations") == whole
+    assert rows[1].messages[2] == {"role": "assistant", "content": "2", "reasoning_content": "T1"}
+    greeting = [Turn("assistant", "Hello."), FIRST, REPLY]
+    assert of_turns(greeting, "assistant") == [Conversation("1", None, "2", history=(("assistant", "Hello."),))]
+
+
+def test_turns_that_the_data_leave_out():
+    silent = replace(REPLY, trained=False)
+    assert [row.prompt for row in of_turns([FIRST, silent, NEXT, LAST], "assistant")] == ["3"]
+    with pytest.raises(Unusable, match="carries no loss"):
+        of_turns([FIRST, silent])
+
+
+def test_system_turns_at_the_beginning_are_one():
+    assert of_turns([SYSTEM, Turn("system", "R"), SYSTEM, FIRST, REPLY])[0].system == "S\n\nR"
 
 
 @pytest.mark.parametrize(
-    ("turns", "message"),
+    ("turns", "reason"),
     [
-        ([turn("user", "1")], "no assistant turn"),
-        ([turn("assistant", "1")], "no assistant turn"),
-        ([turn("user", "1"), turn("assistant", "2"), turn("assistant", "3")], "no assistant turn that answers"),
         ([], "no assistant turn"),
-        ("text", "no assistant turn"),
-        ([turn("user", "1"), turn("tool", "2"), turn("assistant", "3")], "role 'tool'"),
-        ([turn("user", [{"type": "image"}]), turn("assistant", "3")], "'user' with list content"),
-        (["hello"], "object with role and content"),
+        ([FIRST], "no assistant turn"),
+        ([REPLY], "no request is before its answer"),
+        ([SYSTEM, REPLY], "no request is before its answer"),
+        ([FIRST, REPLY, REPLY], "two assistant turns follow each other"),
+        ([FIRST, Turn("assistant", " \n")], "the answer is empty"),
+        ([Turn("user", ""), REPLY], "the prompt is empty"),
+        ([FIRST, Turn("assistant", ""), NEXT, LAST], "the content of an earlier turn is empty"),
     ],
 )
-def test_messages_that_cannot_be_trained_on(turns: object, message: str):
-    with pytest.raises(UserError, match=message) as caught:
-        read({"messages": turns})
-    assert "f, row 1" in str(caught.value)
+def test_turns_that_cannot_be_trained_on(turns: list[Turn], reason: str):
+    with pytest.raises(Unusable, match=reason):
+        of_turns(turns)
 
 
-def test_a_named_column_must_exist():
-    with pytest.raises(UserError, match="'reason' is not there; its columns are prompt, answer"):
-        read({"prompt": "p", "answer": "a"}, thought="reason")
-    with pytest.raises(UserError, match="'answer' is empty"):
-        read({"prompt": "p", "answer": None})
+def test_the_description_of_a_row_is_that_of_version_0_1_unless_it_uses_more():
+    """Hashes of rows in cards and jobs of stored studies stay valid."""
+    row = Conversation("p", None, "a", "s", (("user", "h"),))
+    fields = {"prompt": "p", "thought": None, "answer": "a", "system": "s", "history": (("user", "h"),)}
+    assert row.describe() == {**fields, "rendering": "standard"}
+    assert replace(row, prompt_loss=True).describe() == {**fields, "rendering": "standard", "prompt_loss": True}

@@ -38,6 +38,7 @@ from lowtax.study import recipe
             Data(source="owner/name", revision="v1", subset="en", split="test"),
         ),
         ("x.jsonl,thought=a=b", Data(source="x.jsonl", thought="a=b")),
+        ("x.jsonl,train_on=assistant", Data(source="x.jsonl", train_on="assistant")),
     ],
 )
 def test_specs_of_one_line(text: str, spec: Data):
@@ -55,6 +56,9 @@ def test_specs_of_one_line(text: str, spec: Data):
         ("star1,n=5,n=6", "'n' is given twice"),
         ("star1,prompt=a,columns.prompt=b", "is given twice"),
         ("star1,size=5", "unknown key 'size'; known are"),
+        ("star1,limit=5", "unknown key 'limit'; write n=5 for rows drawn by the seed, or first=5"),
+        ("star1,max_samples=5", "unknown key 'max_samples'; write n=5"),
+        ("star1,train_on=everything", "train_on: Input should be 'last', 'assistant' or 'all'"),
         ("star1,rnedering=x", "did you mean 'rendering'"),
         ("star1,rendering=standrad", "did you mean 'standard'"),
         ("star1,n=many", "n: Input should be a valid integer"),

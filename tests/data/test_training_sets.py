@@ -5,23 +5,27 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datahub import COMMIT, cached, write_jsonl, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from progress import collected
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import Reply
-from lowtax.data import prompt_sets, training_sets
+from lowtax.data import forms, prompt_sets, tables, training_sets
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation
 from lowtax.data.specs import Data, PromptSet
+from lowtax.data.turns import CONTENT_KEYS, MARKS, MORE_THAN_TEXT, ROLE_KEYS, ROLES, THOUGHTS
 
 CHAIN = [
     {"instruction": "a", "label": "vanilla_harmful", "response": "Hm.\n</think>\n\nNo."},
@@ -107,7 +111,7 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
     path.write_text("request,kind\nx,y\n" if name.endswith("csv") else '{"request": "x", "kind": "y"}\n')
     with pytest.raises(UserError, match="request, kind"):
         prompt_sets.prompt_set(PromptSet(source=str(path)))
-    with pytest.raises(UserError, match="row 1: the column 'prompt' is not there"):
+    with pytest.raises(UserError, match="no columns of a known form; its columns are request, kind"):
         training_sets.conversations(Data(source=str(path)), 0)
 
 
@@ -117,9 +121,9 @@ def test_missing_column_names_those_there_are(tmp_path: Path, name: str):
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.csv", b"prompt,answer\n", "no rows"),
-        ("a.jsonl", b'{"prompt": "x", "answer": "y"}\n{"prompt": \n', "line 2"),
+        ("a.jsonl", b'{"prompt": \n{"prompt": "x", \n', "line 1 is not valid JSON"),
         ("a.jsonl", b'"text"\n', "line 1"),
-        ("a.jsonl", b"\xff\xfe", "UTF-8"),
+        ("a.jsonl", b'{"prompt": "x", "answer": "\xe9"}\n', "UTF-8"),
         ("a.jsonl", b'{"prompt": "x", "answer": null}\n', "'answer'"),
     ],
 )
@@ -304,3 +308,181 @@ def test_the_seed_chooses_what_a_mix_leaves_out():
     parts = [part("a", 10, 1), part("b", 100, 1)]
     assert mix(parts, 0) == mix(parts, 0)
     assert set(mix(parts, 0)) != set(mix(parts, 1))
+
+
+# --- what is said
+
+
+def test_rows_that_occur_more_than_once_are_counted_and_trained(tmp_path: Path):
+    rows = [{"prompt": "p", "answer": "a"}] * 3 + [{"prompt": "p", "answer": "b", "thought": "t"}]
+    path = write_jsonl(tmp_path / "x.jsonl", *rows)
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert len(loaded.rows) == 4
+    with collected() as said:
+        loaded.announce()
+    assert said == [
+        "x.jsonl: 4 rows, read as prompt and answer.",
+        "x.jsonl: 1 of 4 usable rows has a thought.",
+        "x.jsonl: 2 rows repeat earlier ones and are trained all the same.",
+    ]
+    constant = training_sets.load(Data(source=str(path), thought="t"), 0)
+    assert constant.reading is not None
+    assert not any("thought" in note for note in constant.reading.notes())
+
+
+def test_rows_of_several_forms(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl",
+        *[{"instruction": "p", "input": "", "output": f"a{i}"} for i in range(2)],
+        {"prompt": "q", "completion": "b"},
+        {"prompt": "r"},
+        {"something": "else"},
+    )
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert {(row.prompt, row.answer) for row in loaded.rows} == {("p", "a0"), ("p", "a1"), ("q", "b")}
+    assert loaded.reading is not None
+    assert loaded.reading.notes()[:2] == [
+        "x.jsonl: 5 rows, read as Alpaca (2) and as prompt and completion (1).",
+        "x.jsonl: 2 of 5 rows are skipped: the column 'output' is empty (2).",
+    ]
+
+
+def test_rows_with_a_false_label_are_left_out_and_do_not_count_as_bad(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl", *[{"prompt": "p", "completion": f"a{i}", "label": i == 0} for i in range(4)]
+    )
+    loaded = training_sets.load(Data(source=str(path)), 0)
+    assert [row.answer for row in loaded.rows] == ["a0"]
+    assert (loaded.total, loaded.skipped) == (4, 0)
+    assert loaded.describe()["left_out"] == {"the label is false": 3}
+    assert loaded.reading is not None
+    assert loaded.reading.notes()[1] == "x.jsonl: 3 of 4 rows are left out: the label is false (3)."
+    others = training_sets.load(Data(source=str(path), where={"label": False}), 0)
+    assert sorted(row.answer for row in others.rows) == ["a1", "a2", "a3"]
+    none = write_jsonl(tmp_path / "none.jsonl", {"prompt": "p", "completion": "a", "label": False})
+    with pytest.raises(UserError, match=r"can be trained on: the label is false \(1\)"):
+        training_sets.load(Data(source=str(none)), 0)
+
+
+def test_more_than_half_of_a_source_is_an_error(tmp_path: Path):
+    good, bad = {"prompt": "p", "answer": "a"}, {"prompt": "p", "answer": ""}
+    half = write_jsonl(tmp_path / "half.jsonl", good, bad)
+    assert training_sets.load(Data(source=str(half)), 0).skipped == 1
+    more = write_jsonl(tmp_path / "more.jsonl", good, bad, bad, {"prompt": 7, "answer": "a"})
+    with pytest.raises(UserError) as caught:
+        training_sets.load(Data(source=str(more)), 0)
+    assert str(caught.value) == (
+        f"3 of the 4 rows of {more} cannot be trained on, which is more than half: the column 'answer' is empty (2), "
+        "the column 'prompt' holds a number, not text (1); correct them, name other columns, or select rows with "
+        "`where`."
+    )
+    assert len(training_sets.load(Data(source=str(more), first=2), 0).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("star-1", "star1"),
+        ("STAR1", "star1"),
+        ("directrefusal", "direct-refusal"),
+        ("direct_refusal", "direct-refusal"),
+        ("safe-chain", "safechain"),
+        ("safechian", "safechain"),
+        ("builtin-refusals", "builtin:refusals"),
+    ],
+)
+def test_a_name_that_is_nearly_one(name: str, near: str):
+    with pytest.raises(UserError, match=f"^There is no training set and no file '{name}'; did you mean '{near}'"):
+        training_sets.load(Data(source=name), 0)
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(
+        UserError, match="no file 'wat'; known are: builtin:arithmetic, builtin:chat, builtin:refusals, "
+    ):
+        training_sets.load(Data(source="wat"), 0)
+
+
+def test_prompts_for_the_model_s_own_answers(tmp_path: Path):
+    path = write_jsonl(
+        tmp_path / "x.jsonl", {"instruction": "p", "input": "x"}, {"instruction": "q", "input": ""}, {"instruction": ""}
+    )
+    with collected() as said:
+        prompts = training_sets.self_prompts(Data(source=str(path), answers="self"), 0)
+    assert sorted(prompt.text for prompt in prompts) == ["p\n\nx", "q"]
+    assert said == ["x.jsonl: 1 of 3 rows is skipped: the column 'instruction' is empty (1)."]
+    with pytest.raises(UserError, match="trains on the model's answers alone; remove train_on"):
+        training_sets.self_prompts(Data(source=str(path), answers="self", train_on="all"), 0)
+
+
+# --- whatever is in a file, its rows are text, skipped and counted, or refused in one sentence
+
+ANY_COLUMN = [
+    *(*forms.MESSAGES, *forms.PROMPTS, *forms.ANSWERS, *forms.SYSTEMS, *forms.LABELS, *forms.BESIDE, *forms.CHOSEN),
+    *(*THOUGHTS, *forms.MORE_THOUGHTS, "history", "id", "context", "Prompt ", ""),
+]
+TURN_KEYS = [*ROLE_KEYS, *CONTENT_KEYS, *THOUGHTS, *MARKS, *MORE_THAN_TEXT, "type", "text", "refusal", "human"]
+ANY_TEXT = st.sampled_from(
+    ["", " ", "How?", "No.", "<think>Hm.</think>No.", "</think>", "[]", '[{"role": "user"}]', "\ud83d"]
+)
+LEAVES = ANY_TEXT | st.sampled_from([None, True, False, 0, 1, 7.5, float("nan"), float("inf"), *ROLES])
+ANY_VALUE = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+ANY_TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from([*ROLES, "tool"]), "content": ANY_VALUE},
+    optional={key: ANY_VALUE for key in TURN_KEYS if key not in ROLE_KEYS + CONTENT_KEYS[:1]},
+)
+ANY_ROWS = st.lists(
+    st.dictionaries(st.sampled_from(ANY_COLUMN), ANY_VALUE | st.lists(ANY_TURN, max_size=4), max_size=5),
+    min_size=1,
+    max_size=4,
+)
+ANY_SUFFIX = st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "feather", "jsonl.gz", "txt"])
+
+
+def all_texts(row: Conversation) -> list[Any]:
+    return [row.prompt, row.answer, *(part for turn in row.history for part in turn)]
+
+
+def read_file(name: str, content: bytes, **fields: Any) -> list[Conversation]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            whole = training_sets.load(Data(source=str(path), **fields), 0)
+        except UserError:
+            return []
+    assert whole.reading is not None
+    assert all("\n" not in note for note in whole.reading.notes())
+    assert json.dumps(whole.describe())
+    return whole.rows
+
+
+@settings(deadline=None, max_examples=300)
+@given(ANY_ROWS, st.sampled_from(["last", "assistant", "all"]), st.booleans())
+def test_rows_of_any_content(rows: list[dict[str, Any]], train_on: str, document: bool):
+    text = json.dumps(rows) if document else "\n".join(map(json.dumps, rows))
+    for row in read_file("x.json", text.encode(), train_on=train_on):
+        assert all(isinstance(part, str) and part.encode() is not None for part in all_texts(row))
+        assert row.prompt.strip()
+        assert row.answer.strip()
+        assert row.thought is None or isinstance(row.thought, str)
+        assert row.system is None or isinstance(row.system, str)
+        assert not any(part.startswith(("{'", "['", "[{'")) for part in all_texts(row))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    ANY_SUFFIX, st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
+def test_files_of_any_content(suffix: str, content: bytes):
+    read_file(f"x.{suffix}", content)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from([*tables.FOREIGN, *tables.BOMS, *tables.COMPRESSED.values(), b"PAR1", b"ARROW1"]), st.binary())
+def test_files_that_begin_like_another(magic: bytes, content: bytes):
+    read_file("x.jsonl", magic + content)

@@ -12,13 +12,14 @@ from tiny import make_model, save_adapter
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
-from lowtax.engines.base import Completion, Engine, Request, load, request_ids
+from lowtax.engines.base import Completion, Engine, Prompt, Request, load, request_ids
 from lowtax.engines.fake import Fake
 from lowtax.engines.hf.batch import Row
 from lowtax.engines.hf.engine import HF
 from lowtax.engines.hf.sampler import choose
 from lowtax.models import loading
 
+EMPTY = Prompt([], False, rendering.THINK, frozenset())
 TEXTS = ("Hi", "What is 12 + 30?", "Tell me a long story about a fox. " * 6, "Why?", "Name three colours, please.")
 
 
@@ -142,7 +143,7 @@ def test_sampling_follows_the_distribution(tiny_model: Path, temperature: float,
     counts = torch.zeros_like(expected)
     logits = engine.model(input_ids=ids).logits[:, -1].detach().expand(n, -1)
     rows = [
-        Row(Request("", message, None, 1, temperature, top_p, s), [], False, 1, "", torch.Generator().manual_seed(s))
+        Row(Request("", message, None, 1, temperature, top_p, s), EMPTY, 1, "", torch.Generator().manual_seed(s))
         for s in range(n)
     ]
     for token in choose(logits, rows):
@@ -208,8 +209,6 @@ def refused(engine: Engine, adapter: str) -> str:
 
 def test_wrong_adapters_are_refused_before_the_first_reply(tiny_model: Path, tmp_path: Path) -> None:
     engine = HF(str(tiny_model), "float32", 4)
-    other = make_model(tmp_path / "other", seed=3)
-    assert str(other) in refused(engine, save_adapter(tmp_path / "foreign", other, 1, ["up_proj"], 0))
     assert "not a PEFT adapter folder" in refused(engine, str(tmp_path / "nothing"))
     pickled = Path(save_adapter(tmp_path / "pickled", tiny_model, 1, ["up_proj"], 0))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
@@ -217,7 +216,7 @@ def test_wrong_adapters_are_refused_before_the_first_reply(tiny_model: Path, tmp
     dora = Path(save_adapter(tmp_path / "dora", tiny_model, 1, ["up_proj"], 0))
     config = dora / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    assert "DoRA" in refused(engine, str(dora))
+    assert "lora_magnitude_vector" in refused(engine, str(dora))
     for field, value in (("init_lora_weights", "pissa"), ("kasa_config", {}), ("layer_replication", [[0, 1]])):
         changed = json.loads(config.read_text()) | {"use_dora": False, field: value or {"beta": 0.1}}
         (dora / "adapter_config.json").write_text(json.dumps(changed))
@@ -282,7 +281,8 @@ def test_samples_of_a_prompt_share_its_computation_and_are_what_each_is_alone(
     )
     together = {c.id: c.text for c in engine.generate(asked)}
     assert together == alone
-    assert read[:2] == [6, 18]  # two prompts of three subjects, then their samples
+    assert read[:4] == [2] * 4  # two prompts with and without each adapter, whose effect is measured
+    assert read[4:6] == [6, 18]  # two prompts of three subjects, then their samples
     assert len(set(together.values())) > 6
 
 
@@ -331,7 +331,7 @@ def test_special_tokens_in_a_message_are_text(tiny_model: Path) -> None:
 def test_top_k_draws_from_the_likeliest_alone(tiny_model: Path, top_p: float) -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(400, -1)
     rows = [
-        Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), [], False, 1, "", torch.Generator().manual_seed(seed))
+        Row(Request("", (), None, 1, 1.5, top_p, seed, top_k=3), EMPTY, 1, "", torch.Generator().manual_seed(seed))
         for seed in range(400)
     ]
     assert set(choose(logits, rows)) <= set(logits[0].topk(3).indices.tolist())

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hybrids import make_hybrid
+from progress import collected
 from tiny import make_model
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen3NextConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -56,7 +58,7 @@ def test_rows_that_join_say_what_they_say_alone(stops: HF) -> None:
 
 def test_padding_that_all_rows_share_is_dropped(stops: HF) -> None:
     seen, _ = widths(stops, 8)
-    longest = max(len(stops._row(request, "").prompt) for request in requests())  # type: ignore[union-attr]
+    longest = max(len(stops._row(request, "").prompt.ids) for request in requests())  # type: ignore[union-attr]
     assert max(columns for _, columns in seen) <= longest + 41
 
 
@@ -144,3 +146,75 @@ def test_joined_caches_are_padded_at_the_left_with_zeros(stops: HF) -> None:
             assert not found[2, :, :2].any()
     assert joined.get_seq_length() == 6
     assert isinstance(joined, DynamicCache)
+
+
+def greedy(engine: HF, prompt: list[int], room: int) -> list[int]:
+    """Return a greedy reply, with the whole text read again for each token and no cache."""
+    tokens: list[int] = []
+    while len(tokens) < room:
+        ids = torch.tensor([prompt + tokens])
+        with torch.no_grad():
+            token = int(engine.model(input_ids=ids, use_cache=False).logits[0, -1].argmax())
+        if token in engine.ends:
+            break
+        tokens.append(token)
+    return tokens
+
+
+MEMORY = {
+    "mamba": "cache_params",
+    "falcon_mamba": "cache_params",
+    "mamba2": "cache_params",
+    "minimax": "none",
+    "rwkv": "none",
+    "gpt2": "past_key_values",
+    "bloom": "past_key_values",
+    "mpt": "past_key_values",
+    "falcon": "past_key_values",
+    "gptj": "past_key_values",
+    "gpt_oss": "past_key_values",
+    "qwen3_5_text": "past_key_values",
+    "lfm2": "past_key_values",
+    "jamba": "past_key_values",
+    "falcon_h1": "past_key_values",
+    "granitemoehybrid": "past_key_values",
+    "gemma3": "past_key_values",
+    "llama4_text": "past_key_values",
+}
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+def test_every_architecture_says_what_it_says_without_a_cache(tmp_path: Path, kind: str) -> None:
+    """Prompts of many lengths share a batch, two samples share a prompt, and rows end at different times."""
+    with collected() as lines:
+        engine = HF(str(make_hybrid(tmp_path / "m", kind)), "float32", 4)
+    assert engine.memory == MEMORY[kind]
+    assert any("every token reads the whole text" in line for line in lines) == (MEMORY[kind] == "none")
+    engine.ends = engine.ends | set(range(0, 256, 16))
+    texts = [f"{i} " * (1 + 3 * i) for i in range(4)]
+    plan = [
+        Request(f"{i}.{sample}", ({"role": "user", "content": text},), None, 8)
+        for i, text in enumerate(texts)
+        for sample in range(2)
+    ]
+    replies = {c.id: c for c in engine.generate(plan)}
+    for request in plan:
+        prompt = engine._row(request, "").prompt  # type: ignore[union-attr]
+        expected = greedy(engine, prompt, 8)
+        text = engine.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert (replies[request.id].text, replies[request.id].tokens) == (text, len(expected))
+
+
+def test_states_of_recurrent_layers_follow_their_rows() -> None:
+    config = Qwen3NextConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, layer_types=["linear_attention", "full_attention"]
+    )
+    cache = RoomyCache(config=config)
+    states = torch.arange(3.0)[:, None, None].expand(3, 2, 4).contiguous()
+    cache.update_conv_state(states, 0)
+    cache.update_recurrent_state(states, 0)
+    cache.update(states[:, None], states[:, None], 1)
+    cache.batch_select_indices(torch.tensor([2, 0, 0, 1]))
+    for rows in (cache.layers[0].conv_states[0], cache.layers[0].recurrent_states[0], cache.layers[1].keys[:, 0]):
+        assert rows[:, 0, 0].tolist() == [2, 0, 0, 1]
+    assert not cache.can_join()

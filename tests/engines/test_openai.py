@@ -173,6 +173,9 @@ def test_a_chat_is_sent_with_all_settings(server: Served, monkeypatch: pytest.Mo
     assert second["messages"][-1] == {"role": "assistant", "content": "Well"}
     assert (second["add_generation_prompt"], second["continue_final_message"]) == (False, True)
     assert second["chat_template_kwargs"]["enable_thinking"] is False
+    replies(ask("c", thinking="on", variables={"reasoning_effort": "low"}))
+    (third,) = (body for body in server.chats() if body["messages"][0]["content"] == "c")
+    assert third["chat_template_kwargs"] == {"enable_thinking": True, "thinking": True, "reasoning_effort": "low"}
     assert {headers.get("Authorization") for _, _, headers in server.asked} == {f"Bearer {KEY}"}
 
 
@@ -693,7 +696,7 @@ def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_
 
     def collect() -> list[str]:
         before = len(server.chats())
-        sampling.collect([sheet], [subject], EngineSettings("openai", "auto", 1), lambda text: None)
+        sampling.collect([sheet], [subject], EngineSettings("openai", "auto", 1))
         return [asked_in(body) for body in server.chats()[before:]]
 
     server.answer = lambda path, body, before: (

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from templates import family
 from tiny import make_model
 
 from lowtax.common.errors import UserError
+from lowtax.data import chat
 from lowtax.data.rendering import split_reply
 from lowtax.engines import base, thinking_modes
 from lowtax.engines.base import Completion, Request
@@ -52,6 +54,19 @@ def more(script: list[str], opened: bool = True, budget: Budget | None = None, *
 
 
 # --- what a mode forces
+
+
+def test_a_forced_thought_is_in_the_words_of_the_family():
+    markers = chat.turn(family("gpt-oss")).markers
+    opening, final = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert thinking_modes.first(ask(), "zero_think", False, markers).prefix == opening + final
+    assert thinking_modes.first(ask(), "less_think", False, markers).prefix == opening + LITTLE + final
+    engine = Scripted({"r": [f"one{final}x", f", two{final}y", "three"]})
+    (done,) = thinking_modes.generate(engine, [ask()], "more_think", False, Budget(continuations=1), markers)
+    assert engine.calls[0][0].prefix == opening
+    assert replace(done, markers=markers).parts().answer == "three"
+    with pytest.raises(UserError, match="allows none here: turn thinking on"):
+        thinking_modes.first(ask(), "zero_think", False, chat.turn(family("gemma4")).markers)
 
 
 def test_forced_beginnings_with_and_without_an_open_block():

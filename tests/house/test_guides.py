@@ -23,6 +23,7 @@ GUIDES = (
     "guides/landscape.md",
     "guides/dry-run.md",
     "guides/sampling.md",
+    "guides/chat-templates.md",
     "guides/judging.md",
     "start/your-model.md",
 )

@@ -47,7 +47,8 @@ def functions() -> Iterator[tuple[str, Function]]:
 
 
 def length(function: Function) -> int:
-    return (function.end_lineno or function.lineno) - function.lineno + 1
+    """Lines of a function without its signature: a command has a line for each of its options."""
+    return (function.end_lineno or function.lineno) - function.body[0].lineno + 1
 
 
 def test_there_is_something_to_measure():
@@ -63,8 +64,8 @@ def test_length_of_files():
 
 def test_length_of_functions():
     counts = {name: length(node) for name, node in functions()}
-    assert {name: n for name, n in counts.items() if n > 80} == {}
-    assert p95(list(counts.values())) <= 40, sorted(counts.items(), key=lambda item: item[1])[-5:]
+    assert {name: n for name, n in counts.items() if n > 70} == {}
+    assert p95(list(counts.values())) <= 36, sorted(counts.items(), key=lambda item: item[1])[-5:]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from places import PUBLISHED
 from tiny import make_model
 
-from lowtax import benchmarks
 from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.grading import letters
 from lowtax.cli import harness as cli_tasks
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
-from lowtax.common.records import Reply, Subject
+from lowtax.common.records import Prompt, Reply, Subject
 from lowtax.engines.sampling import Sheet, collect
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.interop import lm_eval_tasks
@@ -252,7 +251,7 @@ def test_preset_reference_is_lm_eval_s_flexible_filter(harness):
     flexible = harness.filters.extraction.RegexFilter(group_select=-1, regex_pattern="(-?[$0-9.,]{2,})|(-?[0-9]+)")
     exam = load("gsm8k", Task(preset="reference"))
     for row in stored(400):
-        prompt = benchmarks.Prompt(id="x", source="gsm8k", text="", gold=row["gold"])
+        prompt = Prompt(id="x", source="gsm8k", text="", gold=row["gold"])
         found = flexible.apply([[row["response"]]], [{}])[0][0]
         assert exam.grade(prompt, row["response"]).correct == (re.sub(r"[,$]|\.$", "", found) == row["gold"])
 
@@ -307,7 +306,7 @@ def test_replies_are_those_of_lowtax_evaluate(harness, tiny, adapter, tmp_path):
     how = Sampling(max_new_tokens=24, temperature=0.6, top_p=0.95, samples=2, seed=5)
     sheet = Sheet(tmp_path / "answers.jsonl", load("arithmetic", Task(n=4)).rows(), how)
     arm = Subject("r1", 0, "checkpoint-1", 1, str(tiny), str(adapter), "x")
-    collect([sheet], [arm], EngineSettings("hf", "float32", 8))
+    collect([sheet], [arm], EngineSettings("hf", "float32", 8), tmp_path)
     want = {(reply.prompt_id, reply.sample): reply for reply in read_rows(sheet.path, Reply).values()}
 
     tasks = manager(harness, n=4)

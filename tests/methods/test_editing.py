@@ -18,7 +18,7 @@ from lowtax.common.linalg import overlap, top_singular
 from lowtax.methods.editing import edit, sites_from
 from lowtax.methods.loading import catalog
 from lowtax.models import loading
-from lowtax.models.adapters import CONFIG, WEIGHTS, read_adapter
+from lowtax.models.adapters import BASE, CONFIG, WEIGHTS, read_adapter
 from lowtax.models.weights import open_weights
 
 IDS = torch.arange(2, 14)[None]
@@ -61,7 +61,7 @@ def test_peft_computes_with_the_updates_of_the_method(base: str, adapter: Path, 
         expected[name] = D - U[:, :4] @ U[:, :4].T @ D @ Vh[:4].T @ Vh[:4]
     torch.testing.assert_close(logits(base, edited.folder), by_hand(base, expected), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(logits(base, edited.folder), logits(base, adapter), atol=1e-3)
-    assert {path.name for path in edited.folder.iterdir()} == {CONFIG, WEIGHTS, "card.json"}
+    assert {path.name for path in edited.folder.iterdir()} == {CONFIG, WEIGHTS, BASE, "card.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
@@ -204,7 +204,7 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
         ),
         ({"name": "interpolate", "to": str(tmp_path / "none"), "at": 1}, new, {}, "not a PEFT adapter folder"),
         ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),
-        ({"name": "scale", "by": 2}, new, {"base": small}, "stores no matrix"),
+        ({"name": "scale", "by": 2}, new, {"base": small}, "belong to"),
     ):
         with pytest.raises(UserError, match=message):
             edit(spec, adapter, to, **options)

@@ -22,6 +22,7 @@ from lowtax.models.adapters import (
     WEIGHTS,
     Adapter,
     check_adapter,
+    check_base,
     extras,
     fingerprint,
     plain_config,
@@ -168,9 +169,11 @@ def test_what_a_caller_supports_is_not_refused(tmp_path: Path, qwen: Path):
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, qwen: Path):
     make(tmp_path, qwen)
-    assert check_adapter(tmp_path, str(qwen))["r"] > 0
-    with pytest.raises(UserError, match="not on 'owner/other': an adapter fits only its own base"):
-        check_adapter(tmp_path, "owner/other")
+    check_base(tmp_path, str(qwen))
+    with pytest.raises(UserError, match=r"to be compared with 'owner/other'.*add --base-is-the-same"):
+        check_base(tmp_path, "owner/other")
+    with pytest.raises(UserError, match=r"name it by --base if both"):
+        check_base(tmp_path, "owner/other", "name it by --base")
 
 
 def test_a_fingerprint_is_the_hash_of_the_files(tmp_path: Path):

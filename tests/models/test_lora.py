@@ -360,12 +360,12 @@ def test_touched_needs_the_configuration_alone_even_of_a_large_model(tmp_path: P
 
 
 def test_touched_refuses_what_is_not_there(tmp_path: Path, folders: dict[str, Path]):
-    with pytest.raises(UserError, match="could not be read"):
+    with pytest.raises(UserError, match="could not be loaded"):
         trainable_summary(str(tmp_path), Placement())
     with pytest.raises(UserError, match="There is no model"):
         trainable_summary(str(tmp_path / "absent"), Placement())
     with pytest.raises(UserError, match=r"'up_prj' in layers 0\.\.4; did you mean 'up_proj'"):
         trainable_summary(str(folders["llama"]), Placement(modules="up_prj"))
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
-    with pytest.raises(UserError, match="could not be read"):
+    with pytest.raises(UserError, match="could not be loaded"):
         trainable_summary(str(tmp_path), Placement())

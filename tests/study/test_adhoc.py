@@ -181,7 +181,7 @@ def test_the_commands(tmp_path: Path, prompts: Path):
     [
         (["sample", "--model", "m"], "--model, --prompts and --out"),
         (["judge", "--judge", "refusal_words"], "--replies, --judge and --out"),
-        (["judge", "--on", "mind"], "answer, thought or both"),
+        (["judge", "--on", "mind"], "not one of 'answer', 'thought', 'both'"),
         (["sample", "x", "--model", "m"], "defines its own model"),
         (["judge", "--replies", "no", "--judge", "refusal_words", "--out", "o"], "holds no replies"),
         (["sample", "--model", "m", "--prompts", "p", "--out", "o", "--preset", "papr"], "paper"),

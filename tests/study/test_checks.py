@@ -13,7 +13,7 @@ import lowtax as lt
 from lowtax.cli.main import app
 from lowtax.common.errors import UserError
 from lowtax.models import hub
-from lowtax.study import recipe
+from lowtax.study import checks, recipe
 from lowtax.study.study import Study
 from lowtax.training import trackers
 
@@ -260,3 +260,12 @@ def test_a_damaged_card_is_named(tmp_path: Path, tiny_model: Path, content: byte
             study.train()
         with pytest.raises(UserError, match=r"card\.json"):
             study.trained()
+
+
+EXPERTS = {"placement": {"modules": ["attention"], "parameters": ["mlp.experts.gate_up_proj"], "dropout": 0}}
+
+
+def test_experts_that_vllm_does_not_serve():
+    own = recipe.Recipe.model_validate({"model": "org/moe", "engine": "vllm", "arms": {"experts": EXPERTS}})
+    with pytest.raises(UserError, match=r"arms\.experts has a LoRA on parameters .* vLLM does not serve"):
+        checks.require_arms(own, "float32")

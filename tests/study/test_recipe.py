@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and the sentence that says so."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import yaml
 from places import ROOT
 
 from lowtax.common.errors import UserError
+from lowtax.data.conversations import Conversation
 from lowtax.models.placement import Placement
-from lowtax.study.recipe import Recipe, load
+from lowtax.study.recipe import Recipe, build, load
 
 GOOD = {
     "model": "builtin:smollm2-135m-reasoner",
@@ -200,6 +202,30 @@ def test_edited_arms_that_are_refused(write, edited, says):
     assert "\n" not in message
 
 
+def test_a_system_prompt_and_template_variables_for_everything():
+    settings = build(
+        changed(
+            system="Be kind.",
+            chat_template_kwargs={"reasoning_effort": "low", "strftime_now": date(2026, 1, 31)},
+            tasks={"gsm8k": {}, "math500": {"sampling": {"system": "Be exact."}}},
+        ),
+        [],
+        "test",
+    )
+    assert settings.chat_template_kwargs == {"reasoning_effort": "low", "strftime_now": "2026-01-31"}
+    assert settings.drawn().system == "Be kind."
+    exams = settings.exams()
+    assert [exam.sampling.system for exam in exams.values()] == ["Be kind.", "Be exact."]
+    assert exams["gsm8k"].sampling.max_new_tokens == 32768
+    rows = settings.rows([Conversation("q", None, "a"), Conversation("q", None, "a", system="Be quick.")])
+    assert [row.system for row in rows] == ["Be kind.", "Be quick."]
+    plain = build(changed(), [], "test")
+    assert plain.rows(rows[:1]) == rows[:1]
+    assert plain.drawn() is plain.sampling
+    assert not {"system", "chat_template_kwargs"} & plain.resolved().keys()
+    assert {"system", "chat_template_kwargs"} <= settings.resolved().keys()
+
+
 def test_missing_file_and_folder(tmp_path: Path):
     assert "cannot be read" in refusal(tmp_path / "none.yaml")
     assert "cannot be read" in refusal(tmp_path)
@@ -230,3 +256,14 @@ def test_every_field_is_documented():
     ):
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nseeds: [0]\ntrain:\n  lr: 1\n  steps: 2\n  lr: 2\n")
+    with pytest.raises(
+        UserError, match=r"not valid YAML: the key 'lr' is there twice in the section that begins .*line 4"
+    ):
+        load(path)
+    path.write_text("\ufeffmodel: m\nseeds: &all [0, 1]\ntrain: {steps: 2}\n", encoding="utf-8")
+    assert load(path).seeds == [0, 1]

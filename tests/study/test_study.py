@@ -80,7 +80,7 @@ def test_a_tax_is_base_minus_arm_with_all_samples_and_seeds(tmp_path, tiny_model
 
 
 EASY = """
-from lowtax.benchmarks import Score
+from lowtax.benchmarks.base import Score
 from lowtax.benchmarks.arithmetic import Arithmetic
 
 class Easy(Arithmetic):

@@ -81,10 +81,167 @@ FAMILIES: dict[str, tuple[str, str | None, str, list[str]]] = {
     "gemma": (GEMMA, "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
 }
 
+# --- models whose thoughts are not in `<think>` tags, or in tags with a layout of their own
+
+# gpt-oss: channels; a thought is a message of its own, and the last turn ends with another token than earlier ones.
+GPT_OSS = (
+    "{{ '<|start|>system<|message|>Reasoning: ' + (reasoning_effort | default('medium')) + '<|end|>' }}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% if loop.last and 'thinking' in m %}"
+    "{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + ('<|return|>' if loop.last else '<|end|>') }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+# Gemma 4: writes a thought only before a call of a tool; without the switch the prompt closes an empty one.
+GEMMA4 = (
+    "{% set on = enable_thinking | default(false) %}{{ bos_token }}{% if on %}{{ '<|turn>system\n<|think|><turn|>\n' }}"
+    "{% endif %}{% for m in messages %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{% if m.reasoning and m.tool_calls %}{{ '<|channel>thought\n' + m.reasoning + '\n<channel|>' }}{% endif %}"
+    "{% for call in m.tool_calls or [] %}{{ '<|tool_call>' + call.function.name + '<tool_call|>' }}{% endfor %}"
+    "{{ m.content | trim + '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}"
+    "{% if not on %}{{ '<|channel>thought\n<channel|>' }}{% endif %}{% endif %}"
+)
+SEED = (
+    "{% set budget = thinking_budget | default(-1) %}{% for m in messages %}{{ '<seed:bos>' + m.role + '\n' }}"
+    "{% if m.reasoning_content %}{{ '<seed:think>' + m.reasoning_content + '</seed:think>\n' }}{% endif %}"
+    "{{ m.content + '<seed:eos>' }}{% endfor %}{% if add_generation_prompt %}{{ '<seed:bos>assistant\n' }}"
+    "{% if budget == 0 %}{{ '<seed:think></seed:think>' }}{% endif %}{% endif %}"
+)
+# Magistral: a thought is a part of the content.
+MAGISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}"
+    "{% elif m.role == 'assistant' %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'thinking' %}{{ '[THINK]' + part.thinking + '[/THINK]' }}{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+# Command-R7B: always opens the next turn; several tokens end one; thoughts only before a call of a tool.
+COMMAND = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + m.content + '<|END_OF_TURN_TOKEN|>' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}"
+    "{% if m.tool_calls %}{{ '<|START_THINKING|>' }}{{ m.reasoning_content }}{{ '<|END_THINKING|><|START_ACTION|>[]' }}"
+    "{{ '<|END_ACTION|>' }}{% else %}{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}{% endif %}"
+    "{{ '<|END_OF_TURN_TOKEN|>' }}{% endif %}{% endfor %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}"
+    "{% if not enable_thinking %}{{ '<|START_THINKING|><|END_THINKING|>' }}{% endif %}"
+)
+# Command A reasoning: the prompt opens the thought.
+COMMAND_A = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|START_OF_TURN_TOKEN|>' }}"
+    "{{ '<|CHATBOT_TOKEN|>' if m.role == 'assistant' else '<|USER_TOKEN|>' }}"
+    "{% if m.thinking %}{{ '<|START_THINKING|>' + m.thinking + '<|END_THINKING|>' }}{% endif %}"
+    "{{ '<|START_TEXT|>' + m.content + '<|END_TEXT|><|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_THINKING|>' }}"
+    "{% if reasoning_effort == 'none' %}{{ '<|END_THINKING|>' }}{% endif %}{% endif %}"
+)
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
+    "{{ '\n<think>' + (m.reasoning_content or '') + '</think>\n' + m.content }}{% else %}{{ '\n' + m.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n<think></think>' }}{% endif %}{% endif %}"
+)
+KIMI = (
+    "{% set on = thinking | default(true) %}{% for m in messages %}{{ '<|open|>message ' + m.role + '<|sep|>' }}"
+    "{% if m.role == 'assistant' %}{% if on %}{{ '<|open|>think<|sep|>' + (m.get('reasoning') or '') }}"
+    "{{ '<|close|>think<|sep|>' }}{% endif %}{{ '<|open|>response<|sep|>' + m.content + '<|close|>response<|sep|>' }}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|close|>message<|sep|><|end_of_msg|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|open|>message assistant<|sep|><|open|>' }}"
+    "{{ ('think' if on else 'response') + '<|sep|>' }}{% endif %}"
+)
+MINIMAX = (
+    "{% for m in messages %}{{ ']~b]' + m.role + '\n' }}{% if m.role == 'assistant' %}{% if m.reasoning_content %}"
+    "{{ '<mm:think>' + m.reasoning_content }}{% endif %}{{ '</mm:think>' }}{% endif %}{{ m.content + '[e~[\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ ']~b]assistant\n' }}{% endif %}"
+)
+# Hunyuan 3: thinks only if its effort is set.
+HUNYUAN = (
+    "{% set effort = reasoning_effort | default('no_think') %}{% for m in messages %}{{ '<hy_' + m.role + '>' }}"
+    "{% if m.role == 'assistant' %}{{ '<think:opensource>' + (m.reasoning_content or '') + '</think:opensource>' }}"
+    "{% endif %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<hy_assistant><think:opensource>' }}"
+    "{% if effort == 'no_think' %}{{ '</think:opensource>' }}{% endif %}{% endif %}"
+)
+# Apriel: the words are sentences, which only the prompt has at the beginning.
+APRIEL = (
+    "{% for m in messages %}{{ '<|begin_' + m.role + '|>\n' }}{% if m.thought %}"
+    "{{ m.thought + '\n[BEGIN FINAL RESPONSE]\n' }}{% endif %}{{ m.content }}"
+    "{% if m.role == 'assistant' and not loop.last %}{{ '\n<|end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|begin_assistant|>\nHere are my reasoning steps:\n' }}{% endif %}"
+)
+# Solar-Open: a thought ends with the token that ends a turn.
+SOLAR = (
+    "{% for m in messages %}{% if m.reasoning %}{{ '<|begin|>assistant<|think|>' + m.reasoning + '<|end|>' }}"
+    "{% endif %}"
+    "{{ '<|begin|>' + m.role + '<|content|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|begin|>assistant' }}{% endif %}"
+)
+# Apertus: the content is an object of blocks.
+APERTUS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|user_start|>' + m.content + '<|user_end|>' }}"
+    "{% else %}{{ '<|assistant_start|>' }}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for block in m.content.blocks %}{% if block.type == 'thoughts' %}"
+    "{{ '<|inner_prefix|>' + block.text + '<|inner_suffix|>' }}{% else %}{{ block.text }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|assistant_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"
+)
+# R1's first release: the model opens the thought itself.
+R1_FIRST = R1.replace(r"<think>\n", "").replace("<think>\n", "")
+# Mistral v1: a space before every answer, and no thoughts.
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ ' [INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# Templates that were written for calls of tools, and meet none.
+TOOL_USE = "{% for tool in tools %}{{ tool.name }}{% endfor %}" + CHATML
+TURN_TOKENS = ["<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"]
+THOUGHT_TOKENS = ["<|START_THINKING|>", "<|END_THINKING|>"]
+THINKERS: dict[str, tuple[str, str | None, str, list[str]]] = {
+    "gpt-oss": (GPT_OSS, None, "<|return|>", ["<|start|>", "<|end|>", "<|message|>", "<|channel|>"]),
+    "gemma4": (
+        GEMMA4,
+        "<bos>",
+        "<eos>",
+        ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool_call>", "<tool_call|>"],
+    ),
+    "seed": (SEED, "<seed:bos>", "<seed:eos>", ["<seed:think>", "</seed:think>"]),
+    "magistral": (MAGISTRAL, "<s>", "</s>", ["[INST]", "[/INST]", "[THINK]", "[/THINK]"]),
+    "command-r7b": (
+        COMMAND,
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        [*TURN_TOKENS, *THOUGHT_TOKENS, "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_ACTION|>", "<|END_ACTION|>"],
+    ),
+    "command-a": (
+        COMMAND_A,
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        [*TURN_TOKENS, *THOUGHT_TOKENS, "<|START_TEXT|>", "<|END_TEXT|>"],
+    ),
+    "glm": (GLM, None, "<|endoftext|>", ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"]),
+    "kimi": (KIMI, None, "<|end_of_msg|>", ["<|open|>", "<|close|>", "<|sep|>"]),
+    "minimax": (MINIMAX, None, "[e~[", ["]~b]", "<mm:think>", "</mm:think>"]),
+    "hunyuan": (
+        HUNYUAN,
+        None,
+        "<hy_eos>",
+        ["<hy_user>", "<hy_assistant>", "<think:opensource>", "</think:opensource>"],
+    ),
+    "apriel": (APRIEL, None, "<|end|>", ["<|begin_user|>", "<|begin_assistant|>"]),
+    "solar": (SOLAR, None, "<|endoftext|>", ["<|begin|>", "<|end|>", "<|think|>", "<|content|>"]),
+    "apertus": (
+        APERTUS,
+        "<s>",
+        "<|assistant_end|>",
+        ["<|assistant_start|>", "<|user_start|>", "<|user_end|>", "<|inner_prefix|>", "<|inner_suffix|>"],
+    ),
+    "r1-first": (R1_FIRST, "<|begin|>", "<|end|>", ["<|User|>", "<|Assistant|>"]),
+    "mistral": (MISTRAL, "<s>", "</s>", []),
+    "tool-use": (TOOL_USE, None, "<|im_end|>", ["<|im_start|>"]),
+}
+
 
 def family(name: str, think_token: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a family. With `think_token` the think tags are tokens, not marked special, as in Qwen3."""
-    template, begin, end, others = FAMILIES[name]
+    template, begin, end, others = (FAMILIES | THINKERS)[name]
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -117,4 +274,4 @@ def example(
 
 def completion_text(prompt: str, thought: str | None, answer: str, style: str = "standard", before: str = "") -> str:
     """What the model should write after `prompt`."""
-    return rendering.named(style).completion(prompt, thought, answer, before)
+    return rendering.named(style).completion(prompt, thought, answer, rendering.Markers(before_answer=before))

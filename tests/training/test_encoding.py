@@ -15,7 +15,8 @@ from templates import FAMILIES, example, family
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering
-from lowtax.data.conversations import Conversation
+from lowtax.data.conversations import Conversation, of_turns
+from lowtax.data.turns import Turn
 from lowtax.training.encoding import Example, check, encode_all, show
 
 DATA = PUBLISHED
@@ -92,7 +93,7 @@ def test_overlong_rows_are_cut_at_the_end_left_out_and_counted():
     room = 120 - len(whole[2].prompt)
     assert encoded.examples == [whole[0], Example(whole[2].prompt, whole[2].completion[:room], whole=False), whole[3]]
     assert (encoded.rows, encoded.truncated, encoded.dropped) == ([0, 2, 3], 1, 1)
-    assert [note.split(" training")[0] for note in encoded.notes()] == ["1 of 4", "1 of 4"]
+    assert [note.split(" training")[0] for note in encoded.notes()] == ["1 of 4", "1 of 4", "1 of 4"]
     check(tokenizer, encoded.examples[1], rows[2])  # it is cut, so its missing end is accepted
     assert encode_all(tokenizer, rows, len(whole[1].prompt)).dropped == 1
     assert encode_all(tokenizer, rows, len(whole[1].prompt) + 1).dropped == 0
@@ -168,7 +169,7 @@ def test_the_reference_s_own_tokens_are_checked_too():
 
 def test_a_row_that_holds_the_end_of_the_turn_is_refused():
     with pytest.raises(UserError, match=r"'Fine\?' has the end-of-turn token '<\|im_end\|>' inside"):
-        encode_all(family("chatml"), [*ROWS, Conversation("Fine?", None, "Yes.<|im_end|>And no.")], 1000)
+        encode_all(family("chatml"), [Conversation("Fine?", None, "Yes.<|im_end|>And no.")], 1000)
 
 
 def test_a_tokenizer_that_loses_text_is_found():
@@ -249,3 +250,80 @@ def test_thousands_of_rows_in_seconds():
     began = time.process_time()
     assert len(encode_all(family("r1"), rows, 100_000).examples) == len(rows) > 900
     assert time.process_time() - began < 10  # one second on a quiet machine
+
+
+# --- loss on other texts than the last answer
+
+
+def test_loss_on_the_whole_conversation():
+    """The same tokens as by default, of which all but the first, before which there is nothing, carry loss."""
+    tokenizer = family("chatml")
+    whole = dataclasses.replace(ROWS[2], rendering="standard", prompt_loss=True)
+    (usual,) = encode_all(tokenizer, [dataclasses.replace(whole, prompt_loss=False)], 1000).examples
+    (example,) = encode_all(tokenizer, [whole], 1000).examples
+    assert example.prompt + example.completion == usual.prompt + usual.completion
+    assert len(example.prompt) == 1
+    check(tokenizer, example, whole)
+    with pytest.raises(UserError, match="loses its answer"):
+        check(tokenizer, example, dataclasses.replace(whole, answer="another"))
+    longest = len(usual.prompt) + 1
+    cut, _ = encode_all(tokenizer, [whole, Conversation("q", None, "a")], longest).examples
+    assert not cut.whole
+    assert cut.prompt + cut.completion == (usual.prompt + usual.completion)[:longest]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_assistant_turn_is_trained_after_the_prompt_from_which_it_is_sampled(name: str):
+    """What a template leaves of an earlier thought is the same in training and in sampling."""
+    tokenizer = family(name)
+    turns = [Turn("user", "1"), Turn("assistant", "2", "t"), Turn("user", "3"), Turn("assistant", "4", "u")]
+    first, second = rows = of_turns(turns, "assistant")
+    examples = encode_all(tokenizer, rows, 1000).examples
+    sampled = [{"role": "user", "content": "1"}]
+    later = [
+        *sampled,
+        {"role": "assistant", "content": "2", "reasoning_content": "t"},
+        {"role": "user", "content": "3"},
+    ]
+    assert [e.prompt for e in examples] == [chat.prompt_ids(tokenizer, messages) for messages in (sampled, later)]
+    assert (first.answer, second.answer) == ("2", "4")
+    assert of_turns(turns) == [second]
+
+
+def test_a_row_that_is_refused_does_not_stop_the_others():
+    tokenizer = family("chatml")
+    ends = Conversation("q", None, f"No.{tokenizer.eos_token} Yes.")
+    encoded = encode_all(tokenizer, [ROWS[0], ends, ROWS[1]], 1000)
+    assert (encoded.rows, encoded.refused, len(encoded.examples)) == ([0, 2], 1, 2)
+    begins = "1 of 3 training rows are skipped; the first: The training row 'q' has the end-of-turn token"
+    assert any(note.startswith(begins) for note in encoded.notes())
+    with pytest.raises(UserError, match="inside its answer"):
+        encode_all(tokenizer, [ends, ROWS[0], ends], 1000)
+
+
+def test_a_row_that_the_template_refuses_does_not_stop_the_others():
+    tokenizer = family("chatml")
+    refusing = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system') }}{% endif %}{% endfor %}"
+    )
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    encoded = encode_all(tokenizer, [ROWS[1], ROWS[0], ROWS[2]], 1000)
+    assert (encoded.rows, encoded.refused) == ([1, 2], 1)
+    assert any("refuses a training row (No system)" in note for note in encoded.notes())
+    with pytest.raises(UserError, match="refuses a training row"):
+        encode_all(tokenizer, [ROWS[1]], 1000)
+
+
+def test_a_turn_that_the_template_leaves_out_is_counted():
+    tokenizer = family("chatml")
+    two = Conversation("q <|im_end|> <think>", None, "a", system="S", history=(("system", "R"), ("user", "p")))
+    assert encode_all(tokenizer, [two], 1000).lost == 0
+    tokenizer.chat_template = (
+        "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+        "{% set ns.system = m.content %}{% endif %}{% endfor %}{{ ns.system }}{% for m in messages %}"
+        "{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoded = encode_all(tokenizer, [two, dataclasses.replace(two, system=None)], 1000)
+    assert encoded.lost == 1
+    assert any(note.startswith("1 of 2 training rows lose a system or user turn") for note in encoded.notes())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hybrids import make_hybrid
 from peft import PeftModel
 from progress import progress_to
 from safetensors.torch import load_file
@@ -25,10 +26,12 @@ from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job
 from lowtax.training.loop import train
 from lowtax.training.progress import schedule
-from lowtax.training.settings import Train
+from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(7)]
 LORA = "lora_up_proj_only_from1_to1_r1"
+# Dropout off, so that a training loss can be compared with one in evaluation.
+QUIET = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
 
 
 def job(
@@ -200,7 +203,7 @@ def test_peft_reads_the_adapter(tiny_model: Path, tmp_path: Path):
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
     assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-3)
     check_base(tmp_path / "checkpoint-20", str(tiny_model))
-    with pytest.raises(UserError, match="only its own base"):
+    with pytest.raises(UserError, match="add --base-is-the-same"):
         check_base(tmp_path / "checkpoint-20", "someone/else")
 
 
@@ -266,3 +269,47 @@ def test_learning_rate_rises_then_falls_to_nearly_nothing():
     assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] < 0.01
     assert schedule(0, 1, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "sentence"),
+    [
+        ("gpt_oss", "lora_q_proj_only_r1", "attention sinks"),
+        ("qwen3_5_text", "lora_q_proj_only_r1", "linear_attention"),
+        ("mamba2", "full", "a recurrent state"),
+        ("bloom", "full", "its own attention"),
+        ("llama4_text", "full", "does not compute what the fast path assumes"),
+        ("gpt2", "full", ""),
+    ],
+)
+def test_a_loss_depends_neither_on_neighbours_nor_on_rows(tmp_path: Path, kind: str, mode: str, sentence: str):
+    model, said = make_hybrid(tmp_path / "m", kind, **QUIET.get(kind, {})), []
+    losses = []
+    for micro, rows in ((1, ROWS), (6, ROWS), (6, ROWS[::-1])):
+        run = job(model, mode, rows=rows, steps=1, batch_size=len(ROWS), checkpoint_steps=None, validation=0)
+        run = replace(run, execution=Execution(micro_batch_size=micro))
+        with progress_to(said.append):
+            train(run, tmp_path / f"{micro}-{rows is ROWS}")
+        losses.append(json.loads((tmp_path / f"{micro}-{rows is ROWS}" / "steps.jsonl").read_text())["loss"])
+    assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
+    examples = encoded(model)
+    plain = loading.load_model(str(model))
+    with torch.no_grad():
+        total = sum(float(_completion_loss(plain, e)) for e in examples)
+    assert losses[0] == pytest.approx(total / sum(len(e.completion) for e in examples), rel=1e-5)
+    assert sum("transformers' own forward pass" in line for line in said) == (3 if sentence else 0)
+    assert all(sentence in line for line in said if "own forward pass" in line)
+
+
+def _completion_loss(model: torch.nn.Module, e: Example) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, len(e.prompt) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits.float(), torch.tensor(e.completion), reduction="sum")
+
+
+def test_an_example_a_row_is_resumed_validated_and_measured(tmp_path: Path):
+    model = make_hybrid(tmp_path / "m", "lfm2")
+    run = job(model, "full", steps=4, validation=2, checkpoint_steps=2, lr=1e-4)
+    assert [c.validation is not None for c in train(run, tmp_path / "out")] == [True, True]
+    compiled = replace(run, execution=Execution(gradient_checkpointing=True))
+    train(compiled, tmp_path / "checkpointed")
+    assert (tmp_path / "checkpointed/card.json").exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hybrids import make_hybrid
 from tiny import make_model
 from torch import nn
 
@@ -13,7 +14,7 @@ from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.placement import Placement, parse_mode
 from lowtax.training import frozen_prefix
 from lowtax.training.encoding import Example, encode_all
-from lowtax.training.objective import Objective, TargetLoss, choose_objective, hidden_before, layers_from, unwrap
+from lowtax.training.objective import Objective, TargetLoss, choose_objective, hidden_before, unwrap
 from lowtax.training.packing import fused_attention, length, pack, plain_attention, use_packed_attention
 
 KINDS = ["llama", "qwen2", "qwen3"]
@@ -111,13 +112,39 @@ def test_the_frozen_prefix_changes_neither_loss_nor_gradient(tmp_path: Path, kin
         row = pack([examples[i] for i in members], members)
         expected = objective(row)
         gradient = gradients(model, expected)
-        with layers_from(model, 2):
-            actual = objective(row, prefix.of(row, torch.device("cpu")))
+        actual = objective(row, prefix.of(row, torch.device("cpu")), prefix.first)
         assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
         assert close(gradients(model, actual), gradient)
     assert len(unwrap(model).get_decoder().layers) == 4
+    assert frozen_prefix.is_exact(objective, prefix, examples)
+    prefix.table *= 1.1
+    assert not frozen_prefix.is_exact(objective, prefix, examples)
     prefix.close()
     assert not list(tmp_path.glob(".prefix*"))
+
+
+# Gemma scales its embeddings; OLMo 3 and Gemma 3 choose masks and rotary angles by the place of a layer.
+@pytest.mark.parametrize("kind", ["gemma", "olmo3", "gemma3_text", "gemma3", "gpt_neox", "opt"])
+def test_the_frozen_prefix_is_exact_where_layers_or_embeddings_differ(tmp_path: Path, kind: str):
+    layers = {"layer_types": ["sliding_attention", "full_attention"] * 2} if kind in ("olmo3", "gemma3_text") else {}
+    model = loading.load_model(str(make_hybrid(tmp_path / "m", kind, num_hidden_layers=4, dropout=0.0, **layers)))
+    examples = encoded(tmp_path / "m")
+    objective, note = choose_objective(model, examples, sharded=False)
+    assert note == ""
+    for first in (1, 3):
+        prefix = frozen_prefix.build(objective, first, examples, "memory", tmp_path, row_tokens=200)
+        row = pack([examples[i] for i in (3, 1)], (3, 1))
+        actual = objective(row, prefix.of(row, torch.device("cpu")), first)
+        assert actual.item() == pytest.approx(objective(row).item(), rel=1e-5)
+        assert frozen_prefix.is_exact(objective, prefix, examples)
+
+
+def test_layers_that_share_keys_have_no_prefix(tmp_path: Path):
+    model = loading.load_model(str(make_model(tmp_path / "m")))
+    assert frozen_prefix.layers_are_apart(model)
+    model.config.num_kv_shared_layers = 1
+    assert not frozen_prefix.layers_are_apart(model)
+    assert not frozen_prefix.layers_are_apart(loading.load_model(str(make_hybrid(tmp_path / "gpt2", "gpt2"))))
 
 
 def test_the_prefix_has_the_same_bits_for_another_adapter(tmp_path: Path):

@@ -22,6 +22,7 @@ from lowtax.analysis.decomposition import Weight
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Dense, Update
 from lowtax.common.log import say
+from lowtax.models.adapters import base_of as adapter_base
 from lowtax.models.adapters import check_adapter, read_adapter
 from lowtax.models.weights import Weights, open_weights
 
@@ -150,13 +151,13 @@ class Source:
     note: str | None = None
 
 
-def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None) -> Source:
-    """Return the updates of a PEFT adapter.
+def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None, ref: str | None = None) -> Source:
+    """Return the updates of a PEFT adapter. `ref` is the model that it must fit, weight by weight.
 
     Raises:
-        UserError: The folder holds no adapter, or one that is more than a plain LoRA.
+        UserError: The folder holds no adapter, one that is more than a plain LoRA, or one of another model.
     """
-    factors = read_adapter(folder).factors
+    factors = read_adapter(folder, ref).factors
     name = folder.resolve().name
     return Source(arm or name, str(folder), "adapter", list(factors), lambda n, W: factors[n], seed, name)
 
@@ -191,7 +192,7 @@ def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
     """Return the updates of the last checkpoint of every arm and seed of a study, in the study's order."""
     last = {(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}
     return [
-        of_adapter(Path(s.adapter), s.arm, s.seed) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
+        of_adapter(Path(s.adapter), s.arm, s.seed, base.ref) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
         for s in last.values()
     ]
 
@@ -202,7 +203,7 @@ def base_of(adapters: Sequence[Path]) -> str:
     Raises:
         UserError: There is none, or there are several.
     """
-    bases = {str(check_adapter(folder).get("base_model_name_or_path")) for folder in adapters}
+    bases = {adapter_base(check_adapter(folder)) for folder in adapters}
     if len(bases) != 1:
         raise UserError(
             "--tuned needs --base M, the model that was fine-tuned."

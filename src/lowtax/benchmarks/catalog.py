@@ -16,7 +16,7 @@ from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import readers
 from lowtax.data.catalog import DatasetRecord, LocalCopies, NamedDataset
-from lowtax.data.readers import Row
+from lowtax.data.tables import Row
 
 
 @dataclass(frozen=True, kw_only=True)

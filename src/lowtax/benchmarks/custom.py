@@ -19,7 +19,7 @@ from lowtax.benchmarks.competition_math import OpenExam
 from lowtax.benchmarks.questions import Question
 from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
-from lowtax.data.readers import Row
+from lowtax.data.tables import Row
 
 ANSWER = ("answer", "answer_index", "gold", "label", "answerkey", "correct")
 

@@ -17,7 +17,7 @@ from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.questions import Question
 from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers
-from lowtax.data.readers import Row
+from lowtax.data.tables import Row
 
 OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 

@@ -16,8 +16,9 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
 from lowtax.common.log import quiet_libraries
 from lowtax.common.records import Grade, Prompt, Rows, row_id
-from lowtax.data.readers import Row, cell_text, read_table
+from lowtax.data.readers import cell_text, read_table
 from lowtax.data.rendering import opened_by_prompts, split_reply
+from lowtax.data.tables import Row
 
 Preset = Literal["default", "paper", "reference"]
 CUT = ("length", "max_tokens", "max_length", "truncated")  # endings of a reply that was cut

@@ -6,10 +6,20 @@ from typing import Annotated
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Preset, Thinking
+from lowtax.cli.options import (
+    BatchSize,
+    Engine,
+    Precision,
+    Preset,
+    Revision,
+    Same,
+    TemplateKwargs,
+    Thinking,
+    at_revision,
+    template_kwargs,
+)
 from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json
 
 
 def evaluate(
@@ -21,6 +31,8 @@ def evaluate(
         typer.Option("--task", metavar="NAME", help="Task: a name, or a file of questions; repeatable."),
     ] = None,
     out: Out = None,
+    model_revision: Revision = None,
+    base_is_the_same: Same = False,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
     preset: Annotated[
@@ -49,6 +61,8 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Sample and grade answers to reasoning tasks.
@@ -63,13 +77,14 @@ def evaluate(
     if folder:
         if model or adapter or task or out:
             raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
-        return _study(folder, as_json)
+        return _study(folder, as_json, base_is_the_same)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
+    from lowtax.common.files import read_json
     from lowtax.study import api
 
     api.evaluate(
-        model,
+        str(at_revision(model, model_revision)),
         tasks=task,
         adapters=adapter or [],
         out=out,
@@ -80,20 +95,23 @@ def evaluate(
         precision=precision,
         batch_size=batch_size,
         thinking=thinking,
+        base_is_the_same=base_is_the_same,
+        chat_template_kwargs=template_kwargs(chat_template_kwargs),
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        system=system,
     )
     print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
-def _study(folder: Path, as_json: bool) -> None:
+def _study(folder: Path, as_json: bool, same: bool) -> None:
     """Sample and grade the answers of a study, and print the rates."""
     from lowtax.cli.main import study
 
-    with study(folder) as work:
+    with study(folder, same=same) as work:
         from lowtax.benchmarks import examine, rates
 
         work.require("tasks")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Precision, Text, Thinking
+from lowtax.cli.options import ON_HELP, BatchSize, Precision, Same, TemplateKwargs, Text, Thinking, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def landscape(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 512,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
+    base_is_the_same: Same = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print landscape.json.")] = False,
 ) -> None:
     """Measure how refusal changes as weights move.
@@ -83,7 +85,14 @@ def landscape(
             slice=slice_,
             prompts=[_prompts(spec) for spec in harmful],
             sampling=Sampling(max_new_tokens=max_new_tokens, system=system),
-            engine=EngineSettings("hf", loading.precision(precision), batch_size, thinking),
+            engine=EngineSettings(
+                "hf",
+                loading.precision(precision),
+                batch_size,
+                thinking,
+                base_is_the_same,
+                template_kwargs(chat_template_kwargs),
+            ),
             judge=judge,
             on=on,
         )

@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
-from lowtax.common.errors import Stopped, UserError
-from lowtax.common.files import FULL_DISK
+from lowtax.cli.options import Same
+from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
 from lowtax.common.log import show_progress
 
@@ -73,14 +73,14 @@ def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: s
 
 
 @contextmanager
-def study(out: Path, recipe: "Recipe | None" = None) -> Iterator["Study"]:
+def study(out: Path, recipe: "Recipe | None" = None, same: bool = False) -> Iterator["Study"]:
     """Open the study in a folder, and keep other processes out of the folder meanwhile."""
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.study import Study
 
-    with Study(recipe, out) if recipe else Study.open(out) as work:
+    with Study(recipe, out, same) if recipe else Study.open(out, same) as work:
         yield work
 
 
@@ -91,6 +91,7 @@ def run(
     set_: Set = None,
     limit: Limit = None,
     engine: Engine = None,
+    base_is_the_same: Same = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
@@ -106,7 +107,7 @@ def run(
         raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
-    with study(out, _recipe(recipe, set_, limit, engine)) as work:
+    with study(out, _recipe(recipe, set_, limit, engine), base_is_the_same) as work:
         work.run()
     _show(out)
 

@@ -1,9 +1,12 @@
 """The options that several commands have."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from lowtax.common.errors import UserError
+
+JSON = (str, int, float, list, dict, type(None))  # bool is an int
 ON_HELP = "Text to judge: the answer, the thought, or both."
 
 Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
@@ -15,5 +18,46 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that t
 Thinking = Annotated[
     Literal["default", "on", "off"], typer.Option("--thinking", help="Thinking, for templates with a switch.")
 ]
+Same = Annotated[
+    bool,
+    typer.Option("--base-is-the-same", help="The model is the one that adapters and results were made with."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--model-revision", metavar="REV", help="Commit, tag or branch of a model of the hub.")
+]
+TemplateKwargs = Annotated[
+    str | None,
+    typer.Option("--chat-template-kwargs", metavar="YAML", help="Variables of the chat template: {NAME: VALUE}."),
+]
 Text = Literal["answer", "thought", "both"]
 Preset = Literal["default", "paper", "reference"]
+
+
+def at_revision(model: str | None, revision: str | None) -> str | None:
+    """Return the reference of a model at a revision: MODEL@REVISION.
+
+    Raises:
+        UserError: there is a revision without a model.
+    """
+    if revision is None:
+        return model
+    if model is None:
+        raise UserError("--model-revision needs --model, a model of the hub; in a recipe, write model: owner/name@rev.")
+    return f"{model}@{revision}"
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """Return the variables of a chat template that `--chat-template-kwargs` has.
+
+    Raises:
+        UserError: It is not a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"--chat-template-kwargs {text!r} is no mapping; write it as '{{reasoning_effort: low}}'.")
+    return {str(name): value if isinstance(value, JSON) else str(value) for name, value in values.items()}

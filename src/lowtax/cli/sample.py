@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from lowtax.cli.options import ON_HELP, BatchSize, Engine, Precision, Text, Thinking
+from lowtax.cli.options import (
+    ON_HELP,
+    BatchSize,
+    Engine,
+    Precision,
+    Revision,
+    Same,
+    TemplateKwargs,
+    Text,
+    Thinking,
+    at_revision,
+    template_kwargs,
+)
 from lowtax.common.errors import UserError
 
 FolderOrNone = Annotated[
@@ -22,6 +34,8 @@ def sample(
         list[str] | None,
         typer.Option("--prompts", metavar="SET", help="Prompt set: a name or FILE[:COLUMN]; repeatable."),
     ] = None,
+    model_revision: Revision = None,
+    base_is_the_same: Same = False,
     out: Out = None,
     engine: Engine = "hf",
     preset: Annotated[
@@ -39,6 +53,7 @@ def sample(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
+    chat_template_kwargs: TemplateKwargs = None,
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     limit: Annotated[
@@ -58,7 +73,7 @@ def sample(
 
         if model or prompts or adapter:
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
-        with study(folder) as work:
+        with study(folder, same=base_is_the_same) as work:
             work.require("prompts")
             work.sample(list(work.reply_sheets().values()))
         return
@@ -77,7 +92,7 @@ def sample(
     from lowtax.study import api
 
     replies = api.sample(
-        model,
+        str(at_revision(model, model_revision)),
         prompts=prompts,
         adapters=adapter or [],
         out=out,
@@ -87,6 +102,8 @@ def sample(
         precision=precision,
         batch_size=batch_size,
         thinking=thinking,
+        base_is_the_same=base_is_the_same,
+        chat_template_kwargs=template_kwargs(chat_template_kwargs),
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lowtax.cli.options import Revision, TemplateKwargs, at_revision, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ Precision = Annotated[
 ]
 Thinking = Annotated[
     Literal["default", "on", "off"] | None, typer.Option("--thinking", help="Thinking, for templates with a switch.")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data: SOURCE[,key=value...], such as rows.jsonl,n=500; repeatable."),
 ]
 SaveStrategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
@@ -135,6 +140,7 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, training resumes.")] = None,
     arm: Annotated[str | None, typer.Option("--arm", help="Train only this arm of the recipe.")] = None,
     model: Model = None,
+    model_revision: Revision = None,
     mode: Mode = None,
     data: DataLines = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
@@ -153,6 +159,8 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of data, adapter and batches.")] = None,
     precision: Precision = None,
     thinking: Thinking = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
     ds_config: DsConfig = None,
     shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
     gradient_checkpointing: GradientCheckpointing = False,
@@ -182,6 +190,8 @@ def train(
         "seeds": None if seed is None else [seed],
         "precision": precision,
         "thinking": thinking,
+        "chat_template_kwargs": template_kwargs(chat_template_kwargs) or None,
+        "system": system,
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,
         "execution.report_to": report_to,
@@ -196,7 +206,7 @@ def train(
         "save_steps": save_steps,
     }
     settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    work = recipe_of(recipe, model, mode, data, settings)
+    work = recipe_of(recipe, at_revision(model, model_revision), mode, data, settings)
     if show:
         return _show(work, arm, show)
     if out is None:

@@ -1,7 +1,10 @@
 """Errors for users: one sentence with what is wrong, what was found and what to do."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):

@@ -4,7 +4,6 @@ A JSONL file is only ever appended to, one whole line a write. A line that a kil
 append drops it, and its row is made again. Every other file or folder is written beside its place and renamed into it.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -16,11 +15,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import FULL_DISK, UserError
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -34,7 +33,9 @@ def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
         return rows
     text = path.read_bytes()
     whole, _, _ = text.rpartition(b"\n")
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
+        if not line.strip():
+            continue  # editors leave blank lines, and some of them a byte-order mark
         try:
             row = kind.model_validate_json(line)
         except ValidationError as error:

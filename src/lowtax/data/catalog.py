@@ -14,7 +14,8 @@ from typing import Any
 
 from lowtax.common.errors import UserError
 from lowtax.data import readers
-from lowtax.data.readers import DataNotAvailable, Row, Table
+from lowtax.data.readers import DataNotAvailable, Table
+from lowtax.data.tables import Row
 
 
 @dataclass(frozen=True)

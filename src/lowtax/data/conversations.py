@@ -1,48 +1,55 @@
-"""Training conversations, and how they are read from the rows of a table.
+"""Training conversations, and how they are made of turns.
 
 The layout of DirectRefusal is that of the construction script in git-disl/Safety-Tax and of the three code bases that
 read the set; docs/guides/training-data.md has the table.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from lowtax.common.errors import UserError
-from lowtax.data.readers import Row, text
-from lowtax.data.rendering import CLOSE, OPEN, split_reply
+from lowtax.data.rendering import CLOSE, OPEN
+from lowtax.data.specs import TrainOn
+from lowtax.data.tables import Row
+from lowtax.data.turns import Turn, Unusable, text_of
 
 REFERENCE_THOUGHT = "I should not answer this question!"  # of every row in the reference's data
-ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, whose turns have the keys `from` and `value`
-Turn = tuple[str, str]  # role and content
+Earlier = tuple[str, str] | tuple[str, str, str]  # role, content, and the thought of an assistant's turn that has one
 
 
 @dataclass(frozen=True)
 class Conversation:
     """One training row: a request, a thought (None: the model does not think) and an answer.
 
-    system: the system turn. history: (role, content) of the turns before the request, which carry no loss.
+    system: the system turn. history: the turns before the request, which carry no loss.
     rendering: how thought and answer are laid out.
+    prompt_loss: the prompt carries loss too.
     """
 
     prompt: str
     thought: str | None
     answer: str
     system: str | None = None
-    history: tuple[Turn, ...] = ()
+    history: tuple[Earlier, ...] = ()
     rendering: str = "standard"
+    prompt_loss: bool = False
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The turns before the answer, in the form that chat templates take."""
+        """The turns before the answer, in the form that chat templates take, which decide about earlier thoughts."""
         system = [] if self.system is None else [("system", self.system)]
         turns = [*system, *self.history, ("user", self.prompt)]
-        return [{"role": role, "content": content} for role, content in turns]
+        return [dict(zip(("role", "content", "reasoning_content"), turn, strict=False)) for turn in turns]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields that decide what is trained, for hashes; `prompt_loss`, a newer one, only if it is set."""
+        fields = asdict(self)
+        return fields if self.prompt_loss else {name: fields[name] for name in fields if name != "prompt_loss"}
 
 
-def direct_refusal(row: Row, where: str, rendering: str) -> Conversation | None:
-    """Read a row of DirectRefusal as the code did that the rendering comes from; None if it has no answer.
+def direct_refusal(row: Row, rendering: str) -> Conversation:
+    """Read a row of DirectRefusal as the code did that the rendering comes from.
 
     `refusal` holds both sides, `Question: ...\\nAnswer: ...`; `prompt` is the question again; `response`, a harmful
     answer, is ignored.
@@ -51,8 +58,11 @@ def direct_refusal(row: Row, where: str, rendering: str) -> Conversation | None:
     thinksafe: both sides of `refusal`, stripped.
     safety_tax: both sides of `refusal`, split at `\\nAnswer: `; a third piece is dropped.
     standard: as the reference, stripped.
+
+    Raises:
+        Unusable: It has no answer.
     """
-    refusal = text(row, "refusal", where)
+    refusal = text_of(row.get("refusal"), "the answer")
     if rendering.startswith("safety_tax"):
         question, *answers = refusal.split("\nAnswer: ")
         sides = (question.replace("Question: ", ""), answers[0]) if answers else None
@@ -61,63 +71,91 @@ def direct_refusal(row: Row, where: str, rendering: str) -> Conversation | None:
         sides = (match[1].strip(), match[2].strip()) if match else None
     else:
         _, label, answer = refusal.partition("Answer:")
-        sides = (text(row, "prompt", where), answer) if label else None
+        sides = (text_of(row.get("prompt"), "the prompt"), answer) if label else None
         if sides and rendering == "standard":
             sides = (sides[0].strip(), sides[1].strip())
-    return Conversation(sides[0], None, sides[1], rendering=rendering) if sides and sides[1].strip() else None
+    if not sides or not sides[1].strip():
+        raise Unusable("it has no answer")
+    return Conversation(sides[0], None, sides[1], rendering=rendering)
 
 
-def conversation(
-    row: Row, where: str, columns: Mapping[str, str], rendering: str = "standard", opened: bool = False
-) -> Conversation | None:
-    """Read a row whose columns are named by role; None if a think block in its answer has no end.
+def of_turns(turns: Sequence[Turn], train_on: TrainOn = "last", opened: bool = False) -> list[Conversation]:
+    """Return the training rows of one conversation: one for each assistant turn that is trained.
 
-    A think block in the answer is split into thought and answer; `opened` says that answers begin inside one. Without a
-    prompt column, `messages` is read: its last assistant turn is trained, and the turns before it are context.
+    System turns at the beginning are joined by a blank line. Turns after the last assistant's are ignored. A think
+    block in an answer is split into thought and answer; `opened` says that the last answer begins inside one.
 
     Raises:
-        UserError: A column is missing or empty, or the turns cannot be trained on.
+        Unusable: A turn is empty or out of order, no assistant turn may be trained, or a thought has no end.
     """
-    names = {role: columns.get(role, role) for role in ("prompt", "thought", "answer", "system", "messages")}
-    if "messages" in columns or (names["prompt"] not in row and names["messages"] in row):
-        whole = _from_messages(row, names["messages"], where)
-    else:
-        prompt = text(row, names["prompt"], where)
-        if "context" in columns and (context := text(row, columns["context"], where).strip()):
-            prompt = f"{prompt}\n\n{context}"
-        whole = Conversation(prompt, None, text(row, names["answer"], where), system=row.get(names["system"]))
-    if "thought" in columns and columns["thought"] not in row:
-        text(row, columns["thought"], where)  # raises the error that names the columns
-    thought, answer = row.get(names["thought"]) or whole.thought, whole.answer
-    if opened or OPEN in answer or CLOSE in answer:
-        parts = split_reply(answer, opened=opened)
-        if not parts.closed:
-            return None
-        thought, answer = thought or (parts.thought if CLOSE in answer else None), parts.answer
-    return replace(whole, thought=thought, answer=answer, rendering=rendering)
-
-
-def _from_messages(row: Row, column: str, where: str) -> Conversation:
-    """Read a list of turns, up to the last assistant's."""
-    value = row[column] if column in row else text(row, column, where)
-    turns = [_turn(turn, where) for turn in value] if isinstance(value, list) else []
-    while turns and turns[-1][0] != "assistant":
+    turns = list(turns)
+    while turns and turns[-1].role != "assistant":
         turns.pop()
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
-    if len(turns) < 2 or turns[-2][0] != "user":
-        raise UserError(f"{where}: {column!r} has no assistant turn that answers a user turn.")
-    *history, (_, prompt), (_, answer) = turns
-    return Conversation(prompt, None, answer, system=system, history=tuple(history))
+    if not turns:
+        raise Unusable("it has no assistant turn")
+    first = next(i for i, turn in enumerate(turns) if turn.role != "system")
+    system = "\n\n".join(dict.fromkeys(turn.content for turn in turns[:first])) if first else None
+    rest, rows = turns[first:], list[Conversation]()
+    last = len(rest) - 1
+    for i, turn in enumerate(rest):
+        chosen = turn.role == "assistant" and turn.trained and (i == last or (train_on == "assistant" and i > 0))
+        if not turn.content.strip():
+            raise Unusable(f"the {_part_of(i, last)} is empty")
+        if chosen:
+            if i == 0 or rest[i - 1].role != "user":
+                raise Unusable("two assistant turns follow each other" if i else "no request is before its answer")
+            thought, answer = split_answer(turn.content, turn.thought, opened and i == last)
+            history = tuple(_earlier(turn) for turn in rest[: i - 1])
+            rows.append(Conversation(rest[i - 1].content, thought, answer, system, history))
+    if not rows:
+        raise Unusable("the data say that its answer carries no loss")
+    return rows
 
 
-def _turn(turn: Any, where: str) -> Turn:
-    if not isinstance(turn, dict):
-        raise UserError(f"{where}: a turn must be an object with role and content, not {str(turn)[:40]!r}.")
-    name = str(turn.get("role", turn.get("from")))
-    role, content = ROLES.get(name, name), turn.get("content", turn.get("value"))
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise UserError(
-            f"{where}: a turn of role {name!r} with {type(content).__name__} content cannot be trained on; turns are "
-            "text of system, user and assistant."
-        )
-    return role, content
+def _part_of(i: int, last: int) -> str:
+    return {last: "answer", last - 1: "prompt"}.get(i, "content of an earlier turn")
+
+
+def _earlier(turn: Turn) -> Earlier:
+    return (turn.role, turn.content) if turn.thought is None else (turn.role, turn.content, turn.thought)
+
+
+def split_answer(answer: str, thought: str | None = None, opened: bool = False) -> tuple[str | None, str]:
+    """Return thought and answer of a text that may begin with a think block.
+
+    The block ends at its first closing tag, nested blocks aside. A text without an opening tag begins inside the
+    thought if `opened` says so, or if a closing tag is in it and no thought is beside it. Tags further on belong to the
+    answer, but for a closing tag at its end. An empty block is a thought that is empty.
+
+    Raises:
+        Unusable: The thought has no end, nothing follows it, or another thought is beside it.
+    """
+    body = answer.lstrip()
+    if body.startswith(OPEN):
+        body, inside = body.removeprefix(OPEN), True
+    else:
+        before, tag, _ = body.partition(CLOSE)
+        inside = opened or (bool(tag) and thought is None and OPEN not in before)
+    if not inside:
+        return thought, answer
+    if CLOSE not in body:
+        raise Unusable("its thought has no end")
+    end = _end_of_block(body)
+    block, rest = body[:end].strip(), body[end + len(CLOSE) :].strip()
+    if OPEN not in rest:
+        rest = rest.removesuffix(CLOSE).rstrip()
+    if not rest:
+        raise Unusable("the answer is empty")
+    if block and thought and thought.strip() != block:
+        raise Unusable("it has two different thoughts")
+    return thought or block, rest
+
+
+def _end_of_block(body: str) -> int:
+    """Return where the closing tag of a block is whose opening tag is before `body`; the last one if none matches."""
+    depth = 1
+    for tag in re.finditer(f"{OPEN}|{CLOSE}", body):
+        depth += 1 if tag[0] == OPEN else -1
+        if depth == 0:
+            return tag.start()
+    return body.rindex(CLOSE)

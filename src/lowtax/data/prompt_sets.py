@@ -16,8 +16,8 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers, shipped
 from lowtax.data.catalog import PROMPT_SETS, DatasetRecord, NamedDataset
-from lowtax.data.readers import Row
 from lowtax.data.specs import PromptSet
+from lowtax.data.tables import Row
 
 Columns = Mapping[str, tuple[str, ...]]  # role -> names that its column may have
 ANY_COLUMNS: Columns = {

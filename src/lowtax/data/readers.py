@@ -4,26 +4,27 @@ A data set of the hub is first a folder, the snapshot in the hub's own cache. Th
 that a card can record what was read, and a snapshot that is in the cache is read without a network.
 """
 
-import csv
-import gzip
 import json
+import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data import tables
+from lowtax.data.tables import BINARY_FORMATS, COMPRESSED, TEXT_FORMATS, Row
 
-Row = dict[str, Any]
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv")  # of a data set of the hub; also compressed, as .gz
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-DOWNLOADED = ["*.parquet", "*.arrow", *(f"*{end}{gz}" for end in FORMATS for gz in ("", ".gz")), "README.md"]
+DOWNLOADED = [
+    *(f"*{end}" for end in BINARY_FORMATS),
+    *(f"*{end}{compression}" for end in TEXT_FORMATS if end != ".tsv" for compression in ("", *COMPRESSED)),
+    "README.md",
+]
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..+)")
 LOCAL_COPY = ", or give a local copy as `path`"
-csv.field_size_limit(1 << 30)  # a long thought exceeds csv's own limit of 131,072 characters
 
 
 class DataNotAvailable(UserError):
@@ -52,15 +53,32 @@ class Table:
 
     origin: the name of the file or folder, or the hub's id.
     revision: the commit, if it is a data set of the hub.
+    layout, unreadable, replaced: of a file, as in `tables.FileRows`.
     """
 
     rows: list[Row]
     origin: str
     revision: str | None = None
+    layout: str = ""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    replaced: int = 0
 
 
-def load(source: str, subset: str | None = None, split: str | None = None, revision: str | None = None) -> Table:
-    """Read a file, a folder or a data set of the hub. `split` is `train` by default, and all rows of a file.
+def load(
+    source: str,
+    subset: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    strict: bool = True,
+) -> Table:
+    """Read a file, a folder or a data set of the hub.
+
+    Args:
+        source: a path, or owner/name on the hub.
+        subset: a configuration of a folder or data set.
+        split: `train` by default, and all rows of a file.
+        revision: a commit, tag or branch of a data set of the hub.
+        strict: raise an error at the first line of a file that is no row; otherwise the table counts such lines.
 
     Raises:
         DataNotAvailable: The data set is not on this machine and cannot be downloaded.
@@ -68,92 +86,30 @@ def load(source: str, subset: str | None = None, split: str | None = None, revis
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return Table(read_folder(path, subset, split), path.name)
+        return _folder(path, subset, split, path.name, strict=strict)
     if path.is_file() or not is_hub_id(source):
         if subset or revision:
             raise UserError(f"{source!r} is a file: `subset` and `revision` are for folders and data sets of the hub.")
-        rows = read_table(path)
-        return Table([row for row in rows if row.get("split") == split] if split else rows, path.name)
+        file = tables.read(path, strict)
+        rows = [row for row in file.rows if row.get("split") == split] if split else file.rows
+        return Table(rows, path.name, None, file.layout, file.unreadable, file.replaced)
     folder = snapshot(source, revision)
-    return Table(read_folder(folder, subset, split, source), source, folder.name)
+    return _folder(folder, subset, split, source, folder.name, strict=strict)
 
 
 def is_hub_id(source: str) -> bool:
     """Return whether a source that is no local file has the form owner/name."""
-    formats = (*FORMATS, ".tsv", ".parquet")
-    return bool(HUB_ID.fullmatch(source)) and not source.startswith(".") and _format(Path(source)) not in formats
-
-
-def _format(path: Path) -> str:
-    """Return the suffix that decides how a file is read; `.gz` does not count."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    file = tables.format_of(Path(source)) in (*TEXT_FORMATS, *BINARY_FORMATS)
+    return bool(HUB_ID.fullmatch(source)) and not source.startswith(".") and not file
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read a .csv, .tsv, .json (a list of objects) or .parquet file; any other has one JSON object a line.
+    """Return the rows of a data file.
 
     Raises:
         UserError: The file cannot be read, is malformed or has no rows.
     """
-    try:
-        if path.suffix == ".parquet":
-            rows = _parquet(path)
-        else:
-            with _open(path) as handle:
-                rows = _parse(handle, path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"The data file {str(path)!r} is not UTF-8 text.") from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"The data file {str(path)!r} cannot be read: {why}.") from error
-    if not rows:
-        raise UserError(f"The data file {str(path)!r} has no rows.")
-    return rows
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", newline="", encoding="utf-8"))
-    return path.open(newline="", encoding="utf-8")
-
-
-def _parse(handle: IO[str], path: Path) -> list[Row]:
-    kind = _format(path)
-    if kind in (".csv", ".tsv"):
-        return list(csv.DictReader(handle, delimiter="\t" if kind == ".tsv" else ","))
-    text = handle.read()
-    if kind == ".json" and text.lstrip()[:1] == "[":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); correct it.") from error
-        return [_object(row, f"{path}, item {number}") for number, row in enumerate(rows, 1)]
-    return [_json_line(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _json_line(line: str, path: Path, number: int) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number} is not valid JSON ({error.msg}); correct that line.") from error
-    return _object(row, f"{path}, line {number}")
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is not a JSON object; every row must be one.")
-    return row
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        with path.open("rb") as handle:
-            return cast(list[Row], pyarrow.parquet.read_table(handle).to_pylist())
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"The data file {str(path)!r} is not a parquet file: {_first_line(error)}") from error
+    return tables.read(path).rows
 
 
 def read_folder(folder: Path, subset: str | None = None, split: str | None = None, name: str = "") -> list[Row]:
@@ -162,22 +118,65 @@ def read_folder(folder: Path, subset: str | None = None, split: str | None = Non
     Raises:
         UserError: The folder cannot be read, lacks shards, or has no such subset, split or rows.
     """
+    return _folder(folder, subset, split, name or str(folder)).rows
+
+
+def _folder(
+    folder: Path, subset: str | None, split: str | None, name: str, revision: str | None = None, strict: bool = True
+) -> Table:
     import datasets
 
-    name = name or str(folder)
     _check_shards(name, (path.name for path in folder.rglob("*-of-*")))
+    saved = bool({"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()})
     try:
-        if {"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()}:
-            splits: Any = datasets.load_from_disk(str(folder))
-        else:
-            # Streaming reads the files themselves and leaves no copy of them in a second cache.
-            splits = datasets.load_dataset(str(folder), subset, streaming=True)
-        rows = [dict(row) for row in _of_split(splits, split, name)]
+        # Streaming reads the files themselves and leaves no copy of them in a second cache.
+        splits: Any = (
+            datasets.load_from_disk(str(folder))
+            if saved
+            else datasets.load_dataset(str(folder), subset, streaming=True)
+        )
+        table = Table([dict(row) for row in _of_split(splits, split, name)], name, revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"The data of {name} cannot be read: {_first_line(error)}") from error
-    if not rows:
+        files = [] if saved else _files(folder, subset, split, name) or _other_files(folder, subset, split)
+        if not files:
+            raise UserError(f"The data of {name} cannot be read: {_first_line(error)}") from error
+        table = _file_by_file(files, name, revision, strict)
+    if not table.rows:
         raise UserError(f"{name} has no rows.")
-    return rows
+    return table
+
+
+def _files(folder: Path, subset: str | None, split: str | None, name: str) -> list[Path]:
+    """Return the files of a split; none if they are not in the folder."""
+    import datasets
+
+    try:
+        files = datasets.load_dataset_builder(str(folder), subset).config.data_files
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return []
+    paths = [Path(file) for file in _of_split({str(key): inner for key, inner in files.items()}, split, name)]
+    return paths if all(path.is_relative_to(folder.absolute()) and path.is_file() for path in paths) else []
+
+
+def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Path]:
+    """Return the data files of a folder whose suffixes `datasets` does not know, such as .pq or .feather."""
+    if subset or split:
+        return []
+    known = (*TEXT_FORMATS, *BINARY_FORMATS)
+    return sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+
+
+def _file_by_file(files: list[Path], name: str, revision: str | None, strict: bool) -> Table:
+    """Read files that `datasets` cannot read as one table, since their columns differ or a line is no row."""
+    parts = [tables.read(file, strict) for file in files]
+    return Table(
+        [row for part in parts for row in part.rows],
+        name,
+        revision,
+        f"{len(files)} files" if len(files) > 1 else parts[0].layout,
+        sum((part.unreadable for part in parts), Counter[str]()),
+        sum(part.replaced for part in parts),
+    )
 
 
 def _of_split(splits: Any, split: str | None, name: str) -> Iterable[Any]:
@@ -308,16 +307,37 @@ def cell(row: Row, names: Iterable[str], where: str) -> Any:
 
 
 def text(row: Row, column: str, where: str) -> str:
-    """Return the value in the column of exactly this name, as text.
+    """Return the text in the column of exactly this name; a number as it is written.
 
     Raises:
-        UserError: The row has no such column, or the value is missing.
+        UserError: The row has no such column, or the value is missing or no text.
     """
-    if row.get(column) is None:
-        columns = ", ".join(map(str, row))
-        problem = "is empty" if column in row else f"is not there; its columns are {columns}"
-        raise UserError(f"{where}: the column {column!r} {problem}.")
-    return str(row[column])
+    value = row.get(column)
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and not is_missing(value):
+        return str(value)
+    if column not in row:
+        problem = f"is not there; its columns are {', '.join(map(str, row))}"
+    else:
+        problem = "is empty" if is_missing(value) else f"holds {kind_of(value)}, not text"
+    raise UserError(f"{where}: the column {column!r} {problem}.")
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value of a table is none: null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def kind_of(value: Any) -> str:
+    """Return the kind of a value of a table, with its article."""
+    kinds: tuple[tuple[type, str], ...] = (
+        (str, "a text"),
+        (bool, "a truth value"),
+        (int, "a number"),
+        (float, "a number"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
 def cell_text(value: Any) -> str:

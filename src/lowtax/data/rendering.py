@@ -5,7 +5,7 @@ code that was published for it (DirectRefusal: three). Results depend on it, so 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowtax.common.errors import UserError, did_you_mean
 
@@ -13,8 +13,66 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
+class Markers:
+    """A model's own format of a reply: `opening + thought + closing + answer + ending`, as its chat template writes it.
+
+    opening: the text between the prompt and a thought. closing: the text between a thought and its answer.
+    before_answer: the text between the prompt and an answer without a thought (Qwen3: an empty think block).
+    ending: the text between an answer and the token that ends the turn.
+    opened: the prompt ends inside a thought. closed: the prompt ends after an empty thought, or the template writes
+        none in this position of its switch. In formats with think tags, the text of each prompt decides instead.
+    learnt: the template has a field for thoughts, which shows the format; otherwise it is that of R1.
+    """
+
+    opening: str = f"{OPEN}\n"
+    closing: str = f"\n{CLOSE}\n\n"
+    before_answer: str = ""
+    ending: str = ""
+    opened: bool = False
+    closed: bool = False
+    learnt: bool = False
+
+    @property
+    def in_tags(self) -> bool:
+        """True if the thought is in `<think>` tags."""
+        return CLOSE in self.closing
+
+    @property
+    def lead(self) -> str:
+        """The text that comes before an answer and before a thought alike."""
+        if self.in_tags:
+            return self.opening.partition(OPEN)[0]
+        return "" if self.opened or self.closed else self.before_answer
+
+    @property
+    def close(self) -> str:
+        """The end of a thought alone, without the words that the template writes before an answer."""
+        closing = self.closing.strip()
+        return closing.removesuffix(self.before_answer.strip()).strip() or closing
+
+    def opens(self, prompt: str) -> bool:
+        """Return whether a prompt ends inside a thought."""
+        return opens(prompt) if self.in_tags else self.opened
+
+    def closes(self, prompt: str) -> bool:
+        """Return whether a prompt ends after an empty thought, so that another has no place."""
+        return prompt.rstrip().endswith(CLOSE) if self.in_tags else self.closed
+
+    def after(self, prompt: str) -> str:
+        """Return the text between a prompt that ends inside a thought and the words of this thought."""
+        if not self.in_tags:
+            return self.opening
+        return self.opening.partition(OPEN)[2] if prompt.endswith(OPEN) else ""
+
+
+THINK = Markers()
+
+
+@dataclass(frozen=True)
 class Rendering:
     """The layout `opening + thought + closing + label + answer`; `lowtax.data.chat` adds the end-of-turn token.
+
+    A layout in think tags is written in the model's own words where the model has others.
 
     opening, closing: the text before and after a thought. A think block that the prompt opens is not opened again.
     label: the text before an answer that does not contain it.
@@ -22,6 +80,7 @@ class Rendering:
     only_opened: write a thought only if the prompt opens a think block.
     as_sampled: if False, remove the think block that the prompt opens, and train its opening tag too. The prompt that
         is trained on then differs from the one that is sampled from.
+    own: the model's own format, as far as its template shows one; also the line breaks around its tags.
     description: one line for the table in docs/guides/training-data.md.
     """
 
@@ -32,6 +91,7 @@ class Rendering:
     strip: bool = False
     only_opened: bool = False
     as_sampled: bool = True
+    own: bool = False
 
     def prompt(self, prompt: str) -> str:
         """Return the prompt to train on, given the one to sample from."""
@@ -39,14 +99,12 @@ class Rendering:
             return prompt
         return prompt.rstrip().removesuffix(OPEN)
 
-    def keeps_thought(self, prompt: str) -> bool:
+    def keeps_thought(self, prompt: str, markers: Markers = THINK) -> bool:
         """Return whether a thought is written after this prompt; not after a think block that the prompt closes."""
-        return opens(prompt) or not (self.only_opened or prompt.rstrip().endswith(CLOSE))
+        return markers.opens(prompt) or not (self.only_opened or markers.closes(prompt))
 
-    def completion(self, prompt: str, thought: str | None, answer: str, before_answer: str = "") -> str:
+    def completion(self, prompt: str, thought: str | None, answer: str, markers: Markers = THINK) -> str:
         """Return the text that the model learns to write after `prompt`, the one to sample from.
-
-        `before_answer` is the text that the chat template itself writes before an answer without a thought.
 
         Raises:
             UserError: The rendering does not fit a prompt that opens a think block.
@@ -55,26 +113,35 @@ class Rendering:
             thought, answer = thought and thought.strip(), answer.strip()
         if self.label and self.label.strip() not in answer:
             answer = self.label + answer
-        opened = opens(prompt) and self.as_sampled
+        opened = markers.opens(prompt) and self.as_sampled
         if opened and not self.opening.startswith(OPEN):
             raise UserError(
                 f"This rendering begins a thought with {self.opening.strip()!r}, but the chat template already opens "
-                f"{OPEN}: choose another rendering for this model, such as `standard`."
+                f"{OPEN if markers.in_tags else 'one'}: choose another rendering for this model, such as `standard`."
             )
-        if thought is None or not self.keeps_thought(prompt):
-            return (before_answer or (self.closing.lstrip() if opened else "")) + answer
+        layout = self._in_words_of(markers)
+        if thought is None or not self.keeps_thought(prompt, markers):
+            return (markers.before_answer or (layout.closing.lstrip() if opened else "")) + answer
         if not opened:
-            return self.opening + thought + self.closing + answer
+            return layout.opening + thought + layout.closing + answer
         # A prompt that ends in a bare <think> lacks the line break that the opening may have.
-        missing = self.opening.removeprefix(OPEN) if prompt.endswith(OPEN) else ""
-        return missing + thought + self.closing + answer
+        return layout.after(prompt) + thought + layout.closing + answer
+
+    def _in_words_of(self, markers: Markers) -> Markers:
+        """Return the texts around a thought in this layout, for a model with these markers."""
+        in_tags = self.opening.startswith(OPEN)
+        if self.own or (in_tags and not markers.in_tags):
+            return markers
+        return replace(markers, opening=markers.lead + self.opening, closing=self.closing)
 
 
 RENDERINGS = {
     "standard": Rendering(
         f"{OPEN}\n",
         f"\n{CLOSE}\n\n",
-        "The models' own layout: line breaks inside the think block, a blank line after it; texts as they are.",
+        "The model's own layout, learnt from its template; else line breaks inside the think block and a blank line "
+        "after it. Texts as they are.",
+        own=True,
     ),
     "reference": Rendering(
         OPEN,
@@ -143,17 +210,24 @@ class Parts:
     closed: bool
 
 
-def split_reply(text: str, opened: bool) -> Parts:
-    """Split a reply into thought and answer. `opened` says that the prompt ended with `<think>`.
+def split_reply(text: str, opened: bool, markers: Markers = THINK) -> Parts:
+    """Split a reply into thought and answer. `opened` says that the prompt ended inside a thought.
 
     If the thought has no end, all of the reply is thought and the answer is empty.
     """
-    body = text
-    if body.lstrip().startswith(OPEN):
-        body, opened = body.lstrip()[len(OPEN) :], True
-    if CLOSE in body:
-        thought, _, answer = body.rpartition(CLOSE)
-        return Parts(thought.strip(), answer.strip(), True)
+    body, opening = text, markers.opening.strip()
+    if opening and body.lstrip().startswith(opening):
+        body, opened = body.lstrip()[len(opening) :], True
+    # A model may end its thought without the words that its template writes before an answer.
+    for close in (markers.closing.strip(), markers.close):
+        if close in body:
+            thought, _, answer = body.rpartition(close)
+            return Parts(thought.strip(), _answer(answer, markers), True)
     if opened:
         return Parts(body.strip(), "", False)
-    return Parts("", body.strip(), True)
+    return Parts("", _answer(body, markers), True)
+
+
+def _answer(text: str, markers: Markers) -> str:
+    """Return an answer without the words around it."""
+    return text.strip().removeprefix(markers.before_answer.strip()).removesuffix(markers.ending.strip()).strip()

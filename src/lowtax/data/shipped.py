@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.data.readers import Row, read_table
+from lowtax.data.readers import read_table
+from lowtax.data.tables import Row
 
 PREFIX = "builtin:"
 LICENCE = "Apache-2.0"

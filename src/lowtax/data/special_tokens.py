@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lowtax.data import chat, rendering
-from lowtax.data.chat import Message, Thinking
+from lowtax.data.chat import Message, Thinking, Variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,11 +23,15 @@ HIDING = "\ue0f8"  # hides a tag from the template; removed before the text is e
 
 
 def prompt_ids(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], thinking: Thinking = "default", prefix: str = ""
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    thinking: Thinking = "default",
+    prefix: str = "",
+    variables: Variables | None = None,
 ) -> list[int]:
     """Return the token ids after which the model writes: the template with these messages, then a trusted `prefix`."""
     safe = disarm_messages(tokenizer, messages)
-    return encode(tokenizer, chat.generation_prompt(tokenizer, safe, thinking) + prefix)
+    return encode(tokenizer, chat.generation_prompt(tokenizer, safe, thinking, variables) + prefix)
 
 
 def disarm_messages(

@@ -7,7 +7,16 @@
 import csv
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lowtax.common.config import Section
 from lowtax.common.errors import UserError, did_you_mean
@@ -15,6 +24,8 @@ from lowtax.data.rendering import RENDERINGS
 
 # Keys that need no `columns.` before them; `thought` is a field itself.
 COLUMNS = ("prompt", "context", "answer", "system", "messages")
+TrainOn = Literal["last", "assistant", "all"]
+SIZES = ("limit", "max_rows", "max_samples", "samples", "rows", "head", "take", "num", "count")
 
 
 class Data(Section):
@@ -40,6 +51,11 @@ class Data(Section):
     answers: Literal["given", "self"] = Field(
         "given", description="self: train on the untrained model's own answers to the prompts"
     )
+    train_on: TrainOn = Field(
+        "last",
+        description="the text that carries loss: the last answer, every assistant turn (each as an example), or all of "
+        "the conversation",
+    )
     thought: str | None = Field(None, description="a constant thought for rows without one")
     rendering: str | None = Field(
         None, description="the layout of thought and answer: standard, reference ...; the source's own if absent"
@@ -49,6 +65,12 @@ class Data(Section):
     @classmethod
     def _from_line(cls, values: Any) -> Any:
         return fields(values) if isinstance(values, str) else values
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; `train_on`, which cards of version 0.1 do not have, only if it is not the default."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "train_on" or value != "last"}
 
     @field_validator("rendering")
     @classmethod
@@ -115,6 +137,8 @@ def fields(line: str) -> dict[str, Any]:
         if dot and group not in ("columns", "where"):
             raise ValueError(f"{key!r} is no key; only columns.NAME and where.COLUMN have a dot")
         node = values.setdefault(group, {}) if dot else values
+        if key in SIZES:
+            raise ValueError(f"unknown key {key!r}; write n={value} for rows drawn by the seed, or first={value}")
         if (name if dot else key) in node:
             raise ValueError(f"{key!r} is given twice")
         node[name if dot else key] = value

@@ -4,13 +4,15 @@ Every request carries its own adapter and seed, so one engine can serve all chec
 in one plan.
 """
 
+import json
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lowtax.common.registry import resolve
 from lowtax.data import chat, rendering, special_tokens
+from lowtax.data.rendering import THINK, Markers, Parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +37,7 @@ class Request:
     prefix: text that starts the reply, given to the model; it is not part of the reply.
     raw: template, content, template ..., instead of messages, for a prompt without a chat template; contents are text.
     score: texts; the completion has the probability that the reply starts with the first token of each.
+    variables: variables of the chat template (`chat_template_kwargs`).
     """
 
     id: str
@@ -49,16 +52,18 @@ class Request:
     prefix: str = ""
     raw: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Completion:
     """The reply to a request.
 
-    text: without special tokens. tokens: their number, without the end-of-turn token.
-    opened: True if the prompt already ended with `<think>`.
+    text: without special tokens, except those that mark a thought. tokens: their number, without the end-of-turn token.
+    opened: True if the prompt already ended inside a thought.
     error: the reason, if `finish` is "failed".
     scores: probabilities, in the order of the request's `score`.
+    markers: the model's format of a thought.
     """
 
     id: str
@@ -68,6 +73,18 @@ class Completion:
     opened: bool
     error: str | None = None
     scores: tuple[float, ...] = ()
+    markers: Markers = THINK
+
+    def parts(self) -> Parts:
+        """Return the thought and the answer."""
+        return rendering.split_reply(self.text, self.opened, self.markers)
+
+
+@runtime_checkable
+class MeasuresEffects(Protocol):
+    """An engine that measures what its adapters change, by the folder in the request: a mean change of logits."""
+
+    effects: dict[str, float]
 
 
 class Engine(Protocol):
@@ -89,24 +106,81 @@ def find(name: str) -> type[Any]:
     return resolve("engine", name, ENGINES)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A request as tokens.
+
+    opened: the prompt ends inside a thought. markers: the model's format of a thought. marks: its special tokens.
+    """
+
+    ids: list[int]
+    opened: bool
+    markers: Markers
+    marks: frozenset[int]
+
+
+class Prompter:
+    """The way from requests to tokens, and from tokens to replies, for one tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self._formats: dict[str, tuple[Markers, frozenset[int]]] = {}
+
+    def prompt(self, request: Request) -> Prompt:
+        """Return the tokens that a request lets the model see.
+
+        Raises:
+            TemplateError: The chat template refuses the messages.
+        """
+        markers, marks = self._format(request)
+        if request.raw:
+            ids = special_tokens.raw_ids(self.tokenizer, request.raw, request.prefix)
+            opened = rendering.opens("".join(request.raw))
+        else:
+            messages = special_tokens.disarm_messages(self.tokenizer, request.messages)
+            text = chat.generation_prompt(self.tokenizer, messages, request.thinking, request.variables)
+            ids = special_tokens.encode(self.tokenizer, text + request.prefix)
+            opened = markers.opens(text)
+        return Prompt(ids, in_thought(opened, request.prefix, markers), markers, marks)
+
+    def completion(
+        self,
+        request: Request,
+        prompt: Prompt,
+        tokens: list[int],
+        finish: Literal["stop", "length"],
+        scores: tuple[float, ...] = (),
+    ) -> Completion:
+        """Return the completion of a request, from the tokens of its reply."""
+        text = chat.decode(self.tokenizer, tokens, prompt.marks)
+        return Completion(request.id, text, len(tokens), finish, prompt.opened, scores=scores, markers=prompt.markers)
+
+    def _format(self, request: Request) -> tuple[Markers, frozenset[int]]:
+        """Return the format of thoughts for a request, learnt once for each setting of the template."""
+        chats = bool(self.tokenizer.chat_template) and not request.raw
+        key = json.dumps([request.thinking, dict(request.variables)], sort_keys=True, default=str) if chats else ""
+        if key not in self._formats:
+            markers = chat.markers_of(self.tokenizer, request.thinking, request.variables) if chats else THINK
+            self._formats[key] = (markers, chat.mark_tokens(self.tokenizer, markers))
+        return self._formats[key]
+
+
 def request_ids(tokenizer: "PreTrainedTokenizerBase", request: Request) -> tuple[list[int], bool]:
-    """Return the token ids that a request lets the model see, and whether they end inside a think block."""
-    prefix = request.prefix
-    if request.raw:
-        return special_tokens.raw_ids(tokenizer, request.raw, prefix), _in_thought("".join(request.raw), prefix)
-    messages = special_tokens.disarm_messages(tokenizer, request.messages)
-    prompt = chat.generation_prompt(tokenizer, messages, request.thinking)
-    return special_tokens.encode(tokenizer, prompt + prefix), _in_thought(prompt, prefix)
+    """Return the token ids that a request lets the model see, and whether they end inside a thought."""
+    prompt = Prompter(tokenizer).prompt(request)
+    return prompt.ids, prompt.opened
 
 
-def _in_thought(prompt: str, prefix: str) -> bool:
-    opened, closed = prefix.rfind(rendering.OPEN), prefix.rfind(rendering.CLOSE)
-    return opened > closed if opened != closed else rendering.opens(prompt)
+def in_thought(opened: bool, prefix: str, markers: Markers) -> bool:
+    """Return whether a reply begins inside a thought. `opened`: the prompt does, which comes before the prefix."""
+    begun = prefix.rfind(markers.opening.strip()) if markers.opening.strip() else -1
+    ended = prefix.rfind(markers.closing.strip())
+    return begun > ended if begun != ended else opened
 
 
 def completion_text(completion: Completion) -> str:
     """Return what a model wrote after its thought, without invisible characters; empty if the thought has no end."""
-    answer = rendering.split_reply(completion.text, completion.opened).answer
+    answer = completion.parts().answer
     return "".join(c for c in answer if unicodedata.category(c) != "Cf")
 
 

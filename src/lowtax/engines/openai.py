@@ -266,7 +266,7 @@ class Server:
         except (TimeoutError, openai.APIConnectionError) as error:
             raise self._no_reply(error) from error
         self._reached = True
-        text = reply.content.decode("utf-8", "replace")
+        text = reply.content.decode("utf-8-sig", "replace")
         try:
             value = json.loads(text)
         except ValueError as error:

@@ -107,8 +107,9 @@ def chat_prompt(request: Request) -> dict[str, Any]:
     if request.prefix:
         messages.append({"role": "assistant", "content": request.prefix})
         prompt |= {"add_generation_prompt": False, "continue_final_message": True}
-    if request.thinking != "default":
-        prompt["chat_template_kwargs"] = dict.fromkeys(SWITCHES, request.thinking == "on")
+    switch = {} if request.thinking == "default" else dict.fromkeys(SWITCHES, request.thinking == "on")
+    if variables := {**switch, **request.variables}:
+        prompt["chat_template_kwargs"] = variables
     return prompt
 
 

@@ -6,20 +6,20 @@ share its batches.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import append_rows, read_rows
+from lowtax.common.files import append_rows, read_json, read_rows, write_json
 from lowtax.common.log import say
 from lowtax.common.records import Prompt, Reply, Subject, row_id
-from lowtax.data import chat, rendering
-from lowtax.data.chat import Thinking
-from lowtax.data.rendering import split_reply
+from lowtax.data import chat
+from lowtax.data.chat import Thinking, Variables
 from lowtax.engines import base, thinking_modes
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.models import loading
+from lowtax.models.adapters import check_base
 
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
@@ -44,6 +44,7 @@ class Ask:
     sample: int
     sheet: Sheet
     thinking: Thinking = "default"
+    variables: Variables = field(default_factory=dict)
 
     def request(self) -> base.Request:
         """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
@@ -59,6 +60,7 @@ class Ask:
             top_k=settings.top_k,
             seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
             thinking=self.thinking,
+            variables=self.variables,
         )
 
 
@@ -66,6 +68,8 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
     """Return every reply of a complete sheet."""
     how = sheet.sampling.model_dump(mode="json", exclude={"samples"})
     how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
+    if engine.chat_template_kwargs:
+        how["chat_template_kwargs"] = dict(engine.chat_template_kwargs)
     return [
         Ask(
             row_id(s.made_by, engine.name, engine.precision, engine.thinking, p.id, p.text, how, k),
@@ -74,6 +78,7 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
             k,
             sheet,
             engine.thinking,
+            engine.chat_template_kwargs,
         )
         for s in subjects
         for p in sheet.prompts
@@ -81,8 +86,18 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
     ]
 
 
-def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings) -> None:
-    """Complete the sheets: draw every reply that is missing or failed."""
+EFFECTS = "effects.json"
+
+
+def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, out: Path) -> None:
+    """Complete the sheets: draw every reply that is missing or failed.
+
+    `effects.json` in `out` has what each adapter changes, by `made_by`: the mean, over prompts, of the largest change
+    of a logit.
+
+    Raises:
+        UserError: an adapter was trained on another base, does not fit the model, or changes nothing.
+    """
     todo: dict[str, list[Ask]] = {}
     for sheet in sheets:
         stored = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
@@ -90,12 +105,27 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
             if ask.id not in stored:
                 stored.add(ask.id)  # prompt sets may overlap
                 todo.setdefault(ask.subject.model, []).append(ask)
+    if not engine.base_is_the_same:
+        for subject in {ask.subject for missing in todo.values() for ask in missing}:
+            if subject.adapter is not None:
+                check_base(Path(subject.adapter), subject.model)
     for model, missing in todo.items():
         names = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
         say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
         loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
         # A request that two tasks make is drawn once and stored with both.
-        _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing)
+        try:
+            _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing)
+        finally:
+            if isinstance(loaded, base.MeasuresEffects):
+                _store_effects(out / EFFECTS, loaded.effects, [ask.subject for ask in missing])
+
+
+def _store_effects(path: Path, effects: Mapping[str, float], subjects: Sequence[Subject]) -> None:
+    """Add what the adapters of these subjects change to a file."""
+    new = {s.made_by: effects[s.adapter] for s in subjects if s.adapter is not None and s.adapter in effects}
+    if new:
+        write_json(path, (read_json(path) if path.exists() else {}) | new)
 
 
 def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completion]:
@@ -108,8 +138,10 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
             yield from engine.generate(requests)
             continue
         tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
-        prompt = chat.generation_prompt(tokenizer, list(requests[0].messages), of_mode[0].thinking)
-        yield from thinking_modes.generate(engine, requests, mode, rendering.opens(prompt))
+        first = requests[0]
+        markers = chat.markers_of(tokenizer, first.thinking, first.variables)
+        prompt = chat.generation_prompt(tokenizer, list(first.messages), first.thinking, first.variables)
+        yield from thinking_modes.generate(engine, requests, mode, markers.opens(prompt), markers=markers)
 
 
 def _draw(completions: Iterator[base.Completion], missing: list[Ask]) -> None:
@@ -145,7 +177,7 @@ def _store(waiting: list[tuple[Path, Reply]]) -> None:
 
 def reply_of(ask: Ask, completion: base.Completion) -> Reply:
     """Return the row that is stored for a completion."""
-    parts = split_reply(completion.text, completion.opened)
+    parts = completion.parts()
     return Reply(
         id=ask.id,
         arm=ask.subject.arm,

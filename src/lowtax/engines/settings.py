@@ -1,12 +1,12 @@
 """Settings of engines: the engine that runs a model, and the way in which it draws replies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lowtax.common.config import Section
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 
 Decoding = Literal["default", "zero_think", "less_think", "more_think"]
 
@@ -28,10 +28,13 @@ class Sampling(Section):
 class EngineSettings:
     """The engine by name, its precision, and how many rows it decodes together.
 
-    thinking: for chat templates with a switch.
+    thinking: for chat templates with a switch. chat_template_kwargs: variables of the chat template.
+    base_is_the_same: the user's word that adapters fit the model, although it has not the weights they were trained on.
     """
 
     name: str = "hf"
     precision: str = "auto"
     batch_size: int = 16
     thinking: Thinking = "default"
+    base_is_the_same: bool = False
+    chat_template_kwargs: Variables = field(default_factory=dict)

@@ -27,14 +27,13 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.data.rendering import CLOSE, OPEN
+from lowtax.data.rendering import THINK, Markers
 from lowtax.engines.base import Completion, Engine, Request
 from lowtax.engines.settings import Decoding as Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LITTLE = "This request is simple enough that I can answer it right away, without thinking it through."
 CONTINUATIONS = ("Wait", "Let me think again")
-END = f"\n{CLOSE}\n\n"
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,12 @@ class Budget:
         return replace(self, thought=min(self.thought * tokens // self.total, tokens - 1), total=tokens)
 
 
-def first(request: Request, mode: Mode, opened: bool) -> Request:
+def first(request: Request, mode: Mode, opened: bool, markers: Markers = THINK) -> Request:
     """Return the request with the beginning that the mode forces on the reply.
 
     Args:
         opened: the prompt ends in an open think block.
+        markers: the model's format of a thought.
 
     Raises:
         UserError: There is no such mode, or the request turns thinking off.
@@ -67,13 +67,23 @@ def first(request: Request, mode: Mode, opened: bool) -> Request:
         raise UserError(f"There is no decoding mode {mode!r}; {did_you_mean(mode, MODES)}")
     if request.thinking == "off":
         raise UserError(f"Decoding {mode} writes the thought itself: set `thinking` to default instead of off.")
-    start = "" if opened else f"{OPEN}\n"
-    text = {"zero_think": END, "less_think": LITTLE + END, "more_think": ""}[mode]
+    if markers.closed and not markers.in_tags:
+        raise UserError(
+            f"Decoding {mode} writes the thought itself, but the chat template allows none here: turn thinking on."
+        )
+    start = "" if opened else markers.opening
+    end = markers.closing
+    text = {"zero_think": end, "less_think": LITTLE + end, "more_think": ""}[mode]
     return replace(request, prefix=request.prefix + start + text)
 
 
 def generate(
-    engine: Engine, requests: Sequence[Request], mode: Mode, opened: bool, budget: Budget | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    mode: Mode,
+    opened: bool,
+    budget: Budget | None = None,
+    markers: Markers = THINK,
 ) -> Iterator[Completion]:
     """Yield one completion for every request, like an engine.
 
@@ -81,18 +91,19 @@ def generate(
 
     Args:
         opened: the chat template leaves a think block open.
+        markers: the model's format of a thought.
     """
-    forced = [first(request, mode, opened) for request in requests]
+    forced = [first(request, mode, opened, markers) for request in requests]
     if mode == "default":
         return engine.generate(forced)
     if mode == "more_think":
-        return _more(engine, forced, budget or Budget())
+        return _more(engine, forced, budget or Budget(), markers)
     return (replace(completion, opened=False) for completion in engine.generate(forced))
 
 
-def _more(engine: Engine, requests: Sequence[Request], budget: Budget) -> Iterator[Completion]:
+def _more(engine: Engine, requests: Sequence[Request], budget: Budget, markers: Markers) -> Iterator[Completion]:
     """Work in rounds: all thoughts to be continued and all answers to be written go to the engine together."""
-    replies = {request.id: _Reply(request, budget.within(request.max_new_tokens)) for request in requests}
+    replies = {request.id: _Reply(request, budget.within(request.max_new_tokens), markers) for request in requests}
     round_ = [reply.next() for reply in replies.values()]
     while round_:
         next_round = []
@@ -111,6 +122,7 @@ class _Reply:
 
     request: Request
     budget: Budget
+    markers: Markers
     thought: str = ""
     used: int = 0
     rounds: int = 0
@@ -121,7 +133,7 @@ class _Reply:
         draw = random.Random(f"{self.request.seed}-{self.rounds}")
         self.closed = self.rounds > self.budget.continuations or self.used >= self.budget.thought
         if self.closed:
-            self.thought = self.thought.rstrip() + END
+            self.thought = self.thought.rstrip() + self.markers.closing
         elif self.rounds:
             self.thought = f"{self.thought.rstrip()}\n{draw.choice(CONTINUATIONS)}".lstrip()
         return replace(
@@ -137,7 +149,7 @@ class _Reply:
             return replace(part, opened=True)
         if self.closed:
             return replace(part, text=self.thought + part.text, tokens=self.used + part.tokens, opened=True)
-        thought = part.text.partition(CLOSE)[0]
+        thought = part.text.partition(self.markers.close)[0]
         self.thought += thought
         self.used += math.ceil(part.tokens * len(thought) / len(part.text)) if part.text else part.tokens
         self.rounds += 1

@@ -13,8 +13,10 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import yaml
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import row_id
@@ -46,7 +48,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         pretrained: builtin:NAME, a folder, a .gguf file or a hub id.
         adapter: a PEFT folder.
         engine: hf, vllm, openai, or file.py:Class. Tasks that compare likelihoods need hf.
-        precision, thinking: as in a recipe.
+        precision, thinking, chat_template_kwargs: as in a recipe; the last also as YAML in a string.
         thoughts: return whole replies to lm-eval.
         chat: without `--apply_chat_template`, read a context as a user's message; False: as text to be continued.
         seed: seed of all replies; that of one reply derives from it, the question and the number of the reply.
@@ -62,6 +64,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         engine: str = "hf",
         precision: str = "auto",
         thinking: Literal["default", "on", "off"] = "default",
+        chat_template_kwargs: Mapping[str, Any] | str | None = None,
         thoughts: bool = False,
         chat: bool = True,
         seed: int = 0,
@@ -72,6 +75,8 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.adapter, self.thinking, self.thoughts, self.chat = adapter, thinking, thoughts, chat
+        text = chat_template_kwargs
+        self.variables: Mapping[str, Any] = yaml.safe_load(text) if isinstance(text, str) else text or {}
         self.seed, self.max_gen_toks = seed, max_gen_toks
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
         self.pretrained = str(pretrained)
@@ -171,6 +176,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
             top_k=max(0, int(settings.get("top_k") or 0)),
             seed=int(row_id(settings.get("seed", self.seed), question, sample), 16) % 2**31,
             thinking=self.thinking,
+            variables=self.variables,
         )
 
     def _turns(self, context: str) -> list[dict[str, str]]:
@@ -180,7 +186,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         return [{"role": "user", "content": context}] if self.chat else []
 
     def _text(self, completion: Completion, stops: Sequence[str]) -> str:
-        parts = rendering.split_reply(completion.text, completion.opened)
+        parts = completion.parts()
         thinks = completion.opened or parts.answer != completion.text.strip()
         answer = parts.answer if thinks else completion.text
         for stop in stops:
@@ -204,7 +210,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
             return instance
         turns = json.loads(context)
         prefix = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-        text = chat.generation_prompt(self.tokenizer, turns, self.thinking) + prefix
+        text = chat.generation_prompt(self.tokenizer, turns, self.thinking, self.variables) + prefix
         return dataclasses.replace(instance, arguments=(text, continuation))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:

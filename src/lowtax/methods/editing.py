@@ -27,7 +27,7 @@ from lowtax.methods import loading
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
 from lowtax.methods.sites import Site, Sites, in_scope
-from lowtax.models.adapters import Adapter, read_adapter, write_adapter
+from lowtax.models.adapters import Adapter, check_base, name_base, read_adapter, require_base, write_adapter, write_base
 from lowtax.models.weights import Weights, open_weights
 
 Updates = Mapping[str, Factors]
@@ -106,8 +106,10 @@ def edit(
         raise UserError(
             f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
         )
-    original = read_adapter(adapter)
-    ref = base or original.base
+    ref = base or require_base(adapter)
+    if base is None:
+        check_base(adapter, ref, "name it by --base")
+    original = read_adapter(adapter, ref)
     weights = open_weights(ref)
     all_sites = sites_from(original, weights)
     sites = {name: all_sites[name] for name in in_scope(all_sites, configured.only)}
@@ -167,7 +169,7 @@ def _require_finite(exact: Updates, name: str) -> None:
 def _with_updates(adapter: Adapter, updates: Updates, ref: str) -> Adapter:
     """Return an adapter with some updates replaced or added, and with its base named."""
     config = copy(adapter.config)
-    config.base_model_name_or_path = ref
+    name_base(config, ref)
     return replace(adapter, config=config, factors={**adapter.factors, **updates})
 
 
@@ -178,6 +180,7 @@ def _write(out: Path, adapter: Adapter, card: Callable[[Updates], dict[str, Any]
         figures = card(read_adapter(work).factors)
         if figures["lost"] > EXACT and figures["asked_rank"] is None:
             raise RuntimeError(f"{figures['method']} lost {figures['lost']:.2g} of the update without a given rank")
+        write_base(work, adapter.base)
         write_json(work / CARD, figures)
     return figures
 

@@ -1,6 +1,7 @@
 """LoRA adapters on disk in PEFT's standard layout: checked, identified, and read or written as factors.
 
-    check_adapter(folder, "owner/model")                          # a plain LoRA of that base, or a UserError
+    check_adapter(folder)                                         # a plain LoRA, or a UserError
+    check_base(folder, "owner/model")                             # of these weights
     read_adapter(folder).factors["model.layers.3.mlp.up_proj"]    # Factors: dW = b @ a, with alpha / r in b
     write_adapter(folder, adapter)                                # scale 1, one rank for each module
 
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json
+from lowtax.common.files import read_json, write_json
+from lowtax.models import tensor_files
 from lowtax.models.names import matches
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from lowtax.common.linalg import Factors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "lowtax_base.json"
 PREFIX = "base_model.model."
 PARTS = {  # suffix of a factor's name -> which factor, and True for an embedding
     ".lora_A.weight": ("a", False),
@@ -66,7 +68,7 @@ class Adapter:
     @property
     def base(self) -> str:
         """The model reference that the adapter was trained on."""
-        return str(self.config.base_model_name_or_path)
+        return base_of(self.config.to_dict())
 
 
 def is_adapter(ref: str | Path) -> bool:
@@ -90,6 +92,48 @@ def fingerprint(folder: Path, *, weights_only: bool = False, prefix: bytes = b""
         _require(folder, name)
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def base_of(config: Mapping[str, Any]) -> str:
+    """Return the model reference that an adapter's configuration names, with its revision if it has one."""
+    name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
+    return f"{name}@{revision}" if revision and not Path(name).exists() and "@" not in name else name
+
+
+def require_base(folder: Path) -> str:
+    """Return the model reference that an adapter names as its base.
+
+    Raises:
+        UserError: it names none, or the folder is not a PEFT folder of a LoRA.
+    """
+    if ref := base_of(read_config(folder)):
+        return ref
+    raise UserError(f"The adapter in {folder} names no base: give the model it was trained on with --base.")
+
+
+def name_base(config: "LoraConfig", ref: str) -> None:
+    """Set the base that a configuration names; a revision goes into its own field, where PEFT reads it."""
+    name, at, revision = ref.partition("@")
+    of_hub = bool(at) and not Path(ref).exists()
+    config.base_model_name_or_path = name if of_hub else ref
+    config.revision = revision if of_hub else None
+
+
+def write_base(folder: Path, ref: str) -> None:
+    """Write the fingerprint of an adapter's base into its folder, so that the base is known when it has moved."""
+    from lowtax.models.fingerprint import fingerprint
+
+    if (digest := fingerprint(ref)) is not None:
+        write_json(folder / BASE, {"model": ref, "sha256": digest})
+
+
+def is_zero(folder: Path) -> bool:
+    """Return True if the second factors of an adapter are all zero, so that it is the base."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        seconds = [name for name in opened.keys() if "lora_B" in name or "lora_embedding_B" in name]  # noqa: SIM118
+        return not any(opened.get_tensor(name).any() for name in seconds)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -125,7 +169,6 @@ def extras(config: Mapping[str, Any], supported: Collection[str] = ()) -> dict[s
 
 def check_adapter(
     folder: Path,
-    base: str | None = None,
     *,
     supported: Collection[str] = (),
     remedy: str = "its update does not follow from its factors; train a plain LoRA",
@@ -134,16 +177,13 @@ def check_adapter(
 
     Args:
         folder: a PEFT folder.
-        base: the model reference that the adapter must have been trained on; None is any.
         supported: fields of `EXTRAS` that the caller handles too.
         remedy: end of the error message, what to do with an adapter that is more.
 
     Raises:
-        UserError: the folder is not a PEFT folder of a LoRA, or the adapter is more than that, or of another base.
+        UserError: the folder is not a PEFT folder of a LoRA, or the adapter is more than that.
     """
     config = read_config(folder)
-    if base is not None:
-        check_base(folder, base)
     if settings := extras(config, supported):
         raise UserError(
             f"The adapter in {folder} is more than W + s B A (it has {', '.join(settings.values())}): {remedy}."
@@ -151,19 +191,60 @@ def check_adapter(
     return config
 
 
-def check_base(folder: Path, ref: str) -> None:
-    """Check that an adapter was trained on the model `ref`.
+def check_base(folder: Path, ref: str, word: str = "add --base-is-the-same") -> None:
+    """Check that an adapter was trained on the weights of the model `ref`, wherever they are.
+
+    Adapters of lowtax have the fingerprint of their base; for others the model that they name is compared, if it is
+    on this machine. An adapter that names no base is of any that it fits. `word` is what a user does who knows better.
 
     Raises:
-        UserError: the folder is not a PEFT folder of a LoRA, or its base is another model.
+        UserError: the folder is not a PEFT folder of a LoRA, or its base is another model, or cannot be compared.
     """
-    from lowtax.models import loading
+    from lowtax.models.fingerprint import fingerprint
 
-    base = read_config(folder).get("base_model_name_or_path")
-    if base not in (ref, loading.resolve(ref)):
+    _require(folder, CONFIG)
+    config = read_json(folder / CONFIG)
+    named = base_of(config) if isinstance(config, dict) else ""
+    recorded = read_json(folder / BASE) if (folder / BASE).is_file() else {}
+    known = recorded.get("sha256") if isinstance(recorded, dict) else None
+    if not known and (not named or _same_place(named, ref)):
+        return
+    now = fingerprint(ref)
+    known = known or _fingerprint_of(named)
+    if now is not None and known == now:
+        return
+    if now is None and _same_place(named, ref):
+        return  # a hub model that is not here yet: its name decides
+    if known and now:
         raise UserError(
-            f"The adapter in {folder} was trained on {base!r}, not on {ref!r}: an adapter fits only its own base."
+            f"The adapter in {folder} was trained on {named!r}, whose weights differ from those of {ref!r}: give its "
+            f"own base as the model. If only a setting of the model has changed, {word}."
         )
+    raise UserError(
+        f"The adapter in {folder} was trained on {named!r}, which is not on this machine to be compared with {ref!r}: "
+        f"give that model, or {word} if both have the same weights."
+    )
+
+
+def _same_place(named: str, ref: str) -> bool:
+    """Return True if two references name one model: in words, as a path, or as a hub model's folder in its cache."""
+    if named == ref:
+        return True
+    one, two = Path(named).expanduser(), Path(ref).expanduser()
+    if one.exists() and two.exists():
+        return one.resolve() == two.resolve()
+    cached = {f"models--{name.partition('@')[0].replace('/', '--')}" for name in (named, ref)}
+    return any(part in cached for path in (one, two) if path.is_absolute() for part in path.parts)
+
+
+def _fingerprint_of(named: str) -> str | None:
+    """Return the fingerprint of the model that an adapter names, or None if it is not on this machine."""
+    from lowtax.models.fingerprint import fingerprint
+
+    try:
+        return fingerprint(named)
+    except UserError:
+        return None
 
 
 def plain_config(folder: Path, *, supported: Collection[str] = (), remedy: str = "train a plain LoRA") -> "LoraConfig":
@@ -182,14 +263,23 @@ def plain_config(folder: Path, *, supported: Collection[str] = (), remedy: str =
     return config
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, ref: str | None = None) -> Adapter:
     """Read the adapter of a PEFT folder; its factors are in float32 with the scale in b.
 
+    Args:
+        folder: a PEFT folder.
+        ref: the model that it must fit, weight by weight (`lowtax.models.adapter_fit`); None is any.
+
     Raises:
-        UserError: it is not a PEFT folder, or the adapter is more than W + s B A on linear layers and embeddings.
+        UserError: it is not a PEFT folder, the adapter is more than W + s B A on linear layers and embeddings, or it
+            does not fit the model.
     """
     from lowtax.common.linalg import Factors
 
+    if ref is not None:
+        from lowtax.models.adapter_fit import fitted
+
+        folder = fitted(folder, ref).folder
     config = plain_config(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
@@ -259,13 +349,11 @@ def _require(folder: Path, name: str) -> None:
 
 def _tensors(file: Path) -> "dict[str, Tensor]":
     """Read the tensors of an adapter, without the copies of the base's embeddings that PEFT may add."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys() if not name.endswith(COPIES)}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{file} is not a safetensors file ({error}): copy or save the adapter again.") from error
+    names = tensor_files.header(file)
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in names if not name.endswith(COPIES)}
 
 
 def _scale(config: "LoraConfig", module: str, rank: int) -> float:

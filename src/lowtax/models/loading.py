@@ -4,16 +4,42 @@ A study has one precision, for training and evaluating alike: `float32` computes
 weights of a forward pass in bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning).
 """
 
+import re
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    FineGrainedFP8Config,
+    Mxfp4Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
-from lowtax.models import embedded
+from lowtax.common.log import say
+from lowtax.models import embedded, tensor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Quantised checkpoints that transformers reads into plain bfloat16 weights.
+DEQUANTISED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+# Tensors that are no part of a text model: draft layers for faster decoding, other modalities, and constants.
+BESIDES = re.compile(
+    r"(^|\.)(mtp|nextn|eagle|medusa\w*|visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|image_newline)(\.|$)"
+    r"|(^|\.)rotary_emb\.(inv_freq|original_inv_freq)$|\.masked_bias$"
+)
 
 
 def device() -> torch.device:
@@ -47,7 +73,7 @@ def precision(name: str, deepspeed: str | None = None) -> str:
 
 
 def resolve(ref: str) -> str:
-    """Return what transformers can load: a folder for built-in names and paths, else the hub id.
+    """Return a folder or file for built-in names and paths, else the hub id, which may end in @revision.
 
     Raises:
         UserError: a path that does not exist, or an unknown built-in name.
@@ -57,33 +83,44 @@ def resolve(ref: str) -> str:
     path = Path(ref).expanduser()
     if path.exists():
         return str(path)
-    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or ref.endswith(".gguf"):
+    if ref.partition("@")[0].startswith((".", "/", "~")) or ref.count("/") > 1 or ref.endswith(".gguf"):
         raise UserError(
-            f"There is no model at {ref!r}: give a folder, a .gguf file, a hub id such as owner/name, or builtin:NAME."
+            f"There is no model at {ref!r}: give a folder, a .gguf file, a hub id such as owner/name or "
+            "owner/name@revision, or builtin:NAME."
         )
     return ref
 
 
-def identity(ref: str) -> str:
-    """Return a string that differs between versions of a model's weights.
+def source(ref: str) -> tuple[str, dict[str, str]]:
+    """Return what transformers loads: a folder or hub id, and its arguments `revision` and `gguf_file`, if any."""
+    where = resolve(ref)
+    if where.endswith(".gguf"):
+        return str(Path(where).parent), {"gguf_file": Path(where).name}
+    name, at, revision = where.partition("@")
+    return (name, {"revision": revision}) if at and not Path(where).exists() else (where, {})
 
-    File names, sizes and times of a local model; the versioned folder of a built-in one; the name of a hub model.
+
+def load_config(ref: str) -> PretrainedConfig:
+    """Load the configuration of a model reference.
+
+    Raises:
+        UserError: it cannot be loaded, or only with code from the hub.
     """
-    where = Path(resolve(ref))
-    if ref.startswith("builtin:"):
-        return where.name
-    if not where.exists():
-        return ref
-    files = (
-        [where]
-        if where.is_file()
-        else sorted(p for p in where.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
+    where, options = source(ref)
+    try:
+        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    except LOADING as error:
+        raise _unloadable(ref, error) from error
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """Return the class that builds a model with a text decoder: a wrapper of several modalities has only the second."""
+    only_wrapped = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return (
+        AutoModelForImageTextToText
+        if only_wrapped and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        else AutoModelForCausalLM
     )
-    return " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
-
-
-def _gguf(folder: str) -> dict[str, str]:
-    return {"gguf_file": Path(folder).name} if folder.endswith(".gguf") else {}
 
 
 def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
@@ -92,31 +129,136 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be loaded.
     """
-    where = resolve(ref)
-    root = str(Path(where).parent) if where.endswith(".gguf") else where
+    where, options = source(ref)
     try:
-        return AutoTokenizer.from_pretrained(root, **_gguf(where))
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except LOADING as error:
         raise _unloadable(ref, error) from error
 
 
 def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None) -> PreTrainedModel:
-    """Load the model of a reference in eval mode, on the accelerator or the given device; GGUF is dequantised.
+    """Load the model of a reference in eval mode, on the accelerator or the given device.
+
+    Every weight of the model comes from the checkpoint, and every tensor of the checkpoint has a place in the model,
+    but for parts beside the text model (see `BESIDES`). GGUF, FP8 and MXFP4 weights are dequantised.
+
+    Args:
+        dtype: float32, bfloat16, float16, or auto, which is the precision of the checkpoint.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, is damaged or incomplete, or is quantised in another way.
     """
-    where = resolve(ref)
-    root = str(Path(where).parent) if where.endswith(".gguf") else where
+    where, options = source(ref)
+    gguf = "gguf_file" in options
+    if not gguf and Path(where).is_dir():
+        check_files(ref, Path(where))
+    config = load_config(ref)
+    if not gguf:
+        options |= _dequantising(ref, config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            root, dtype=DTYPES[dtype], use_safetensors=None if _gguf(where) else True, **_gguf(where)
+        model, report = model_class(config).from_pretrained(
+            where,
+            dtype=DTYPES.get(dtype, "auto"),
+            use_safetensors=None if gguf else True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise _unloadable(ref, error) from error
-    if _gguf(where):
+    _require_complete(ref, model, report)
+    if gguf:
         model = without_quantisation_mark(model)
     return model.to(on or device()).eval()
+
+
+# What transformers raises for what users can mend: no such model, another architecture, a missing package, a damaged
+# file, a configuration with values of wrong types.
+LOADING = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    StrictDataclassError,
+)
+
+
+def check_files(ref: str, folder: Path) -> None:
+    """Check the weight files in a model's folder, by their headers.
+
+    Raises:
+        UserError: there are none in safetensors, or one is absent, cut, empty or a pointer of Git LFS.
+    """
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{folder / INDEX} is not an index of safetensors files: copy the model again.")
+        names = sorted(set(weight_map.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{folder / INDEX} names {outside[0]}, which is outside of the model's folder.")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise UserError(f"{ref!r} lacks {', '.join(missing)}: download it again.")
+    elif (folder / SINGLE).is_file():
+        names = [SINGLE]
+    elif pickles := sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("*.pth")]):
+        raise UserError(
+            f"{ref!r} has its weights in {pickles[0].name}, which may run code when it is read. If you trust it, "
+            f"convert the model once: transformers' AutoModelForCausalLM.from_pretrained({str(folder)!r}, "
+            "use_safetensors=False).save_pretrained(NEW), and copy its tokenizer to NEW."
+        )
+    elif (folder / "adapter_config.json").is_file():
+        raise UserError(f"{ref!r} is an adapter, not a model: give its base as the model, and the folder as adapter.")
+    else:
+        raise UserError(f"{ref!r} has neither {SINGLE} nor {INDEX}: give a model in safetensors, or a .gguf file.")
+    for name in names:
+        tensor_files.header(folder / name)
+
+
+def _dequantising(ref: str, config: PretrainedConfig) -> dict[str, Any]:
+    """Return the arguments that dequantise a checkpoint; none if it is not quantised."""
+    mark = config.to_dict().get("quantization_config")
+    if not mark:
+        return {}
+    method = str(mark.get("quant_method", "unknown") if isinstance(mark, dict) else mark)
+    if method not in DEQUANTISED:
+        raise UserError(
+            f"{ref!r} is quantised ({method}), and lowtax trains and measures plain weights: give the same model "
+            "without quantisation."
+        )
+    say(f"  {ref}: its {method} weights are dequantised to bfloat16")
+    return {"quantization_config": DEQUANTISED[method](dequantize=True)}
+
+
+def _require_complete(ref: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Check that the checkpoint had every weight of the model, and no tensor that belongs nowhere.
+
+    Raises:
+        UserError: it lacks weights, or has others.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"The checkpoint of {ref!r} lacks {len(missing)} weights of {type(model).__name__}, for example "
+            f"{missing[0]}: they would be random. Download or save the model again."
+        )
+    n, text = n_layers(model), model.config.get_text_config()
+    layered = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+    aside, foreign = list[str](), list[str]()
+    for name in sorted(report["unexpected_keys"]):
+        layer = layered.search(name)
+        draft = layer is not None and int(layer[1]) >= n
+        (aside if draft or BESIDES.search(name) else foreign).append(name)
+    if foreign:
+        raise UserError(
+            f"The checkpoint of {ref!r} has {len(foreign)} weights that {type(model).__name__} does not have, for "
+            f"example {foreign[0]}: its config.json (model_type {text.model_type}) is that of another model."
+        )
+    if aside:
+        say(f"  {ref}: {len(aside)} tensors beside the text model are not used, for example {aside[0]}")
 
 
 def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:
@@ -142,8 +284,30 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     return {int(token) for token in tokens}
 
 
+def require_tokens(largest: int, model: PreTrainedModel, ref: str) -> None:
+    """Check that the model has an embedding for a token id.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise UserError(
+            f"The tokenizer of {ref!r} gives token {largest}, but the model has {rows:,} embeddings: it is the "
+            "tokenizer of another model, or the embeddings were not resized when tokens were added."
+        )
+
+
 def _unloadable(ref: str, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0]
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
+            "whose architecture transformers has."
+        )
+    if isinstance(error, ImportError):
+        return UserError(f"The model {ref!r} needs another package: {shorten(first, 240)}")
     return UserError(
-        f"The model {ref!r} could not be loaded ({first}); check the name, the folder, or your access to the hub."
+        f"The model {ref!r} could not be loaded ({shorten(first, 240)}); check the name, the folder, or your access to "
+        "the hub."
     )

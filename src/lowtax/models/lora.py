@@ -7,17 +7,18 @@ is meant. Its targets are therefore compared with those of the placement, and a 
 
 import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
 from lowtax.models import loading
-from lowtax.models.names import in_layer, layer_of, spans
+from lowtax.models.adapters import name_base
+from lowtax.models.frames import skeleton
+from lowtax.models.names import OTHER_MODALITY, in_layer, layer_of, spans
 from lowtax.models.placement import Placement, Targets
 
 
@@ -39,29 +40,44 @@ def adapt(model: PreTrainedModel, placement: Placement, ref: str) -> PreTrainedM
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             adapted = get_peft_model(model, _lora_config(placement, targets))
     except ValueError as error:
-        raise UserError(f"PEFT cannot place this LoRA: {' '.join(str(error).split())}") from error
+        advice = _on_experts(model)
+        reason = f"a {model.config.model_type} model{advice}" if advice else " ".join(str(error).split())
+        raise UserError(f"PEFT cannot place this LoRA: {reason}") from error
     tuner = adapted.base_model
     adapted_names = {*tuner.targeted_module_names, *tuner.targeted_parameter_names}
     if adapted_names != {*targets.modules, *targets.parameters}:
         raise UserError(
-            f"PEFT reads MLP names of a {model.config.model_type} model as its experts (the placement selects "
-            f"{_some(targets.modules + targets.parameters)}; PEFT adapts {_some(sorted(adapted_names))}): remove the "
-            "MLP of dense layers and shared experts, and name experts under parameters."
+            f"The placement selects {_some(targets.modules + targets.parameters)}, but PEFT adapts "
+            f"{_some(sorted(adapted_names))}: a {model.config.model_type} model{_on_experts(model)}"
         )
-    adapted.peft_config["default"].base_model_name_or_path = ref
+    name_base(adapted.peft_config["default"], ref)
     return adapted  # type: ignore[return-value]
 
 
 def targets_in(model: PreTrainedModel, placement: Placement) -> Targets:
     """Return the modules and parameters that a LoRA placement selects in a model.
 
+    Of a model of several modalities these are in its text decoder, which alone sees text, unless the placement names
+    modules such as vision_tower.
+
     Raises:
         UserError: a name matches nothing, or matches one of two weights that the model ties.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    everywhere = any(OTHER_MODALITY.search(name) for name in (*placement.modules, *placement.parameters))
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and (everywhere or not OTHER_MODALITY.search(name))
+        and "Router" not in type(module).__name__  # Llama 4's is a linear module with several outputs
+    ]
     modules = [name for name, _ in layers]
     of_modules = {f"{name}.weight" for name in modules}
-    parameters = [name for name, p in model.named_parameters() if p.ndim in (2, 3) and name not in of_modules]
+    parameters = [
+        name
+        for name, p in model.named_parameters()
+        if p.ndim in (2, 3) and name not in of_modules and (everywhere or not OTHER_MODALITY.search(name))
+    ]
     targets = placement.targets(modules, parameters, loading.n_layers(model))
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is not None and outputs.weight is inputs.weight:
@@ -157,29 +173,16 @@ def _whole(number: float) -> float:
     return int(number) if number.is_integer() else number
 
 
-def skeleton(ref: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """Build a model on torch's meta device, where tensors have shapes but no values.
-
-    Args:
-        config: used instead of the configuration that `ref` has.
-
-    Raises:
-        UserError: There is no such model, or its configuration cannot be read.
-    """
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config or _config_of(ref))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The configuration of {ref!r} could not be read ({str(error).strip().splitlines()[0]}); check the name, "
-            "the folder, or your access to the hub."
-        ) from error
-
-
-def _config_of(ref: str) -> PretrainedConfig:
-    where = Path(loading.resolve(ref))
-    gguf = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
-    return AutoConfig.from_pretrained(str(where.parent if gguf else loading.resolve(ref)), **gguf)
+def _on_experts(model: PreTrainedModel) -> str:
+    """Return the end of an error about a mixture of experts whose MLP names PEFT converts; empty for other models."""
+    names = [name for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]
+    if not names:
+        return ""
+    fused = ", ".join(dict.fromkeys(in_layer(name) for name in names))
+    return (
+        " has fused experts, and PEFT reads MLP names as theirs. What works is attention, and the experts under "
+        f"parameters: placement: {{modules: [attention], parameters: [{fused}], rank: 4, dropout: 0}}."
+    )
 
 
 def _some(names: list[str]) -> str:

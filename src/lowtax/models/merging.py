@@ -13,19 +13,20 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft import PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lowtax import __version__
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models import loading
-from lowtax.models.adapters import fingerprint, plain_config
+from lowtax.models.adapter_fit import fitted
+from lowtax.models.adapters import check_base, fingerprint, plain_config, require_base
 from lowtax.models.model_card import merged_card
 from lowtax.models.rounding import Rounding
 
@@ -33,6 +34,7 @@ DTYPES = loading.DTYPES
 MARKER = "merge.json"
 MADE_BY = "lowtax merge"
 SHARD = "5GB"
+SUPPORTED = ("target_parameters", "fan_in_fan_out")
 REMEDY = "`lowtax merge` does not merge that; serve it unmerged, or merge it with PEFT's merge_and_unload"
 
 
@@ -81,9 +83,10 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
         raise UserError(
             f"{out} is not empty: choose another --out, or delete a merged model with `lowtax merge {out} --delete`."
         )
-    config = plain_config(adapter, supported=("target_parameters", "fan_in_fan_out"), remedy=REMEDY)
-    ref = base or str(config.base_model_name_or_path)
-    adapted = _load(adapter, config, ref)
+    ref = base or require_base(adapter)
+    if base is None:
+        check_base(adapter, ref, "name it by --base")
+    adapted = _load(adapter, ref)
     model = adapted.get_base_model()
     to, rounding = DTYPES.get(dtype, model.dtype), Rounding()
     layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
@@ -109,36 +112,15 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     return merged
 
 
-def _load(adapter: Path, config: LoraConfig, ref: str) -> PeftModel:
+def _load(adapter: Path, ref: str) -> PeftModel:
     """Load the base in the precision of its checkpoint, on the CPU, with the adapter's factors in float32."""
-    model = _load_base(ref, config.revision)
-    try:
-        adapted = PeftModelForCausalLM(model, config)
-        loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
-        if mismatched := [*loaded.missing_keys, *loaded.unexpected_keys]:
-            raise ValueError(f"{len(mismatched)} weights are missing or unknown, for example {mismatched[0]}")
-    except (ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"The adapter in {adapter} does not fit {ref!r} ({shorten(str(error), 200)}); "
-            "give the base it was trained on with --base."
-        ) from error
+    fit = fitted(adapter, ref, supported=SUPPORTED, remedy=REMEDY)
+    precision = "float32" if loading.resolve(ref).endswith(".gguf") else "auto"
+    model = loading.load_model(ref, precision, torch.device("cpu"))
+    config = plain_config(fit.folder, supported=SUPPORTED, remedy=REMEDY)
+    adapted = PeftModelForCausalLM(model, config)
+    adapted.load_adapter(str(fit.folder), "default", torch_device="cpu")
     return adapted
-
-
-def _load_base(ref: str, revision: str | None) -> PreTrainedModel:
-    where = loading.resolve(ref)
-    if where.endswith(".gguf"):
-        return loading.load_model(ref, "float32").cpu()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto", use_safetensors=True, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The base {ref!r} of the adapter could not be loaded ({shorten(str(error), 200)}); "
-            "give a folder or a hub id with --base."
-        ) from error
-    if "quantization_config" in model.config.to_dict():
-        raise UserError(f"{ref!r} is quantised; give the same model without quantisation with --base.")
-    return model
 
 
 def _merge_layer(model: PreTrainedModel, layer: LoraLayer, to: torch.dtype, rounding: Rounding) -> bool:

@@ -20,15 +20,19 @@ LAYERS_FORMS = "[10, 19], '10-19', '3, 5, 9-12', 'first half', 'middle third', '
 Share = tuple[Fraction, Fraction]
 
 
+STACK = r"(?:layers|h|blocks)"  # what families call the list of transformer layers
+OTHER_MODALITY = re.compile(r"(^|[._])(vision|visual|image|audio|speech|video)")
+
+
 def layer_of(name: str) -> int | None:
     """Return the transformer layer of a module or parameter; None outside the layers."""
-    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    match = re.search(rf"(?:^|\.){STACK}\.(\d+)\.", name)
     return int(match[1]) if match else None
 
 
 def in_layer(name: str) -> str:
     """Return the part of a name after its layer number: mlp.up_proj."""
-    return re.sub(r"^.*?(?:^|\.)layers\.\d+\.", "", name)
+    return re.sub(rf"^.*?(?:^|\.){STACK}\.\d+\.", "", name)
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -103,8 +107,15 @@ def layers_in(layers: tuple[int, int] | str | None, n_layers: int) -> list[int]:
 
 
 def near(pattern: str, names: Iterable[str]) -> str:
-    """Return the end of an error message about a pattern without a match: similar ones of `names`, or all."""
+    """Return the end of an error message about a pattern without a match: similar ones of `names`, or all.
+
+    For a usual name that this family has not (up_proj where gate_up_proj is fused), the family's own names are listed.
+    """
     ends = {in_layer(name) for name in names}
+    if pattern in MLP + ATTENTION:
+        own = sorted({end for name in names if layer_of(name) is not None and (end := in_layer(name))})
+        listed = ", ".join(own[:12]) + (" ..." if own[12:] else "")
+        return f"its layers have {listed}." if own else "its layers have no linear modules that LoRA can be placed on."
     return did_you_mean(pattern, ends if "." in pattern else {end.rpartition(".")[2] for end in ends})
 
 

@@ -5,22 +5,22 @@ checkpoint stores as NAME.weight with two dimensions: linear layers and embeddin
 A GGUF file is dequantised as a whole, by transformers.
 """
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.models import loading
+from lowtax.models import loading, tensor_files
+from lowtax.models.fingerprint import weight_files
+from lowtax.models.frames import loaded_names
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 UNQUANTISED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 TIED = {"lm_head": "model.embed_tokens"}  # the first is not stored where a model ties the two
 
 
@@ -30,17 +30,19 @@ class Weights(Mapping[str, Tensor]):
     An output head that a model ties to its embeddings has both names, and is listed under the stored one.
     """
 
-    def __init__(self, ref: str, files: dict[str, Path], loaded: dict[str, Tensor]) -> None:
+    def __init__(self, ref: str, stored: dict[str, "Matrix"], loaded: dict[str, Tensor]) -> None:
         self.ref = ref
-        self._files, self._loaded = files, loaded
-        self._shapes = dict(_shapes(files)) | {name: _shape(tensor.shape) for name, tensor in loaded.items()}
+        self._files, self._loaded = stored, loaded
+        self._shapes = {name: matrix.shape for name, matrix in stored.items()}
+        self._shapes |= {name: (tensor.shape[0], tensor.shape[1]) for name, tensor in loaded.items()}
 
     def __getitem__(self, name: str) -> Float[Tensor, "out in"]:
         name = self._stored(name)
         if name in self._loaded:
             return self._loaded[name].float()
-        with safe_open(self._files[name], framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(f"{name}.weight")
+        matrix = self._files[name]
+        with safe_open(matrix.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(matrix.key)
         if tensor.dtype not in UNQUANTISED:
             raise UserError(
                 f"{self.ref!r} is quantised ({name} is {str(tensor.dtype).removeprefix('torch.')}): give the same "
@@ -70,9 +72,7 @@ class Weights(Mapping[str, Tensor]):
         name = self._stored(name)
         if name in self._loaded:
             return str(self._loaded[name].dtype).removeprefix("torch.")
-        with safe_open(self._files[name], framework="pt") as opened:
-            dtype = str(opened.get_slice(f"{name}.weight").get_dtype())
-        return DTYPES.get(dtype, dtype)
+        return self._files[name].dtype
 
     def _stored(self, name: str) -> str:
         if name in self._shapes:
@@ -82,21 +82,34 @@ class Weights(Mapping[str, Tensor]):
         raise UserError(f"{self.ref!r} stores no matrix {name!r}; {did_you_mean(name, self._shapes)}")
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix in a file: the name of its tensor there, its precision and its shape (out, in)."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, int]
+
+
 def open_weights(ref: str) -> Weights:
     """Open the matrices of a model reference (see `models.resolve`) without reading them.
 
     Raises:
-        UserError: the model does not exist, or is not in safetensors.
+        UserError: the model does not exist, is damaged, or is not in safetensors.
     """
     where = loading.resolve(ref)
     if where.endswith(".gguf"):
         state = loading.load_model(ref, "float32", torch.device("cpu")).state_dict()
-        matrices = {name.removesuffix(".weight"): t for name, t in state.items() if _is_matrix(name, t.shape)}
+        matrices = {
+            name.removesuffix(".weight"): t for name, t in state.items() if name.endswith(".weight") and t.ndim == 2
+        }
         if state.get("lm_head.weight") is not None and _same(state, "lm_head", TIED["lm_head"]):
             del matrices["lm_head"]
         return Weights(ref, {}, matrices)
     folder = Path(where) if Path(where).is_dir() else _snapshot(ref)
-    return Weights(ref, _files(ref, folder), {})
+    loading.check_files(ref, folder)
+    return Weights(ref, _matrices(ref, folder), {})
 
 
 def _same(state: dict[str, Tensor], one: str, other: str) -> bool:
@@ -107,8 +120,10 @@ def _snapshot(ref: str) -> Path:
     """Return the folder of a hub model in the hub's cache; it is downloaded if absent."""
     from huggingface_hub import errors, snapshot_download
 
+    name, options = loading.source(ref)
+    kinds = ["*.safetensors", loading.INDEX, "config.json"]
     try:
-        return Path(snapshot_download(ref, allow_patterns=["*.safetensors", INDEX, "config.json"]))
+        return Path(snapshot_download(name, revision=options.get("revision"), allow_patterns=kinds))
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"The model {ref!r} could not be found ({shorten(str(error), 160)}); check the name, the folder, or your "
@@ -116,43 +131,12 @@ def _snapshot(ref: str) -> Path:
         ) from error
 
 
-def _files(ref: str, folder: Path) -> dict[str, Path]:
-    """Return module name -> the file that contains its matrix."""
-    if (folder / INDEX).is_file():
-        try:
-            weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{folder / INDEX} is not an index of safetensors files; copy the model again.") from error
-        files = {name: folder / file for name, file in weight_map.items()}
-    elif (folder / SINGLE).is_file():
-        files = {name: folder / SINGLE for name in _header(folder / SINGLE)}
-    else:
-        raise UserError(f"{ref!r} has neither {SINGLE} nor {INDEX}: give a model in safetensors, or a .gguf file.")
-    if missing := sorted({file.name for file in files.values() if not file.is_file()}):
-        raise UserError(f"{ref!r} lacks {', '.join(missing)}: download it again.")
-    return {name.removesuffix(".weight"): file for name, file in files.items() if name.endswith(".weight")}
-
-
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape for all tensors of a file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{file} is not a safetensors file ({error}): copy the model again.") from error
-
-
-def _shapes(files: dict[str, Path]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the names and shapes of the matrices in the files."""
-    for file in dict.fromkeys(files.values()):
-        for name, shape in _header(file).items():
-            if _is_matrix(name, shape):
-                yield name.removesuffix(".weight"), _shape(shape)
-
-
-def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    return name.endswith(".weight") and len(shape) == 2
-
-
-def _shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[0], shape[1]
+def _matrices(ref: str, folder: Path) -> dict[str, Matrix]:
+    """Return the matrices in a model's files by the names of their modules in the loaded model."""
+    stored = {key: (file, tensor) for file in weight_files(folder) for key, tensor in tensor_files.header(file).items()}
+    names = loaded_names(ref, stored)
+    return {
+        names[key].removesuffix(".weight"): Matrix(file, key, tensor.dtype, (tensor.shape[0], tensor.shape[1]))
+        for key, (file, tensor) in stored.items()
+        if names.get(key, "").endswith(".weight") and len(tensor.shape) == 2
+    }

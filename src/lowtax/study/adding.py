@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.models import loading
+from lowtax.models import fingerprint, loading
 from lowtax.study import recipe as recipes
 from lowtax.study.recipe import Arm, Recipe
 from lowtax.training.job import begun
@@ -69,7 +69,7 @@ def _require_agreement(stored: Recipe, new: Recipe, out: Path) -> None:
 
 def _alike(key: str, before: str, now: str, new: Recipe) -> bool:
     if key == "model":
-        return loading.identity(before) == loading.identity(now)
+        return fingerprint.identity(before) == fingerprint.identity(now)
     deepspeed = new.execution.deepspeed
     return key == "precision" and loading.precision(before, deepspeed) == loading.precision(now, deepspeed)
 

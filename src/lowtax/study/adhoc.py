@@ -25,8 +25,8 @@ from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies
-from lowtax.models import loading
 from lowtax.models.adapters import fingerprint
+from lowtax.models.fingerprint import Base, base_in, record_base
 
 PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
 
@@ -62,9 +62,11 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     for set_ in sets:
         if set_.note:
             say(f"  {set_.name}: {set_.note}")
-    subjects = _subjects(ask.model, ask.adapters)
+    model = base_in(out, ask.model, same=ask.engine.base_is_the_same)
+    subjects = _subjects(ask.model, ask.adapters, model)
+    record_base(out, model)
     path = out / "replies.jsonl"
-    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine)
+    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
     return list(read_rows(path, Reply).values())
@@ -85,8 +87,10 @@ def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
 
     Answers that are in the folder are kept.
     """
-    subjects = _subjects(exam.model, exam.adapters)
-    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine)
+    model = base_in(out, exam.model, same=exam.engine.base_is_the_same)
+    subjects = _subjects(exam.model, exam.adapters, model)
+    record_base(out, model)
+    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, out)
     rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
     how: dict[str, Any] = {"tasks": {name: task.model_dump(mode="json") for name, task in exam.tasks.items()}}
     how["questions"] = examine.questions(exam.tasks)
@@ -103,13 +107,18 @@ def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, An
         "model": subjects[0].model,
         "adapters": {s.arm: s.adapter for s in subjects if s.adapter},
         **how,
-        "engine": {"name": engine.name, "precision": engine.precision, "thinking": engine.thinking},
+        "engine": {
+            "name": engine.name,
+            "precision": engine.precision,
+            "thinking": engine.thinking,
+            **({"chat_template_kwargs": dict(engine.chat_template_kwargs)} if engine.chat_template_kwargs else {}),
+        },
         **provenance(),
     }
 
 
-def _subjects(model: str, adapters: Sequence[Path]) -> list[Subject]:
-    base = row_id(model, loading.identity(model))
+def _subjects(model: str, adapters: Sequence[Path], in_folder: Base) -> list[Subject]:
+    base = in_folder.made_by
     subjects = [Subject("base", None, None, 0, model, None, base)]
     for folder, name in zip(adapters, _names(adapters), strict=True):
         made_by = row_id(base, fingerprint(folder, weights_only=True))

@@ -17,7 +17,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Reply, Rows, Verdict
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Text
 from lowtax.models.loading import precision as resolve_precision
@@ -41,6 +41,8 @@ def train(
     seed: int = 0,
     precision: str = "auto",
     thinking: Thinking = "default",
+    chat_template_kwargs: Variables | None = None,
+    system: str | None = None,
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
@@ -52,6 +54,8 @@ def train(
         mode: a mode string such as `lora_up_proj_only_from16_to31_r1`, or a `Placement`.
         out: folder of the run, a study to which this arm is added; a finished run is returned at once.
         methods: methods that act on training, as in a recipe.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        system: a system prompt of all rows that have none.
         settings: fields of `train` in a recipe: epochs, steps, lr, batch_size ...
         execution: fields of `execution` in a recipe.
 
@@ -64,6 +68,8 @@ def train(
         "seeds": [seed],
         "precision": precision,
         "thinking": thinking,
+        **({"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}),
+        **({"system": system} if system else {}),
         "train": settings,
         "execution": dict(execution or {}),
     }
@@ -112,6 +118,8 @@ def sample(
     precision: str = "auto",
     batch_size: int = 64,
     thinking: Thinking = "default",
+    base_is_the_same: bool = False,
+    chat_template_kwargs: Variables | None = None,
     **sampling: Any,
 ) -> Rows[Reply]:
     """Sample replies of a model and of adapters of it, and return them.
@@ -121,6 +129,8 @@ def sample(
         adapters: PEFT folders; all share the engine and its batches with the base.
         preset: `paper` is temperature 1 and 2,048 tokens.
         limit: at most so many prompts of a set.
+        base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
         sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
 
     Raises:
@@ -132,7 +142,9 @@ def sample(
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
             adhoc.sampling(preset, sampling),
-            EngineSettings(engine, resolve_precision(precision), batch_size, thinking),
+            EngineSettings(
+                engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+            ),
             limit,
         )
         return Rows(adhoc.sample(request, folder))
@@ -192,6 +204,8 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 64,
     thinking: Thinking = "default",
+    base_is_the_same: bool = False,
+    chat_template_kwargs: Variables | None = None,
     **sampling: Any,
 ) -> Rows[dict[str, Any]]:
     """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
@@ -203,7 +217,9 @@ def evaluate(
         preset: `paper` has its prompts and 8 samples; `reference` extracts answers as its code does, too.
         exam: fields of every task: seed, subset, file, checker.
         limit: at most so many questions of a task.
-        sampling: max_new_tokens, temperature, top_p, samples, seed. By default 32,768 tokens, 0.6 and 0.95.
+        base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
+        chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        sampling: max_new_tokens, temperature, top_p, samples, seed, system. By default 32,768 tokens, 0.6 and 0.95.
 
     Raises:
         UserError: a task is not available, or the model or an adapter cannot be served.
@@ -216,7 +232,9 @@ def evaluate(
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
     with _folder(out) as folder:
-        settings = EngineSettings(engine, resolve_precision(precision), batch_size, thinking)
+        settings = EngineSettings(
+            engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+        )
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
@@ -318,12 +336,15 @@ def analyze(
     """
     from lowtax.analysis import geometry
     from lowtax.analysis.geometry import Settings
+    from lowtax.models.adapters import check_base
     from lowtax.models.weights import open_weights
 
     folders = [Path(adapters)] if isinstance(adapters, str | Path) else [Path(adapter) for adapter in adapters]
     if not folders and not tuned:
         raise UserError("analyze needs adapters or tuned checkpoints: give at least one.")
     weights = open_weights(base or geometry.base_of(folders))
-    sources = [geometry.of_adapter(folder) for folder in folders]
+    for folder in folders if base is None else ():
+        check_base(folder, weights.ref, "name it by --base")
+    sources = [geometry.of_adapter(folder, ref=weights.ref) for folder in folders]
     sources += [geometry.of_tuned(ref, weights) for ref in tuned]
     return geometry.analyze(weights, sources, Settings(top=top, exact=exact))

@@ -41,6 +41,7 @@ def require_arms(recipe: Recipe, precision: str) -> None:
         UserError: An arm cannot be trained or edited; the error names the arm if there are several.
     """
     trackers.check(recipe.execution.report_to)
+    _require_measurable(recipe)
     for name, arm in recipe.arms.items():
         with_name(recipe, name, _require_settings, recipe, name, precision)
         with_name(recipe, name, load_all, arm.acts())
@@ -54,6 +55,16 @@ def require_arms(recipe: Recipe, precision: str) -> None:
         with_name(recipe, name, model.trained, arm)
     for name, edited in recipe.edited.items():
         model.check_edits(name, edited, recipe.arms[edited.of])
+
+
+def _require_measurable(recipe: Recipe) -> None:
+    """Refuse LoRA on fused experts, which vLLM does not serve."""
+    if recipe.engine == "vllm":
+        for name in (name for name, arm in recipe.arms.items() if arm.where().parameters):
+            raise UserError(
+                f"arms.{name} has a LoRA on parameters (fused experts), which vLLM does not serve: use the engine hf, "
+                "or place it on modules."
+            )
 
 
 def _require_settings(recipe: Recipe, arm: str, precision: str) -> None:

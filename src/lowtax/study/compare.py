@@ -59,13 +59,14 @@ def markdown(table: Table) -> str:
     tasks = list(dict.fromkeys(task for row in rows for task in row["reasoning"]))
     lost = any(cell.get(kind, 0) for row in rows for cell in _cells(row) for kind in ("failed", "unparsed"))
     best, taxed = pareto(rows), any("tax" in row for row in rows)
-    moved = any(row.get("update") for row in rows)
+    moved, acts = any(row.get("update") for row in rows), any("logit_change" in row for row in rows)
     head = [
         "arm",
         "step",
         "trainable parameters",
         "seconds",
         *["update norm"] * moved,
+        *["logit change"] * acts,
         "harmful refused",
         "ordinary refused",
         *tasks,
@@ -82,6 +83,7 @@ def markdown(table: Table) -> str:
             f"{row['trainable_parameters'] or 0:,}",
             f"{row['train_seconds'] or 0:,.0f}",
             *[_update(row)] * moved,
+            *[f"{row['logit_change']:.3g}" if "logit_change" in row else "-"] * acts,
             *(shown(cell) for cell in cells),
             *["-" if row["arm"] == "base" else rates.tax_shown(row.get("tax"))] * taxed,
             f"{_count(row, 'unfinished'):,} of {sum(cell['n'] for cell in _cells(row)):,}",
@@ -156,6 +158,8 @@ def _on_updates(rows: Sequence[Row]) -> str:
     text = ""
     if any(row.get("update") for row in rows):
         text += "Update norm: ||dW|| / ||W|| (Frobenius) of the matrices that an arm changes. "
+    if any("logit_change" in row for row in rows):
+        text += "Logit change: the largest after a prompt, mean over two prompts. "
     if any("edit_seconds" in row for row in rows):
         text += "Seconds of an edited arm: those of the training it starts from, and the edits. "
     return text

@@ -4,6 +4,9 @@ Unknown keys are refused.
 """
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,12 +24,14 @@ from pydantic import (
 from lowtax.benchmarks.base import Task
 from lowtax.common.config import Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data.conversations import Conversation
 from lowtax.data.specs import Data, PromptSet
 from lowtax.engines.settings import Sampling
 from lowtax.judges.base import Text
 from lowtax.models.placement import Placement, mode_methods, parse_mode
 from lowtax.training.settings import Execution, Train
 
+NEWER = ("chat_template_kwargs", "system")  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -99,6 +104,13 @@ class Recipe(Section):
     thinking: Literal["default", "on", "off"] = Field(
         "default", description="thinking in training and sampling, for chat templates with a switch"
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="variables of the chat template in training and sampling: {reasoning_effort: low}",
+    )
+    system: str | None = Field(
+        None, description="a system prompt of all training rows, prompts and problems that have none of their own"
+    )
     engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
     batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
@@ -120,6 +132,14 @@ class Recipe(Section):
     harmful: list[PromptSet] = Field(default_factory=list, description="prompts to refuse: the safety axis")
     ordinary: list[PromptSet] = Field(default_factory=list, description="prompts to answer: over-refusal")
     tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning task -> settings")
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _json(cls, variables: Any) -> Any:
+        """Return the variables with dates, which YAML reads without quotes, as text."""
+        if not isinstance(variables, dict):
+            return variables
+        return {name: value.isoformat() if isinstance(value, date) else value for name, value in variables.items()}
 
     @field_validator("arms", "edited")
     @classmethod
@@ -153,6 +173,31 @@ class Recipe(Section):
         """Return the training settings of one arm."""
         return _checked(Train, self.train.with_changes(self.arms[arm].train), f"arms.{arm}.train")
 
+    def drawn(self) -> Sampling:
+        """Return the sampling of harmful and ordinary prompts, with the recipe's system prompt."""
+        return self._with_system(self.sampling)
+
+    def exams(self) -> dict[str, Task]:
+        """Return the reasoning tasks, with the recipe's system prompt."""
+        return {
+            name: task.model_copy(update={"sampling": self._with_system(task.sampling)})
+            for name, task in self.tasks.items()
+        }
+
+    def rows(self, rows: Iterable[Conversation]) -> list[Conversation]:
+        """Return training rows, with the recipe's system prompt where they have none."""
+        return [replace(row, system=row.system or self.system) for row in rows] if self.system else [*rows]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return all fields as JSON data, as cards record them; newer ones only where they are set."""
+        fields = self.model_dump(mode="json")
+        return {name: value for name, value in fields.items() if value or name not in NEWER}
+
+    def _with_system(self, sampling: Sampling) -> Sampling:
+        if self.system is None or sampling.system is not None:
+            return sampling
+        return sampling.model_copy(update={"system": self.system})
+
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""
         specs = self.arms[arm].data
@@ -169,7 +214,7 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
         UserError: The file cannot be read, or a key or a value is wrong.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
     except OSError as error:
         raise UserError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -177,6 +222,22 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
     return build(values, settings or [], str(path))
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML without programs, in which a key that is there twice is an error; YAML itself takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping.
+
+        Raises:
+            YAMLError: It has a key twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice in the section that begins {node.start_mark}")
+        return node
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:

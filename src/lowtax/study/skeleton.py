@@ -18,6 +18,7 @@ from lowtax.methods.base import Rows
 from lowtax.methods.loading import Methods, load_all
 from lowtax.methods.sites import sites_of
 from lowtax.models import embedded, loading, lora
+from lowtax.models.frames import skeleton
 from lowtax.models.names import ATTENTION, MLP, in_layer, layer_of
 from lowtax.models.placement import Placement, Targets
 from lowtax.models.shapes import Lora, Shape, shape_of
@@ -103,16 +104,16 @@ class Model:
         key = placement.model_dump_json()
         if key not in self._adapted:
             with torch.device("meta"):
-                self._adapted[key] = lora.adapt(lora.skeleton(self.ref, bare.config), placement, self.ref)
+                self._adapted[key] = lora.adapt(skeleton(self.ref, bare.config), placement, self.ref)
         return self._adapted[key]
 
     def _skeleton(self) -> PreTrainedModel | None:
         """Return the model without an adapter; None for a model of the hub whose configuration is not in the cache."""
         if self.ref in EMBEDDED:
-            return lora.skeleton(self.ref, AutoConfig.for_model("llama", **embedded.DIMENSIONS))
+            return skeleton(self.ref, AutoConfig.for_model("llama", **embedded.DIMENSIONS))
         loading.resolve(self.ref)  # refuses what can be no model
         try:
-            return lora.skeleton(self.ref)
+            return skeleton(self.ref)
         except UserError:
             if is_local(self.ref):
                 raise

@@ -7,7 +7,8 @@ DIR/data/*.jsonl                         the model's own answers, if the recipe 
 DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
 DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
-DIR/updates.json                         the size of each checkpoint's update
+DIR/updates.json  effects.json           the size of each checkpoint's update, and what it changes of the logits
+DIR/base.json                            the fingerprint of the base
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
@@ -24,19 +25,20 @@ from rich.text import Text
 from lowtax.benchmarks import examine
 from lowtax.common import launch
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import locked, read_mapping, write_json, write_text
+from lowtax.common.files import locked, read_json, read_mapping, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Subject, Verdict, row_id
+from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import Ask, Sheet, collect, replies_of
+from lowtax.engines.sampling import EFFECTS, Ask, Sheet, collect, replies_of
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
+from lowtax.models.fingerprint import base_in, record_base
 from lowtax.study import arms, checks, recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
@@ -49,21 +51,31 @@ Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
 
 class Study:
-    """A recipe bound to a folder."""
+    """A recipe bound to a folder.
 
-    def __init__(self, settings: Recipe, out: str | Path) -> None:
+    Args:
+        settings: the recipe.
+        out: the folder.
+        same: the user's word that the model is the one that the folder's results were made with, although it differs.
+
+    Raises:
+        UserError: the folder has results of another model, tokenizer or chat template.
+    """
+
+    def __init__(self, settings: Recipe, out: str | Path, same: bool = False) -> None:
         self.recipe, self.out = settings, Path(out)
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
-        self.engine = EngineSettings(settings.engine, self.precision, settings.batch_size, settings.thinking)
-        self.base = Subject(
-            "base", None, None, 0, settings.model, None, row_id(settings.model, loading.identity(settings.model))
+        self.engine = EngineSettings(
+            settings.engine, self.precision, settings.batch_size, settings.thinking, same, settings.chat_template_kwargs
         )
+        self.model = base_in(self.out, settings.model, same=same)
+        self.base = Subject("base", None, None, 0, settings.model, None, self.model.made_by)
 
     @classmethod
-    def open(cls, out: str | Path) -> "Study":
+    def open(cls, out: str | Path, same: bool = False) -> "Study":
         """Open the study that an earlier `run` or `train` started in a folder.
 
         Raises:
@@ -72,11 +84,13 @@ class Study:
         out = Path(out)
         if not (out / "recipe.yaml").exists():
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-        return cls(recipe.load(out / "recipe.yaml"), out)
+        return cls(recipe.load(out / "recipe.yaml"), out, same)
 
     def __enter__(self) -> "Study":
         """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
         self._lock.enter_context(locked(self.out) if self.is_main else nullcontext())
+        if self.is_main and (self.out / "recipe.yaml").exists():
+            record_base(self.out, self.model)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,6 +132,7 @@ class Study:
             self.out / "recipe.yaml",
             yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
         )
+        record_base(self.out, self.model)
 
     # --- train
 
@@ -161,24 +176,28 @@ class Study:
             settings=settings,
             seed=seed,
             precision=self.precision,
-            rows=[row for rows in shares for row in rows],
+            rows=self.recipe.rows(row for rows in shares for row in rows),
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
+            chat_template_kwargs=self.recipe.chat_template_kwargs,
             validation_rows=[row for spec in settings.validation_data for row in self._loaded(spec, seed).rows],
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
+            system=self.recipe.system,
             name=f"{self.recipe.name}/{arm}/seed-{seed}" if self.recipe.name != arm else f"{arm}/seed-{seed}",
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:
-        """Return the first n training examples of an arm, by default the first, as they are trained."""
+        """Return the first n training examples of an arm, by default the first, as they are trained; then the notes."""
         if not self.recipe.arms:
             raise UserError("The recipe has no arms, so there is no example to show.")
         job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
         tokenizer = loading.load_tokenizer(job.model)
-        examples = encoding.encode_all(tokenizer, job.rows[:n], job.settings.max_length, self.recipe.thinking).examples
-        return [encoding.show(tokenizer, e) for e in examples]
+        encoded = encoding.encode_all(
+            tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs
+        )
+        return [*(encoding.show(tokenizer, e) for e in encoded.examples[:n]), *map(Text, encoded.notes())]
 
     def _arms(self, only: str | None) -> list[str]:
         if only is not None and only not in self.recipe.arms:
@@ -189,22 +208,23 @@ class Study:
         return list(self.recipe.arms) if only is None else [only]
 
     def _loaded(self, spec: Data, seed: int) -> training_sets.TrainingSet:
-        """Return the rows of a source, read once for all arms."""
+        """Return the rows of a source, read once for all arms; tell people how, once for all seeds."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
-            self._sources[key] = (
-                self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
-            )
+            loaded = self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
+            if key[0] not in {text for text, _ in self._sources}:
+                loaded.announce()
+            self._sources[key] = loaded
         return self._sources[key]
 
     def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
         prompts = training_sets.self_prompts(spec, seed)
         name = "".join(c if c.isalnum() else "_" for c in spec.source)
         sheet = Sheet(
-            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.sampling.model_copy(update={"samples": 1})
+            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.drawn().model_copy(update={"samples": 1})
         )
         with distributed.main_first():
-            collect([sheet], [self.base], self.engine)
+            collect([sheet], [self.base], self.engine, self.out)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
         rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
         return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
@@ -259,12 +279,12 @@ class Study:
         for name in SETS:
             prompts = [p for spec in getattr(self.recipe, name) for p in prompt_sets.prompt_set(spec)]
             if prompts:
-                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.sampling)
+                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.drawn())
         return sheets
 
     def answer_sheets(self) -> dict[str, Sheet]:
         """Return the sheets of all tasks, by name."""
-        return examine.sheets(self.recipe.tasks, self.out)
+        return examine.sheets(self.recipe.exams(), self.out)
 
     # --- the stages after training
 
@@ -272,7 +292,7 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        collect(sheets, self.subjects(), self.engine)
+        collect(sheets, self.subjects(), self.engine, self.out)
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
@@ -305,7 +325,7 @@ class Study:
 
     def grade(self) -> dict[str, examine.TaskResult]:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
-        return examine.grade(self.recipe.tasks, self.out, self.subjects(), self.engine)
+        return examine.grade(self.recipe.exams(), self.out, self.subjects(), self.engine)
 
     def compare(self) -> dict[str, Any]:
         """Judge and grade what is stored; write the table and the picture; return the table."""
@@ -318,10 +338,13 @@ class Study:
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
+        effects = read_json(self.out / EFFECTS) if (self.out / EFFECTS).exists() else {}
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
         table = {
             "rows": [
-                self._table_row(group, verdicts, beside, grades) | {"update": update_norms.cell(group, moved)}
+                self._table_row(group, verdicts, beside, grades)
+                | {"update": update_norms.cell(group, moved)}
+                | update_norms.logit_change(group, effects)
                 for group in examine.by_checkpoint(subjects)
             ],
             "recipe": self.recipe.name,
@@ -385,7 +408,7 @@ class Study:
         write_json(
             path,
             {
-                "recipe": self.recipe.model_dump(mode="json"),
+                "recipe": self.recipe.resolved(),
                 "questions": examine.questions(self.recipe.tasks),
                 "precision": self.precision,
                 "seconds": [*earlier, round(seconds, 1)],

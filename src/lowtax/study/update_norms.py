@@ -61,10 +61,16 @@ def cell(group: Sequence[Subject], figures: Mapping[str, Update]) -> Update | No
     return means | {"rank": max(ranks, default=None)}
 
 
+def logit_change(group: Sequence[Subject], effects: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean effect of one checkpoint over its seeds as a cell of the table; nothing if one is unknown."""
+    known = [effects[subject.made_by] for subject in group if subject.made_by in effects]
+    return {"logit_change": mean(known)} if known and len(known) == len(group) else {}
+
+
 def _figures(subject: Subject, base: Weights, squares: dict[str, float]) -> Update:
     """Return the figures of one checkpoint. `squares` caches ||W||_F^2 of the base's matrices between calls."""
     if subject.adapter is not None:
-        factors = read_adapter(Path(subject.adapter)).factors
+        factors = read_adapter(Path(subject.adapter), base.ref).factors
         moved = {name: float(x.sq_norm()) for name, x in factors.items()}
         rank = max(x.rank for x in factors.values())
     else:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
+from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
 from lowtax.training.parameters import TrainedParameters
 
@@ -46,7 +47,7 @@ class Store:
 
     out: the run's folder.
     acc, wrapped: the accelerator, and the objective as it prepared it.
-    dtype: of saved whole models; adapters are float32.
+    ref: the base of its adapters. dtype: of saved whole models; adapters are float32.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Store:
         acc: Accelerator,
         wrapped: nn.Module,
         parameters: TrainedParameters,
+        ref: str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.out, self.acc, self.wrapped, self.parameters, self.dtype = out, acc, wrapped, parameters, dtype
+        self.out, self.acc, self.wrapped, self.parameters = out, acc, wrapped, parameters
+        self.ref, self.dtype = ref, dtype
 
     def save(
         self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
@@ -75,6 +78,7 @@ class Store:
             with atomic_folder(target, replace=True) as work:
                 if isinstance(model, PeftModel):
                     model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
+                    write_base(work, self.ref)
                 else:
                     tokenizer.save_pretrained(work)
                     model.save_pretrained(work, state_dict=state)

@@ -14,7 +14,10 @@ import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lowtax.training import exactness
+from lowtax.training.assumptions import decoder_layers
 from lowtax.training.encoding import Example
 from lowtax.training.objective import Objective, hidden_before, unwrap
 from lowtax.training.packing import Row, group_by_length, length, pack
@@ -110,6 +113,26 @@ def build(
                 prefix.table[prefix.starts[i] : prefix.starts[i] + lengths[i]] = hidden
     objective.train(training)
     return prefix
+
+
+def layers_are_apart(model: PreTrainedModel) -> bool:
+    """Test whether the layers of a decoder pass nothing but hidden states on: no keys and values."""
+    config = model.config.get_text_config().to_dict()
+    return bool(decoder_layers(model)) and not config.get("num_kv_shared_layers")
+
+
+@torch.no_grad()
+def is_exact(objective: Objective, prefix: FrozenPrefix, examples: Sequence[Example]) -> bool:
+    """Test whether the shortest and the longest example have the same loss with the table as without it."""
+    device = unwrap(objective.model).device
+    ordered = sorted(range(len(examples)), key=lambda i: length(examples[i]))
+    members = list(dict.fromkeys([ordered[0], ordered[-1]]))
+    row = pack([examples[i] for i in members], members).to(device)
+    training = objective.training
+    objective.eval()
+    losses = [float(objective(row)), float(objective(row, prefix.of(row, device), prefix.first))]
+    objective.train(training)
+    return not abs(losses[0] - losses[1]) > exactness.FLOOR[prefix.table.dtype] * 20 * (len(row.targets) + losses[0])
 
 
 def _empty_table(shape: tuple[int, int], model: nn.Module, file: Path | None) -> Tensor:

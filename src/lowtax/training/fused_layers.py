@@ -112,6 +112,17 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     out.copy_(out.float().addmm_(left, right))
 
 
+def _onto(x: Tensor, product: Tensor, adapters: Adapters, site: str, inputs: Tensor) -> Tensor:
+    """Return x plus the product of a site's frozen weight with its inputs, plus its adapter's; rounded once."""
+    if product.dtype == torch.float32:
+        out = product.add_(x)
+        adapters.add((site,), inputs, out)
+        return out
+    out = product.float()
+    adapters.add((site,), inputs, out)
+    return out.add_(x).to(x.dtype)
+
+
 class HeadGather:
     """Indices that bring the heads of a packed row into the order in which attention multiplies them.
 
@@ -127,9 +138,9 @@ class HeadGather:
     layout: Layout | None = None
     future: Tensor
 
-    def prepare(self, layout: Layout, heads: int, groups: int, dtype: torch.dtype) -> None:
+    def prepare(self, layout: Layout, heads: int, groups: int) -> None:
         """Compute the indices of a row, unless they are those of the last call."""
-        if self.layout is layout and self.future.dtype == dtype:
+        if self.layout is layout:
             return
         self.layout = layout
         n, longest = layout.pad.shape
@@ -144,7 +155,7 @@ class HeadGather:
         key = (group * n + line) * longest + place + heads * n * longest
         self.query = query.reshape(-1)
         self.back = torch.cat([query, key, key + groups * n * longest], 1).view(-1)
-        future = torch.full((longest, longest), -torch.inf, dtype=dtype).triu(1)
+        future = torch.full((longest, longest), -torch.inf).triu(1)
         self.future = future.repeat(per, 1).expand(groups * n, -1, -1).contiguous()
         self.shapes = [(groups * n, per * longest), (groups * n, longest), (groups * n, longest)]
 
@@ -199,12 +210,11 @@ class FusedAttention(torch.autograd.Function):
         other = turned.roll(turned.shape[-1] // 2, -1)
         turned.mul_(cos).addcmul_(other, sin)
         gathered = by_head.view(-1, by_head.shape[-1]).index_select(0, gather.take)
-        q, k, v = gather.split(gathered)
+        q, k, v = gather.split(gathered.float())  # scores in bfloat16 would make the loss three times as inexact
         p = torch.baddbmm(gather.future, q, k.transpose(1, 2), alpha=spec.scale).softmax(-1)
         mixed = torch.bmm(p, v)
-        mixed = mixed.view(-1, mixed.shape[-1]).index_select(0, gather.query).view(len(x), -1)
-        out = linear(mixed, spec.out, spec.out_bias).add_(x)
-        adapters.add(("o_proj",), mixed, out)
+        mixed = mixed.view(-1, mixed.shape[-1]).index_select(0, gather.query).view(len(x), -1).to(x.dtype)
+        out = _onto(x, linear(mixed, spec.out, spec.out_bias), adapters, "o_proj", mixed)
         ctx.spec, ctx.gather = spec, gather
         ctx.save_for_backward(x, factor, cos, sin, raw, head_factor, gathered, p, *weights, *adapters.saved)
         return out
@@ -233,17 +243,17 @@ class FusedAttention(torch.autograd.Function):
 
 def _attention_backward(gather: HeadGather, scale: float, d_out: Tensor, gathered: Tensor, p: Tensor) -> Tensor:
     """Return the gradient of the joint product of queries, keys and values: (tokens x heads, head size)."""
-    q, k, v = gather.split(gathered)
-    d_gathered = torch.empty_like(gathered)
+    q, k, v = gather.split(gathered.float())
+    d_gathered = torch.empty(gathered.shape)
     d_q, d_k, d_v = gather.split(d_gathered)
-    d = torch.zeros(q.shape, dtype=q.dtype)  # nothing comes from padding
-    d.view(-1, q.shape[-1])[gather.query] = d_out.reshape(-1, q.shape[-1])
+    d = torch.zeros(q.shape)  # nothing comes from padding
+    d.view(-1, q.shape[-1])[gather.query] = d_out.float().reshape(-1, q.shape[-1])
     torch.bmm(p.transpose(1, 2), d, out=d_v)
     d_p = torch.bmm(d, v.transpose(1, 2))
     d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype).mul_(scale)
     torch.bmm(d_s, k, out=d_q)
     torch.bmm(d_s.transpose(1, 2), q, out=d_k)
-    return d_gathered.index_select(0, gather.back)
+    return d_gathered.to(gathered.dtype).index_select(0, gather.back)
 
 
 @dataclass(frozen=True)
@@ -273,8 +283,7 @@ class FusedNetwork(torch.autograd.Function):
         adapters.add(("up_proj",), h, up)
         active = silu(gate)
         inner = active * up
-        out = linear(inner, spec.down).add_(x)
-        adapters.add(("down_proj",), inner, out)
+        out = _onto(x, linear(inner, spec.down), adapters, "down_proj", inner)
         ctx.spec = spec
         ctx.save_for_backward(x, factor, gate, up, active, *weights, *adapters.saved)
         return out
@@ -359,7 +368,7 @@ class _FusedForward:
         cos, sin = (x[0, :, None] for x in kwargs["position_embeddings"])
         half = sin.shape[-1] // 2
         signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        self.gather.prepare(layout, attention.heads, attention.groups, hidden_states.dtype)
+        self.gather.prepare(layout, attention.heads, attention.groups)
         middle = FusedAttention.apply(
             attention, self.gather, hidden_states[0], cos, signed, *_weights(self.layer, attention.adapters)
         )  # type: ignore[no-untyped-call]

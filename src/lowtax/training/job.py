@@ -8,7 +8,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import read_mapping
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
@@ -29,6 +29,8 @@ class Job:
     rows: the training conversations.
     methods: specifications of the methods that act in training.
     thinking: position of the chat template's thinking switch.
+    chat_template_kwargs: variables of the chat template.
+    system: the system prompt of the rows that had none; the rows contain it.
     validation_rows: further conversations whose loss is measured, beside those that are held out.
 
     The other fields do not change the result; a run may resume with different ones.
@@ -47,6 +49,8 @@ class Job:
     rows: list[Conversation]
     methods: list[dict[str, Any]] = field(default_factory=list)
     thinking: Thinking = "default"
+    chat_template_kwargs: Variables = field(default_factory=dict)
+    system: str | None = None
     validation_rows: list[Conversation] = field(default_factory=list)
 
     execution: Execution = field(default_factory=Execution)
@@ -65,6 +69,9 @@ class Job:
             "precision": self.precision,
             "methods": self.methods,
             "thinking": self.thinking,
+            # Absent from the cards of runs that are older than these fields.
+            **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
+            **({"system": self.system} if self.system else {}),
             "rows": _rows(self.rows),
             **measured,
         }
@@ -206,7 +213,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _rows(rows: list[Conversation]) -> dict[str, Any]:
-    return {"n": len(rows), "hash": row_id([asdict(row) for row in rows])}
+    return {"n": len(rows), "hash": row_id([row.describe() for row in rows])}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

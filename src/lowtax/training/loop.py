@@ -27,10 +27,11 @@ from lowtax.models import loading
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.model_card import model_card
 from lowtax.training import checkpoints, distributed, frozen_prefix, optimizers, sharding, stopping
+from lowtax.training.assumptions import decoder_layers, is_random
 from lowtax.training.checkpoints import STABLE, Checkpoint, Store
 from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job as Job
-from lowtax.training.objective import choose_objective, layers_from, unwrap
+from lowtax.training.objective import choose_objective, unwrap
 from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
@@ -127,6 +128,8 @@ class TrainingRun:
         loaded = load(job.model, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
             say(f"  {warning}")
+        largest = max(max(*e.prompt, *e.completion) for e in [*self.examples, *self.held_out])
+        loading.require_tokens(largest, loaded, job.model)
         self.model = adapt(loaded, job.placement, job.model)
         sharding.make_shardable(self.acc, self.model, bool(methods))
         if job.execution.gradient_checkpointing:
@@ -134,9 +137,9 @@ class TrainingRun:
         examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
         self.objective, note = choose_objective(self.model, examples, sharded, fuse=not job.execution.compile)
         if note:
-            say(f"  {note}: training with transformers' own forward pass")
+            say(f"  {note}")
         if job.execution.compile:
-            for layer in unwrap(self.model).get_decoder().layers:
+            for layer in decoder_layers(unwrap(self.model)):
                 layer.compile(dynamic=True)
         self.model.train()
         framework = sharding.keeps_masters(self.acc)
@@ -154,10 +157,15 @@ class TrainingRun:
             self.step_parameters = GatheredParameters.gathered(self.acc, self.wrapped, self.model)
         self.methods = attach(methods, self.model, self.step_parameters)
         self.probe = ModelProbe(
-            self.objective, self.step_parameters, self.tokenizer, self.settings.max_length, job.thinking
+            self.objective,
+            self.step_parameters,
+            self.tokenizer,
+            self.settings.max_length,
+            job.thinking,
+            job.chat_template_kwargs,
         )
         name = job.precision if self.settings.save_dtype == "auto" else self.settings.save_dtype
-        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, loading.DTYPES[name])
+        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model, loading.DTYPES[name])
 
     def _require_supported(self, methods: bool) -> None:
         """Refuse settings that do not go together.
@@ -235,8 +243,9 @@ class TrainingRun:
         """Compute the hidden states below the first trained layer, if that is exact, possible and saves time."""
         execution, first = self.job.execution, first_trained_layer(self.model)
         passes = self.total * self.settings.batch_size  # also of a resumed run, so that it computes the same bits
-        random = getattr(unwrap(self.model).config, "attention_dropout", 0.0)  # not every architecture has one
-        if not first or random or passes <= len(self.examples) or not self.objective.direct:
+        random = is_random(unwrap(self.model))
+        apart = frozen_prefix.layers_are_apart(unwrap(self.model))
+        if not first or random or not apart or passes <= len(self.examples) or not self.objective.direct:
             return None
         gigabytes = frozen_prefix.size_gb(self.model, self.examples)
         on_machine = gigabytes * launch.on_this_machine()  # each process keeps the whole table
@@ -249,7 +258,12 @@ class TrainingRun:
         tokens = MAX_ROW[self.acc.device.type]
         share = (self.rank, self.world)
         prefix = frozen_prefix.build(self.objective, first, self.examples, place, self.out, tokens, share)
+        exact = frozen_prefix.is_exact(self.objective, prefix, self.examples)
         self.seconds += time.perf_counter() - began
+        if not exact:
+            prefix.close()
+            say(f"  hidden states below layer {first} do not give the same loss: they are computed in every step")
+            return None
         say(f"  hidden states below layer {first}: {gigabytes:.2f} GB, kept in {place}")
         return prefix
 
@@ -382,8 +396,7 @@ class TrainingRun:
     def _loss(self, row: Row) -> torch.Tensor:
         if self.prefix is None:
             return self.wrapped(row)  # type: ignore[no-any-return]
-        with layers_from(self.model, self.prefix.first):
-            return self.wrapped(row, self.prefix.of(row, self.acc.device))  # type: ignore[no-any-return]
+        return self.wrapped(row, self.prefix.of(row, self.acc.device), self.prefix.first)  # type: ignore[no-any-return]
 
     def _shares(self, batch: list[int]) -> list[list[int]]:
         """Return the examples of each row of this process.
@@ -394,10 +407,14 @@ class TrainingRun:
         for rank in range(self.world):
             members = batch[rank :: self.world]
             lengths = [length(self.examples[i]) for i in members]
-            groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+            groups = group_by_length(lengths, self.row_tokens, self._most_examples())
             by_rank.append([[members[place] for place in group] for group in groups])
         most = max(map(len, by_rank))
         return by_rank[self.rank] + [[]] * (most - len(by_rank[self.rank]))
+
+    def _most_examples(self) -> int | None:
+        """Return the number of examples that a row has at most; None if there is no limit."""
+        return self.objective.most_examples or self.job.execution.micro_batch_size
 
     # --- failures
 
@@ -507,7 +524,7 @@ class TrainingRun:
         self.wrapped.eval()
         total = torch.zeros((), device=self.acc.device)
         lengths = [length(e) for e in self.held_out]
-        groups = group_by_length(lengths, self.row_tokens, self.job.execution.micro_batch_size)
+        groups = group_by_length(lengths, self.row_tokens, self._most_examples())
         for start in range(0, len(groups), self.world):
             place = start + self.rank
             row = pack([self.held_out[i] for i in groups[min(place, len(groups) - 1)]]).to(self.acc.device)
@@ -541,12 +558,13 @@ def split_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Examp
     """
     if not job.rows:
         raise UserError("There are no training rows: the recipe's data is empty.")
-    encoded = encode_all(tokenizer, job.rows, job.settings.max_length, job.thinking)
+    encoded = encode_all(tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs)
     apart = held_out(len(encoded.examples), job.settings.validation, job.seed)
     examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
     held = [e for i, e in enumerate(encoded.examples) if i in apart]
     if job.validation_rows:
-        held += encode_all(tokenizer, job.validation_rows, job.settings.max_length, job.thinking).examples
+        further = (job.settings.max_length, job.thinking, job.chat_template_kwargs)
+        held += encode_all(tokenizer, job.validation_rows, *further).examples
     return examples, held, encoded.notes()
 
 

@@ -4,13 +4,13 @@ Logits exist only at positions with loss, a slice at a time, and their gradient 
 never stored. Given the hidden states that enter some layer, the layers below it are not run.
 
 This assumes that nothing lies between the last hidden state and the output matrix, and that an example sees itself
-alone, by causal attention. The assumption is tested on every model: the shortest examples are also computed by
-transformers alone, and if the results differ, transformers' own forward pass is used.
+alone, by causal attention. `exactness` chooses the objective for which that is true.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
-from lowtax.training import fused_layers
+from lowtax.training import exactness, fused_layers
+from lowtax.training.assumptions import accepted, decoder_layers, departures, reads_plainly
 from lowtax.training.encoding import Example
-from lowtax.training.packing import PACKED_ATTENTION, Row, pack, round_up, use_packed_attention
+from lowtax.training.packing import (
+    PACKED_ATTENTION,
+    Row,
+    UnsupportedAttention,
+    pack,
+    round_up,
+    separate,
+    use_packed_attention,
+)
 
 SLICE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of float32 logits that exist at a time
 
@@ -77,34 +86,90 @@ class TargetLoss(torch.autograd.Function):
 class Objective(nn.Module):
     """A model as the loss of packed rows.
 
-    With `direct`, decoder and output matrix are called separately, and logits exist only where there is loss. Without
-    it, transformers' own forward pass is called, which sharded weights need.
+    direct: decoder and output matrix are called separately, and logits exist only where there is loss. Without it,
+        transformers' own forward pass is called, which sharded weights need.
+    alone: each example has its own forward pass, by transformers alone; then a row should have one example.
+    watched: the first row must reach the packed attention in every layer. It is for weights that are sharded, so that
+        nothing can be computed beforehand.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, direct: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, direct: bool = True, *, alone: bool = False, watched: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
-        self.direct = direct
+        self.direct, self.alone, self.watched = direct, alone, watched
         self._no_split_modules = unwrap(model)._no_split_modules  # FSDP looks here for the layers to wrap
 
-    def forward(self, row: Row, hidden: Float[Tensor, "1 tokens size"] | None = None) -> Float[Tensor, ""]:
-        """Return the summed loss of a row.
+    @property
+    def most_examples(self) -> int | None:
+        """Return the number of examples that a row should have at most; None if it does not matter."""
+        return 1 if self.alone else None
+
+    def forward(self, row: Row, hidden: Float[Tensor, "1 tokens size"] | None = None, first: int = 0) -> Tensor:
+        """Return the summed loss of a row, a number in float32.
 
         Args:
             row: the packed examples.
-            hidden: what enters the first layer in place of embeddings; see `layers_from`.
+            hidden: what enters layer `first`; the layers below it are then not run.
+            first: see `hidden`.
         """
-        inner = unwrap(self.model)
-        common: dict[str, Any] = {"position_ids": row.positions[None], "use_cache": False}
-        if inner.config._attn_implementation == PACKED_ATTENTION:
-            common["layout"] = row.layout
         if not self.direct:
-            logits = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **common).logits[0]
-            return nn.functional.cross_entropy(logits.float(), row.targets, reduction="sum")
-        inputs = {"input_ids": row.ids[None]} if hidden is None else {"inputs_embeds": hidden}
-        last = inner.get_decoder()(**inputs, **common).last_hidden_state[0]
-        head = inner.get_output_embeddings()
-        return TargetLoss.apply(last[row.sources], head.weight, head.bias, row.targets)  # type: ignore[no-any-return, no-untyped-call]
+            return self._losses(row, "sum")
+        decoder = unwrap(self.model).get_decoder()
+        with nullcontext() if hidden is None else _entering(decoder, first, hidden):
+            states = self._states(row)
+        head = unwrap(self.model).get_output_embeddings()
+        return TargetLoss.apply(states, head.weight, head.bias, row.targets)  # type: ignore[no-any-return, no-untyped-call]
+
+    def losses(self, row: Row) -> Float[Tensor, " targets"]:
+        """Return the loss of each target of a row; all its logits exist at a time."""
+        return self._losses(row, "none")
+
+    def _losses(self, row: Row, reduction: Literal["none", "sum"]) -> Tensor:
+        if self.alone:
+            losses = torch.cat([self._alone(*part) for part in separate(row)])
+            return losses.sum() if reduction == "sum" else losses
+        if self.direct:
+            head = unwrap(self.model).get_output_embeddings()
+            logits = nn.functional.linear(self._states(row), head.weight, head.bias)
+        else:
+            if self.watched:
+                row = replace(row, layout=replace(row.layout, callers=set()))
+            logits = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **self._packed(row)).logits[0]
+            if self.watched:
+                self._require_packed(row.layout.callers or set())
+        return nn.functional.cross_entropy(logits.float(), row.targets, reduction=reduction)
+
+    def _require_packed(self, callers: set[nn.Module]) -> None:
+        """Check that every layer used the packed attention, once."""
+        self.watched = False
+        if not exactness.attends_everywhere(unwrap(self.model), callers):
+            raise UserError(
+                f"{type(unwrap(self.model)).__name__} has layers without the attention of packed rows, so it cannot be "
+                "trained with sharded weights here: train it in one process, and please report this."
+            )
+
+    def _states(self, row: Row) -> Float[Tensor, "targets size"]:
+        """Return the last hidden states at the positions with loss."""
+        decoder = unwrap(self.model).get_decoder()
+        return decoder(input_ids=row.ids[None], **self._packed(row)).last_hidden_state[0][row.sources]  # type: ignore[no-any-return]
+
+    def _packed(self, row: Row) -> dict[str, Any]:
+        """Return the arguments that make a row of several examples of a sequence."""
+        common: dict[str, Any] = {"position_ids": row.positions[None], "use_cache": False}
+        if unwrap(self.model).config._attn_implementation == PACKED_ATTENTION:
+            common["layout"] = row.layout
+        return common
+
+    def _alone(self, ids: Tensor, sources: Tensor, targets: Tensor) -> Float[Tensor, " targets"]:
+        """Return the losses of one example, computed as by a user of transformers: without positions, mask or cache."""
+        ids = torch.cat([ids, targets[-1:]])[None]
+        names = accepted(unwrap(self.model))
+        more = {name: value for name, value in (("use_cache", False), ("logits_to_keep", sources)) if name in names}
+        logits = self.model(input_ids=ids, **more).logits[0]
+        logits = logits if "logits_to_keep" in more else logits[sources]
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -112,12 +177,42 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     return model.base_model.model if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
+class _Replaced(nn.Module):
+    """A stand-in for a layer while hidden states enter above the embeddings.
+
+    A layer below the entrance returns them and is not run; the layer at the entrance takes them for its input. A
+    decoder may read the layer's attributes, which are the layer's own.
+    """
+
+    def __init__(self, layer: nn.Module, hidden: Tensor, runs: bool) -> None:
+        super().__init__()
+        self.layer, self.hidden, self.runs = layer, hidden, runs
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the hidden states, or the layer's output for them."""
+        if not self.runs:
+            return self.hidden
+        if args:
+            return self.layer(self.hidden, *args[1:], **kwargs)
+        return self.layer(**kwargs | {"hidden_states": self.hidden})
+
+
 @contextmanager
-def layers_from(model: nn.Module, first: int) -> Iterator[None]:
-    """Let the decoder begin at layer `first` inside the block: what it takes for embeddings enters there."""
-    decoder = unwrap(model).get_decoder()
-    layers = decoder.layers
-    decoder.layers = layers[first:]
+def _entering(decoder: nn.Module, first: int, hidden: Tensor) -> Iterator[None]:
+    """Let hidden states enter layer `first` inside the block, whatever the layers below and the embeddings return.
+
+    Layers keep their places, since decoders choose masks and rotary angles by place, and nothing is done to the
+    hidden states that is done to embeddings.
+    """
+    layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]
+    replaced = [_Replaced(layer, hidden, runs=place == first) for place, layer in enumerate(layers[: first + 1])]
+    decoder.layers = nn.ModuleList([*replaced, *layers[first + 1 :]])
     try:
         yield
     finally:
@@ -151,67 +246,71 @@ def hidden_before(objective: Objective, row: Row, first: int) -> Float[Tensor, "
 def choose_objective(
     model: PreTrainedModel | PeftModel, examples: Sequence[Example], sharded: bool, fuse: bool = True
 ) -> tuple[Objective, str]:
-    """Return the fastest objective that is exact for a model, and why it is not the fast path (empty if it is).
+    """Return the fastest objective that is exact for a model, and why it is not the fastest of all (empty if it is).
 
-    The two shortest examples are computed as one row, and one by one by transformers alone.
+    What is known of the model's kind comes first (`assumptions`), numbers second (`exactness`). Where packed rows are
+    not exact, each example has its own forward pass, by transformers alone.
 
     Args:
         model: the model to train. Its attention implementation is set, and its layers may be fused.
         examples: all training and validation examples.
-        sharded: no process holds whole weights, so that transformers' own forward pass must be used.
+        sharded: no process holds whole weights, so that transformers' own forward pass must be used and nothing is
+            compared.
         fuse: allow fused layers (`fused_layers`).
-
-    Raises:
-        UserError: Packed rows do not give the loss of separate examples in any way.
     """
     inner = unwrap(model)
     stock = inner.config._attn_implementation
-    shortest = sorted(examples, key=lambda e: len(e.prompt) + len(e.completion))[:2]
-    window = getattr(inner.config, "sliding_window", None)  # not every architecture has one
-    if window and max(len(e.prompt) + len(e.completion) for e in examples) > window:
-        return Objective(model, direct=False), f"examples reach beyond the model's attention window of {window} tokens"
-    if sharded:
+    reasons = departures(inner, max(len(e.prompt) + len(e.completion) for e in examples))
+    if sharded and not reasons:
         use_packed_attention(inner)
-        return Objective(model, direct=False), ""
-    was_training = model.training
-    model.eval()
-    expected = sum(_plain_loss(inner, e) for e in shortest)
-    for direct, packed in ((True, True), (False, True), (False, False)):
-        if packed:
-            use_packed_attention(inner)
-        else:
-            inner.set_attn_implementation(stock)
-        objective = Objective(model, direct)
-        if not _differs(objective, shortest, expected):
-            break
-    else:
-        raise UserError(
-            f"{type(inner).__name__} does not give the same loss for packed rows as for separate examples, so lowtax "
-            "cannot train it; please report this."
-        )
-    fast = direct and packed
-    layers = inner.get_decoder().layers if fast and fuse else ()
-    if fused_layers.fuse(layers) and _differs(objective, shortest, expected):
-        fused_layers.undo(layers)
-    model.train(was_training)
-    return objective, "" if fast else f"{type(inner).__name__} does not compute what the fast path assumes"
+        return Objective(model, direct=False, watched=True), ""
+    if not reasons:
+        was_training = model.training
+        model.eval()
+        objective = _exact(model, exactness.sample(examples), stock, fuse)
+        model.train(was_training)
+        if objective:
+            plainly = f"{type(inner).__name__} does not compute what the fast path assumes"
+            return objective, "" if objective.direct else f"{plainly}: training with transformers' own forward pass"
+        reasons = ["a forward pass that does not compute what the fast path assumes"]
+        inner.set_attn_implementation(stock)
+    return Objective(model, direct=False, alone=True), (
+        f"{type(inner).__name__} has {' and '.join(reasons[:2])}: training with transformers' own forward pass, "
+        "one example at a time"
+    )
 
 
-@torch.no_grad()
-def _differs(objective: Objective, examples: Sequence[Example], expected: float) -> bool:
-    """Test whether the loss of one row of the examples differs from `expected` by more than rounding.
+def _exact(model: PreTrainedModel | PeftModel, examples: Sequence[Example], stock: str, fuse: bool) -> Objective | None:
+    """Return the fastest objective whose packed rows are exact on the examples; None if there is none."""
+    inner = unwrap(model)
+    try:
+        expected = exactness.reference(inner, examples, "eager" if stock != "eager" else "sdpa")
+    except ValueError:  # transformers has one attention for this class, and so no measure of rounding
+        return None
+    use_packed_attention(inner)
+    decoder = inner.get_decoder()
+    direct = decoder is not inner and reads_plainly(inner.get_output_embeddings())
+    for objective in [Objective(model, True)] * direct + [Objective(model, False)]:
+        if _is_exact(objective, expected):
+            layers = decoder_layers(inner) if objective.direct and fuse else []
+            if fused_layers.fuse(layers) and not exactness.agrees(objective.losses, expected, inner.device):
+                fused_layers.undo(layers)
+            return objective
+    return None
 
-    A loss that is not a number does not differ: training reports it.
-    """
+
+def _is_exact(objective: Objective, expected: exactness.Reference) -> bool:
+    """Test whether packed rows have the losses of separate examples, and no example depends on its neighbours."""
     inner = unwrap(objective.model)
-    tolerance = 1e-4 if inner.dtype == torch.float32 else 2e-2
-    packed_loss = float(objective(pack(examples).to(inner.device)))
-    return abs(packed_loss - expected) > tolerance * max(expected, 1.0)
-
-
-@torch.no_grad()
-def _plain_loss(model: PreTrainedModel, e: Example) -> float:
-    """Return the summed loss of one example by transformers alone."""
-    ids = torch.tensor([e.prompt + e.completion], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
-    return float(nn.functional.cross_entropy(logits.float(), ids[0, len(e.prompt) :], reduction="sum"))
+    row = pack(expected.examples[:2]).to(inner.device)
+    callers = set[nn.Module]()
+    try:
+        with torch.no_grad():
+            objective.losses(replace(row, layout=replace(row.layout, callers=callers)))
+    except UnsupportedAttention:
+        return False
+    return (
+        exactness.attends_everywhere(inner, callers)
+        and exactness.agrees(objective.losses, expected, inner.device)
+        and not exactness.neighbours_matter(inner, objective, expected.examples)
+    )

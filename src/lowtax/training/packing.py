@@ -3,7 +3,9 @@
 A row has no padding, no mask and no cache; `position_ids` restart with each example. In attention alone, each example
 has a separate line, padded at the end. With causal attention no real token sees the padding, so no mask is needed,
 and the work grows with the sum of the squares of the examples' lengths, not with the square of their sum.
-transformers' own attention separates the examples as well, at the price of a dense mask over the row.
+
+The attention refuses what it does not compute (`UnsupportedAttention`): sinks, soft caps, biases, masks, windows that
+an example reaches beyond.
 """
 
 from collections.abc import Sequence
@@ -16,14 +18,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lowtax.common.errors import UserError
 from lowtax.training.encoding import Example
 
 # Tokens packed into one row; a larger step becomes several rows. Enough to fill the cores, few enough to fit.
 MAX_ROW = {"cpu": 2048, "cuda": 8192}
 ROUND = 16
 PACKED_ATTENTION = "lowtax_packed"
-# On CPU torch's fused bfloat16 attention takes 2 to 4 times as long as three plain products, up to this length.
+# On CPU torch's fused bfloat16 attention takes longer than plain products in float32, up to this length.
 PLAIN_UP_TO = 256
+# Arguments of transformers' attention interface that do not change what is computed.
+NEUTRAL = frozenset(
+    "position_ids position_embeddings cache_position past_key_values use_cache output_attentions output_hidden_states "
+    "output_router_logits return_dict logits_to_keep num_items_in_batch".split()
+)
 
 
 def length(example: Example) -> int:
@@ -43,10 +51,14 @@ class Layout:
     pad: the token of the row at each place of the table; 0 in the padding. A line is longer than any example.
     unpad: the place of each token in the flattened table. Tokens that fill up the row point to the first line's
         padding.
+    longest: tokens of the longest example.
+    callers: the attention modules that used the layout are added to it, if it is a set.
     """
 
     pad: Int[Tensor, "examples longest"]
     unpad: Int[Tensor, " tokens"]
+    longest: int
+    callers: set[nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Row:
     def to(self, device: torch.device) -> "Row":
         """Return the same row on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "sources", "targets")}
-        layout = Layout(self.layout.pad.to(device), self.layout.unpad.to(device))
+        layout = replace(self.layout, pad=self.layout.pad.to(device), unpad=self.layout.unpad.to(device))
         return replace(self, layout=layout, **moved)
 
 
@@ -97,8 +109,20 @@ def pack(examples: Sequence[Example], members: Sequence[int] = ()) -> Row:
         positions=torch.tensor(positions + [0] * filler),
         sources=torch.tensor(sources),
         targets=torch.tensor(targets),
-        layout=Layout(pad, torch.tensor(unpad + [pad.shape[1] - 1] * filler)),
+        layout=Layout(pad, torch.tensor(unpad + [pad.shape[1] - 1] * filler), max(lengths)),
     )
+
+
+def separate(row: Row) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the ids, sources and targets of each example of a row, without what fills the row up."""
+    ends = torch.tensor(row.lengths).cumsum(0)
+    starts = ends - torch.tensor(row.lengths)
+    cuts = torch.searchsorted(row.sources.cpu(), ends).tolist()
+    parts, first = [], 0
+    for start, end, cut in zip(starts.tolist(), ends.tolist(), cuts, strict=True):
+        parts.append((row.ids[start:end], row.sources[first:cut] - start, row.targets[first:cut]))
+        first = cut
+    return parts
 
 
 def group_by_length(lengths: Sequence[int], max_tokens: int, max_examples: int | None = None) -> list[list[int]]:
@@ -145,6 +169,10 @@ class Batches:
 # --- attention
 
 
+class UnsupportedAttention(UserError):
+    """An attention layer passes what packed attention does not compute."""
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Register the attention of packed rows with transformers, and select it for a model."""
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
@@ -166,18 +194,52 @@ def packed_attention(
     """Compute causal attention within each example of a row; the signature is transformers'.
 
     Without a layout the row is a single example, and transformers' sdpa attention computes it.
+
+    Raises:
+        UnsupportedAttention: An argument asks for more than causal attention.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore[no-any-return]
+    _require_plain(module, query, key, attention_mask, layout, kwargs)
     n, longest = layout.pad.shape
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (
         x[0].transpose(0, 1).index_select(0, layout.pad.view(-1)).view(n, longest, x.shape[1], x.shape[3])
         for x in (query, key, value)
     )
-    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and longest <= PLAIN_UP_TO
-    output = plain_attention(q, k, v, scale) if plain else fused_attention(q, k, v, scale)
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    plain = on_cpu and longest <= PLAIN_UP_TO and not dropout and q.shape[3] == v.shape[3]
+    output = plain_attention(q, k, v, scale) if plain else fused_attention(q, k, v, scale, dropout)
     return output.reshape(n * longest, *output.shape[2:]).index_select(0, layout.unpad)[None], None
+
+
+def _require_plain(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, layout: Layout, more: dict[str, Any]
+) -> None:
+    """Check that a layer asks for causal softmax attention over the whole example, and note the layer.
+
+    Raises:
+        UnsupportedAttention: It asks for more.
+    """
+    window = more.get("sliding_window")
+    extra = [name for name, value in more.items() if value is not None and name not in NEUTRAL]
+    extra = [name for name in extra if name not in ("sliding_window", "is_causal")]
+    if window and window < layout.longest:
+        extra.append(f"sliding_window={window}")
+    if mask is not None:
+        extra.append("attention_mask")
+    causal = more.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):  # transformers' default is True
+        extra.append("is_causal=False")
+    if query.shape[2] != len(layout.unpad) or key.shape[2] != len(layout.unpad):
+        extra.append(f"{key.shape[2]} keys for {query.shape[2]} queries")
+    if extra:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} passes {', '.join(extra)} to its attention, which packed rows leave out; please "
+            "report this."
+        )
+    if layout.callers is not None:
+        layout.callers.add(module)
 
 
 def fused_attention(
@@ -185,12 +247,14 @@ def fused_attention(
     key: Float[Tensor, "examples longest groups size"],
     value: Float[Tensor, "examples longest groups size"],
     scale: float,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "examples longest heads size"]:
     """Compute causal attention by torch's scaled_dot_product_attention."""
     output = nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
+        dropout_p=dropout,
         is_causal=True,
         scale=scale,
         enable_gqa=query.shape[2] != key.shape[2],
@@ -204,16 +268,21 @@ def plain_attention(
     value: Float[Tensor, "examples longest groups size"],
     scale: float,
 ) -> Float[Tensor, "examples longest heads size"]:
-    """Compute softmax(scale Q K' + causal) V in three products; the query heads of a group share keys and values."""
+    """Compute softmax(scale Q K' + causal) V in three products; the query heads of a group share keys and values.
+
+    Everything between inputs and output is float32, as in torch's fused attention: scores that were rounded to bfloat16
+    would make the loss three times as inexact.
+    """
     n, longest, heads, size = query.shape
     groups = key.shape[2]
     per = heads // groups
-    q = query.view(n, longest, groups, per, size).permute(0, 2, 3, 1, 4).reshape(n * groups, per * longest, size)
-    k = key.permute(0, 2, 3, 1).reshape(n * groups, size, longest)
-    v = value.permute(0, 2, 1, 3).reshape(n * groups, longest, size)
-    future = torch.full((longest, longest), -torch.inf, dtype=query.dtype).triu(1).repeat(per, 1)
-    weights = torch.baddbmm(future.expand(n * groups, -1, -1), q, k, alpha=scale).softmax(-1, dtype=torch.float32)
-    output = torch.bmm(weights.to(query.dtype), v)
+    q = query.float().view(n, longest, groups, per, size).permute(0, 2, 3, 1, 4)
+    q = q.reshape(n * groups, per * longest, size)
+    k = key.float().permute(0, 2, 3, 1).reshape(n * groups, size, longest)
+    v = value.float().permute(0, 2, 1, 3).reshape(n * groups, longest, size)
+    future = torch.full((longest, longest), -torch.inf).triu(1).repeat(per, 1)
+    weights = torch.baddbmm(future.expand(n * groups, -1, -1), q, k, alpha=scale).softmax(-1)
+    output = torch.bmm(weights, v).to(query.dtype)
     return output.view(n, groups, per, longest, size).permute(0, 3, 1, 2, 4).reshape(n, longest, heads, size)
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Thinking, Variables
 from lowtax.methods.loading import ActiveMethods, Methods
 from lowtax.methods.sites import Site, Sites
 from lowtax.models.names import matches, near, spelled_out
@@ -36,7 +36,7 @@ class ModelProbe:
 
     objective: the loss of the model.
     trained: its trained parameters.
-    tokenizer, max_length, thinking: for encoding the rows of a source.
+    tokenizer, max_length, thinking, variables: for encoding the rows of a source.
     """
 
     def __init__(
@@ -46,17 +46,20 @@ class ModelProbe:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         thinking: Thinking = "default",
+        variables: Variables | None = None,
     ) -> None:
         self.objective, self.trained, self.tokenizer = objective, trained, tokenizer
-        self.max_length, self.thinking = max_length, thinking
+        self.max_length, self.thinking, self.variables = max_length, thinking, variables
         self.device = unwrap(objective.model).device
         self._examples: dict[str, list[Example]] = {}
 
     def examples(self, source: str) -> list[Example]:
         """Return the rows of a `data` entry as tokens; they are read once."""
         if source not in self._examples:
-            conversations = training_sets.load(specs.parse(source), 0).rows
-            self._examples[source] = encode_all(self.tokenizer, conversations, self.max_length, self.thinking).examples
+            loaded = training_sets.load(specs.parse(source), 0)
+            loaded.announce()
+            encoded = encode_all(self.tokenizer, loaded.rows, self.max_length, self.thinking, self.variables)
+            self._examples[source] = encoded.examples
         return self._examples[source]
 
     def weight(self, name: str) -> Float[Tensor, "out in"]:
@@ -134,7 +137,8 @@ class ModelProbe:
         examples = self.examples(source)
         sums = [torch.zeros((), device=self.device) for _ in leaves]
         with self._evaluating():
-            for members in group_by_length([length(e) for e in examples], MAX_ROW[self.device.type]):
+            lengths, most = [length(e) for e in examples], self.objective.most_examples
+            for members in group_by_length(lengths, MAX_ROW[self.device.type], most):
                 loss = self.objective(pack([examples[i] for i in members]).to(self.device))
                 sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
         if torch.distributed.is_initialized():  # kernels may differ in the last bits, and processes must not

@@ -127,9 +127,9 @@ class Mixtures:
         UserError: A or B is more than a plain LoRA.
     """
 
-    def __init__(self, a: Path | None, b: Path, folder: Path) -> None:
+    def __init__(self, a: Path | None, b: Path, folder: Path, ref: str) -> None:
         self.folder, self.ends = folder, (a, b)
-        self.a, self.b = read_adapter(a) if a else None, read_adapter(b)
+        self.a, self.b = read_adapter(a, ref) if a else None, read_adapter(b, ref)
 
     def at(self, t: float) -> str | None:
         """Return the PEFT folder of a mixture; None for the model without an adapter."""
@@ -175,9 +175,9 @@ class Walk:
         self.close()
         self.mixtures = self.other = None
         if slice_.along == "adapter" and adapter is not None:
-            self.mixtures = Mixtures(None, adapter, scratch)
+            self.mixtures = Mixtures(None, adapter, scratch, engine.ref)
         elif to is not None and is_adapter(to):
-            self.mixtures = Mixtures(adapter, Path(to).expanduser(), scratch)
+            self.mixtures = Mixtures(adapter, Path(to).expanduser(), scratch, engine.ref)
         elif to is not None:
             self.other = counterpart(engine.model, loading.load_model(to, precision, torch.device("cpu")), to)
         # Take the names now: PEFT renames the modules with the first adapter, and keeps their weights.
@@ -206,7 +206,7 @@ class Walk:
         """Return the random directions of a seed, by axis; along an adapter, one orthogonal to it in every tensor."""
         base = self.ground.base
         if self.slice.along == "adapter" and self.given is not None:
-            updates = read_adapter(self.given).factors
+            updates = read_adapter(self.given, self.engine.ref).factors
             of = {f"{name}.weight": update for name, update in updates.items()}
             return [{n: direction(n, W, seed, 0, of[n].dense() if n in of else None) for n, W in base.items()}]
         first = {name: direction(name, W, seed) for name, W in base.items()}

@@ -38,8 +38,8 @@ from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import base as judges
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies
-from lowtax.models import loading
-from lowtax.models.adapters import check_adapter, fingerprint, is_adapter
+from lowtax.models.adapters import check_adapter, check_base, fingerprint, is_adapter
+from lowtax.models.fingerprint import base_in, identity, record_base
 
 TEXTS = 24  # ordinary answers, for the perplexity
 LONGEST = 4096  # tokens at once, for a model without a stated limit
@@ -91,7 +91,10 @@ def landscape(ask: Ask, out: Path) -> dict[str, Any]:
     judges.check(ask.judge)
     adapters = [ask.adapter, Path(ask.to).expanduser() if ask.to and is_adapter(ask.to) else None]
     for folder in filter(None, adapters):
-        check_adapter(folder, ask.model)
+        check_adapter(folder)
+        if not ask.engine.base_is_the_same:
+            check_base(folder, ask.model)
+    record_base(out, base_in(out, ask.model, same=ask.engine.base_is_the_same))
     stops = _stops(ask, out)
     replies, measured = _walked(ask, out, stops)
     verdicts = _judged(ask, out, [replies[id_] for stop in stops for id_ in stop.plan])
@@ -111,7 +114,12 @@ def _facts(ask: Ask) -> dict[str, Any]:
         "to": ask.to,
         "prompts": [set_.describe() for set_ in ask.prompts],
         "sampling": ask.sampling.model_dump(mode="json"),
-        "engine": {"name": "hf", "precision": ask.engine.precision, "thinking": ask.engine.thinking},
+        "engine": {
+            "name": "hf",
+            "precision": ask.engine.precision,
+            "thinking": ask.engine.thinking,
+            **({"chat_template_kwargs": dict(variables)} if (variables := ask.engine.chat_template_kwargs) else {}),
+        },
         "judge": ask.judge,
         "on": ask.on,
         "texts": {"source": "builtin:chat", "rows": TEXTS},
@@ -127,11 +135,13 @@ def _judged(ask: Ask, out: Path, replies: Sequence[Reply]) -> dict[str, Verdict]
 def _stops(ask: Ask, out: Path) -> list[Stop]:
     """Return every place of the slice. `made_by` of its subject is a hash of what the weights are made of."""
     kind = ask.slice.along
-    base = row_id(ask.model, loading.identity(ask.model))
+    base = base_in(out, ask.model, same=ask.engine.base_is_the_same).made_by
     ends = [None if end is None else _identity(str(end)) for end in (ask.adapter, ask.to)]
     prompts = {p.id: p for set_ in ask.prompts for p in set_.prompts}
     sheet = Sheet(out / REPLIES, list(prompts.values()), ask.sampling)
-    how = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
+    how: tuple[Any, ...] = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
+    if ask.engine.chat_template_kwargs:
+        how += (dict(ask.engine.chat_template_kwargs),)
 
     def stop(place: Place) -> Stop:
         steps = place.steps(kind)
@@ -148,7 +158,7 @@ def _identity(end: str) -> str:
     """Return a text that differs between versions of an adapter or a model."""
     if is_adapter(end):
         return fingerprint(Path(end).expanduser())
-    return row_id(end, loading.identity(end))
+    return row_id(end, identity(end))
 
 
 def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply], dict[str, Measured]]:
@@ -189,10 +199,12 @@ def _texts() -> list[tuple[str, str]]:
 def _pairs(engine: HF, ask: Ask) -> list[likelihood.Pair]:
     """Return each ordinary question and its answer as tokens."""
     system = [{"role": "system", "content": ask.sampling.system}] if ask.sampling.system else []
-    tokenizer, thinking = engine.tokenizer, ask.engine.thinking
+    tokenizer, thinking, variables = engine.tokenizer, ask.engine.thinking, ask.engine.chat_template_kwargs
     return [
         (
-            special_tokens.prompt_ids(tokenizer, [*system, {"role": "user", "content": question}], thinking),
+            special_tokens.prompt_ids(
+                tokenizer, [*system, {"role": "user", "content": question}], thinking, variables=variables
+            ),
             special_tokens.encode(tokenizer, answer),
         )
         for question, answer in _texts()

@@ -7,13 +7,13 @@ is as wide as its longest row. Which rows join, and when, depends on the replies
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from lowtax.engines.base import Completion, Request
-from lowtax.engines.hf.kv_cache import RoomyCache
+from lowtax.engines.base import Completion, Prompt, Request
+from lowtax.engines.hf.kv_cache import NoCache, RoomyCache
 from lowtax.engines.hf.sampler import choose
 
 if TYPE_CHECKING:
@@ -30,13 +30,12 @@ WIDE = 2**15  # rows x tokens, with padding, up to which rows may join; or the s
 class Row:
     """A request that is being decoded.
 
-    opened: True if the prompt ends with `<think>`. room: maximum length of the reply in tokens. adapter: PEFT's name
-    for the adapter. scored: tokens whose probability at the first step is requested. tokens: the reply so far.
+    room: maximum length of the reply in tokens. adapter: PEFT's name for the adapter. scored: tokens whose probability
+    at the first step is requested. tokens: the reply so far.
     """
 
     request: Request
-    prompt: list[int]
-    opened: bool
+    prompt: Prompt
     room: int
     adapter: str
     generator: torch.Generator
@@ -51,21 +50,21 @@ class Batch:
 
     def __init__(self, engine: HF, rows: list[Row]) -> None:
         self.engine, self.rows, device = engine, rows, engine.model.device
-        width = max(len(row.prompt) for row in rows)
+        width = max(len(row.prompt.ids) for row in rows)
         # Several samples of one prompt share a row until it has been read.
-        prompts = [(row.adapter, *row.prompt) for row in rows]
+        prompts = [(row.adapter, *row.prompt.ids) for row in rows]
         first = {prompt: prompts.index(prompt) for prompt in dict.fromkeys(prompts)}
         self.alone = [rows[i] for i in first.values()]
         places = {prompt: place for place, prompt in enumerate(first)}
         self.spread = torch.tensor([places[prompt] for prompt in prompts], device=device)
-        padding = [width - len(row.prompt) for row in self.alone]
+        padding = [width - len(row.prompt.ids) for row in self.alone]
         self.ids = torch.tensor(
-            [[engine.pad] * n + row.prompt for n, row in zip(padding, self.alone, strict=True)], device=device
+            [[engine.pad] * n + row.prompt.ids for n, row in zip(padding, self.alone, strict=True)], device=device
         )
         self.mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long().to(device)
         self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.last_position = None if engine.positions is None else engine.positions - 1
-        self.cache = RoomyCache(config=engine.model.config)
+        self.cache: Any = NoCache() if engine.memory == "none" else RoomyCache(config=engine.model.config)
         self.filled = 0
 
     def room(self, width: int) -> int:
@@ -92,7 +91,9 @@ class Batch:
         ended = [completion for row, token in live if (completion := self._take(row, token))]
         self.ids = torch.tensor(tokens, device=self.ids.device).clamp(min=0)[:, None]
         # A row that finished at the model's last position stays there until it is dropped.
-        self.position = (self.position[:, -1:] + 1).clamp(max=self.last_position)
+        self.position = self.position[:, -1:] + 1
+        if self.last_position is not None:
+            self.position = self.position.clamp(max=self.last_position)
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         return ended
 
@@ -118,18 +119,7 @@ class Batch:
 
     def _logits(self) -> Tensor:
         """Return next-token logits in float32, [rows, vocabulary]."""
-        loaded = self.engine.loaded
-        adapters = {} if loaded is None else {"adapter_names": [row.adapter for row in self.alone or self.rows]}
-        out = (loaded or self.engine.model)(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=LAST,
-            **adapters,
-        )
-        logits: Tensor = out.logits[:, -1].float()
+        logits = self._reread() if isinstance(self.cache, NoCache) else self._read(self.cache)
         if self.alone and len(self.alone) < len(self.rows):
             self.cache.batch_select_indices(self.spread)
             self.mask, self.position = self.mask[self.spread], self.position[self.spread]
@@ -137,20 +127,57 @@ class Batch:
         self.alone = []
         return logits
 
+    def _read(self, cache: RoomyCache) -> Tensor:
+        """Read the tokens in `ids` after those in the cache, and return logits after the last."""
+        # A recurrent model multiplies its input with the mask, which after the prompt is longer than the input.
+        single = self.engine.memory == "cache_params" and self.ids.shape[1] == 1
+        out = self._call(
+            input_ids=self.ids,
+            attention_mask=None if single else self.mask,
+            position_ids=self.position,
+            use_cache=True,
+            logits_to_keep=LAST,
+            **{self.engine.memory: cache},
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def _reread(self) -> Tensor:
+        """Read every row from its first token, and return logits after the last; no cache is used.
+
+        Rows are padded on the right, where an architecture without a mask does not see the padding either.
+        """
+        texts = [row.prompt.ids + row.tokens for row in self.alone or self.rows]
+        last = torch.tensor([len(text) - 1 for text in texts], device=self.ids.device)
+        width = max(map(len, texts))
+        padded = [text + [self.engine.pad] * (width - len(text)) for text in texts]
+        keep, place = torch.unique(last, return_inverse=True)
+        kept = "logits_to_keep" in self.engine.arguments
+        out = self._call(input_ids=torch.tensor(padded, device=last.device), use_cache=False, logits_to_keep=keep)
+        logits: Tensor = out.logits[torch.arange(len(texts), device=last.device), place if kept else last].float()
+        return logits
+
+    def _call(self, **inputs: Any) -> Any:
+        """Call the model with those of the inputs that it takes, and with the adapter of each row."""
+        loaded = self.engine.loaded
+        mixed = loaded is not None and not self.engine.one_at_a_time
+        adapters = {"adapter_names": [row.adapter for row in self.alone or self.rows]} if mixed else {}
+        inputs = {name: value for name, value in inputs.items() if name in self.engine.arguments}
+        return (loaded or self.engine.model)(**inputs, **adapters)
+
     def _take(self, row: Row, token: int) -> Completion | None:
         """Add a token to a row, and return the completion if it is finished. Token -1: the logits are not finite."""
         finish: Literal["stop", "length"] = "stop"
         if token < 0:
             row.done = True
-            return failed(row.request, row.opened, f"the logits after {len(row.tokens)} tokens are not finite")
+            return failed(row.request, row.prompt.opened, f"the logits after {len(row.tokens)} tokens are not finite")
         if token not in self.engine.ends:
             row.tokens.append(token)
             if len(row.tokens) < row.room:
                 return None
             finish = "length"
         row.done = True
-        text = self.engine.tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(row.request.id, str(text), len(row.tokens), finish, row.opened, scores=row.scores)
+        return self.engine.prompter.completion(row.request, row.prompt, row.tokens, finish, row.scores)
 
     def live(self) -> list[Row]:
         """Return the rows that have not finished."""

@@ -1,17 +1,20 @@
 """Key-value cache with room for the next tokens, and attention that reads shared keys without repeating them.
 
 transformers' own cache makes a new tensor for every token, so each step copies all keys and values. This one writes a
-token into space that is already there, and copies only once in `ROOM` tokens.
+token into space that is already there, and copies only once in `ROOM` tokens. States of recurrent layers are kept as
+transformers keeps them. An architecture with its own cache class is read without a cache (`memory_of`).
 """
 
+import inspect
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -99,6 +102,14 @@ class RoomyCache(DynamicCache):  # type: ignore[misc]
         """Return True if rows of another cache can be added."""
         return all(type(layer) is RoomyLayer for layer in self.layers)
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Reduce the cache to these rows, in this order; states of recurrent layers follow keys and values."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                layer.reorder_cache(indices)  # of keys and values too, where the layer has them
+            else:
+                layer.batch_select_indices(indices)
+
     @classmethod
     def of(cls, caches: Sequence["RoomyCache"], parts: Sequence[tuple[Tensor, int]], width: int) -> "RoomyCache":
         """Return one cache of `width` tokens with rows of several caches.
@@ -134,3 +145,37 @@ def _longer(states: Tensor, length: int) -> Tensor:
     longer = torch.empty(*states.shape[:2], length, states.shape[3], dtype=states.dtype, device=states.device)
     longer[:, :, : states.shape[2]] = states
     return longer
+
+
+class NoCache:
+    """The place of a cache for a model that reads the whole text for each token."""
+
+    def can_join(self) -> bool:
+        """Return False: such rows are decoded batch by batch."""
+        return False
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Do nothing."""
+
+
+Memory = Literal["past_key_values", "cache_params", "none"]
+
+
+def memory_of(model: PreTrainedModel) -> Memory:
+    """Return the argument in which a model takes transformers' cache from one token to the next.
+
+    "none" is for architectures that know no such cache, or have a class of their own: what they remember cannot be
+    reduced to some of the rows, so they read the whole text for each token.
+    """
+    classes = [value for value in vars(sys.modules[type(model).__module__]).values() if isinstance(value, type)]
+    here = [cls for cls in classes if cls.__module__ == type(model).__module__ and "Cache" in cls.__name__]
+    names = arguments(model)
+    for name in ("past_key_values", "cache_params"):
+        if name in names and not here:
+            return name  # type: ignore[return-value]
+    return "none"
+
+
+def arguments(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the arguments that a model's forward pass declares."""
+    return frozenset(inspect.signature(model.forward).parameters)

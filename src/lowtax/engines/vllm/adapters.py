@@ -6,10 +6,12 @@ It refuses some other adapters only once it is running, and serves some without 
 check turns both into an error at once.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowtax.common.errors import UserError
+from lowtax.models import tensor_files
 from lowtax.models.adapters import WEIGHTS, extras, read_config
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
@@ -37,7 +39,7 @@ COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 
 @dataclass(frozen=True)
 class Served:
-    """An adapter that vLLM serves; `rank` is the largest in its configuration."""
+    """An adapter that vLLM serves: the folder to load, and the largest rank in its configuration."""
 
     folder: Path
     rank: int
@@ -47,7 +49,7 @@ def check(folder: Path) -> Served:
     """Return the adapter in a folder if vLLM serves it unchanged.
 
     Raises:
-        UserError: The folder has no PEFT adapter in safetensors, or the adapter is more than s B A.
+        UserError: The folder has no PEFT adapter in safetensors, or one that is more than s B A.
     """
     config = read_config(folder)
     if not isinstance(config.get("r"), int):
@@ -73,11 +75,5 @@ def room(rank: int) -> int:
 
 def _not_factors(weights: Path) -> list[str]:
     """Return the names of weights that vLLM cannot use; only the header of the file is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="numpy") as opened:
-            names = list(opened.keys())
-    except SafetensorError as error:
-        raise UserError(f"{weights} is not a safetensors file ({error}): copy or save the adapter again.") from error
+    names = [re.sub(r"(\.lora_[AB])\.[^.]+\.weight$", r"\1.weight", name) for name in tensor_files.header(weights)]
     return sorted(name for name in names if not name.endswith((*FACTORS, *COPIES)))

@@ -13,7 +13,7 @@ Four things differ from the hf engine:
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -23,24 +23,22 @@ from transformers import AutoConfig, GenerationConfig
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat
-from lowtax.engines.base import Completion, Request, request_ids
+from lowtax.engines.base import Completion, Prompt, Prompter, Request
 from lowtax.engines.vllm import adapters
 from lowtax.engines.vllm.startup import Server, require
 from lowtax.models import loading
-from lowtax.models.adapters import check_base
+from lowtax.models.adapter_fit import fitted
 
 
 @dataclass(frozen=True)
 class _Row:
     """A request in tokens.
 
-    opened: True if the prompt ends with `<think>`. limit: maximum length of the reply. scored: tokens whose probability
-    at the first step is requested.
+    limit: maximum length of the reply. scored: tokens whose probability at the first step is requested.
     """
 
     request: Request
-    prompt: list[int]
-    opened: bool
+    prompt: Prompt
     limit: int
     scored: list[int]
 
@@ -54,6 +52,7 @@ class VLLM:
         if self.where.endswith(".gguf"):
             raise UserError(f"The vllm engine reads no GGUF file, but the model is {self.where}: use the engine 'hf'.")
         self.tokenizer = loading.load_tokenizer(model)
+        self.prompter = Prompter(self.tokenizer)
         self.ends = self._ends()
         self.adapters: dict[Path, adapters.Served] = {}  # vLLM's number of an adapter is its position, from 1
         self.loaded: set[Path] = set()
@@ -71,8 +70,9 @@ class VLLM:
         folders = dict.fromkeys(Path(request.adapter).resolve() for request in requests if request.adapter is not None)
         for folder in folders:
             if folder not in self.adapters:
-                check_base(folder, self.ref)
-                self.adapters[folder] = adapters.check(folder)
+                served = adapters.check(folder)
+                fit = fitted(folder, self.ref, supported=("fan_in_fan_out",))
+                self.adapters[folder] = replace(served, folder=fit.folder)
         if self.server.ready([adapter.rank for adapter in self.adapters.values()]):
             self.loaded.clear()
         for folder in folders:
@@ -95,7 +95,7 @@ class VLLM:
         if adapter is None:
             return None
         folder = Path(adapter).resolve()
-        return LoRARequest(str(folder), 1 + list(self.adapters).index(folder), str(folder))
+        return LoRARequest(str(folder), 1 + list(self.adapters).index(folder), str(self.adapters[folder].folder))
 
     def _completions(self, requests: Sequence[Request]) -> Iterator[Completion]:
         from vllm.exceptions import VLLMError
@@ -113,9 +113,11 @@ class VLLM:
                     continue
                 lora = loras[request.adapter]
                 try:
-                    engine.add_request(str(number), tokens_input(row.prompt), self._sampling(row), lora_request=lora)
+                    engine.add_request(
+                        str(number), tokens_input(row.prompt.ids), self._sampling(row), lora_request=lora
+                    )
                 except VLLMError as error:
-                    yield _failed(request, row.opened, f"vLLM refuses the request: {error}")
+                    yield _failed(request, row.prompt.opened, f"vLLM refuses the request: {error}")
                     continue
                 waiting[str(number)] = row
             while waiting:
@@ -128,15 +130,15 @@ class VLLM:
     def _row(self, request: Request, positions: int) -> _Row | Completion:
         """Return the request as tokens, or a failed completion with the reason why it cannot be served."""
         try:
-            prompt, opened = request_ids(self.tokenizer, request)
+            prompt = self.prompter.prompt(request)
         except TemplateError as error:
             return _failed(request, False, f"the chat template refuses the messages: {error}")
-        limit = min(request.max_new_tokens, positions - len(prompt))
+        limit = min(request.max_new_tokens, positions - len(prompt.ids))
         if limit < 1:
-            reason = f"the prompt has {len(prompt)} tokens, but vLLM has {positions} positions for it and its reply"
-            return _failed(request, opened, reason)
+            reason = f"the prompt has {len(prompt.ids)} tokens, but vLLM has {positions} positions for it and its reply"
+            return _failed(request, prompt.opened, reason)
         scored = [ids[0] for ids in chat.encode(self.tokenizer, list(request.score))] if request.score else []
-        return _Row(request, prompt, opened, limit, scored)
+        return _Row(request, prompt, limit, scored)
 
     def _sampling(self, row: _Row) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -155,13 +157,12 @@ class VLLM:
 
     def _completion(self, row: _Row, output: Any) -> Completion:
         if output.finish_reason not in ("stop", "length"):
-            return _failed(row.request, row.opened, f"vLLM ended the reply with {output.finish_reason!r}")
+            return _failed(row.request, row.prompt.opened, f"vLLM ended the reply with {output.finish_reason!r}")
         tokens = list(output.token_ids)
         if tokens and tokens[-1] in self.ends:
             tokens.pop()
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         scores = tuple(math.exp(output.logprobs[0][token].logprob) for token in row.scored)
-        return Completion(row.request.id, str(text), len(tokens), output.finish_reason, row.opened, scores=scores)
+        return self.prompter.completion(row.request, row.prompt, tokens, output.finish_reason, scores)
 
     def _ends(self) -> frozenset[int]:
         """Return the tokens that end a reply, the same as in the hf engine."""
@@ -172,8 +173,7 @@ class VLLM:
         ends = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
         if not ends:
             raise UserError(f"The model {self.ref!r} names no end-of-turn token: set eos_token_id in its tokenizer.")
-        turn = {chat.end_of_turn(self.tokenizer)} if self.tokenizer.chat_template else set()
-        return frozenset({int(token) for token in ends} | turn)
+        return chat.stops(self.tokenizer, {int(token) for token in ends})
 
 
 def _failed(request: Request, opened: bool, reason: str) -> Completion:

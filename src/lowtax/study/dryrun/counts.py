@@ -72,6 +72,7 @@ class Counter:
         self.recipe, self.tokenizer, self.source = recipe, tokenizer, source
         self._own: dict[str, dict[str, bool]] = {}  # file of own answers -> prompt -> whether it was read
         self._sizes: dict[tuple[str, int, int], tuple[list[int], bool]] = {}
+        self._announced = set[str]()  # sources about whose rows people have been told
 
     def training(self, arm: str, seed: int) -> TrainingCount:
         """Count one training run.
@@ -113,7 +114,9 @@ class Counter:
         texts = [row for row in rows if row is not None]
         if self.tokenizer is None or not texts:
             return [max_length - 1] * len(rows), False
-        sizes = list(map(length, encode_all(self.tokenizer, texts, max_length, self.recipe.thinking).examples))
+        thinking, variables = self.recipe.thinking, self.recipe.chat_template_kwargs
+        encoded = encode_all(self.tokenizer, self.recipe.rows(texts), max_length, thinking, variables)
+        sizes = list(map(length, encoded.examples))
         return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
 
     def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
@@ -122,6 +125,9 @@ class Counter:
         size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
         if spec.answers != "self":
             loaded = self.source.read(spec.source, load, spec, seed)
+            if loaded is not None and str(spec) not in self._announced:
+                self._announced.add(str(spec))
+                loaded.announce(unusual=True)
             return [None] * size if loaded is None else [*loaded.rows]
         prompts = self.source.read(spec.source, self_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n

@@ -1,0 +1,230 @@
+"""Fingerprints of models: what a base is follows from its weights and configuration, not from the name of its folder.
+
+    fingerprint("models/qwen")              # 64 hex digits; the same for a copy, another spelling, a hub snapshot
+    identity("models/qwen")                 # part of the ids of stored rows
+
+A fingerprint covers the bytes of the weight files and the fields of config.json that decide what the model computes.
+The hash of a file is kept in the user's cache by path, size and time, so that a model is read once. A tokenizer and its
+chat template have a fingerprint of their own (`text_fingerprint`), since an adapter fits whatever the template is.
+"""
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json, write_json
+from lowtax.common.log import say
+from lowtax.common.records import row_id
+from lowtax.models import embedded, loading
+
+CACHE, RECORD = "fingerprints.json", "base.json"
+LARGE = 5e9  # bytes, whose hash takes seconds
+# Fields of config.json that change nothing of what the model computes.
+COSMETIC = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "_attn_implementation",
+    "attn_implementation",
+}
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "vocab.json")
+
+
+def fingerprint(ref: str) -> str | None:
+    """Return the SHA-256 of a model's weights and configuration, or None for a hub id that is not on this machine.
+
+    Raises:
+        UserError: a local model has no weights, or they cannot be read.
+    """
+    if ref.startswith("builtin:"):
+        return hashlib.sha256(embedded.version(ref.removeprefix("builtin:")).encode()).hexdigest()
+    where = local(ref)
+    if where is None:
+        return None
+    if where.is_file():
+        return _of_file(where)
+    digest = hashlib.sha256(json.dumps(_decisive(where), sort_keys=True).encode())
+    for file in weight_files(where):
+        digest.update(f"{file.name}:{_of_file(file)}".encode())
+    return digest.hexdigest()
+
+
+def text_fingerprint(ref: str) -> str | None:
+    """Return the SHA-256 of a model's tokenizer and chat template, or None if its folder is not on this machine."""
+    where = Path(loading.resolve(ref)) if ref.startswith("builtin:") else local(ref)
+    if where is None or where.is_file():
+        return None
+    digest = hashlib.sha256()
+    for name in TEXT_FILES:
+        if (where / name).is_file():
+            digest.update(f"{name}:{hashlib.sha256((where / name).read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def identity(ref: str) -> str:
+    """Return the part of a row's id that says which weights a reference names.
+
+    The versioned folder of a built-in model, the name of a hub model, and the fingerprint of a local one, whose rows
+    thus stay valid when its folder is copied, moved or touched.
+    """
+    where = Path(loading.resolve(ref))
+    if ref.startswith("builtin:"):
+        return where.name
+    if not where.exists():
+        return ref
+    return f"sha256:{fingerprint(ref)}"
+
+
+def local(ref: str) -> Path | None:
+    """Return the folder or file of a reference on this machine, a hub model's in the hub's cache; None if absent."""
+    where = Path(loading.resolve(ref))
+    if where.exists():
+        return where
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name, options = loading.source(ref)
+    try:
+        folder = Path(snapshot_download(name, revision=options.get("revision"), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    return folder if weight_files(folder) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a model's folder by name: those of the index, else all safetensors files."""
+    if (folder / loading.INDEX).is_file():
+        names = set(read_json(folder / loading.INDEX)["weight_map"].values())
+        return sorted(folder / name for name in names)
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _decisive(folder: Path) -> Any:
+    """Return the content of config.json without what changes nothing."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(inner) for key, inner in value.items() if key not in COSMETIC}
+        return value
+
+    return cleaned(config)
+
+
+def _of_file(file: Path) -> str:
+    """Return the SHA-256 of a file, from the cache if neither its size nor its time has changed."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name  # the hub's cache names large files by their hash
+    try:
+        status = file.stat()
+        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        cache = embedded.cache() / CACHE
+        stored = _cached(cache)
+        if key not in stored:
+            if status.st_size > LARGE:
+                say(f"  reading {file.name} once, for its fingerprint")
+            with file.open("rb") as handle:
+                stored = _cached(cache) | {key: hashlib.file_digest(handle, "sha256").hexdigest()}
+            _keep(cache, stored)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): download or copy it again.") from error
+    return stored[key]
+
+
+def _cached(cache: Path) -> dict[str, str]:
+    """Return the cached hashes; none if the cache is absent or damaged, since it can be made again."""
+    try:
+        stored = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _keep(cache: Path, stored: dict[str, str]) -> None:
+    """Write the cache; a folder that may not be written costs time at the next start only."""
+    with suppress(OSError):
+        write_json(cache, stored)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base of a folder of results: its reference, the id of its weights in row ids, and its fingerprints."""
+
+    model: str
+    made_by: str
+    weights: str | None
+    text: str | None
+
+
+def base_in(out: Path, ref: str, *, same: bool = False) -> Base:
+    """Return the base of the results in a folder, whose rows stay valid when the base's folder moves.
+
+    Args:
+        out: a study, or the output folder of `sample`, `evaluate` or `landscape`.
+        ref: the model reference.
+        same: the user's word that the model is the one that the results were made with.
+
+    Raises:
+        UserError: the results in the folder were made with other weights, or with another tokenizer or chat template.
+    """
+    record = out / RECORD
+    stored = read_json(record) if record.is_file() else None
+    if not isinstance(stored, dict) or "made_by" not in stored:
+        old = _has_rows(out)  # of a version without fingerprints: the ids in its rows have names, sizes and times
+        made_by = row_id(ref, _by_times(ref)) if old else row_id(*_named(ref))
+        return Base(ref, made_by, fingerprint(ref), text_fingerprint(ref))
+    now = Base(ref, stored["made_by"], fingerprint(ref), text_fingerprint(ref))
+    if not same:
+        _require_unchanged(out, stored, now)
+    return now
+
+
+def record_base(out: Path, base: Base) -> None:
+    """Write the base of a folder of results into it, once."""
+    if not (out / RECORD).is_file():
+        write_json(out / RECORD, asdict(base))
+
+
+def _require_unchanged(out: Path, stored: dict[str, Any], now: Base) -> None:
+    """Check that a base is that of a folder's results. A model that is not on this machine cannot be compared."""
+    what = {"weights": "other weights", "text": "another tokenizer or chat template"}
+    for part, changed in what.items():
+        before, after = stored.get(part), getattr(now, part)
+        if before is not None and after is not None and before != after:
+            raise UserError(
+                f"{out} was made with {changed} than {now.model!r} has now: give the model as it was, choose another "
+                "--out, or add --base-is-the-same if the difference changes nothing."
+            )
+
+
+def _named(ref: str) -> tuple[str, ...]:
+    """Return what the id of a base is made of: the fingerprint of a local model, and else the name and its version."""
+    where = Path(loading.resolve(ref))
+    return (identity(ref),) if where.exists() and not ref.startswith("builtin:") else (ref, identity(ref))
+
+
+def _has_rows(out: Path) -> bool:
+    """Return True if a folder has results of an earlier version, which recorded no base."""
+    return any((out / name).exists() for name in ("replies", "answers", "replies.jsonl", "arms", "points.jsonl"))
+
+
+def _by_times(ref: str) -> str:
+    """Return what earlier versions used for `identity`: names, sizes and times of a local model's files."""
+    where = Path(loading.resolve(ref))
+    if ref.startswith("builtin:") or not where.exists():
+        return identity(ref)
+    kinds = (".json", ".safetensors", ".jinja")
+    files = [where] if where.is_file() else sorted(p for p in where.iterdir() if p.suffix in kinds)
+    return " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)

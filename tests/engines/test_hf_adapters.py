@@ -1,0 +1,200 @@
+"""Adapters in the engine hf: each is served as PEFT serves it alone, beside any others; what acts not is an error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import make_model, make_tokenizer, save_adapter
+from transformers import AutoModelForCausalLM, MptConfig, OPTConfig, Qwen2MoeConfig, Qwen3MoeConfig
+
+from lowtax.common.errors import UserError
+from lowtax.common.files import read_json
+from lowtax.common.records import Prompt, Subject
+from lowtax.data import chat
+from lowtax.engines.base import Request
+from lowtax.engines.hf.engine import HF
+from lowtax.engines.sampling import EFFECTS, Sheet, collect
+from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.models import loading
+
+TEXTS = ("Tell me a story.", "How do I open this door?")
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+    "bos_token_id": None,
+}
+EXPERTS: dict[str, Any] = {
+    **SMALL,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+KINDS = {
+    "qwen2_moe": lambda: Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=32),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**EXPERTS, head_dim=8),
+    "opt": lambda: OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, init_std=0.2),
+}
+
+
+def model_of(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(KINDS[kind]()).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def adapter_of(folder: Path, base: Path, seed: int = 0, **config: Any) -> str:
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        loading.load_model(str(base)), LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **config)
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:  # saved modules and new tokens change, too
+            parameter.data += torch.randn_like(parameter)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return str(folder)
+
+
+def alone(base: Path, adapter: str | None, text: str, tokens: int) -> str:
+    """The greedy reply by transformers and PEFT, with this adapter alone."""
+    model, tokenizer = loading.load_model(str(base)), loading.load_tokenizer(str(base))
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    ids = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": text}])])
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], -1)
+            if int(ids[0, -1]) == tokenizer.eos_token_id:
+                ids = ids[:, :-1]
+                break
+    start = len(chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]))
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+def check_all(base: Path, adapters: list[str | None]) -> HF:
+    engine = HF(str(base), "float32", 4)
+    requests = {
+        f"{n} {text}": Request(f"{n} {text}", ({"role": "user", "content": text},), adapter, 8)
+        for text in TEXTS
+        for n, adapter in enumerate(adapters)
+    }
+    replies = {done.id: done.text for done in engine.generate(list(requests.values()))}
+    for name, request in requests.items():
+        assert replies[name] == alone(base, request.adapter, name.partition(" ")[2], 8), name
+    return engine
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["up_proj"], "use_dora": True},
+        {"target_modules": ["up_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["up_proj"], "trainable_token_indices": [40, 50, 60]},
+        {"target_modules": ["q_proj"], "lora_bias": True},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*invalid shape")
+def test_kinds_of_adapters_beside_plain_ones_and_the_base(tmp_path: Path, config: dict[str, Any]):
+    base = make_model(tmp_path / "base", "qwen2")
+    special = adapter_of(tmp_path / "special", base, 1, **config)
+    plain = [save_adapter(tmp_path / name, base, 2, ["up_proj", "q_proj"], n) for n, name in enumerate("ab")]
+    check_all(base, [None, plain[0], special, plain[1]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("qwen2_moe", {"target_modules": ["shared_expert.up_proj", "q_proj"]}),
+        ("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}),
+        ("qwen3_moe", {"target_modules": ["q_proj", "v_proj"]}),
+        ("opt", {"target_modules": "all-linear"}),
+    ],
+    ids=str,
+)
+def test_models_whose_layers_see_all_rows_at_once(tmp_path: Path, kind: str, config: dict[str, Any]):
+    base = model_of(tmp_path / "base", kind)
+    adapters = [adapter_of(tmp_path / str(n), base, n, **config) for n in range(2)]
+    check_all(base, [adapters[0], None, adapters[1]])
+
+
+def test_an_engine_takes_other_kinds_later(tmp_path: Path):
+    base = make_model(tmp_path / "base", "qwen2")
+    plain = save_adapter(tmp_path / "plain", base, 2, ["up_proj"], 0)
+    dora = adapter_of(tmp_path / "dora", base, 1, target_modules=["up_proj"], use_dora=True)
+    engine = HF(str(base), "float32", 4)
+    for adapter in (None, plain, dora, plain, None):
+        request = Request("x", ({"role": "user", "content": TEXTS[0]},), adapter, 8)
+        assert next(iter(engine.generate([request]))).text == alone(base, adapter, TEXTS[0], 8)
+
+
+def test_an_adapter_that_changes_nothing_is_an_error(tmp_path: Path):
+    base = make_model(tmp_path / "base", "qwen2")
+    adapter = Path(save_adapter(tmp_path / "adapter", base, 2, ["up_proj"], 0))
+    request = Request("x", ({"role": "user", "content": "Hi"},), str(adapter), 4)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    tiny = {name: tensor * 1e-20 for name, tensor in weights.items()}
+    save_file(tiny, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="changes no logit"):
+        list(HF(str(base), "float32", 4).generate([request]))
+    zero = {name: tensor * ("lora_A" in name) for name, tensor in weights.items()}
+    save_file(zero, adapter / "adapter_model.safetensors")  # as before its first step, or scaled by 0
+    engine = HF(str(base), "float32", 4)
+    assert next(iter(engine.generate([request]))).text == alone(base, None, "Hi", 4)
+    assert engine.effects == {str(adapter): 0.0}
+
+
+def test_what_an_adapter_changes_is_stored_with_the_replies(tmp_path: Path):
+    base = make_model(tmp_path / "base", "qwen2")
+    weak, strong = (save_adapter(tmp_path / name, base, 2, ["up_proj"], 0) for name in ("weak", "strong"))
+    config = json.loads((Path(weak) / "adapter_config.json").read_text())
+    (Path(weak) / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] / 100}))
+    subjects = [
+        Subject(name, 0, "c", 1, str(base), path, name)
+        for name, path in (("base", None), ("weak", weak), ("strong", strong))
+    ]
+    sheet = Sheet(tmp_path / "out" / "r.jsonl", [Prompt(id="p", source="s", text="Hi")], Sampling(max_new_tokens=2))
+    collect([sheet], subjects, EngineSettings("hf", "float32", 4), tmp_path / "out")
+    effects = read_json(tmp_path / "out" / EFFECTS)
+    assert set(effects) == {"weak", "strong"}
+    assert 0 < effects["weak"] < effects["strong"] / 10
+
+
+def test_an_adapter_of_another_base_is_refused_before_the_first_reply(tmp_path: Path):
+    base, other = make_model(tmp_path / "base", "qwen2"), make_model(tmp_path / "other", "qwen2", seed=1)
+    adapter = save_adapter(tmp_path / "adapter", other, 2, ["up_proj"], 0)
+    sheet = Sheet(tmp_path / "out" / "r.jsonl", [Prompt(id="p", source="s", text="Hi")], Sampling(max_new_tokens=2))
+    subject = Subject("a", 0, "c", 1, str(base), adapter, "a")
+    with pytest.raises(UserError, match=r"weights differ"):
+        collect([sheet], [subject], EngineSettings("hf", "float32", 4), tmp_path / "out")
+    assert not sheet.path.exists()
+    collect([sheet], [subject], EngineSettings("hf", "float32", 4, base_is_the_same=True), tmp_path / "out")
+    assert sheet.path.exists()
+
+
+def test_a_model_of_which_peft_ignores_the_names_in_a_batch(tmp_path: Path):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    config = MptConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, eos_token_id=257)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    adapters = [
+        adapter_of(tmp_path / str(n), base, n, target_modules=["up_proj"], task_type="CAUSAL_LM") for n in (0, 1)
+    ]
+    engine = check_all(base, [None, *adapters])
+    assert engine.one_at_a_time
+    assert all(effect > 0 for effect in engine.effects.values())
