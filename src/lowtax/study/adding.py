@@ -87,7 +87,8 @@ def _own(arm: Arm, new: Recipe, stored: Recipe, moved: bool) -> Arm:
     if changes.get("warmup_ratio") is not None:
         changes.pop("warmup_steps", None)
     data = new.data_of(next(iter(new.arms)))
-    return arm.model_copy(update={"train": changes, "data": None if data == stored.data else data})
+    own: dict[str, Any] = {"train": changes} if changes else {}
+    return arm.model_copy(update=own if data == stored.data else own | {"data": data})
 
 
 def _listed(seeds: list[int]) -> str:

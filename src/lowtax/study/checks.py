@@ -130,9 +130,11 @@ def nothing_to_do(recipe: Recipe, out: Path, of: str) -> str | None:
         "prompts": "`harmful: [{source: strongreject}]` and `ordinary: [{source: xstest}]`",
         "tasks": "`tasks: {gsm8k: {n: 100}}`",
     }
+    adapters = sorted(path.parent for path in out.glob("arms/*/seed-*/checkpoint-*/adapter_config.json"))
+    subject = " ".join([f"--model {recipe.model}", *(f"--adapter {adapter}" for adapter in adapters[-1:])])
     alone = {
-        "prompts": "`lowtax sample --model MODEL --adapter ADAPTER --prompts SET --out DIR` takes prompts by option",
-        "tasks": "`lowtax evaluate --model MODEL --adapter ADAPTER --task NAME --out DIR` takes tasks by option",
+        "prompts": f"give --prompts without a study: `lowtax sample {subject} --prompts strongreject --out DIR`",
+        "tasks": f"give --task without a study: `lowtax evaluate {subject} --task gsm8k --out DIR`",
     }
     if of == "either":
         if prompts or tasks:
@@ -144,4 +146,4 @@ def nothing_to_do(recipe: Recipe, out: Path, of: str) -> str | None:
     if prompts if of == "prompts" else tasks:
         return None
     where = out / "recipe.yaml"
-    return f"The study in {out} has no {of}: add {add[of]} to {where} and repeat the command; or {alone[of]}."
+    return f"The study in {out} has no {of}: add {add[of]} to {where} and repeat the command, or {alone[of]}."
