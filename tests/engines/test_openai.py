@@ -696,7 +696,7 @@ def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_
 
     def collect() -> list[str]:
         before = len(server.chats())
-        sampling.collect([sheet], [subject], EngineSettings("openai", "auto", 1))
+        sampling.collect([sheet], [subject], EngineSettings("openai", "auto", 1), sheet.path.parent)
         return [asked_in(body) for body in server.chats()[before:]]
 
     server.answer = lambda path, body, before: (

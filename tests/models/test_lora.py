@@ -276,8 +276,11 @@ def test_experts_beside_attention_with_a_rank_of_their_own():
     [
         (Placement(layers=(1, 2)), r"'gate_proj' in layers 1\.\.2: it is in layers 0\."),
         (Placement(modules="gate"), r"experts are fused: name mlp\.experts\.down_proj or mlp\.experts\.gate_up_proj"),
-        (Placement(modules="up_proj", dropout=0), "PEFT cannot place this LoRA: .*gate_proj"),
-        (Placement(dropout=0), r"reads MLP names of a qwen3_moe model as its experts .*layers\.1\.mlp\.experts"),
+        (
+            Placement(modules="up_proj", dropout=0),
+            r"PEFT cannot place this LoRA: a qwen3_moe model has fused experts, .*modules: \[attention\]",
+        ),
+        (Placement(dropout=0), r"but PEFT adapts .*layers\.1\.mlp\.experts.*modules: \[attention\]"),
     ],
 )
 def test_names_that_a_model_of_experts_has_no_modules_for(placement: Placement, said: str):

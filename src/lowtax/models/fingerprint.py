@@ -180,9 +180,12 @@ def base_in(out: Path, ref: str, *, same: bool = False) -> Base:
         UserError: the results in the folder were made with other weights, or with another tokenizer or chat template.
     """
     record = out / RECORD
-    stored = read_json(record) if record.is_file() else None
-    if not isinstance(stored, dict) or "made_by" not in stored:
+    try:
+        stored = read_json(record) if record.is_file() else None
         old = _has_rows(out)  # of a version without fingerprints: the ids in its rows have names, sizes and times
+    except OSError:  # a path that cannot be one; the lock of the folder says so
+        stored, old = None, False
+    if not isinstance(stored, dict) or "made_by" not in stored:
         made_by = row_id(ref, _by_times(ref)) if old else row_id(*_named(ref))
         return Base(ref, made_by, fingerprint(ref), text_fingerprint(ref))
     now = Base(ref, stored["made_by"], fingerprint(ref), text_fingerprint(ref))

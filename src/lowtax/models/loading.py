@@ -290,7 +290,8 @@ def require_tokens(largest: int, model: PreTrainedModel, ref: str) -> None:
     Raises:
         UserError: the tokenizer has more tokens than the model.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    table = model.get_input_embeddings()  # whose weight is empty where ZeRO-3 shards it
+    rows = table.num_embeddings if isinstance(table, torch.nn.Embedding) else table.weight.shape[0]
     if largest >= rows:
         raise UserError(
             f"The tokenizer of {ref!r} gives token {largest}, but the model has {rows:,} embeddings: it is the "
