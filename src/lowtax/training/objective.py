@@ -24,6 +24,7 @@ from lowtax.training.assumptions import accepted, decoder_layers, departures, re
 from lowtax.training.encoding import Example
 from lowtax.training.packing import (
     PACKED_ATTENTION,
+    Callers,
     Row,
     UnsupportedAttention,
     pack,
@@ -135,16 +136,16 @@ class Objective(nn.Module):
             logits = nn.functional.linear(self._states(row), head.weight, head.bias)
         else:
             if self.watched:
-                row = replace(row, layout=replace(row.layout, callers=set()))
+                row = replace(row, layout=replace(row.layout, callers=Callers()))
             logits = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **self._packed(row)).logits[0]
             if self.watched:
-                self._require_packed(row.layout.callers or set())
+                self._require_packed(row.layout.callers or Callers())
         return nn.functional.cross_entropy(logits.float(), row.targets, reduction=reduction)
 
-    def _require_packed(self, callers: set[nn.Module]) -> None:
+    def _require_packed(self, callers: Callers) -> None:
         """Check that every layer used the packed attention, once."""
         self.watched = False
-        if not exactness.attends_everywhere(unwrap(self.model), callers):
+        if not exactness.attends_everywhere(unwrap(self.model), callers.modules):
             raise UserError(
                 f"{type(unwrap(self.model)).__name__} has layers without the attention of packed rows, so it cannot be "
                 "trained with sharded weights here: train it in one process, and please report this."
@@ -303,14 +304,14 @@ def _is_exact(objective: Objective, expected: exactness.Reference) -> bool:
     """Test whether packed rows have the losses of separate examples, and no example depends on its neighbours."""
     inner = unwrap(objective.model)
     row = pack(expected.examples[:2]).to(inner.device)
-    callers = set[nn.Module]()
+    callers = Callers()
     try:
         with torch.no_grad():
             objective.losses(replace(row, layout=replace(row.layout, callers=callers)))
     except UnsupportedAttention:
         return False
     return (
-        exactness.attends_everywhere(inner, callers)
+        exactness.attends_everywhere(inner, callers.modules)
         and exactness.agrees(objective.losses, expected, inner.device)
         and not exactness.neighbours_matter(inner, objective, expected.examples)
     )

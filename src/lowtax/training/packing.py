@@ -44,6 +44,13 @@ def round_up(n: int, to: int = ROUND) -> int:
     return -(-n // to) * to
 
 
+class Callers:
+    """The modules that used a layout; no plain set, which FSDP copies with the inputs of a layer when it casts them."""
+
+    def __init__(self) -> None:
+        self.modules = set[nn.Module]()
+
+
 @dataclass(frozen=True)
 class Layout:
     """The map between the tokens of a packed row and a padded table with a line for each example.
@@ -52,13 +59,13 @@ class Layout:
     unpad: the place of each token in the flattened table. Tokens that fill up the row point to the first line's
         padding.
     longest: tokens of the longest example.
-    callers: the attention modules that used the layout are added to it, if it is a set.
+    callers: takes the attention modules that use the layout, if there is one.
     """
 
     pad: Int[Tensor, "examples longest"]
     unpad: Int[Tensor, " tokens"]
     longest: int
-    callers: set[nn.Module] | None = None
+    callers: "Callers | None" = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ def _require_plain(
             "report this."
         )
     if layout.callers is not None:
-        layout.callers.add(module)
+        layout.callers.modules.add(module)
 
 
 def fused_attention(
