@@ -23,6 +23,7 @@ from lowtax.common.files import read_rows
 from lowtax.common.records import Grade, Prompt, Reply
 from lowtax.engines.sampling import asks
 from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.models.fingerprint import Base
 from lowtax.study import adhoc, tasklist
 
 OWN = """
@@ -109,12 +110,13 @@ def test_the_seed_of_the_draws_is_not_that_of_the_exam(tmp_path: Path):
     def requests(exam_seed: int, seed: int) -> dict[str, int]:
         task = Task(n=5, seed=exam_seed, sampling=Sampling(seed=seed))
         [sheet] = examine.sheets({"arithmetic": task}, tmp_path).values()
-        engine, base = EngineSettings("fake", "float32", 1), adhoc._subjects("builtin:x", [])[0]
+        engine, base = (
+            EngineSettings("fake", "float32", 1),
+            adhoc._subjects("builtin:x", [], Base("builtin:x", "made", None, None))[0],
+        )
         return {ask.prompt.text: ask.request().seed for ask in asks(sheet, [base], engine)}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowtax.models.loading.identity", lambda ref: ref)
-        one, redrawn, other = requests(0, 0), requests(0, 1), requests(1, 0)
+    one, redrawn, other = requests(0, 0), requests(0, 1), requests(1, 0)
     assert one.keys() == redrawn.keys()
     assert set(one.values()).isdisjoint(redrawn.values())
     assert one.keys() != other.keys()
@@ -156,7 +158,7 @@ def test_kills_lose_and_double_nothing(tmp_path: Path, tiny_model: Path, own: Pa
     assert json.loads((out / "reasoning.json").read_text())["rows"] == undisturbed["rows"]
     assert len(read_rows(out / "grades/arithmetic.jsonl", Grade)) == 180
     left = [p.name for p in out.rglob("*") if p.is_file()]
-    assert sorted(left) == ["arithmetic.jsonl", "arithmetic.jsonl", "card.json", "reasoning.json", "reasoning.md"]
+    assert sorted(left) == ["arithmetic.jsonl"] * 2 + ["base.json", "card.json", "reasoning.json", "reasoning.md"]
 
 
 # --- grading, and the checker
@@ -357,6 +359,7 @@ def test_the_command(tmp_path: Path):
     assert found["tasks"]["arithmetic"]["sampling"]["seed"] == 1
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")) == [
         "answers",
+        "base.json",
         "card.json",
         "grades",
         "reasoning.json",

@@ -112,10 +112,10 @@ def test_missing_recipe_empty_data_and_bad_json(tmp_path, tiny_model, monkeypatc
     code, printed = call(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
     assert code == 2
     assert "rows.jsonl' has no rows" in printed
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt"\n')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt"\n{"answer"\n')
     code, printed = call(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
     assert code == 2
-    assert re.search(r"rows.jsonl, line 2 is not valid JSON", printed)
+    assert re.search(r"rows.jsonl.*not valid JSON", printed)
 
 
 def test_a_model_without_a_chat_template(tmp_path, tiny_model, monkeypatch, capsys):

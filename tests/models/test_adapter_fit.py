@@ -17,6 +17,7 @@ from lowtax.common.errors import UserError
 from lowtax.engines.base import Request
 from lowtax.engines.hf.engine import HF
 from lowtax.methods.editing import edit
+from lowtax.models import adapter_fit
 from lowtax.models.adapter_fit import fitted
 from lowtax.models.adapters import read_adapter
 from lowtax.models.loading import load_model
@@ -192,7 +193,10 @@ def test_configurations_that_change_the_base_or_are_no_lora(base: Path, adapter:
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
-def test_a_pattern_that_would_never_end_is_refused(base: Path, adapter: Path, field: str):
+def test_a_pattern_that_would_never_end_is_refused(
+    base: Path, adapter: Path, field: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(adapter_fit, "PATIENCE", 2.0)
     pattern = "(([a-z._0-9])+)+X"
     configure(adapter, **{field: {pattern: 4} if field.endswith("pattern") else pattern})
     with pytest.raises(UserError, match="takes too long"):

@@ -141,7 +141,8 @@ def neighbours_matter(model: PreTrainedModel, loss: Callable[[Row], Tensor], exa
         for own, other in ((slice(targets, None), slice(None, border)), (slice(targets), slice(border, None))):
             part = replace(row, sources=row.sources[own], targets=row.targets[own])
             entered.clear()
-            (gradient,) = torch.autograd.grad(loss(part), entered[:1])
+            with torch.enable_grad():  # whatever the caller does
+                (gradient,) = torch.autograd.grad(loss(part), entered[:1])
             if bool((gradient[0, other].abs() > 0).any()):
                 return True
     finally:
