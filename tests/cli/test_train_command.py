@@ -227,3 +227,12 @@ def test_the_text_that_carries_loss_is_an_option_of_a_source(model: Path, tmp_pa
     card = json.loads((path.parent / "o" / "arms" / MODE / "seed-0" / "card.json").read_text())
     assert card["job"]["rows"]["n"] == card["sources"][0]["rows"] == n
     assert card["sources"][0].get("train_on", "last") == train_on
+
+
+def test_a_placement_may_be_given_as_the_mode(model: Path, rows: Path, tmp_path: Path):
+    mode = "{modules: mlp, rank: 3}"
+    lowtax("train", "--model", model, "--mode", mode, "--data", spec(rows), "--steps", 2, "--out", tmp_path / "out")
+    config = next((tmp_path / "out/arms/placement/seed-0").glob("checkpoint-*/adapter_config.json"))
+    assert json.loads(config.read_text())["r"] == 3
+    with pytest.raises(UserError, match="is not a placement"):
+        lowtax("train", "--model", model, "--mode", "{modules: [", "--data", spec(rows), "--out", tmp_path / "o")

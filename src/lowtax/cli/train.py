@@ -113,6 +113,22 @@ def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
+def arm_of(mode: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the fields of the arm of a mode string, or of a placement such as `{modules: mlp, rank: 4}`.
+
+    Raises:
+        UserError: The placement is no YAML.
+    """
+    import yaml
+
+    if not mode.lstrip().startswith("{"):
+        return mode, {"mode": mode}
+    try:
+        return "placement", {"placement": yaml.safe_load(mode)}
+    except yaml.YAMLError as error:
+        raise UserError(f"--mode {mode!r} is not a placement: write it as '{{modules: [mlp], rank: 4}}'.") from error
+
+
 def recipe_of(
     path: Path | None, model: str | None, mode: str | None, data: list[str] | None, settings: list[str]
 ) -> "Recipe":
@@ -131,7 +147,8 @@ def recipe_of(
         return recipe.load(path, settings)
     if not (model and mode and data):
         raise UserError("lowtax train needs a recipe, or all of --model, --mode and --data.")
-    values: dict[str, Any] = {"name": mode, "model": model, "data": data, "arms": {mode: {"mode": mode}}}
+    arm, where = arm_of(mode)
+    values: dict[str, Any] = {"name": arm, "model": model, "data": data, "arms": {arm: where}}
     return recipe.build(values, settings, "the command line")
 
 
@@ -214,7 +231,7 @@ def train(
     if recipe is None:
         from lowtax.study.adding import with_stored
 
-        work, arm = with_stored(work, out), mode
+        work, arm = with_stored(work, out), arm_of(str(mode))[0]
     _train(work, out, arm, push_to_hub, not public)
 
 
