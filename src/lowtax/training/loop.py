@@ -514,7 +514,7 @@ class TrainingRun:
             if self.world > 1:
                 raise
             self.saved_at, self.saving = time.monotonic(), math.inf
-            say(f"  training goes on without a saved state: {error}")
+            say(f"  the training state could not be saved, and training continues: {error}")
 
     @torch.no_grad()
     def _validate(self) -> float | None:
