@@ -276,7 +276,7 @@ def test_a_full_disk_between_checkpoints_does_not_end_the_run(
     monkeypatch.setattr("torch.save", full)
     with collected() as lines:
         train(job(tiny_model, execution={"save_state_minutes": OFTEN}), tmp_path)
-    assert sum("training goes on without a saved state" in line for line in lines) == 1
+    assert sum("the training state could not be saved" in line for line in lines) == 1
 
 
 # --- longer than planned

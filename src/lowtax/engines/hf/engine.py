@@ -148,6 +148,8 @@ class HF:
                 if max(changes) > 0 or is_zero(self.fits[name]):
                     return changes
                 self._separate()  # PEFT ignores the names of adapters in a batch (for MPT)
+            except torch.OutOfMemoryError:
+                raise
             except (ValueError, KeyError, TypeError, RuntimeError):
                 self._separate()  # a layer sees the tokens of all rows at once: shared experts, OPT's MLP
         self._wear(BASE)
