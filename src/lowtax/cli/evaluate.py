@@ -7,8 +7,12 @@ from typing import Annotated
 import typer
 
 from lowtax.cli.options import (
+    Adapters,
     BatchSize,
     Engine,
+    FolderOrNone,
+    Model,
+    Out,
     Precision,
     Preset,
     Revision,
@@ -18,14 +22,13 @@ from lowtax.cli.options import (
     at_revision,
     template_kwargs,
 )
-from lowtax.cli.sample import FolderOrNone, Out
 from lowtax.common.errors import UserError
 
 
 def evaluate(
     folder: FolderOrNone = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
+    model: Model = None,
+    adapter: Adapters = None,
     task: Annotated[
         list[str] | None,
         typer.Option("--task", metavar="NAME", help="Task: a name, or a file of questions; repeatable."),

@@ -1,5 +1,6 @@
 """The options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,6 +10,12 @@ from lowtax.common.errors import UserError
 JSON = (str, int, float, list, dict, type(None))  # bool is an int
 ON_HELP = "Text to judge: the answer, the thought, or both."
 
+FolderOrNone = Annotated[
+    Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
+Model = Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")]
+Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")]
 Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
 Precision = Annotated[
     Literal["auto", "bfloat16", "float32"],

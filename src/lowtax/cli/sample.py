@@ -7,8 +7,12 @@ import typer
 
 from lowtax.cli.options import (
     ON_HELP,
+    Adapters,
     BatchSize,
     Engine,
+    FolderOrNone,
+    Model,
+    Out,
     Precision,
     Revision,
     Same,
@@ -20,16 +24,11 @@ from lowtax.cli.options import (
 )
 from lowtax.common.errors import UserError
 
-FolderOrNone = Annotated[
-    Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Output folder. If it exists, the command resumes.")]
-
 
 def sample(
     folder: FolderOrNone = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model: a hub id, a folder or builtin:NAME.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")] = None,
+    model: Model = None,
+    adapter: Adapters = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompts", metavar="SET", help="Prompt set: a name or FILE[:COLUMN]; repeatable."),

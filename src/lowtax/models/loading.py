@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -108,6 +109,12 @@ def load_config(ref: str) -> PretrainedConfig:
     """
     where, options = source(ref)
     try:
+        fields = {} if "gguf_file" in options else PretrainedConfig.get_config_dict(where, **options)[0]
+        if fields.get("auto_map") and fields.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(
+                f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
+                "whose architecture transformers has."
+            )
         return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except LOADING as error:
         raise _unloadable(ref, error) from error
@@ -301,11 +308,6 @@ def require_tokens(largest: int, model: PreTrainedModel, ref: str) -> None:
 
 def _unloadable(ref: str, error: Exception) -> UserError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "trust_remote_code" in str(error):
-        return UserError(
-            f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
-            "whose architecture transformers has."
-        )
     if isinstance(error, ImportError):
         return UserError(f"The model {ref!r} needs another package: {shorten(first, 240)}")
     return UserError(
