@@ -8,7 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from lowtax.engines import base
+from lowtax.engines.sampling import BUILTIN, tokens_for
+from lowtax.engines.settings import EMBEDDED
 from lowtax.judges import base as judges
 from lowtax.models import loading
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
@@ -74,7 +78,9 @@ def plan(recipe: Recipe) -> Plan:
         source = OfflineSource()
         precision = _precision(recipe)
         model = Model(recipe.model, source)
-        counter = Counter(recipe, model.tokenizer(), source)
+        tokenizer = model.tokenizer()
+        recipe = _with_tokens(recipe, tokenizer)
+        counter = Counter(recipe, tokenizer, source)
         arms = {name: _arm(name, recipe, model, counter, precision) for name in recipe.arms}
         edited = [_edited(name, arm, recipe, model, arms) for name, arm in recipe.edited.items()]
         every = [*arms.values(), *edited]
@@ -102,6 +108,13 @@ def plan(recipe: Recipe) -> Plan:
         disk_bytes=sum(arm.disk_bytes or 0 for arm in every) if model.parameters else None,
         missing=source.missing,
     )
+
+
+def _with_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Recipe:
+    """Return the recipe with the most tokens of a reply that a new study would have."""
+    if recipe.model.startswith(BUILTIN):
+        return recipe.with_tokens(EMBEDDED, EMBEDDED)
+    return recipe.with_tokens(tokens_for(tokenizer, recipe.thinking_tags))
 
 
 def _precision(recipe: Recipe) -> str:
