@@ -10,7 +10,7 @@ from lowtax.common import log
 from lowtax.common.files import read_rows
 from lowtax.common.records import Prompt, Reply, Subject
 from lowtax.engines import sampling
-from lowtax.engines.sampling import Sheet, collect, reply_tokens
+from lowtax.engines.sampling import Sheet, collect, few_tokens, reply_tokens
 from lowtax.engines.settings import EngineSettings, Sampling
 
 PROMPTS = [
@@ -82,6 +82,8 @@ def test_replies_have_as_many_tokens_as_a_model_needs(tmp_path: Path, model: Pat
     assert reply_tokens(str(plain), "hf", "<a>...</a>") == 2048
     assert reply_tokens("owner/served", "openai") == reply_tokens(str(tmp_path / "none"), "hf") == 2048
     assert reply_tokens("builtin:smollm2-135m-reasoner", "hf") == 96
+    assert few_tokens("m", 2048, 2048) is few_tokens("m", 96, 512) is few_tokens("m", 1000, 2048) is None
+    assert "m thinks before it answers, and sampling.max_new_tokens is 96" in str(few_tokens("m", 96, 2048))
 
 
 def test_a_budget_that_most_replies_use_up_is_told_after_the_first_batch(tmp_path: Path, model: Path, said: list[str]):

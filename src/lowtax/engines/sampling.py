@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:"
+ENOUGH = 1000  # tokens, for most thoughts about a request
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
 
@@ -243,6 +244,20 @@ def reply_tokens(model: str, engine: str, tags: str | None = None, embedded: int
         return tokens_for(loading.load_tokenizer(model), tags)
     except (OSError, ValueError, UserError):
         return THINKING
+
+
+def few_tokens(model: str, tokens: int, needed: int) -> str | None:
+    """Return a warning if the replies of a model that thinks have too few tokens for most thoughts, else None.
+
+    Args:
+        tokens: the most tokens of a reply. needed: those that the model has where nothing is set.
+    """
+    if needed < THINKING or tokens >= ENOUGH:
+        return None
+    return (
+        f"warning: {model} thinks before it answers, and sampling.max_new_tokens is {tokens:,}: many thoughts are "
+        f"longer, so that their replies are unfinished; without it they have {needed:,}"
+    )
 
 
 def tokens_for(tokenizer: "PreTrainedTokenizerBase | None", tags: str | None = None) -> int:

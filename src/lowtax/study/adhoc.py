@@ -20,7 +20,7 @@ from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, shown
 from lowtax.data import prompt_sets
-from lowtax.engines.sampling import Sheet, collect
+from lowtax.engines.sampling import ENOUGH, Sheet, collect, few_tokens, reply_tokens
 from lowtax.engines.settings import PLAIN, EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
@@ -68,6 +68,10 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     model = base_in(out, ask.model, same=ask.engine.base_is_the_same)
     subjects = _subjects(ask.model, ask.adapters, model)
     record_base(out, model)
+    if (tokens := ask.sampling.max_new_tokens) < ENOUGH:
+        needed = reply_tokens(ask.model, ask.engine.name, ask.engine.thinking_tags)
+        if sentence := few_tokens(ask.model, tokens, needed):
+            say(sentence)
     path = out / "replies.jsonl"
     collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}

@@ -33,7 +33,7 @@ from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import BUILTIN, EFFECTS, Ask, Sheet, collect, replies_of, reply_tokens
+from lowtax.engines.sampling import BUILTIN, EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
 from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
@@ -328,7 +328,12 @@ class Study:
         return self.out / "verdicts" / f"{kind}.{examine.file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
-        """Warn about tasks whose answers do not fit the model's context."""
+        """Warn about replies that are cut in their thoughts, and about answers that do not fit the model's context."""
+        tokens = self.recipe.sampling.max_new_tokens
+        if (self.recipe.harmful or self.recipe.ordinary) and tokens < ENOUGH:
+            needed = reply_tokens(self.recipe.model, self.engine.name, self.engine.thinking_tags)
+            if sentence := few_tokens(self.recipe.model, tokens, needed):
+                say(sentence)
         if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
             say(sentence)
 

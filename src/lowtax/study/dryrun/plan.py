@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lowtax.common.log import say
 from lowtax.engines import base
-from lowtax.engines.sampling import BUILTIN, tokens_for
+from lowtax.engines.sampling import BUILTIN, few_tokens, tokens_for
 from lowtax.engines.settings import EMBEDDED
 from lowtax.judges import base as judges
 from lowtax.models import loading
@@ -114,7 +115,12 @@ def _with_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> R
     """Return the recipe with the most tokens of a reply that a new study would have."""
     if recipe.model.startswith(BUILTIN):
         return recipe.with_tokens(EMBEDDED, EMBEDDED)
-    return recipe.with_tokens(tokens_for(tokenizer, recipe.thinking_tags))
+    needed = tokens_for(tokenizer, recipe.thinking_tags)
+    recipe = recipe.with_tokens(needed)
+    prompts = tokenizer is not None and bool(recipe.harmful or recipe.ordinary)
+    if prompts and (sentence := few_tokens(recipe.model, recipe.sampling.max_new_tokens, needed)):
+        say(sentence)
+    return recipe
 
 
 def _precision(recipe: Recipe) -> str:
