@@ -13,7 +13,7 @@ from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
 from lowtax.common.errors import UserError
-from lowtax.data import chat, rendering
+from lowtax.data import chat, rendering, thinking_tags
 
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -88,7 +88,7 @@ def test_split_reply_loses_no_text(text: str, opened: bool):
     assert len(parts.thought) + len(parts.answer) <= len(text)
     if not parts.closed:
         assert parts.answer == ""
-    if "<think>" not in text and "</think>" not in text:
+    if not any(word in text for tags in thinking_tags.FAMILIES for word in (tags.opening, tags.closing)):
         assert parts.thought + parts.answer == text.strip()
 
 

@@ -1,5 +1,7 @@
 """Sampling: the same draws after a kill, the tokens of a reply where nothing is set, and budgets that are too small."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -9,18 +11,25 @@ from tiny import make_model
 from lowtax.common import log
 from lowtax.common.files import read_rows
 from lowtax.common.records import Prompt, Reply, Subject
-from lowtax.engines import sampling
+from lowtax.engines import base, sampling
 from lowtax.engines.sampling import Sheet, collect, few_tokens, reply_tokens
 from lowtax.engines.settings import EngineSettings, Sampling
 
 PROMPTS = [
-    Prompt(id=f"p{i}", source=f"s{i % 2}", text="word " * (1 + 5 * i % 17), category=str(i % 3)) for i in range(14)
+    Prompt(id=f"p{i}", source=f"s{i % 2}", text="word " * (1 + 5 * i % 17), category=str(i % 3)) for i in range(10)
 ]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "load", lru_cache(base.load))
+        yield
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def draw(out: Path, model: Path, kept: int = 0, prompts: list[Prompt] = PROMPTS, **engine: object) -> dict[str, str]:
     """The replies by prompt, after a run that was killed when `kept` of them were on disk."""
     settings = EngineSettings("hf", **{"precision": "bfloat16", "batch_size": 4, **engine})  # type: ignore[arg-type]
-    sheet = Sheet(out / "replies.jsonl", prompts, Sampling(max_new_tokens=24, temperature=0.7, seed=3))
+    sheet = Sheet(out / "replies.jsonl", prompts, Sampling(max_new_tokens=10, temperature=0.7, seed=3))
     subjects = [Subject("base", None, None, 0, str(model), None, "base")]
     collect([sheet], subjects, settings, out)
     if kept:
@@ -49,15 +58,15 @@ def test_a_resumed_run_draws_what_a_whole_one_draws_where_that_is_asked_for(tmp_
     assert draw(tmp_path / "b", model, kept=5, deterministic=True) == whole
     # In another order, and beside another set of prompts, whose rows are in batches of their own.
     more = [*PROMPTS[::-1], *(p.model_copy(update={"id": f"q{p.id}", "source": "other"}) for p in PROMPTS)]
-    again = draw(tmp_path / "c", model, kept=9, prompts=more, deterministic=True)
+    again = draw(tmp_path / "c", model, kept=7, prompts=more, deterministic=True)
     assert {id_: again[id_] for id_ in whole} == whole
-    assert draw(tmp_path / "d", model, batch_size=3) != draw(tmp_path / "e", model, batch_size=14), "bfloat16 rounds"
+    assert draw(tmp_path / "d", model, batch_size=3) != draw(tmp_path / "e", model, batch_size=10), "bfloat16 rounds"
 
 
 def test_in_float32_neither_the_batch_nor_resuming_changes_a_reply(tmp_path: Path, model: Path):
     whole = draw(tmp_path / "a", model, precision="float32")
     assert draw(tmp_path / "b", model, kept=5, precision="float32") == whole
-    for size in (1, 3, 14):
+    for size in (1, 10):
         assert draw(tmp_path / f"c{size}", model, precision="float32", batch_size=size) == whole
 
 
@@ -89,11 +98,11 @@ def test_replies_have_as_many_tokens_as_a_model_needs(tmp_path: Path, model: Pat
 def test_a_budget_that_most_replies_use_up_is_told_after_the_first_batch(tmp_path: Path, model: Path, said: list[str]):
     draw(tmp_path / "a", model)
     (line,) = [line for line in said if "WARNING" in line]
-    assert "of the first 4 replies are cut at 24 tokens" in line
+    assert "of the first 4 replies are cut at 10 tokens" in line
     assert "raise sampling.max_new_tokens (--max-new-tokens)" in line
     said.clear()
     watch = sampling._Budget(2)
     for finish in ("stop", "length", "length", "length"):
-        watch.see(sampling.base.Completion("r", "", 1, finish, False), 24)  # type: ignore[arg-type]
+        watch.see(base.Completion("r", "", 1, finish, False), 24)  # type: ignore[arg-type]
     assert len(said) == 1
     assert "2 of the first 3 replies" in said[0]
