@@ -239,16 +239,22 @@ def split_stored(text: str, tags: str | None = None, opened: bool | None = None)
     return Parts(*thinking_tags.split(text, opened, thinking_tags.parse(tags)))
 
 
+def unopened(replies: Sequence[str], tags: str | None = None) -> int:
+    """Return the number of stored replies that end a thought which they do not begin."""
+    bare = (
+        split_stored(reply, tags).thought and not split_stored(reply, tags, opened=False).thought for reply in replies
+    )
+    return sum(map(bool, bare))
+
+
 def opened_note(replies: Sequence[str], tags: str | None = None) -> str | None:
     """Return a sentence if most stored replies end a thought that they do not begin and others have none, else None.
 
     Their prompts opened the thought, so that the others may have been cut in it.
     """
     parts = [split_stored(reply, tags) for reply in replies]
-    with_thought = [reply for reply, part in zip(replies, parts, strict=True) if part.thought or not part.closed]
-    bare = sum(not split_stored(reply, tags, opened=False).thought for reply in with_thought)
-    without = len(replies) - len(with_thought)
-    if not without or bare <= len(replies) / 2:
+    without, bare = sum(part.closed and not part.thought for part in parts), unopened(replies, tags)
+    if not without or 2 * bare <= len(replies):
         return None
     return (
         f"{bare:,} of {len(replies):,} replies end a thought that they do not begin, so their prompts opened it; "
