@@ -241,10 +241,11 @@ def split_stored(text: str, tags: str | None = None, opened: bool | None = None)
 
 def unopened(replies: Sequence[str], tags: str | None = None) -> int:
     """Return the number of stored replies that end a thought which they do not begin."""
-    bare = (
-        split_stored(reply, tags).thought and not split_stored(reply, tags, opened=False).thought for reply in replies
-    )
-    return sum(map(bool, bare))
+
+    def thought(reply: str, opened: bool | None) -> bool:
+        return bool(split_stored(reply, tags, opened).thought)
+
+    return sum(thought(reply, None) and not thought(reply, False) for reply in replies)
 
 
 def opened_note(replies: Sequence[str], tags: str | None = None) -> str | None:
