@@ -90,6 +90,7 @@ def plan(recipe: Recipe) -> Plan:
             subjects, all("checkpoints" in run.exact for arm in arms.values() for run in arm.runs)
         )
         _check_tools(recipe, source)
+        _warn(recipe, tokenizer)
     texts = {"harmful": len({recipe.judged_text, *recipe.judged_also}), "ordinary": 1}
     return Plan(
         recipe=recipe.name,
@@ -115,12 +116,16 @@ def _with_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> R
     """Return the recipe with the most tokens of a reply that a new study would have."""
     if recipe.model.startswith(BUILTIN):
         return recipe.with_tokens(EMBEDDED, EMBEDDED)
+    return recipe.with_tokens(tokens_for(tokenizer, recipe.thinking_tags))
+
+
+def _warn(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Warn about replies that are cut in their thoughts."""
+    if tokenizer is None or recipe.model.startswith(BUILTIN) or not (recipe.harmful or recipe.ordinary):
+        return
     needed = tokens_for(tokenizer, recipe.thinking_tags)
-    recipe = recipe.with_tokens(needed)
-    prompts = tokenizer is not None and bool(recipe.harmful or recipe.ordinary)
-    if prompts and (sentence := few_tokens(recipe.model, recipe.sampling.max_new_tokens, needed)):
+    if sentence := few_tokens(recipe.model, recipe.sampling.max_new_tokens, needed):
         say(sentence)
-    return recipe
 
 
 def _precision(recipe: Recipe) -> str:
