@@ -99,7 +99,7 @@ class PromptSet(Section):
     later: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def at_most(self, n: int) -> "PromptSet":
-        """Return the set with at most n prompts, drawn by seed 0 if it has more; a smaller n of its own stays."""
+        """Return the set with at most n prompts, drawn by seed 0 if it has more; a smaller n that it has stays."""
         if self.n is not None and self.n <= n:
             return self
         return self.model_copy(update={"n": n, "seed": 0 if self.n is None else self.seed})

@@ -28,7 +28,7 @@ class Tags:
 
     opening, closing: the texts around a thought. before, after: patterns of the texts around an answer.
     opens, closes: patterns of opening and closing, where they have several forms.
-    nested: an opening within a thought has a closing of its own.
+    nested: an opening within a thought has a separate closing.
     models: models that write them, for the documentation.
     """
 
