@@ -110,6 +110,8 @@ def _linked(text: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
+        return str(field.json_schema_extra["default"])
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         changed = value.model_dump(exclude_unset=True)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from lowtax.benchmarks import stored_answers
 from lowtax.benchmarks.base import Task
 from lowtax.cli import grade
+from lowtax.common import log
 from lowtax.common.errors import UserError
 
 DATA = PUBLISHED
@@ -45,10 +46,41 @@ def test_thoughts_are_taken_off_and_unfinished_ones_are_wrong(tmp_path):
     assert low < 1 / 6 < high
 
 
-def test_prompts_that_opened_the_thought_are_noticed(tmp_path):
-    rows = [{"r": "so</think>\\boxed{5}", "g": "5"}, {"r": "and so \\boxed{5}", "g": "5"}]
-    found = grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("r", "g"))
-    assert [(g.correct, g.finished) for g in found] == [(True, True), (False, False)]
+def test_each_reply_shows_by_itself_whether_its_prompt_opened_a_thought(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(log, "OUTPUTS", [said.append])
+    plain = [{"r": f"The answer is \\boxed{{{n}}}.", "g": str(n)} for n in range(9)]
+    stray = {"r": "Let me see... 2+3=5</think>The answer is \\boxed{5}.", "g": "5"}
+    literal = {"r": "Models write </think> after their thought. The answer is \\boxed{5}.", "g": "5"}
+    path = write(tmp_path / "a.jsonl", [*plain, stray, literal])
+    assert [g.correct for g in grades(path, stored_answers.Columns("r", "g"))] == [True] * 11
+    assert not said
+    path = write(tmp_path / "b.jsonl", [stray, stray, {"r": "and so \\boxed{5}", "g": "5"}])
+    assert [g.finished for g in grades(path, stored_answers.Columns("r", "g"))] == [True, True, True]
+    assert said[0].startswith("2 of 3 replies end a thought that they do not begin")
+    found = grades(path, stored_answers.Columns("r", "g", opened=True))
+    assert [(g.correct, g.finished) for g in found] == [(True, True), (True, True), (False, False)]
+
+
+def test_thoughts_in_the_tags_of_any_family_are_not_graded(tmp_path):
+    final = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    rows = [
+        "[THINK]maybe 5? the answer is 5[/THINK]The total is 6 apples",
+        f"<|channel|>analysis<|message|>The answer is 5, no 6.{final}It is 6",
+        "analysisThe answer is 5, no 6.assistantfinalIt is 6",
+        "<seed:think>answer: 5</seed:think>It is 6",
+        "<|channel>thought\nthe answer is 5<channel|>It is 6",
+        "<thinking>the answer is 5</thinking>It is 6",
+        "<plan>the answer is 5</plan>It is 6",
+        "[THINK]let me compute: first 6, then \\boxed{6}, hmm wait",
+        "◁think▷so \\boxed{6}",
+    ]
+    path = write(tmp_path / "a.jsonl", [{"r": reply, "g": "6"} for reply in rows])
+    found = grades(path, stored_answers.Columns("r", "g"))
+    assert [g.finished for g in found] == [True] * 7 + [False] * 2
+    assert [g.correct for g in found][:6] == [True] * 6
+    (own,) = stored_answers.read(path, stored_answers.Columns("r", "g", thinking_tags="<plan>...</plan>"), "a")[6:7]
+    assert own.answer == "It is 6"
 
 
 def test_a_reply_that_was_cut_is_unfinished(tmp_path):

@@ -13,7 +13,7 @@ from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
 from lowtax.common.errors import UserError
-from lowtax.data import chat, rendering
+from lowtax.data import chat, rendering, thinking_tags
 
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -61,7 +61,8 @@ def test_a_trained_text_is_split_into_its_thought_and_answer(think: bool):
         ("t\n</think>\n\na", True, ("t", "a", True)),
         ("<think>\nt\n</think>\n\na", False, ("t", "a", True)),
         ("\n<think>\nt\n</think>\n\na", True, ("t", "a", True)),
-        ("t\n</think>\n\na", False, ("t", "a", True)),
+        ("t\n</think>\n\na", False, ("", "t\n</think>\n\na", True)),
+        ("t\n</think>\n\na", None, ("t", "a", True)),
         ("still thinking", True, ("still thinking", "", False)),
         ("<think>\nstill thinking", False, ("still thinking", "", False)),
         ("an answer at once", False, ("", "an answer at once", True)),
@@ -71,15 +72,13 @@ def test_a_trained_text_is_split_into_its_thought_and_answer(think: bool):
         ("", False, ("", "", True)),
     ],
 )
-def test_split_reply(text: str, opened: bool, parts: tuple[str, str, bool]):
+def test_split_reply(text: str, opened: bool | None, parts: tuple[str, str, bool]):
     assert rendering.split_reply(text, opened) == rendering.Parts(*parts)
 
 
-def test_of_several_closing_tags_the_last_ends_the_thought():
+def test_of_several_closing_tags_the_first_ends_the_thought():
     parts = rendering.split_reply("one </think> two </think> three", opened=True)
-    assert (parts.answer, parts.closed) == ("three", True)
-    assert "one" in parts.thought
-    assert "two" in parts.thought
+    assert parts == rendering.Parts("one", "two </think> three", True)
 
 
 @settings(deadline=None)
@@ -89,7 +88,7 @@ def test_split_reply_loses_no_text(text: str, opened: bool):
     assert len(parts.thought) + len(parts.answer) <= len(text)
     if not parts.closed:
         assert parts.answer == ""
-    if "<think>" not in text and "</think>" not in text:
+    if not any(word in text for tags in thinking_tags.FAMILIES for word in (tags.opening, tags.closing)):
         assert parts.thought + parts.answer == text.strip()
 
 

@@ -227,7 +227,7 @@ def test_disagreements_are_drawn_by_seed_and_cannot_write_markdown():
 
 @pytest.mark.parametrize(
     ("on", "expected"),
-    [("text", ["t\n</think>\n\na", "u", "b"]), ("answer", ["a", "", "b"]), ("thought", ["t", "u", ""])],
+    [("text", ["t\n</think>\n\na", "u", "b"]), ("answer", ["a", "u", "b"]), ("thought", ["t", "", ""])],
 )
 def test_the_part_that_is_judged(on, expected, tmp_path):
     replies = ["t\n</think>\n\na", "u", "<think></think>b"]
@@ -235,6 +235,14 @@ def test_the_part_that_is_judged(on, expected, tmp_path):
     rows = [{"p": "?", "r": text, "l": "yes"} for text in texts]
     cases = calibration.read(write(tmp_path / "r.jsonl", rows), calibration.Columns("p", "r", "l", ("yes",), on=on))
     assert [case.text for case in cases] == expected
+
+
+def test_the_part_that_is_judged_after_prompts_that_opened_a_thought_and_in_other_tags(tmp_path):
+    texts = ["t</think>a", "u", "<|channel|>analysis<|message|>I can.<|end|><|channel|>final<|message|>No."]
+    path = write(tmp_path / "r.jsonl", [{"p": "?", "r": text, "l": "yes"} for text in texts])
+    for opened, tags, expected in ((True, None, ["a", "", "No."]), (None, None, ["a", "u", "No."])):
+        columns = calibration.Columns("p", "r", "l", ("yes",), on="answer", thinking_tags=tags, opened=opened)
+        assert [case.text for case in calibration.read(path, columns)] == expected
 
 
 def test_without_think_tags_a_reply_is_its_answer(tmp_path):

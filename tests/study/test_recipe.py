@@ -267,3 +267,21 @@ def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path):
         load(path)
     path.write_text("\ufeffmodel: m\nseeds: &all [0, 1]\ntrain: {steps: 2}\n", encoding="utf-8")
     assert load(path).seeds == [0, 1]
+
+
+def test_tokens_that_a_recipe_does_not_set_are_those_of_the_model_or_of_the_stored_study(write):
+    recipe = load(write(GOOD), ["tasks.gsm8k={sampling: {samples: 8}}", "sampling={samples: 2}"])
+    fresh = recipe.with_tokens(2048)
+    assert (fresh.sampling.max_new_tokens, fresh.sampling.samples) == (2048, 2)
+    assert fresh.tasks["gsm8k"].sampling.max_new_tokens == 32768
+    assert "max_new_tokens" in fresh.model_dump(exclude_unset=True)["sampling"]
+    assert fresh.with_tokens(7, 7) == fresh
+    old = recipe.with_tokens(2048, known=recipe)
+    assert (old.sampling.max_new_tokens, old.tasks["gsm8k"].sampling.max_new_tokens) == (96, 96)
+    assert recipe.with_tokens(7, known=fresh) == fresh
+
+
+def test_thinking_tags_are_a_family_or_a_pair(write):
+    assert load(write(GOOD), ["thinking_tags=magistral"]).thinking_tags == "magistral"
+    assert "thinking_tags" not in load(write(GOOD)).resolved()
+    assert "neither a family nor a pair" in refusal(write(GOOD), ["thinking_tags=magistrall"])

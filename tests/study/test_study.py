@@ -229,3 +229,23 @@ def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
         if time.monotonic() - began > 25:
             break
     assert kills >= 8, kills
+
+
+def test_replies_of_a_new_study_have_the_tokens_of_its_model_and_a_stored_one_keeps_its_number(tmp_path, tiny_model):
+    settings = recipe.build({"model": str(tiny_model), "tasks": {"gsm8k": {"sampling": {"samples": 8}}}}, [], "r")
+    new = study.Study(settings, tmp_path / "new")
+    assert (new.recipe.sampling.max_new_tokens, new.recipe.tasks["gsm8k"].sampling.max_new_tokens) == (2048, 32768)
+    new.write_recipe()
+    again = study.Study(recipe.build({"model": str(tiny_model)}, ["thinking=default"], "r"), tmp_path / "new")
+    assert study.Study.open(tmp_path / "new").recipe.sampling == again.recipe.sampling == new.recipe.sampling
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/recipe.yaml").write_text(f"model: {tiny_model}\n")  # as versions with one number for all wrote it
+    for old in (study.Study.open(tmp_path / "old"), study.Study(settings, tmp_path / "old")):
+        assert old.recipe.sampling.max_new_tokens == 96
+
+
+def test_a_limit_draws_prompts_by_a_seed_unless_the_recipe_takes_the_first_ones():
+    sets = [{"source": "strongreject"}, {"source": "xstest", "n": 9}, {"source": "xstest", "n": 3}]
+    few = study.limited(recipe.build({"model": "m", "harmful": sets}, [], "r"), 5).harmful
+    assert [(spec.n, spec.seed) for spec in few] == [(5, 0), (5, None), (3, None)]
+    assert "seed" not in few[1].model_dump()

@@ -14,10 +14,10 @@ from lowtax.benchmarks.grading import pool
 from lowtax.common import stats
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
-from lowtax.common.log import quiet_libraries
+from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Grade, Prompt, Rows, row_id
 from lowtax.data.readers import cell_text, read_table
-from lowtax.data.rendering import opened_by_prompts, split_reply
+from lowtax.data.rendering import opened_note, split_stored
 from lowtax.data.tables import Row
 
 Preset = Literal["default", "paper", "reference"]
@@ -39,6 +39,8 @@ def grade(
     checker: str | None = None,
     engine: str = "hf",
     out: str | Path | None = None,
+    thinking_tags: str | None = None,
+    opened: bool | None = None,
 ) -> Rows[Grade]:
     """Grade stored answers of any origin, and return one grade for each, in their order. No model is needed.
 
@@ -50,12 +52,14 @@ def grade(
         workers: grading processes; one per core by default.
         checker: a model that checks boxed answers which the rules reject; `engine` runs it.
         out: a folder for grades.jsonl and grades.json.
+        thinking_tags: the tags of thoughts: a family, or a pair such as `<reason>...</reason>`; all known ones if None.
+        opened: the prompts opened a thought (True) or none did (False); if None, each reply shows it.
 
     Raises:
         UserError: the file, a column or the benchmark is missing.
     """
     path, settings = Path(answers), Task(preset=preset, file=file, checker=checker)
-    stored = read(path, Columns(reply, gold, question, finish, choices), path.name)
+    stored = read(path, Columns(reply, gold, question, finish, choices, thinking_tags, opened), path.name)
     if checker:
         quiet_libraries()
     grades = grade_stored(stored, task, settings, workers, engine)
@@ -67,13 +71,18 @@ def grade(
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file. A dot leads into a nested object: `175b_verification.solution`."""
+    """The columns of a file. A dot leads into a nested object: `175b_verification.solution`.
+
+    thinking_tags, opened: how thoughts are told from answers, as in `rendering.split_stored`.
+    """
 
     reply: str
     gold: str
     question: str | None = None
     finish: str | None = None
     choices: str | None = None
+    thinking_tags: str | None = None
+    opened: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -97,14 +106,15 @@ def read(path: Path, columns: Columns, name: str) -> list[Stored]:
             names = ", ".join(dict.fromkeys(str(key) for row in rows for key in row if key is not None))
             raise UserError(f"{path} has no column {column!r}; its columns are {names}.")
     replies = [cell_text(_value(row, columns.reply)) for row in rows]
-    opened = opened_by_prompts(replies)
+    if columns.opened is None and (note := opened_note(replies, columns.thinking_tags)):
+        say(note)
     return [
-        _stored(row, reply, columns, name, number, opened)
+        _stored(row, reply, columns, name, number)
         for number, (row, reply) in enumerate(zip(rows, replies, strict=True), 1)
     ]
 
 
-def _stored(row: Row, reply: str, columns: Columns, name: str, number: int, opened: bool) -> Stored:
+def _stored(row: Row, reply: str, columns: Columns, name: str, number: int) -> Stored:
     where = f"{name}, row {number}"
     gold = cell_text(_value(row, columns.gold))
     if not gold.strip():
@@ -116,7 +126,7 @@ def _stored(row: Row, reply: str, columns: Columns, name: str, number: int, open
         gold=gold,
         choices=tuple(questions.listed(_value(row, columns.choices), where)) if columns.choices else (),
     )
-    parts = split_reply(reply, opened)
+    parts = split_stored(reply, columns.thinking_tags, columns.opened)
     cut = columns.finish is not None and cell_text(_value(row, columns.finish)).strip().lower() in CUT
     return Stored(prompt, reply, parts.answer if parts.closed and not cut else None)
 

@@ -9,6 +9,7 @@ import typer
 from lowtax.cli.options import (
     Adapters,
     BatchSize,
+    Deterministic,
     Engine,
     FolderOrNone,
     Model,
@@ -19,6 +20,7 @@ from lowtax.cli.options import (
     Same,
     TemplateKwargs,
     Thinking,
+    ThinkingTags,
     at_revision,
     template_kwargs,
 )
@@ -36,8 +38,10 @@ def evaluate(
     out: Out = None,
     model_revision: Revision = None,
     base_is_the_same: Same = False,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each question.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Answers to each question; 1 by default, 8 with a preset.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Random seed of the answers; 0 by default.")] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
@@ -45,7 +49,10 @@ def evaluate(
         ),
     ] = None,
     exam_seed: Annotated[
-        int | None, typer.Option("--exam-seed", min=0, help="Seed of the choice of questions and the order of options.")
+        int | None,
+        typer.Option(
+            "--exam-seed", min=0, help="Seed of the choice of questions and the order of options; 0 by default."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of a task.")
@@ -65,6 +72,8 @@ def evaluate(
     batch_size: BatchSize = 64,
     thinking: Thinking = "default",
     chat_template_kwargs: TemplateKwargs = None,
+    thinking_tags: ThinkingTags = None,
+    deterministic: Deterministic = False,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -100,6 +109,8 @@ def evaluate(
         thinking=thinking,
         base_is_the_same=base_is_the_same,
         chat_template_kwargs=template_kwargs(chat_template_kwargs),
+        thinking_tags=thinking_tags,
+        deterministic=deterministic,
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lowtax.cli.options import Preset
+from lowtax.cli.options import Opened, Preset, ThinkingTags
 
 
 def grade(
@@ -43,6 +43,8 @@ def grade(
         typer.Option("--checker", metavar="MODEL", help="Model that checks boxed answers which the rules reject."),
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="Engine of the checker.")] = "hf",
+    thinking_tags: ThinkingTags = None,
+    opened: Opened = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder for grades.jsonl and grades.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -68,6 +70,8 @@ def grade(
         checker=checker,
         engine=engine,
         out=out,
+        thinking_tags=thinking_tags,
+        opened=opened,
     )
     summary = stored_answers.summary(grades, task=task, file=answers.name, preset=preset)
     print(json.dumps(summary) if as_json else described(summary))

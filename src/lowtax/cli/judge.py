@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Text
+from lowtax.cli.options import BatchSize, Engine, Opened, Precision, Text, ThinkingTags
 from lowtax.common.errors import UserError
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
@@ -33,8 +33,10 @@ def calibrate(
     ] = None,
     on: Annotated[
         Literal["text", "answer", "thought", "both"],
-        typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
+        typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without tags."),
     ] = "text",
+    thinking_tags: ThinkingTags = None,
+    opened: Opened = None,
     model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its default.")] = None,
     engine: Engine = "hf",
     precision: Precision = "auto",
@@ -67,7 +69,8 @@ def calibrate(
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
-    cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, on))[:limit]
+    columns = calibration.Columns(prompt, reply, label, tuple(positive), source, on, thinking_tags, opened)
+    cases = calibration.read(file, columns)[:limit]
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):

@@ -56,7 +56,10 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4; repeatable."),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set and N problems of a task.")
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, help="At most N prompts of a set, spread over its categories, and N of a task."
+    ),
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
 

@@ -36,6 +36,23 @@ TemplateKwargs = Annotated[
     str | None,
     typer.Option("--chat-template-kwargs", metavar="YAML", help="Variables of the chat template: {NAME: VALUE}."),
 ]
+ThinkingTags = Annotated[
+    str | None,
+    typer.Option(
+        "--thinking-tags",
+        metavar="TAGS",
+        help="Tags of thoughts: a family, such as magistral, or OPENING...CLOSING; found by itself by default.",
+    ),
+]
+Opened = Annotated[
+    bool | None,
+    typer.Option(
+        "--opened/--not-opened", help="The prompts opened a thought, or none did; each reply shows it by default."
+    ),
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Fixed batches: a resumed command draws the same in any precision.")
+]
 Text = Literal["answer", "thought", "both"]
 Preset = Literal["default", "paper", "reference"]
 

@@ -9,6 +9,7 @@ from lowtax.cli.options import (
     ON_HELP,
     Adapters,
     BatchSize,
+    Deterministic,
     Engine,
     FolderOrNone,
     Model,
@@ -19,6 +20,7 @@ from lowtax.cli.options import (
     TemplateKwargs,
     Text,
     Thinking,
+    ThinkingTags,
     at_revision,
     template_kwargs,
 )
@@ -40,23 +42,33 @@ def sample(
     preset: Annotated[
         Literal["paper"] | None, typer.Option("--preset", help="paper: temperature 1 and 2,048 tokens.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply; 512 by default.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature; 0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling; 1 is all tokens.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is all.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Replies to each prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the replies.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of a reply; by default 2,048 for models that think, 512 for others."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature; 0, the default, is greedy.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Nucleus sampling; 1, the default, is all tokens.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0, the default, is all.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Replies to each prompt; 1 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the replies; 0 by default.")] = None,
     decoding: Annotated[
         Literal["default", "zero_think", "less_think", "more_think"] | None,
-        typer.Option("--decoding", help="How thoughts are cut short or extended."),
+        typer.Option("--decoding", help="How thoughts are cut short or extended; default: not at all."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     thinking: Thinking = "default",
     chat_template_kwargs: TemplateKwargs = None,
+    thinking_tags: ThinkingTags = None,
+    deterministic: Deterministic = False,
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set.")
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set, spread over its categories."),
     ] = None,
 ) -> None:
     """Sample replies to prompts.
@@ -103,6 +115,8 @@ def sample(
         thinking=thinking,
         base_is_the_same=base_is_the_same,
         chat_template_kwargs=template_kwargs(chat_template_kwargs),
+        thinking_tags=thinking_tags,
+        deterministic=deterministic,
         **sampling,
     )
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")

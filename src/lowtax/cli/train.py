@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import Revision, TemplateKwargs, at_revision, template_kwargs
+from lowtax.cli.options import Revision, TemplateKwargs, ThinkingTags, at_revision, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def train(
     precision: Precision = None,
     thinking: Thinking = None,
     chat_template_kwargs: TemplateKwargs = None,
+    thinking_tags: ThinkingTags = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
     ds_config: DsConfig = None,
     shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
@@ -208,6 +209,7 @@ def train(
         "precision": precision,
         "thinking": thinking,
         "chat_template_kwargs": template_kwargs(chat_template_kwargs) or None,
+        "thinking_tags": thinking_tags,
         "system": system,
         "execution.deepspeed": None if ds_config is None else str(ds_config),
         "execution.gradient_checkpointing": gradient_checkpointing,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from lowtax.common.errors import UserError
-from lowtax.data import rendering, thoughts
+from lowtax.data import rendering, thinking_tags, thoughts
 from lowtax.data.rendering import CLOSE, OPEN, THINK, Markers
+from lowtax.data.thinking_tags import Tags
 from lowtax.data.thoughts import ANSWER
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def generation_prompt(
     if thinking == "default":
         return _render(tokenizer, messages, variables)
     on, off = (_render(tokenizer, messages, variables, switch=switch) for switch in (True, False))
-    if on == off and not (thinking == "on" and rendering.opens(on)):
+    if on == off and not (thinking == "on" and thinking_tags.ends_open(on)):
         raise UserError(
             f"The chat template of {tokenizer.name_or_path!r} has no thinking switch, so thinking cannot be turned "
             f"{thinking}: leave `thinking` at default."
@@ -180,14 +181,20 @@ def _checked(tokenizer: "PreTrainedTokenizerBase", variables: Variables) -> dict
 
 
 def turn(
-    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking = "default", variables: Variables | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    thinking: Thinking = "default",
+    variables: Variables | None = None,
+    tags: str | None = None,
 ) -> Turn:
     """Return what the template writes around a thought and an answer, as rendered turns show it.
+
+    Args:
+        tags: the tags of thoughts (`thinking_tags.parse`), instead of those that the template shows.
 
     Raises:
         UserError: Nothing ends a turn, or the template refuses a question.
     """
-    markers, end, after = _learnt(tokenizer, thinking, variables)
+    markers, end, after = _learnt(tokenizer, thinking, variables, tags)
     if end is None:
         raise UserError(
             f"The chat template of {tokenizer.name_or_path!r} ends a turn without an end-of-turn token, and its "
@@ -199,18 +206,35 @@ def turn(
 
 
 def markers_of(
-    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking = "default", variables: Variables | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    thinking: Thinking = "default",
+    variables: Variables | None = None,
+    tags: str | None = None,
 ) -> Markers:
     """Return the texts around a thought and an answer, also where nothing ends a turn.
+
+    Args:
+        tags: the tags of thoughts (`thinking_tags.parse`), instead of those that the template shows.
 
     Raises:
         UserError: The template refuses a question.
     """
-    return _learnt(tokenizer, thinking, variables)[0]
+    return _learnt(tokenizer, thinking, variables, tags)[0]
+
+
+def thinks(tokenizer: "PreTrainedTokenizerBase", tags: str | None = None) -> bool:
+    """Return whether a model thinks before it answers, as far as its template, its vocabulary or `tags` show it.
+
+    Raises:
+        UserError: The template refuses a question.
+    """
+    if tags is not None:
+        return True
+    return bool(tokenizer.chat_template) and (markers_of(tokenizer).learnt or _knows_tags(tokenizer))
 
 
 def _learnt(
-    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking, variables: Variables | None
+    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking, variables: Variables | None, tags: str | None
 ) -> tuple[Markers, int | None, str]:
     """Return the markers of a turn, the token that ends it, and the text after its answer."""
     question, prompt = _question(tokenizer, thinking, variables)
@@ -227,14 +251,35 @@ def _learnt(
     text = rendered(switch, {"content": ANSWER}) or prompt + ANSWER
     before, _, after = text.partition(ANSWER)
     after = _without_next_turn(text, after, words)
-    learnt = thoughts.learn(partial(rendered, switch), prompt, words)
-    for other in (True, False) if learnt is None else ():
+    learnt = thoughts.learn(partial(rendered, switch), prompt, words) if tags is None else None
+    for other in (True, False) if learnt is None and tags is None else ():
         # A template that writes thoughts in another position of its switch writes none in this one.
         shown = thoughts.learn(partial(rendered, other), _render(tokenizer, question, variables, other), words)
         learnt = learnt or (shown and replace(shown, opened=False, closed=True))
-    whole = _with_answer(learnt, prompt, before, words)
+    whole = _with_answer(learnt or _from_table(tokenizer, prompt, tags), prompt, before, words)
     end, ending = _end(tokenizer, before, after, whole)
     return replace(whole, ending=ending), end, after
+
+
+def _from_table(tokenizer: "PreTrainedTokenizerBase", prompt: str, tags: str | None) -> Markers | None:
+    """Return the format with the tags of an option, or those that a template or a vocabulary has without showing more.
+
+    It is laid out as R1's. None if they are R1's own tags, or if there are none.
+    """
+    if tags is not None:
+        family: Tags | None = thinking_tags.parse(tags)[0]
+    elif prompt.rstrip().endswith((OPEN, CLOSE)) or _knows_tags(tokenizer):
+        return None
+    else:
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+        family = thinking_tags.mentioned([*_templates(tokenizer), " ".join(added)], prompt)
+    if family is None or family.opening == OPEN:
+        return None
+    text = prompt.rstrip()
+    opened, closed = text.endswith(family.opening), text.endswith(family.closing)
+    line = "\n" if family.nested else ""
+    opening = ("" if prompt != text else line) if opened else family.opening + line
+    return Markers(opening, f"{line}{family.closing}{line}{line}", opened=opened, closed=closed, learnt=True)
 
 
 def _question(
@@ -327,10 +372,15 @@ def _no_tokens(markers: Markers, words: list[str]) -> tuple[str, ...]:
 
 def _knows_tags(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether the template or the vocabulary has think tags."""
-    template = tokenizer.chat_template
-    texts = [*template.values()] if isinstance(template, dict) else [str(template)]
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    return any(tag in text for tag in (OPEN, CLOSE) for text in texts) or not added.isdisjoint((OPEN, CLOSE))
+    in_template = any(tag in text for tag in (OPEN, CLOSE) for text in _templates(tokenizer))
+    return in_template or not added.isdisjoint((OPEN, CLOSE))
+
+
+def _templates(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the sources of all chat templates of a tokenizer."""
+    template = tokenizer.chat_template
+    return [*map(str, template.values())] if isinstance(template, dict) else [str(template)]
 
 
 def template_notes(tokenizer: "PreTrainedTokenizerBase", around: Turn, thoughts_written: int, total: int) -> list[str]:
@@ -363,10 +413,10 @@ def template_notes(tokenizer: "PreTrainedTokenizerBase", around: Turn, thoughts_
 
 def mark_tokens(tokenizer: "PreTrainedTokenizerBase", markers: Markers) -> frozenset[int]:
     """Return the special tokens that mark a thought or an answer, and so are part of a reply's text."""
-    texts = f"{OPEN}{CLOSE}{markers.opening}{markers.closing}{markers.before_answer}"
+    own = f"{markers.opening}{markers.closing}{markers.before_answer}"
     ids = sorted(_special(tokenizer))
-    names = tokenizer.convert_ids_to_tokens(ids)
-    return frozenset(i for i, name in zip(ids, names, strict=True) if str(name) in texts)
+    names = map(str, tokenizer.convert_ids_to_tokens(ids))
+    return frozenset(i for i, name in zip(ids, names, strict=True) if name in thinking_tags.WHOLE or name in own)
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int], marks: frozenset[int] = frozenset()) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lowtax.data import thinking_tags
 from lowtax.data.rendering import CLOSE, OPEN
 from lowtax.data.specs import TrainOn
 from lowtax.data.tables import Row
@@ -121,7 +122,7 @@ def _earlier(turn: Turn) -> Earlier:
 
 
 def split_answer(answer: str, thought: str | None = None, opened: bool = False) -> tuple[str | None, str]:
-    """Return thought and answer of a text that may begin with a think block.
+    """Return thought and answer of a text that may begin with a think block, or with a block of any known family.
 
     The block ends at its first closing tag, nested blocks aside. A text without an opening tag begins inside the
     thought if `opened` says so, or if a closing tag is in it and no thought is beside it. Tags further on belong to the
@@ -131,6 +132,11 @@ def split_answer(answer: str, thought: str | None = None, opened: bool = False) 
         Unusable: The thought has no end, nothing follows it, or another thought is beside it.
     """
     body = answer.lstrip()
+    if tags := thinking_tags.begun(body):
+        block, rest, ended = thinking_tags.split(body, False, [tags])
+        if not ended:
+            raise Unusable("its thought has no end")
+        return _checked(thought, block, rest)
     if body.startswith(OPEN):
         body, inside = body.removeprefix(OPEN), True
     else:
@@ -144,11 +150,20 @@ def split_answer(answer: str, thought: str | None = None, opened: bool = False) 
     block, rest = body[:end].strip(), body[end + len(CLOSE) :].strip()
     if OPEN not in rest:
         rest = rest.removesuffix(CLOSE).rstrip()
-    if not rest:
+    return _checked(thought, block, rest)
+
+
+def _checked(thought: str | None, block: str, answer: str) -> tuple[str | None, str]:
+    """Return thought and answer of a text with a block of thought.
+
+    Raises:
+        Unusable: Nothing follows the block, or another thought is beside it.
+    """
+    if not answer:
         raise Unusable("the answer is empty")
     if block and thought and thought.strip() != block:
         raise Unusable("it has two different thoughts")
-    return thought or block, rest
+    return thought or block, answer
 
 
 def _end_of_block(body: str) -> int:

@@ -7,7 +7,7 @@ commit is pinned: the one that was read is recorded. docs/reference/prompt-sets.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,15 @@ class PromptList(DatasetRecord):
 def prompt_set(spec: PromptSet) -> list[Prompt]:
     """Return the prompts of a recipe's prompt set, in file order; see `load`."""
     if spec.source.startswith(shipped.PREFIX):
-        return load(spec.source, spec.split, spec.n).prompts
-    return load(f"{spec.source}:{spec.column}" if spec.column else spec.source, spec.split, spec.n).prompts
+        return load(spec.source, spec.split, spec.n, spec.seed).prompts
+    source = f"{spec.source}:{spec.column}" if spec.column else spec.source
+    return load(source, spec.split, spec.n, spec.seed).prompts
 
 
-def load(spec: str, split: str | None = None, n: int | None = None) -> PromptList:
-    """Read the first n prompts of a named set, a file, a folder or owner/name, each with an optional `:COLUMN`.
+def load(spec: str, split: str | None = None, n: int | None = None, seed: int | None = None) -> PromptList:
+    """Read n prompts of a named set, a file, a folder or owner/name, each with an optional `:COLUMN`.
+
+    They are the first ones, or with a seed those that `spread` draws.
 
     Raises:
         DataNotAvailable: The set is not on this machine and cannot be downloaded.
@@ -74,7 +77,28 @@ def load(spec: str, split: str | None = None, n: int | None = None) -> PromptLis
             raise UserError(f"The prompt set {source} is a single split: remove the split {split!r}.")
         columns = {**(named.columns if named else ANY_COLUMNS), **({"prompt": (column,)} if column else {})}
         whole = _read_named(named, columns) if named else _read(source, split, columns)
-    return replace(whole, prompts=whole.prompts[:n])
+    if n is None or seed is None:
+        return replace(whole, prompts=whole.prompts[:n])
+    return replace(whole, prompts=spread(whole.prompts, n, seed))
+
+
+def spread(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
+    """Return n prompts that a seed draws, spread over their categories, in their order.
+
+    The first ones are of different categories, as far as there are so many; the others come in proportion to the sizes
+    of the categories. A smaller n gives a part of a larger one.
+    """
+    drawn = sorted(prompts, key=lambda prompt: row_id("spread", seed, prompt.text))
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in drawn:
+        groups.setdefault(prompt.category, []).append(prompt)
+    places: dict[str, float] = {}
+    for number, group in enumerate(groups.values()):
+        for place, prompt in enumerate(group):
+            # The first of each group is before all others, the next ones are evenly spaced between 0 and 1.
+            places[prompt.id] = place / len(group) + (number / len(groups) / len(group) if place else -1)
+    chosen = {prompt.id for prompt in sorted(drawn, key=lambda prompt: places[prompt.id])[:n]}
+    return [prompt for prompt in prompts if prompt.id in chosen]
 
 
 def _parse(spec: str) -> tuple[str, str]:

@@ -4,10 +4,13 @@ This is pure text; tokens and chat templates are in `lowtax.data.chat`. One data
 code that was published for it (DirectRefusal: three). Results depend on it, so a rendering has a name and is recorded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data import thinking_tags
+from lowtax.data.thinking_tags import Tags
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -36,6 +39,12 @@ class Markers:
     def in_tags(self) -> bool:
         """True if the thought is in `<think>` tags."""
         return CLOSE in self.closing
+
+    @cached_property
+    def tags(self) -> Tags:
+        """The words around a thought, with all forms of a known family."""
+        words = (part.strip() for part in (self.opening, self.closing, self.close, self.before_answer, self.ending))
+        return thinking_tags.of_format(*words)
 
     @property
     def lead(self) -> str:
@@ -196,11 +205,6 @@ def opens(prompt: str) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
-def opened_by_prompts(replies: Iterable[str]) -> bool:
-    """Return True if the prompts of stored replies opened the think block: a reply ends a block that none began."""
-    return any(CLOSE in reply and not reply.lstrip().startswith(OPEN) for reply in replies)
-
-
 @dataclass(frozen=True)
 class Parts:
     """The thought and the answer of a reply. `closed` is False if its think block has no end."""
@@ -210,24 +214,50 @@ class Parts:
     closed: bool
 
 
-def split_reply(text: str, opened: bool, markers: Markers = THINK) -> Parts:
-    """Split a reply into thought and answer. `opened` says that the prompt ended inside a thought.
+def split_reply(text: str, opened: bool | None, markers: Markers = THINK) -> Parts:
+    """Split a reply into thought and answer, by the rules of `thinking_tags.split`.
 
-    If the thought has no end, all of the reply is thought and the answer is empty.
+    Besides the model's own format, a reply may begin with the tags of any known family.
+
+    Args:
+        opened: the prompt ended inside a thought; None if that is not known.
+        markers: the model's format of a thought.
     """
-    body, opening = text, markers.opening.strip()
-    if opening and body.lstrip().startswith(opening):
-        body, opened = body.lstrip()[len(opening) :], True
-    # A model may end its thought without the words that its template writes before an answer.
-    for close in (markers.closing.strip(), markers.close):
-        if close in body:
-            thought, _, answer = body.rpartition(close)
-            return Parts(thought.strip(), _answer(answer, markers), True)
-    if opened:
-        return Parts(body.strip(), "", False)
-    return Parts("", _answer(body, markers), True)
+    return Parts(*thinking_tags.split(text, opened, [markers.tags], thinking_tags.FAMILIES))
 
 
-def _answer(text: str, markers: Markers) -> str:
-    """Return an answer without the words around it."""
-    return text.strip().removeprefix(markers.before_answer.strip()).removesuffix(markers.ending.strip()).strip()
+def split_stored(text: str, tags: str | None = None, opened: bool | None = None) -> Parts:
+    """Split a reply of which only the text is known, each by itself: another row of its file decides nothing.
+
+    Args:
+        tags: the family or pair of its tags (`thinking_tags.parse`); any known one by default.
+        opened: the prompt ended inside a thought; None if that is not known.
+
+    Raises:
+        UserError: There is no such family.
+    """
+    return Parts(*thinking_tags.split(text, opened, thinking_tags.parse(tags)))
+
+
+def unopened(replies: Sequence[str], tags: str | None = None) -> int:
+    """Return the number of stored replies that end a thought which they do not begin."""
+
+    def thought(reply: str, opened: bool | None) -> bool:
+        return bool(split_stored(reply, tags, opened).thought)
+
+    return sum(thought(reply, None) and not thought(reply, False) for reply in replies)
+
+
+def opened_note(replies: Sequence[str], tags: str | None = None) -> str | None:
+    """Return a sentence if most stored replies end a thought that they do not begin and others have none, else None.
+
+    Their prompts opened the thought, so that the others may have been cut in it.
+    """
+    parts = [split_stored(reply, tags) for reply in replies]
+    without, bare = sum(part.closed and not part.thought for part in parts), unopened(replies, tags)
+    if not without or 2 * bare <= len(replies):
+        return None
+    return (
+        f"{bare:,} of {len(replies):,} replies end a thought that they do not begin, so their prompts opened it; "
+        f"{without:,} have no closing tag and count as answers: if they were cut in their thought, add --opened"
+    )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lowtax.data import chat, rendering
+from lowtax.data import chat, thinking_tags
 from lowtax.data.chat import Message, Thinking, Variables
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def disarm(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """
     pattern = _added(tuple(sorted(str(token) for token in tokenizer.added_tokens_decoder.values())))
     text = text.replace(MARK, "").replace(HIDING, "")
-    for tag in (rendering.OPEN, rendering.CLOSE):
-        text = text.replace(tag, f"{tag[0]}{HIDING}{tag[1:]}") if not pattern or not pattern.search(tag) else text
+    for tag in thinking_tags.WHOLE:
+        if tag in text and not (pattern and pattern.search(tag)):
+            text = text.replace(tag, f"{tag[0]}{HIDING}{tag[1:]}")
     return pattern.sub(lambda match: f"{match[0]}{MARK}", text) if pattern else text
 
 

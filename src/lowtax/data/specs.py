@@ -5,10 +5,11 @@
 """
 
 import csv
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -89,7 +90,19 @@ class PromptSet(Section):
     )
     split: str | None = Field(None, description="train, validation or test of a built-in set")
     column: str | None = Field(None, description="the prompt's column; one of the usual names if absent")
-    n: PositiveInt | None = Field(None, description="only the first n prompts; all if absent")
+    n: PositiveInt | None = Field(
+        None, description="only n prompts, the first ones unless `seed` is set; all if absent"
+    )
+    seed: NonNegativeInt | None = Field(
+        None, description="draw the n prompts by this seed, spread over the categories of the set"
+    )
+    later: ClassVar[frozenset[str]] = frozenset({"seed"})
+
+    def at_most(self, n: int) -> "PromptSet":
+        """Return the set with at most n prompts, drawn by seed 0 if it has more; a smaller n that it has stays."""
+        if self.n is not None and self.n <= n:
+            return self
+        return self.model_copy(update={"n": n, "seed": 0 if self.n is None else self.seed})
 
 
 def parse(line: str) -> Data:

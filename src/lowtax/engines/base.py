@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lowtax.common.registry import resolve
-from lowtax.data import chat, rendering, special_tokens
+from lowtax.data import chat, rendering, special_tokens, thinking_tags
 from lowtax.data.rendering import THINK, Markers, Parts
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Request:
     raw: template, content, template ..., instead of messages, for a prompt without a chat template; contents are text.
     score: texts; the completion has the probability that the reply starts with the first token of each.
     variables: variables of the chat template (`chat_template_kwargs`).
+    tags: the tags of thoughts, instead of those that the chat template shows.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Request:
     raw: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
+    tags: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Prompter:
         markers, marks = self._format(request)
         if request.raw:
             ids = special_tokens.raw_ids(self.tokenizer, request.raw, request.prefix)
-            opened = rendering.opens("".join(request.raw))
+            opened = thinking_tags.ends_open("".join(request.raw))
         else:
             messages = special_tokens.disarm_messages(self.tokenizer, request.messages)
             text = chat.generation_prompt(self.tokenizer, messages, request.thinking, request.variables)
@@ -158,9 +160,12 @@ class Prompter:
     def _format(self, request: Request) -> tuple[Markers, frozenset[int]]:
         """Return the format of thoughts for a request, learnt once for each setting of the template."""
         chats = bool(self.tokenizer.chat_template) and not request.raw
-        key = json.dumps([request.thinking, dict(request.variables)], sort_keys=True, default=str) if chats else ""
+        how = [request.thinking, dict(request.variables), request.tags]
+        key = json.dumps(how, sort_keys=True, default=str) if chats else ""
         if key not in self._formats:
-            markers = chat.markers_of(self.tokenizer, request.thinking, request.variables) if chats else THINK
+            markers = THINK
+            if chats:
+                markers = chat.markers_of(self.tokenizer, request.thinking, request.variables, request.tags)
             self._formats[key] = (markers, chat.mark_tokens(self.tokenizer, markers))
         return self._formats[key]
 

@@ -9,18 +9,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_json, read_rows, write_json
 from lowtax.common.log import say
 from lowtax.common.records import Prompt, Reply, Subject, row_id
-from lowtax.data import chat
+from lowtax.data import chat, rendering
 from lowtax.data.chat import Thinking, Variables
+from lowtax.data.rendering import THINK
 from lowtax.engines import base, thinking_modes
-from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.engines.settings import EMBEDDED, PLAIN, THINKING, EngineSettings, Sampling
 from lowtax.models import loading
 from lowtax.models.adapters import check_base
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUILTIN = "builtin:"
+ENOUGH = 1000  # tokens, for most thoughts about a request
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
 
@@ -45,6 +52,7 @@ class Ask:
     sheet: Sheet
     thinking: Thinking = "default"
     variables: Variables = field(default_factory=dict)
+    tags: str | None = None
 
     def request(self) -> base.Request:
         """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
@@ -61,6 +69,7 @@ class Ask:
             seed=int(row_id(settings.seed, self.prompt.id, self.sample), 16) % 2**31,
             thinking=self.thinking,
             variables=self.variables,
+            tags=self.tags,
         )
 
 
@@ -70,6 +79,8 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
     how = {name: value for name, value in how.items() if name not in LATER or value not in (0, None, "default")}
     if engine.chat_template_kwargs:
         how["chat_template_kwargs"] = dict(engine.chat_template_kwargs)
+    how |= {"thinking_tags": engine.thinking_tags} if engine.thinking_tags else {}
+    how |= {"deterministic": True} if engine.deterministic else {}
     return [
         Ask(
             row_id(s.made_by, engine.name, engine.precision, engine.thinking, p.id, p.text, how, k),
@@ -79,6 +90,7 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
             sheet,
             engine.thinking,
             engine.chat_template_kwargs,
+            engine.thinking_tags,
         )
         for s in subjects
         for p in sheet.prompts
@@ -99,9 +111,11 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
         UserError: an adapter was trained on another base, does not fit the model, or changes nothing.
     """
     todo: dict[str, list[Ask]] = {}
+    plan: dict[str, list[Ask]] = {}
     for sheet in sheets:
         stored = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
         for ask in asks(sheet, subjects, engine):
+            plan.setdefault(ask.subject.model, []).append(ask)
             if ask.id not in stored:
                 stored.add(ask.id)  # prompt sets may overlap
                 todo.setdefault(ask.subject.model, []).append(ask)
@@ -114,8 +128,13 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
         say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
         loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
         # A request that two tasks make is drawn once and stored with both.
+        once = list({ask.id: ask for ask in missing}.values())
+        if engine.deterministic:
+            completions = _in_fixed_batches(loaded, once, plan[model], engine.batch_size)
+        else:
+            completions = _decoded(loaded, once)
         try:
-            _draw(_decoded(loaded, list({ask.id: ask for ask in missing}.values())), missing)
+            _draw(completions, missing, engine.batch_size)
         finally:
             if isinstance(loaded, base.MeasuresEffects):
                 _store_effects(out / EFFECTS, loaded.effects, [ask.subject for ask in missing])
@@ -126,6 +145,27 @@ def _store_effects(path: Path, effects: Mapping[str, float], subjects: Sequence[
     new = {s.made_by: effects[s.adapter] for s in subjects if s.adapter is not None and s.adapter in effects}
     if new:
         write_json(path, (read_json(path) if path.exists() else {}) | new)
+
+
+def _in_fixed_batches(engine: base.Engine, missing: list[Ask], plan: list[Ask], size: int) -> Iterator[base.Completion]:
+    """Yield the completions of batches that the plan decides, so that a resumed run gives the bits of a whole one.
+
+    A batch has rows of one subject and one prompt set, in the order of their ids, which are hashes. One with a missing
+    row is drawn as a whole.
+    """
+    wanted = {ask.id for ask in missing}
+    groups: dict[tuple[str, Path, str], dict[str, Ask]] = {}
+    for ask in plan:
+        key = (ask.subject.made_by, ask.sheet.path, ask.prompt.source)
+        groups.setdefault(key, {}).setdefault(ask.id, ask)
+    for group in groups.values():
+        rows = [group[id_] for id_ in sorted(group)]
+        for batch in (rows[i : i + size] for i in range(0, len(rows), size)):
+            if not wanted.isdisjoint(ask.id for ask in batch):
+                for completion in _decoded(engine, batch):
+                    if completion.id in wanted:
+                        wanted.discard(completion.id)  # two sheets may have it
+                        yield completion
 
 
 def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completion]:
@@ -139,23 +179,42 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
             continue
         tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
         first = requests[0]
-        markers = chat.markers_of(tokenizer, first.thinking, first.variables)
+        markers = chat.markers_of(tokenizer, first.thinking, first.variables, first.tags)
         prompt = chat.generation_prompt(tokenizer, list(first.messages), first.thinking, first.variables)
         yield from thinking_modes.generate(engine, requests, mode, markers.opens(prompt), markers=markers)
 
 
-def _draw(completions: Iterator[base.Completion], missing: list[Ask]) -> None:
+class _Budget:
+    """Watch of how many replies use up their tokens: if most do after the first batch, people are told, once."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.done, self.cut, self.told = batch, 0, 0, False
+
+    def see(self, completion: base.Completion, tokens: int) -> None:
+        """Count a completion that could have so many tokens."""
+        self.done, self.cut = self.done + 1, self.cut + (completion.finish == "length")
+        if not self.told and self.done >= self.batch and 2 * self.cut > self.done:
+            self.told = True
+            say(
+                f"  WARNING: {self.cut} of the first {self.done} replies are cut at {tokens:,} tokens, so thoughts or "
+                "answers lack their end: raise sampling.max_new_tokens (--max-new-tokens)"
+            )
+
+
+def _draw(completions: Iterator[base.Completion], missing: list[Ask], batch: int) -> None:
     """Store replies as they arrive, at most every `STORE_EVERY` seconds."""
     by_id: dict[str, list[Ask]] = {}
     for ask in missing:
         by_id.setdefault(ask.id, []).append(ask)
     waiting: list[tuple[Path, Reply]] = []
     began = spoke = stored = time.perf_counter()
+    budget = _Budget(min(batch, len(by_id)))
     done = tokens = failed = 0
     try:
         for completion in completions:
             waiting += [(ask.sheet.path, reply_of(ask, completion)) for ask in by_id[completion.id]]
             done, tokens, failed = done + 1, tokens + completion.tokens, failed + (completion.finish == "failed")
+            budget.see(completion, by_id[completion.id][0].sheet.sampling.max_new_tokens)
             now = time.perf_counter()
             if now - stored > STORE_EVERY:
                 _store(waiting)
@@ -169,6 +228,43 @@ def _draw(completions: Iterator[base.Completion], missing: list[Ask]) -> None:
     say(f"  {done} replies, {tokens} tokens in {seconds:.0f} s" + (f", {failed} FAILED" if failed else ""))
 
 
+def reply_tokens(model: str, engine: str, tags: str | None = None, embedded: int = EMBEDDED) -> int:
+    """Return the most tokens of a reply where nothing is set: enough for the thoughts of a model that thinks.
+
+    Args:
+        model: the model reference. A tokenizer that cannot be read counts as one of a model that thinks.
+        tags: the tags of thoughts that an option names.
+        embedded: the number for the built-in models, whose thoughts are short.
+    """
+    if model.startswith(BUILTIN):
+        return embedded
+    if engine == "openai":
+        return THINKING
+    try:
+        return tokens_for(loading.load_tokenizer(model), tags)
+    except (OSError, ValueError, UserError):
+        return THINKING
+
+
+def few_tokens(model: str, tokens: int, needed: int) -> str | None:
+    """Return a warning if the replies of a model that thinks have too few tokens for most thoughts, else None.
+
+    Args:
+        tokens: the most tokens of a reply. needed: those that the model has where nothing is set.
+    """
+    if needed < THINKING or tokens >= ENOUGH:
+        return None
+    return (
+        f"warning: {model} thinks before it answers, and sampling.max_new_tokens is {tokens:,}: many thoughts are "
+        f"longer, so that their replies are unfinished; without it they have {needed:,}"
+    )
+
+
+def tokens_for(tokenizer: "PreTrainedTokenizerBase | None", tags: str | None = None) -> int:
+    """Return the most tokens of a reply, where nothing is set, for the model of a tokenizer."""
+    return THINKING if tokenizer is None or chat.thinks(tokenizer, tags) else PLAIN
+
+
 def _store(waiting: list[tuple[Path, Reply]]) -> None:
     for path in {path for path, _ in waiting}:
         append_rows(path, [row for where, row in waiting if where == path])
@@ -178,6 +274,8 @@ def _store(waiting: list[tuple[Path, Reply]]) -> None:
 def reply_of(ask: Ask, completion: base.Completion) -> Reply:
     """Return the row that is stored for a completion."""
     parts = completion.parts()
+    if ask.tags is not None and completion.markers is THINK:  # of an engine that knows no template
+        parts = rendering.split_stored(completion.text, ask.tags, completion.opened or None)
     return Reply(
         id=ask.id,
         arm=ask.subject.arm,

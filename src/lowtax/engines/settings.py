@@ -8,13 +8,19 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from lowtax.common.config import Section
 from lowtax.data.chat import Thinking, Variables
 
+EMBEDDED, PLAIN, THINKING, EXAM = 96, 512, 2048, 32768  # most tokens of a reply where nothing is set
 Decoding = Literal["default", "zero_think", "less_think", "more_think"]
 
 
 class Sampling(Section):
     """Sampling settings."""
 
-    max_new_tokens: PositiveInt = Field(96, description="tokens after which a reply is cut")
+    max_new_tokens: PositiveInt = Field(
+        EMBEDDED,
+        description="tokens after which a reply is cut. If absent, replies of models that think have 2,048, of others "
+        "512, and of the built-in models 96; answers to tasks 32,768",
+        json_schema_extra={"default": "by the model"},
+    )
     temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
     top_p: PositiveFloat = Field(1.0, le=1.0, description="nucleus sampling: total probability of the likeliest tokens")
     top_k: NonNegativeInt = Field(0, description="draw from the k likeliest tokens; 0 is all")
@@ -29,6 +35,8 @@ class EngineSettings:
     """The engine by name, its precision, and how many rows it decodes together.
 
     thinking: for chat templates with a switch. chat_template_kwargs: variables of the chat template.
+    thinking_tags: the tags of thoughts, instead of those that the chat template shows.
+    deterministic: every row is decoded in a batch that its study decides, not the other rows that are missing.
     base_is_the_same: the user's word that adapters fit the model, although it has not the weights they were trained on.
     """
 
@@ -38,3 +46,5 @@ class EngineSettings:
     thinking: Thinking = "default"
     base_is_the_same: bool = False
     chat_template_kwargs: Variables = field(default_factory=dict)
+    thinking_tags: str | None = None
+    deterministic: bool = False

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_json, read_rows, write_text
 from lowtax.common.records import Reply, Verdict, row_id
-from lowtax.data.rendering import CLOSE, split_reply
+from lowtax.data.rendering import split_stored, unopened
 
 HARM = ("safe", "unsafe")
 
@@ -168,7 +168,8 @@ def replies_from_reference(path: Path, opened: bool | None = None) -> list[Reply
 
     Args:
         path: the file.
-        opened: True if the prompts opened a think block; None infers that from the replies.
+        opened: True if the prompts opened a think block. If None, they did where most replies end one that they do not
+            begin, since all replies of such a file are of one model; else each reply shows it.
 
     Raises:
         UserError: the file is not an object of prompts and responses.
@@ -177,12 +178,12 @@ def replies_from_reference(path: Path, opened: bool | None = None) -> list[Reply
     texts = list(responses.values())
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path} is not an object of prompts and responses; give the reference's {RESPONSES}.")
-    if opened is None:
-        opened = any(CLOSE in text for text in texts)
+    if opened is None and 2 * unopened(texts) > len(texts):
+        opened = True
     arm, seed, checkpoint, sample = _named(path.resolve().parent)
     replies = []
     for prompt, text in responses.items():
-        parts = split_reply(text, opened)
+        parts = split_stored(text, opened=opened)
         replies.append(
             Reply(
                 id=row_id(arm, seed, checkpoint, sample, prompt, text),

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
+from lowtax.common.log import say
 from lowtax.common.records import Row
 from lowtax.data.readers import cell_text, read_table
-from lowtax.data.rendering import opened_by_prompts, split_reply
+from lowtax.data.rendering import opened_note, split_stored
 from lowtax.judges import agreement
 from lowtax.judges.base import Judge, Kind, Opinion
 
@@ -32,7 +33,8 @@ EXCERPT = 1500  # characters of a reply in disagreements.md
 class Columns:
     """The columns of a file, the labels that are positive, and the part of a reply that is judged.
 
-    on: `text` is the reply as it is; the others split a reply with a think block.
+    on: `text` is the reply as it is; the others split a reply into thought and answer.
+    thinking_tags, opened: how they are told apart, as in `rendering.split_stored`.
     """
 
     prompt: str
@@ -41,6 +43,8 @@ class Columns:
     positive: tuple[str, ...]
     source: str | None = None
     on: Part = "text"
+    thinking_tags: str | None = None
+    opened: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,13 @@ def read(path: Path, columns: Columns) -> list[Case]:
             f"{len(distinct)} labels are {', '.join(map(repr, distinct[:20]))}{' ...' if len(distinct) > 20 else ''}."
         )
     replies = [cell_text(row.get(columns.reply)) for row in rows]
-    opened = opened_by_prompts(replies)
+    if columns.on != "text" and columns.opened is None and (note := opened_note(replies, columns.thinking_tags)):
+        say(note)
     return [
         Case(
             id=str(number),
             prompt=cell_text(row.get(columns.prompt)),
-            text=_part(text, columns.on, opened),
+            text=_part(text, columns),
             label=label,
             positive=label in positive,
             source=cell_text(row.get(columns.source)) if columns.source else "",
@@ -94,8 +99,8 @@ def positive_labels(names: Sequence[str], labels: Sequence[str]) -> tuple[str, .
     return tuple(part.strip() for each in names for part in ([each] if each in labels else each.split(",")))
 
 
-def _part(text: str, on: Part, opened: bool) -> str:
-    parts = split_reply(text, opened)
+def _part(text: str, columns: Columns) -> str:
+    parts, on = split_stored(text, columns.thinking_tags, columns.opened), columns.on
     both = f"{parts.thought}\n\n{parts.answer}"
     part = {"text": text, "answer": parts.answer, "thought": parts.thought, "both": both}[on]
     return part if on == "text" and part.strip() else part.strip()

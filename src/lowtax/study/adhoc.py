@@ -5,7 +5,7 @@ Each writes to a folder that the user names: `sample` writes `replies.jsonl` and
 `reasoning.md` and `card.json`. Repeated, they resume.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, shown
 from lowtax.data import prompt_sets
-from lowtax.engines.sampling import Sheet, collect
-from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.engines.sampling import ENOUGH, Sheet, collect, few_tokens, reply_tokens
+from lowtax.engines.settings import PLAIN, EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies
@@ -43,21 +43,24 @@ class Ask:
     limit: int | None = None
 
 
-def sampling(preset: str | None, overrides: dict[str, Any]) -> Sampling:
+def sampling(preset: str | None, overrides: dict[str, Any], tokens: Callable[[], int] = lambda: PLAIN) -> Sampling:
     """Return the settings of a preset with the overrides that are not None.
+
+    Args:
+        tokens: the most tokens of a reply if neither has them.
 
     Raises:
         UserError: There is no such preset.
     """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"Unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
-    chosen: dict[str, Any] = {"max_new_tokens": 512, **PRESETS.get(preset or "", {})}
-    return Sampling(**(chosen | {name: value for name, value in overrides.items() if value is not None}))
+    chosen: dict[str, Any] = PRESETS.get(preset or "", {}) | {k: v for k, v in overrides.items() if v is not None}
+    return Sampling(**({} if "max_new_tokens" in chosen else {"max_new_tokens": tokens()}) | chosen)
 
 
 def sample(ask: Ask, out: Path) -> list[Reply]:
     """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
-    sets = [prompt_sets.load(spec, n=ask.limit) for spec in ask.prompts]
+    sets = [prompt_sets.load(spec, n=ask.limit, seed=0) for spec in ask.prompts]
     unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
     for set_ in sets:
         if set_.note:
@@ -65,6 +68,10 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     model = base_in(out, ask.model, same=ask.engine.base_is_the_same)
     subjects = _subjects(ask.model, ask.adapters, model)
     record_base(out, model)
+    if (tokens := ask.sampling.max_new_tokens) < ENOUGH:
+        needed = reply_tokens(ask.model, ask.engine.name, ask.engine.thinking_tags)
+        if sentence := few_tokens(ask.model, tokens, needed):
+            say(sentence)
     path = out / "replies.jsonl"
     collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
@@ -112,6 +119,8 @@ def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, An
             "precision": engine.precision,
             "thinking": engine.thinking,
             **({"chat_template_kwargs": dict(engine.chat_template_kwargs)} if engine.chat_template_kwargs else {}),
+            **({"thinking_tags": engine.thinking_tags} if engine.thinking_tags else {}),
+            **({"deterministic": True} if engine.deterministic else {}),
         },
         **provenance(),
     }

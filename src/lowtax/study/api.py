@@ -18,7 +18,8 @@ from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking, Variables
-from lowtax.engines.settings import EngineSettings
+from lowtax.engines.sampling import reply_tokens
+from lowtax.engines.settings import PLAIN, EngineSettings
 from lowtax.judges.base import Text
 from lowtax.models.loading import precision as resolve_precision
 from lowtax.models.placement import Placement
@@ -42,6 +43,7 @@ def train(
     precision: str = "auto",
     thinking: Thinking = "default",
     chat_template_kwargs: Variables | None = None,
+    thinking_tags: str | None = None,
     system: str | None = None,
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -55,6 +57,7 @@ def train(
         out: folder of the run, a study to which this arm is added; a finished run is returned at once.
         methods: methods that act on training, as in a recipe.
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        thinking_tags: the tags of thoughts, a family or `<a>...</a>`, instead of those that the chat template shows.
         system: a system prompt of all rows that have none.
         settings: fields of `train` in a recipe: epochs, steps, lr, batch_size ...
         execution: fields of `execution` in a recipe.
@@ -69,6 +72,7 @@ def train(
         "precision": precision,
         "thinking": thinking,
         **({"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}),
+        **({"thinking_tags": thinking_tags} if thinking_tags else {}),
         **({"system": system} if system else {}),
         "train": settings,
         "execution": dict(execution or {}),
@@ -120,6 +124,8 @@ def sample(
     thinking: Thinking = "default",
     base_is_the_same: bool = False,
     chat_template_kwargs: Variables | None = None,
+    thinking_tags: str | None = None,
+    deterministic: bool = False,
     **sampling: Any,
 ) -> Rows[Reply]:
     """Sample replies of a model and of adapters of it, and return them.
@@ -128,9 +134,11 @@ def sample(
         prompts: prompt sets by name, or `FILE[:column]`.
         adapters: PEFT folders; all share the engine and its batches with the base.
         preset: `paper` is temperature 1 and 2,048 tokens.
-        limit: at most so many prompts of a set.
+        limit: at most so many prompts of a set, drawn by a fixed seed and spread over its categories.
         base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        thinking_tags: the tags of thoughts, a family or `<a>...</a>`, instead of those that the chat template shows.
+        deterministic: decode every row in a fixed batch, so that a resumed call draws the same in any precision.
         sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
 
     Raises:
@@ -141,9 +149,16 @@ def sample(
             model,
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
-            adhoc.sampling(preset, sampling),
+            adhoc.sampling(preset, sampling, lambda: reply_tokens(model, engine, thinking_tags, embedded=PLAIN)),
             EngineSettings(
-                engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+                engine,
+                resolve_precision(precision),
+                batch_size,
+                thinking,
+                base_is_the_same,
+                chat_template_kwargs or {},
+                thinking_tags,
+                deterministic,
             ),
             limit,
         )
@@ -206,6 +221,8 @@ def evaluate(
     thinking: Thinking = "default",
     base_is_the_same: bool = False,
     chat_template_kwargs: Variables | None = None,
+    thinking_tags: str | None = None,
+    deterministic: bool = False,
     **sampling: Any,
 ) -> Rows[dict[str, Any]]:
     """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
@@ -219,6 +236,8 @@ def evaluate(
         limit: at most so many questions of a task.
         base_is_the_same: your word that the adapters fit the model, although it has other weights than they name.
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
+        thinking_tags: the tags of thoughts, a family or `<a>...</a>`, instead of those that the chat template shows.
+        deterministic: decode every row in a fixed batch, so that a resumed call draws the same in any precision.
         sampling: max_new_tokens, temperature, top_p, samples, seed, system. By default 32,768 tokens, 0.6 and 0.95.
 
     Raises:
@@ -233,7 +252,14 @@ def evaluate(
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
     with _folder(out) as folder:
         settings = EngineSettings(
-            engine, resolve_precision(precision), batch_size, thinking, base_is_the_same, chat_template_kwargs or {}
+            engine,
+            resolve_precision(precision),
+            batch_size,
+            thinking,
+            base_is_the_same,
+            chat_template_kwargs or {},
+            thinking_tags,
+            deterministic,
         )
         if sentence := context_warning(model, engine, chosen):
             say(sentence)

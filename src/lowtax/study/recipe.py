@@ -24,14 +24,15 @@ from pydantic import (
 from lowtax.benchmarks.base import Task
 from lowtax.common.config import Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data import thinking_tags
 from lowtax.data.conversations import Conversation
 from lowtax.data.specs import Data, PromptSet
-from lowtax.engines.settings import Sampling
+from lowtax.engines.settings import EXAM, Sampling
 from lowtax.judges.base import Text
 from lowtax.models.placement import Placement, mode_methods, parse_mode
 from lowtax.training.settings import Execution, Train
 
-NEWER = ("chat_template_kwargs", "system")  # fields that stored cards do not have
+NEWER = ("chat_template_kwargs", "system", "thinking_tags", "deterministic")  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -108,11 +109,19 @@ class Recipe(Section):
         default_factory=dict,
         description="variables of the chat template in training and sampling: {reasoning_effort: low}",
     )
+    thinking_tags: str | None = Field(
+        None,
+        description="the tags of thoughts, a family of docs/reference/thinking-tags.md or OPENING...CLOSING; those "
+        "that the chat template shows if absent",
+    )
     system: str | None = Field(
         None, description="a system prompt of all training rows, prompts and problems that have none of their own"
     )
     engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
     batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
+    deterministic: bool = Field(
+        False, description="decode every reply in a fixed batch, so that a resumed run draws the same in any precision"
+    )
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
     train: Train = Field(Train(), description="training settings of every arm")
@@ -140,6 +149,15 @@ class Recipe(Section):
         if not isinstance(variables, dict):
             return variables
         return {name: value.isoformat() if isinstance(value, date) else value for name, value in variables.items()}
+
+    @field_validator("thinking_tags")
+    @classmethod
+    def _known_tags(cls, tags: str | None) -> str | None:
+        try:
+            thinking_tags.parse(tags)
+        except UserError as error:
+            raise ValueError(str(error).removesuffix(".")) from error
+        return tags
 
     @field_validator("arms", "edited")
     @classmethod
@@ -184,6 +202,22 @@ class Recipe(Section):
             for name, task in self.tasks.items()
         }
 
+    def with_tokens(self, replies: int, answers: int = EXAM, known: "Recipe | None" = None) -> "Recipe":
+        """Return the recipe with `max_new_tokens` wherever it has none.
+
+        Args:
+            replies: of harmful and ordinary prompts. answers: of tasks.
+            known: the stored recipe of the same study, whose numbers stay; one that is older than this rule has none.
+        """
+        sampling = _with_tokens(self.sampling, replies, known.sampling if known else None)
+        tasks = {}
+        for name, task in self.tasks.items():
+            before = known.tasks.get(name) if known else None
+            drawn = _with_tokens(task.sampling, answers, before.sampling if before else None)
+            tasks[name] = task if drawn is task.sampling else task.model_copy(update={"sampling": drawn})
+        changes = {"sampling": sampling} if sampling is not self.sampling else {}
+        return self.model_copy(update=changes | ({"tasks": tasks} if tasks != self.tasks else {}))
+
     def rows(self, rows: Iterable[Conversation]) -> list[Conversation]:
         """Return training rows, with the recipe's system prompt where they have none."""
         return [replace(row, system=row.system or self.system) for row in rows] if self.system else [*rows]
@@ -202,6 +236,13 @@ class Recipe(Section):
         """Return the training data of one arm."""
         specs = self.arms[arm].data
         return self.data if specs is None else specs
+
+
+def _with_tokens(sampling: Sampling, tokens: int, known: Sampling | None) -> Sampling:
+    """Return sampling settings with a number of tokens, unless they or the stored ones have one."""
+    if "max_new_tokens" in sampling.model_fields_set:
+        return sampling
+    return sampling.model_copy(update={"max_new_tokens": known.max_new_tokens if known else tokens})
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Recipe:

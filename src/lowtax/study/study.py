@@ -13,9 +13,10 @@ DIR/table.json  table.md  frontier.png  card.json
 ```
 """
 
+import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import EFFECTS, Ask, Sheet, collect, replies_of
-from lowtax.engines.settings import EngineSettings
+from lowtax.engines.sampling import BUILTIN, EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
+from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
@@ -63,13 +64,21 @@ class Study:
     """
 
     def __init__(self, settings: Recipe, out: str | Path, same: bool = False) -> None:
-        self.recipe, self.out = settings, Path(out)
+        self.out = Path(out)
+        self.recipe = _with_tokens(settings, self.out)
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
         self.engine = EngineSettings(
-            settings.engine, self.precision, settings.batch_size, settings.thinking, same, settings.chat_template_kwargs
+            settings.engine,
+            self.precision,
+            settings.batch_size,
+            settings.thinking,
+            same,
+            settings.chat_template_kwargs,
+            settings.thinking_tags,
+            settings.deterministic,
         )
         self.model = base_in(self.out, settings.model, same=same)
         self.base = Subject("base", None, None, 0, settings.model, None, self.model.made_by)
@@ -180,6 +189,7 @@ class Study:
             methods=self.recipe.arms[arm].acts(),
             thinking=self.recipe.thinking,
             chat_template_kwargs=self.recipe.chat_template_kwargs,
+            thinking_tags=self.recipe.thinking_tags,
             validation_rows=[row for spec in settings.validation_data for row in self._loaded(spec, seed).rows],
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
@@ -194,9 +204,8 @@ class Study:
             raise UserError("The recipe has no arms, so there is no example to show.")
         job = self.job(self._arms(arm)[0], self.recipe.seeds[0])
         tokenizer = loading.load_tokenizer(job.model)
-        encoded = encoding.encode_all(
-            tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs
-        )
+        form = (job.settings.max_length, job.thinking, job.chat_template_kwargs, job.thinking_tags)
+        encoded = encoding.encode_all(tokenizer, job.rows, *form)
         return [*(encoding.show(tokenizer, e) for e in encoded.examples[:n]), *map(Text, encoded.notes())]
 
     def _arms(self, only: str | None) -> list[str]:
@@ -319,7 +328,12 @@ class Study:
         return self.out / "verdicts" / f"{kind}.{examine.file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
-        """Warn about tasks whose answers do not fit the model's context."""
+        """Warn about replies that are cut in their thoughts, and about answers that do not fit the model's context."""
+        tokens = self.recipe.sampling.max_new_tokens
+        if (self.recipe.harmful or self.recipe.ordinary) and tokens < ENOUGH:
+            needed = reply_tokens(self.recipe.model, self.engine.name, self.engine.thinking_tags)
+            if sentence := few_tokens(self.recipe.model, tokens, needed):
+                say(sentence)
         if sentence := examine.context_warning(self.recipe.model, self.engine.name, self.recipe.tasks):
             say(sentence)
 
@@ -422,10 +436,25 @@ def _refuse_launch(stage: str) -> None:
         raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
 
 
+def _with_tokens(settings: Recipe, out: Path) -> Recipe:
+    """Return a recipe with the most tokens of a reply where it does not say: as stored, or what the model needs.
+
+    A stored recipe without a number is of a version that had 96 for all models; its replies stay valid.
+    """
+    drawn = [settings.sampling, *(task.sampling for task in settings.tasks.values())]
+    if all("max_new_tokens" in sampling.model_fields_set for sampling in drawn):
+        return settings
+    known = None
+    if os.path.exists(out / "recipe.yaml"):
+        with suppress(UserError):  # a damaged one is written again
+            known = recipe.load(out / "recipe.yaml")
+    answers = EMBEDDED if settings.model.startswith(BUILTIN) else EXAM
+    replies = EMBEDDED if known else reply_tokens(settings.model, settings.engine, settings.thinking_tags)
+    return settings.with_tokens(replies, answers, known)
+
+
 def limited(settings: Recipe, n: int) -> Recipe:
-    """Return the recipe with at most n prompts in each set and n problems in each task."""
-    sets = {
-        kind: [spec.model_copy(update={"n": min(n, spec.n or n)}) for spec in getattr(settings, kind)] for kind in SETS
-    }
+    """Return the recipe with at most n prompts of each set, spread over its categories, and n problems of each task."""
+    sets = {kind: [spec.at_most(n) for spec in getattr(settings, kind)] for kind in SETS}
     tasks = {name: task.model_copy(update={"n": min(n, task.n or n)}) for name, task in settings.tasks.items()}
     return settings.model_copy(update={**sets, "tasks": tasks})

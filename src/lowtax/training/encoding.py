@@ -82,6 +82,7 @@ def encode_all(
     max_length: int,
     thinking: Thinking = "default",
     variables: Variables | None = None,
+    tags: str | None = None,
 ) -> Encoded:
     """Return rows as examples of at most `max_length` tokens, in order; longer ones lose their end.
 
@@ -90,6 +91,7 @@ def encode_all(
     Args:
         thinking: position of the chat template's thinking switch.
         variables: variables of the chat template, such as reasoning_effort.
+        tags: the tags of thoughts, instead of those that the template shows.
 
     Raises:
         UserError: There are no rows, none fits as a whole (the model would never see a turn end), or more than half of
@@ -97,7 +99,7 @@ def encode_all(
     """
     if not rows:
         raise UserError("There are no training rows.")
-    around = chat.turn(tokenizer, thinking, variables)
+    around = chat.turn(tokenizer, thinking, variables, tags)
     texts = [
         _attempt(chat.write, tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking, variables)
         for row, messages in zip(

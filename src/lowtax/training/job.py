@@ -30,6 +30,7 @@ class Job:
     methods: specifications of the methods that act in training.
     thinking: position of the chat template's thinking switch.
     chat_template_kwargs: variables of the chat template.
+    thinking_tags: the tags of thoughts, instead of those that the template shows.
     system: the system prompt of the rows that had none; the rows contain it.
     validation_rows: further conversations whose loss is measured, beside those that are held out.
 
@@ -50,6 +51,7 @@ class Job:
     methods: list[dict[str, Any]] = field(default_factory=list)
     thinking: Thinking = "default"
     chat_template_kwargs: Variables = field(default_factory=dict)
+    thinking_tags: str | None = None
     system: str | None = None
     validation_rows: list[Conversation] = field(default_factory=list)
 
@@ -71,6 +73,7 @@ class Job:
             "thinking": self.thinking,
             # Absent from the cards of runs that are older than these fields.
             **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
+            **({"thinking_tags": self.thinking_tags} if self.thinking_tags else {}),
             **({"system": self.system} if self.system else {}),
             "rows": _rows(self.rows),
             **measured,

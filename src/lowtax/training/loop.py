@@ -163,6 +163,7 @@ class TrainingRun:
             self.settings.max_length,
             job.thinking,
             job.chat_template_kwargs,
+            job.thinking_tags,
         )
         name = job.precision if self.settings.save_dtype == "auto" else self.settings.save_dtype
         self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model, loading.DTYPES[name])
@@ -558,13 +559,13 @@ def split_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Examp
     """
     if not job.rows:
         raise UserError("There are no training rows: the recipe's data is empty.")
-    encoded = encode_all(tokenizer, job.rows, job.settings.max_length, job.thinking, job.chat_template_kwargs)
+    form = (job.settings.max_length, job.thinking, job.chat_template_kwargs, job.thinking_tags)
+    encoded = encode_all(tokenizer, job.rows, *form)
     apart = held_out(len(encoded.examples), job.settings.validation, job.seed)
     examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
     held = [e for i, e in enumerate(encoded.examples) if i in apart]
     if job.validation_rows:
-        further = (job.settings.max_length, job.thinking, job.chat_template_kwargs)
-        held += encode_all(tokenizer, job.validation_rows, *further).examples
+        held += encode_all(tokenizer, job.validation_rows, *form).examples
     return examples, held, encoded.notes()
 
 

@@ -36,7 +36,7 @@ class ModelProbe:
 
     objective: the loss of the model.
     trained: its trained parameters.
-    tokenizer, max_length, thinking, variables: for encoding the rows of a source.
+    tokenizer, max_length, thinking, variables, tags: for encoding the rows of a source.
     """
 
     def __init__(
@@ -47,9 +47,10 @@ class ModelProbe:
         max_length: int,
         thinking: Thinking = "default",
         variables: Variables | None = None,
+        tags: str | None = None,
     ) -> None:
         self.objective, self.trained, self.tokenizer = objective, trained, tokenizer
-        self.max_length, self.thinking, self.variables = max_length, thinking, variables
+        self.form = (max_length, thinking, variables, tags)
         self.device = unwrap(objective.model).device
         self._examples: dict[str, list[Example]] = {}
 
@@ -58,7 +59,7 @@ class ModelProbe:
         if source not in self._examples:
             loaded = training_sets.load(specs.parse(source), 0)
             loaded.announce()
-            encoded = encode_all(self.tokenizer, loaded.rows, self.max_length, self.thinking, self.variables)
+            encoded = encode_all(self.tokenizer, loaded.rows, *self.form)
             self._examples[source] = encoded.examples
         return self._examples[source]
 

@@ -16,7 +16,7 @@ from lowtax.benchmarks.base import Task, load
 from lowtax.benchmarks.grading import pool
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt
-from lowtax.data.rendering import split_reply
+from lowtax.data.rendering import split_stored
 
 FOLDER = Path(__file__).parent
 OURS = ("opened",)  # settings beyond the fields of a recipe's task
@@ -79,7 +79,7 @@ def grades(replies: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) 
         exam = json.loads(doc["lowtax"])
         row = Prompt.model_validate(exam["row"])
         for reply, result in zip(several, results, strict=True):
-            parts = split_reply(reply, exam["opened"])
+            parts = split_stored(reply, opened=exam["opened"] or None)
             if parts.closed and parts.answer:
                 pairs.setdefault((exam["benchmark"], exam["task"]), []).append((result, row, parts.answer))
     for (name, task), finished in pairs.items():

@@ -114,8 +114,9 @@ class Counter:
         texts = [row for row in rows if row is not None]
         if self.tokenizer is None or not texts:
             return [max_length - 1] * len(rows), False
-        thinking, variables = self.recipe.thinking, self.recipe.chat_template_kwargs
-        encoded = encode_all(self.tokenizer, self.recipe.rows(texts), max_length, thinking, variables)
+        recipe = self.recipe
+        form = (max_length, recipe.thinking, recipe.chat_template_kwargs, recipe.thinking_tags)
+        encoded = encode_all(self.tokenizer, recipe.rows(texts), *form)
         sizes = list(map(length, encoded.examples))
         return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
 

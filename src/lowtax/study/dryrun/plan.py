@@ -8,7 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from lowtax.common.log import say
 from lowtax.engines import base
+from lowtax.engines.sampling import BUILTIN, few_tokens, tokens_for
+from lowtax.engines.settings import EMBEDDED
 from lowtax.judges import base as judges
 from lowtax.models import loading
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
@@ -74,7 +79,9 @@ def plan(recipe: Recipe) -> Plan:
         source = OfflineSource()
         precision = _precision(recipe)
         model = Model(recipe.model, source)
-        counter = Counter(recipe, model.tokenizer(), source)
+        tokenizer = model.tokenizer()
+        recipe = _with_tokens(recipe, tokenizer)
+        counter = Counter(recipe, tokenizer, source)
         arms = {name: _arm(name, recipe, model, counter, precision) for name in recipe.arms}
         edited = [_edited(name, arm, recipe, model, arms) for name, arm in recipe.edited.items()]
         every = [*arms.values(), *edited]
@@ -83,6 +90,7 @@ def plan(recipe: Recipe) -> Plan:
             subjects, all("checkpoints" in run.exact for arm in arms.values() for run in arm.runs)
         )
         _check_tools(recipe, source)
+        _warn(recipe, tokenizer)
     texts = {"harmful": len({recipe.judged_text, *recipe.judged_also}), "ordinary": 1}
     return Plan(
         recipe=recipe.name,
@@ -102,6 +110,22 @@ def plan(recipe: Recipe) -> Plan:
         disk_bytes=sum(arm.disk_bytes or 0 for arm in every) if model.parameters else None,
         missing=source.missing,
     )
+
+
+def _with_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Recipe:
+    """Return the recipe with the most tokens of a reply that a new study would have."""
+    if recipe.model.startswith(BUILTIN):
+        return recipe.with_tokens(EMBEDDED, EMBEDDED)
+    return recipe.with_tokens(tokens_for(tokenizer, recipe.thinking_tags))
+
+
+def _warn(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Warn about replies that are cut in their thoughts."""
+    if tokenizer is None or recipe.model.startswith(BUILTIN) or not (recipe.harmful or recipe.ordinary):
+        return
+    needed = tokens_for(tokenizer, recipe.thinking_tags)
+    if sentence := few_tokens(recipe.model, recipe.sampling.max_new_tokens, needed):
+        say(sentence)
 
 
 def _precision(recipe: Recipe) -> str:
