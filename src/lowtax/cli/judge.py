@@ -33,7 +33,7 @@ def calibrate(
     ] = None,
     on: Annotated[
         Literal["text", "answer", "thought", "both"],
-        typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without think tags."),
+        typer.Option("--on", help="Judge the text as it is (text, both), or its answer or thought."),
     ] = "text",
     model: Annotated[str | None, typer.Option("--model", help="Model of the judge, instead of its default.")] = None,
     engine: Engine = "hf",

@@ -32,7 +32,7 @@ EXCERPT = 1500  # characters of a reply in disagreements.md
 class Columns:
     """The columns of a file, the labels that are positive, and the part of a reply that is judged.
 
-    on: `text` is the reply as it is; the others split a reply with a think block.
+    on: `text` and `both` are the reply as it is; the others split a reply with a think block.
     """
 
     prompt: str
@@ -96,9 +96,8 @@ def positive_labels(names: Sequence[str], labels: Sequence[str]) -> tuple[str, .
 
 def _part(text: str, on: Part, opened: bool) -> str:
     parts = split_reply(text, opened)
-    both = f"{parts.thought}\n\n{parts.answer}"
-    part = {"text": text, "answer": parts.answer, "thought": parts.thought, "both": both}[on]
-    return part if on == "text" and part.strip() else part.strip()
+    part = {"answer": parts.answer, "thought": parts.thought}.get(on, text)
+    return part if part is text and part.strip() else part.strip()
 
 
 @dataclass(frozen=True)
