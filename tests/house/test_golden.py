@@ -123,6 +123,8 @@ def test_a_new_run_writes_the_same_files_in_the_same_formats(tmp_path: Path, mon
         was = json.loads(path.read_text())
         if path.name == "card.json":  # a git commit is there or not
             again["git"] = was["git"] = None
+        if path.parts[-3] == "kept_apart":  # a mode string now means the published penalty
+            assert again["job"]["methods"][0].pop("as_published")
         if path.name == "updates.json":  # by ids, which no longer have names and times of the base's files
             assert sorted(map(str, map(shape, again.values()))) == sorted(map(str, map(shape, was.values())))
             continue
@@ -139,6 +141,6 @@ def test_a_new_run_writes_the_same_files_in_the_same_formats(tmp_path: Path, mon
             json.loads((root / f"arms/{arm}/seed-1/card.json").read_text())
             for root in (Path("study"), FOLDER / "study")
         ]
-        if arm == "kept_apart":  # a mode string now means the published penalty
+        if arm == "kept_apart":
             assert cards[0]["job"]["methods"][0].pop("as_published")
         assert cards[0]["job"] == cards[1]["job"], arm

@@ -24,8 +24,8 @@ CAPTION = (
     "ones are not in n. Tax: the base's share minus the other's, paired by question. Thought: by characters."
 )
 RUNS_CAPTION = (
-    "Each run: the share of right answers among the k-th samples of all questions, as of an evaluation with a seed of "
-    "its own; sd is over the runs of a row."
+    "Each run: the share of right answers among the k-th samples of all questions, as of an evaluation with a separate "
+    "seed; sd is over the runs of a row."
 )
 NO_TAX = {"value": 0.0, "low": 0.0, "high": 0.0}  # the base's, by definition
 
