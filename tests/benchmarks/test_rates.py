@@ -175,6 +175,28 @@ def test_the_table_has_a_line_for_every_task_and_checkpoint():
     assert "| 50.0% |" in second
 
 
+def test_every_run_has_a_row():
+    """A run is what an evaluation with one seed reports: the k-th samples of all questions."""
+    first = asked(RIGHT, WRONG, question="a") | asked(WRONG, FAILED, question="b")
+    second = asked(answer(False, checked=True), RIGHT, question="a")
+    rows = reasoning.runs({1: second, 0: first})
+    keys = ("seed", "sample", "n", "right", "value", "unfinished", "with_checker")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        (0, 0, 2, 1, 0.5, 0, 0.5), (0, 1, 1, 0, 0.0, 0, 0.0), (1, 0, 1, 0, 0.0, 0, 1.0), (1, 1, 1, 1, 1.0, 0, 1.0),
+    ]  # fmt: skip
+    assert "with_checker" not in reasoning.runs({0: first})[0]
+    arm = {"arm": "r1", "step": 5, "runs": {"t": rows}}
+    base = {"arm": "base", "step": 0, "runs": {"t": reasoning.runs({0: asked(RIGHT, RIGHT, WRONG)})}}
+    assert reasoning.runs_markdown([base, arm]).splitlines() == [
+        "| task | who | training seed | mean | sd | run 1 | run 2 | run 3 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| t | base | - | 0.667 | 0.577 | 1.000 | 1.000 | 0.000 |",
+        "| t | r1 5 | 0 | 0.250 | 0.354 | 0.500 | 0.000 | - |",
+        "| t | r1 5 | 1 | 0.500 | 0.707 | 0.000 | 1.000 | - |",
+    ]
+    assert reasoning.runs_markdown([{"arm": "r1", "step": 5, "runs": {"t": rows[:1]}}]) == ""
+
+
 def test_several_tasks_have_a_mean():
     cells = {"a": cell({0: asked(RIGHT)}), "b": cell({0: asked(WRONG)})}
     lost = {"value": 0.25, "low": -0.1, "high": 0.4}

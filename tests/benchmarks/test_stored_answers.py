@@ -114,7 +114,9 @@ def test_options_of_a_column(tmp_path):
 def test_the_reference_preset_has_its_own_extraction(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"r": "The answer is 5", "g": "5"}, {"r": "\\boxed{05}", "g": "5"}])
     assert [g.correct for g in grades(path, stored_answers.Columns("r", "g"))] == [True, True]
-    assert [g.correct for g in grades(path, stored_answers.Columns("r", "g"), preset="reference")] == [False, True]
+    for task, zeros in (("aime24", True), ("math", False)):
+        graded = grades(path, stored_answers.Columns("r", "g"), task, preset="reference")
+        assert [g.correct for g in graded] == [False, zeros]
 
 
 @pytest.mark.parametrize(("columns", "says"), [

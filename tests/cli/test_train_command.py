@@ -10,7 +10,7 @@ from templates import family
 from tiny import make_model
 
 from lowtax.cli.main import app
-from lowtax.cli.train import settings_of
+from lowtax.cli.train import as_reference, settings_of
 from lowtax.common.errors import UserError
 from lowtax.study.recipe import load
 from lowtax.study.study import Study
@@ -116,12 +116,41 @@ def test_what_is_refused(words: list[str], says: str):
     assert "\n" not in str(caught.value)
 
 
-def test_a_mode_with_a_regulariser_is_an_arm_like_any_other(model: Path, rows: Path, tmp_path: Path):
+def test_a_mode_with_a_regulariser_is_an_arm_with_the_published_penalty(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     mode = "lora_mlp_orthogonal_down_norm_r2_beta0.5_k4"
     lowtax("train", "--model", model, "--mode", mode, "--data", spec(rows), "--steps", 3, "--out", tmp_path / "out")
     card = json.loads((tmp_path / "out" / "arms" / mode / "seed-0" / "card.json").read_text())
     assert card["job"]["methods"][0]["name"] == "orthogonal"
-    assert card["job"]["methods"][0]["beta"] == 0.5
+    assert (card["job"]["methods"][0]["beta"], card["job"]["methods"][0]["as_published"]) == (0.5, True)
+    assert f"the penalty of {mode} is that of the reference's code" in capsys.readouterr().err
+
+
+def test_as_reference_sets_what_nothing_else_sets():
+    flags = dict.fromkeys(("train.warmup_steps", "train.warmup_ratio", "per_device_batch_size", "seeds", "train.lr"))
+    own, style = ["train.warmup_steps=0", "train.batch_size=2", "seeds=[42]"], ",rendering=reference_as_published"
+    data = ["direct-refusal", "x.jsonl,n=2,rendering=thinksafe"]
+    assert as_reference(flags, data, []) == (own, [data[0] + style, data[1]])
+    cases = [  # options, --set, what is set
+        ({"train.warmup_steps": 3}, [], own[1:]), ({"train.warmup_ratio": 0.0}, [], own[1:]),
+        ({"per_device_batch_size": 4}, [], [own[0], own[2]]), ({"seeds": [0]}, [], own[:2]), ({"train.lr": 1}, [], own),
+        ({}, ["train.warmup_ratio=0.1", "seeds=[1, 2]"], [own[1]]), ({}, ["train.batch_size=8"], [own[0], own[2]]),
+    ]  # fmt: skip
+    for set_flags, set_, expected in cases:
+        assert as_reference(flags | set_flags, ["direct-refusal"], set_)[0] == expected, (set_flags, set_)
+
+
+def test_as_reference_trains_as_the_reference(model: Path, rows: Path, tmp_path: Path):
+    words = ("--model", model, "--mode", MODE, "--data", spec(rows), "--steps", 1, "--as-reference")
+    lowtax("train", *words, "--out", tmp_path / "out")
+    job = json.loads((tmp_path / "out" / "arms" / MODE / "seed-42" / "card.json").read_text())["job"]
+    assert (job["seed"], job["settings"]["warmup_steps"], job["settings"]["batch_size"]) == (42, 0, 2)
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["data"][0]["rendering"] == (
+        "reference_as_published"
+    )
+    with pytest.raises(UserError, match="remove --as-reference"):
+        lowtax("train", "recipe.yaml", "--as-reference", "--out", tmp_path / "out")
 
 
 def test_batch_size_is_that_of_all_processes_and_passes():

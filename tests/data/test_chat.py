@@ -243,8 +243,8 @@ RENDERED = [  # family, rendering -> prompt, completion of thought T and answer 
     ("chatml", "reference", CHATML_PROMPT, " A "),
     ("chatml", "reference_as_published", CHATML_PROMPT, " A "),
     ("chatml", "thinksafe", CHATML_PROMPT, "<think>\nT\n</think>\n\nA"),
-    ("chatml", "safety_tax", CHATML_PROMPT, "<|im_start|>think\n T<|im_start|>answer\nAnswer: A"),
-    ("chatml", "safety_tax_cot", CHATML_PROMPT, "<|im_start|>think\n\nT\n<|im_start|>answer\nAnswer: A"),
+    ("chatml", "safety_tax", CHATML_PROMPT, "<|im_start|>think\n T<|im_start|>answer\nAnswer:  A"),
+    ("chatml", "safety_tax_cot", CHATML_PROMPT, "<|im_start|>think\n\nT\n<|im_start|>answer\nAnswer:  A"),
 ]
 
 

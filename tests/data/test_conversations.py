@@ -121,6 +121,25 @@ def test_the_subset_that_safety_tax_compares_with(tmp_path: Path):
         training_sets.load(Data(source="safechain", path=str(path), where={"lable": "x"}), 0)
 
 
+def test_safety_tax_cot_is_byte_for_byte_what_its_code_writes(tmp_path: Path):
+    written = {  # response: the assistant's turn of the published script
+        "Hm.\n</think>\n\nI'm sorry.": "Hm.\n<|im_start|>answer\nAnswer: \n\nI'm sorry.",
+        " Hm. </think>No. \n": "Hm.\n<|im_start|>answer\nAnswer: No.",
+        "Hm.</think>\n\nAnswer: no\n": "Hm.\n<|im_start|>answer\nAnswer: no",
+        "Hm.</think>\n\nFinal Answer: no\n": "Hm.\n<|im_start|>answer\nFinal Answer: no",
+        "Hm.</think>\nOne.</think>Two.": "Hm.\n<|im_start|>answer\nAnswer: \nOne.",
+        "Hm.\n</think>\n\n  x": "Hm.\n<|im_start|>answer\nAnswer: \n\n  x",
+    }
+    rows = [{"instruction": "q", "label": "l", "response": response} for response in written]
+    path = write_jsonl(tmp_path / "chain.jsonl", *rows)
+    loaded = training_sets.load(specs.parse(f"safechain,path={path},rendering=safety_tax_cot"), 0)
+    layout = RENDERINGS["safety_tax_cot"]
+    texts = [layout.completion("<|im_start|>assistant\n", row.thought, row.answer) for row in loaded.rows]
+    assert sorted(texts) == sorted(f"<|im_start|>think\n\n{text}" for text in written.values())
+    plain = training_sets.load(specs.parse(f"safechain,path={path}"), 0).rows
+    assert all(row.answer == row.answer.strip() for row in plain)
+
+
 def test_star1_has_its_own_thoughts():
     path = published("star1_safety_reasoning.jsonl.gz")
     loaded = training_sets.load(Data(source="star1", path=str(path)), 0)

@@ -327,6 +327,24 @@ def test_special_tokens_in_a_message_are_text(tiny_model: Path) -> None:
     assert sum(token in special for token in ids) == 3  # those of the template
 
 
+def test_top_k_comes_before_the_nucleus(tiny_model: Path) -> None:
+    """Of 0.4, 0.3, 0.2 and 0.1 the first three make 0.9, and 0.75 of that is 0.675: two can be drawn, and not three."""
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(200, -1)
+
+    def drawn(top_p: float, top_k: int, scores: torch.Tensor = logits) -> set[int]:
+        asked = Request("", (), None, 1, 1.0, top_p, top_k=top_k)
+        rows = [Row(asked, EMPTY, 1, "", torch.Generator().manual_seed(i)) for i in range(len(scores))]
+        return set(choose(scores, rows))
+
+    assert drawn(0.75, 3) == {0, 1}  # of the whole distribution, three
+    assert drawn(0.75, 0) == drawn(0.75, 4) == {0, 1, 2}
+    assert drawn(0.45, 2) == {0}
+    assert drawn(1.0, 2) == {0, 1}
+    many = torch.zeros(400, 600) + torch.linspace(1, 0, 600)  # more than are sorted first
+    assert max(drawn(0.5, 300, many)) < 150
+    assert 270 < max(drawn(0.99, 300, many)) < 300
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_top_k_draws_from_the_likeliest_alone(tiny_model: Path, top_p: float) -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(400, -1)

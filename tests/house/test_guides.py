@@ -48,11 +48,11 @@ def test_the_recipes_of_the_guide_are_recipes(tmp_path: Path):
     (tmp_path / "study.yaml").write_text(study)
     recipe = load(tmp_path / "study.yaml")
     assert recipe.train_of("up_middle").warmup_steps == 0
-    assert recipe.judged_text == "both"
+    assert (recipe.judge, recipe.judged_text) == ("llama_guard", "both")
     rest = {"model": "owner/name", "data": ["direct-refusal"]}
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(rest | yaml.safe_load(arm)))
     (acts,) = load(tmp_path / "arm.yaml").arms["down_norm"].acts()
     published = re.search(r"# (lora_mlp_\S+)", arm)
     assert published
     (meant,) = mode_methods(published[1])
-    assert {"weighted": True} | acts == meant | {"as_published": True}
+    assert {"weighted": True, "as_published": True} | acts == meant

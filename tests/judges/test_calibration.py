@@ -248,7 +248,7 @@ def test_the_part_that_is_judged_after_prompts_that_opened_a_thought_and_in_othe
 def test_without_think_tags_a_reply_is_its_answer(tmp_path):
     rows = [{"p": "?", "r": "<think>t</think>a", "l": "yes"}, {"p": "?", "r": "b", "l": "yes"}]
     path = write(tmp_path / "r.jsonl", rows)
-    for on, expected in (("both", ["t\n\na", "b"]), ("answer", ["a", "b"]), ("thought", ["t", ""])):
+    for on, expected in (("both", ["<think>t</think>a", "b"]), ("answer", ["a", "b"]), ("thought", ["t", ""])):
         cases = calibration.read(path, calibration.Columns("p", "r", "l", ("yes",), on=on))
         assert [case.text for case in cases] == expected
 

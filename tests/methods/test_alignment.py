@@ -211,6 +211,28 @@ def test_splora_as_published_prunes_almost_everything_by_a_score_without_distanc
         assert abs(rounding) <= 4 * torch.finfo(torch.float32).eps * float(d) / 1e-6 + 2
 
 
+def published_splora(W: Tensor, b: Tensor, a: Tensor) -> float:
+    """The score of the published code, in its operations and float32; W is the difference of the checkpoints."""
+    one, two = ((W @ W.t() / torch.norm(W)) @ b) @ a, b @ a
+    distances = torch.tensor([torch.norm(one - two) for _ in range(50)])
+    low, high, other = torch.quantile(one, 0.25), torch.quantile(one, 0.75), torch.quantile(two, 0.25)
+    spread = torch.quantile(distances, 0.75) - torch.quantile(distances, 0.25) + 1e-6
+    d = (torch.norm(one - two) + 1e-6 - torch.mean(distances)) / spread
+    return (((d - (low - other)) / ((high - low) - (low - other))) * ((high - low) - (low - other))).item()
+
+
+def test_splora_as_published_prunes_what_the_code_prunes():
+    for size in (0.1, 1.0, 3.0):
+        sites = many(12, 40, 24)
+        probe = aligned(sites, size)
+        state, new = run(SPLoRA(aligned="aligned", number=4, as_published=True), sites, probe)
+        V = {name: probe.weights("aligned")[name] - s.weight for name, s in sites.items()}
+        theirs = {name: published_splora(V[name], s.b, s.a) for name, s in sites.items()}
+        assert {name: scores["score"] for name, scores in state.items()} == theirs
+        most = np.sort(list(theirs.values()))[::-1][:4][-1]
+        assert set(new) == {name for name, score in theirs.items() if score <= most}
+
+
 def test_specifications_that_are_refused():
     for spec, message in (
         ({"name": "safe_lora"}, "needs a value for 'aligned'"),

@@ -61,7 +61,9 @@ def test_full():
 def test_regularisers_of_the_modes(words: str, side: str, weighted: bool, relative: bool, only: list[str] | None):
     (spec,) = mode_methods(f"lora_mlp_orthogonal{words}_r4_beta0.25_k8")
     expected = {"name": "orthogonal", "beta": 0.25, "k": 8, "side": side, "weighted": weighted, "relative": relative}
-    assert spec == (expected | {"only": only} if only else expected)
+    expected |= {"only": only} if only else {}
+    assert spec == expected | {"as_published": True}
+    assert mode_methods(f"lora_mlp_orthogonal{words}_r4_beta0.25_k8", published=False) == [expected]
 
 
 def test_plain_modes_have_no_regulariser_and_results_are_the_callers_own():

@@ -70,6 +70,16 @@ def test_a_push_needs_owner_and_name(repo: str):
         hub.require_pushable(repo)
 
 
+def test_a_checker_without_a_chat_template_is_met_before_training(tmp_path: Path, tiny_model: Path):
+    checker = make_model(tmp_path / "checker", think=False)
+    values = {"model": str(tiny_model), "judge": "refusal_words", "precision": "float32"}
+    values["tasks"] = {"aime24": {"checker": str(checker)}}
+    checks.require_tools(recipe.build(dict(values), [], "recipe"))
+    (checker / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"tasks\.aime24: the checker .* has no chat template"):
+        checks.require_tools(recipe.build(dict(values), [], "recipe"))
+
+
 def test_a_push_needs_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     words = ["train", "--model", "m", "--mode", "full", "--data", "x", "--out", tmp_path / "o", "--push-to-hub", "me/x"]

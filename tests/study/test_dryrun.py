@@ -221,8 +221,8 @@ def test_the_papers_recipe_asks_what_the_paper_asks(size: str, cut_off: Path):
         "strongreject": (313, 1, 2048),
         "gpqa_diamond": (198, 8, 32768),
         "aime24": (30, 8, 32768),
-        "humaneval": (164, 8, 32768),
-        "mbpp": (257, 8, 32768),
+        "humaneval_plus": (164, 8, 32768),
+        "mbpp_plus": (378, 8, 32768),
     }
     full, lora = (arm.runs[0] for arm in planned.arms)
     epochs, saved = ((1, 10), (1, 1)) if size == "32b" else ((5, 10), (5, 10))

@@ -25,7 +25,8 @@ class Task(Section):
     subset: str | None = Field(None, description="mmlu: subjects, separated by commas; reasoning_gym: a data set")
     seed: NonNegativeInt = Field(0, description="decides problems and order of options, the same for every arm")
     preset: Literal["default", "paper", "reference"] = Field(
-        "default", description="paper: the paper's prompts; reference: its code's extraction of answers, too"
+        "default",
+        description="paper: the paper's prompts; reference: its code's extraction of answers, too, from whole replies",
     )
     checker: str | None = Field(
         None, description="a model that checks the boxed answers which the rules reject; reported separately"
@@ -78,6 +79,7 @@ class Benchmark(Protocol):
     workers: where answers, which may be anything, are graded. `none`: in this process, for rules that cannot hang;
     `processes`: in a pool that survives a hang or a crash; `threads`: here, since `grade` starts a limited process.
     A class attribute `spelling_first = True` says that most answers are decided without algebra (see `grading.pool`).
+    An attribute `whole_replies = True` says that `grade` gets whole replies, with their thoughts (see `whole_replies`).
     """
 
     workers: Literal["none", "processes", "threads"]
@@ -91,6 +93,11 @@ class Benchmark(Protocol):
     def grade(self, row: Prompt, answer: str) -> Score:
         """Grade the text after the thought. `row.gold` may be written as in any published copy."""
         ...
+
+
+def whole_replies(benchmark: Benchmark) -> bool:
+    """Return True if a benchmark reads whole replies, finished or not, as the reference's scripts do."""
+    return bool(getattr(benchmark, "whole_replies", False))
 
 
 def load(name: str, task: Task | None = None) -> Benchmark:

@@ -8,7 +8,8 @@
 Dataset   the hub's, or a local file; the reference's files will do.
 Metric    the final answer equals the gold one: 025 = 25 = 25.0; an integer above 999 is not refused, only wrong.
 Preset    paper, reference: the prompts of the reference's tasks `AIME`, `AMC` and `hendrycks_math_500`, without stop
-          strings such as "Problem:".
+          strings such as "Problem:". reference: also their rules, which ignore zeros (025, 25.0) for AIME and AMC, and
+          not for MATH-500.
 """
 
 from typing import Literal
@@ -24,9 +25,11 @@ class OpenExam:
     workers: Literal["none", "processes", "threads"] = "processes"
     spelling_first = True
     name: str
+    zeros = False  # ignored by the reference's rules
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.whole_replies = task.preset == "reference"
 
     def rows(self) -> list[Prompt]:
         """Return the problems with their gold answers."""
@@ -34,25 +37,28 @@ class OpenExam:
 
     def grade(self, row: Prompt, answer: str) -> Score:
         """Compare the final answer with the gold one."""
-        return questions.open_score(row, answer, self.task.preset)
+        return questions.open_score(row, answer, self.task.preset, self.zeros)
 
 
 class Aime(OpenExam):
     """The benchmark `aime24`."""
 
     name = "aime24"
+    zeros = True
 
 
 class Aime25(OpenExam):
     """The benchmark `aime25`."""
 
     name = "aime25"
+    zeros = True
 
 
 class Amc23(OpenExam):
     """The benchmark `amc23`."""
 
     name = "amc23"
+    zeros = True
 
 
 class Math500(OpenExam):

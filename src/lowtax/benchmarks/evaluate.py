@@ -1,7 +1,8 @@
 """Grade stored answers. Grading needs no model, so it can be repeated; a checker's opinions are kept.
 
 The answer is the text after the thought. A reply that was cut at the token limit, in its thought or after it, is wrong
-and counted as unfinished: the end of a cut text is no answer.
+and counted as unfinished: the end of a cut text is no answer. Under the preset `reference` the whole reply is read, as
+the published scripts do: an unfinished one may be right, and is counted as unfinished all the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowtax.benchmarks import model_checker
-from lowtax.benchmarks.base import Benchmark, Score
+from lowtax.benchmarks.base import Benchmark, Score, whole_replies
 from lowtax.benchmarks.grading import pool
 from lowtax.benchmarks.model_checker import needs_second_opinion
 from lowtax.common.files import read_rows, write_text
@@ -43,9 +44,12 @@ def grade(
     rows: the questions by prompt id.
     """
     answered = [reply for reply in replies if reply.finish != "failed"]
-    finished = [reply for reply in answered if reply.closed and reply.answer and reply.finish != "length"]
-    scores = pool.grade_all(benchmark, [(rows[reply.prompt_id], reply.answer) for reply in finished])
-    by_reply = {reply.id: score for reply, score in zip(finished, scores, strict=True)}
+    finished = {reply.id for reply in answered if reply.closed and reply.answer and reply.finish != "length"}
+    whole = whole_replies(benchmark)
+    texts = {reply.id: reply.text if whole else reply.answer for reply in answered if whole or reply.id in finished}
+    read = {reply.id: rows[reply.prompt_id] for reply in answered if reply.id in texts}
+    scores = pool.grade_all(benchmark, [(row, texts[reply_id]) for reply_id, row in read.items()])
+    by_reply = dict(zip(read, scores, strict=True))
     checker_key = [second_opinion.model, second_opinion.preset] if second_opinion else []
     grades = {}
     for reply in answered:
@@ -55,14 +59,13 @@ def grade(
             reply_id=reply.id,
             task=task,
             correct=score.correct,
-            finished=reply.id in by_reply,
+            finished=reply.id in finished,
             extracted=score.extracted,
             gold=shown(rows[reply.prompt_id]),
             rule=score.rule,
         )
     if second_opinion:
-        questions = {reply.id: rows[reply.prompt_id] for reply in finished}
-        rejected = [(grades[i], row) for i, row in questions.items() if needs_second_opinion(by_reply[i], row)]
+        rejected = [(grades[i], row) for i, row in read.items() if needs_second_opinion(by_reply[i], row)]
         _check(grades, rejected, second_opinion, path)
     _write(path, grades)
     return grades

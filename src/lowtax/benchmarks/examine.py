@@ -97,13 +97,22 @@ def by_seed(results: Mapping[str, tuple[Ask, T]], arm: str, checkpoint: str | No
     return seeds
 
 
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `table` as Markdown: the rates, and every run of them where there are several."""
+    parts = [reasoning.markdown(rows), reasoning.CAPTION]
+    if runs := reasoning.runs_markdown(rows):
+        parts += [runs, reasoning.RUNS_CAPTION]
+    return "\n\n".join(parts)
+
+
 def table(graded: Mapping[str, TaskResult], subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Return a row for every checkpoint: its arm and step, the rates of its tasks, and its mean tax."""
+    """Return a row for every checkpoint: its arm and step, the rates of its tasks, their runs, and its mean tax."""
     rows = []
     for first, *_ in by_checkpoint(subjects):
         cells, mean = rates(graded, first)
         where = {"arm": first.arm, "checkpoint": first.checkpoint, "step": first.step}
-        rows.append({**where, "reasoning": cells, "tax": mean})
+        runs = {task: reasoning.runs(by_seed(result, first.arm, first.checkpoint)) for task, result in graded.items()}
+        rows.append({**where, "reasoning": cells, "runs": runs, "tax": mean})
     return rows
 
 

@@ -30,6 +30,7 @@ class Diamond:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.whole_replies = task.preset == "reference"
 
     def rows(self) -> list[Prompt]:
         """Return the questions with the letter of the right option."""

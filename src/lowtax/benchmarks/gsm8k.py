@@ -25,6 +25,7 @@ class Gsm8k:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.whole_replies = task.preset == "reference"
 
     def rows(self) -> list[Prompt]:
         """Return the problems with their gold integers."""

@@ -22,6 +22,7 @@ class Mmlu:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.whole_replies = task.preset == "reference"
 
     def rows(self) -> list[Prompt]:
         """Return the questions of the subjects with the letter of the right option."""

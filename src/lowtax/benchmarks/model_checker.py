@@ -1,8 +1,9 @@
 """Ask a language model for a second opinion on boxed answers that the rules reject. It never changes a grade.
 
 As in arXiv:2507.17075 with Qwen2.5-32B-Instruct (code: YihaoXue/lora-safety-reasoning @ 7950048,
-`math_metric_llm_eval_general.py`; the method is Small-Model-Learnability-Gap's): greedy, 20 tokens, True or False. The
-presets paper and reference use the published question, so that its figure can be reproduced.
+`math_metric_llm_eval_general.py`; the method is Small-Model-Learnability-Gap's): greedy, 20 tokens, True or False,
+about the bare problem and not the exam's prompt. The presets paper and reference use the published question, so that
+its figure can be reproduced. Thinking is off where the checker's chat template has a switch for it.
 """
 
 import hashlib
@@ -60,7 +61,8 @@ def engine_for(task: Task, name: str = "hf", precision: str = "auto", batch_size
 
 
 def _request(grade: Grade, row: Prompt, preset: str) -> Request:
-    contents = {"problem": row.text, "gold": str(row.gold), "answer": str(grade.extracted)[:LONGEST]}
+    problem = row.text if row.problem is None else row.problem
+    contents = {"problem": problem, "gold": str(row.gold), "answer": str(grade.extracted)[:LONGEST]}
     contents = {name: well_formed(text) for name, text in contents.items()}
     contents["mark"] = hashlib.sha256("\0".join(contents.values()).encode()).hexdigest()[:12]
     template = QUESTION if preset == "default" else PUBLISHED
@@ -70,7 +72,7 @@ def _request(grade: Grade, row: Prompt, preset: str) -> Request:
         messages=({"role": "user", "content": text},),
         adapter=None,
         max_new_tokens=TOKENS,
-        thinking="off",
+        thinking="off_if_possible",
     )
 
 

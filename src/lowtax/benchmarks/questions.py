@@ -118,16 +118,20 @@ def open_rows(name: str, task: Task, prompt: Callable[[str, str], str] | None = 
             text=(prompt or mathematics_prompt)(problem, task.preset),
             category=str(row[category] or "") if category else "",
             gold=gold,
+            problem=problem,
         )
         prompts.append((problem.strip(), entry))
     return chosen(prompts, task.n, task.seed)
 
 
-def open_score(row: Prompt, answer: str, preset: str) -> Score:
-    """Compare the final answer with the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics."""
+def open_score(row: Prompt, answer: str, preset: str, zeros: bool = False) -> Score:
+    """Compare the final answer with the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics.
+
+    zeros: under `reference`, ignore leading zeros and a decimal part of zeros, as its tasks AIME and AMC alone do.
+    """
     gold = gold_answer(str(row.gold))
     if preset == "reference":
-        correct, content = reference_rules.correct(answer, gold)
+        correct, content = reference_rules.correct(answer, gold, zeros)
         return Score(correct, content, "reference", checkable=content is not None)
     final, rule = extract.final_answer(answer)
     if final is None:

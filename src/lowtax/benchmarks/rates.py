@@ -8,6 +8,7 @@ because they are correlated.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from lowtax.common import stats
@@ -21,6 +22,10 @@ Graded = tuple[Grade, Reply]
 CAPTION = (
     "Right: of n answers, with 95 % intervals; unfinished answers and those without a final answer are wrong, failed "
     "ones are not in n. Tax: the base's share minus the other's, paired by question. Thought: by characters."
+)
+RUNS_CAPTION = (
+    "Each run: the share of right answers among the k-th samples of all questions, as of an evaluation with a separate "
+    "seed; sd is over the runs of a row."
 )
 NO_TAX = {"value": 0.0, "low": 0.0, "high": 0.0}  # the base's, by definition
 
@@ -118,6 +123,30 @@ def _parts(graded: Sequence[tuple[int, Key, Graded]]) -> Cell:
     return parts
 
 
+def runs(answers: Answers) -> list[dict[str, Any]]:
+    """Return a row for every run of one checkpoint on one task: a training seed, and the k-th sample of each question.
+
+    Returns:
+        `seed`, `sample`, `n`, `right`, `value` (right / n), `unfinished`, and, if a checker was asked about one of the
+        answers, `with_checker`: the share that the rules or the checker accept. Failed replies are in no number.
+    """
+    groups: dict[tuple[int, int], list[Grade]] = {}
+    for seed, by_key in answers.items():
+        for (_, sample), (grade, _) in by_key.items():
+            if grade is not None:
+                groups.setdefault((seed, sample), []).append(grade)
+    asked = any(grade.checked is not None for grades in groups.values() for grade in grades)
+    rows = []
+    for (seed, sample), grades in sorted(groups.items()):
+        right, accepted = (
+            sum(grade.correct or (checker and grade.checked is True) for grade in grades) for checker in (False, True)
+        )
+        row = {"seed": seed, "sample": sample, "n": len(grades), "right": right, "value": round(right / len(grades), 4)}
+        row["unfinished"] = sum(not grade.finished for grade in grades)
+        rows.append(row | ({"with_checker": round(accepted / len(grades), 4)} if asked else {}))
+    return rows
+
+
 def outcomes(answers: Answers) -> dict[int, dict[str, list[float]]]:
     """Return training seed -> question -> 1 or 0 for each sample that was graded."""
     by_seed: dict[int, dict[str, list[float]]] = {}
@@ -182,6 +211,30 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         line = [f"mean of {len(row['reasoning'])}", who(row), shown(_mean(row["reasoning"])), lost]
         lines.append(line + ["-"] * (len(head) - len(line)))
     return markdown_table(lines, left=2)
+
+
+def runs_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table with a column for every run, a row for each task, checkpoint and training seed; or nothing.
+
+    It is empty if no question was answered more than once.
+    """
+    tasks = list(dict.fromkeys(task for row in rows for task in row["runs"]))
+    lines: list[list[str]] = []
+    for task in tasks:
+        for row in rows:
+            by_seed: dict[int, list[float]] = {}
+            for run in row["runs"].get(task, ()):
+                by_seed.setdefault(run["seed"], []).append(run["value"])
+            for seed, values in by_seed.items():
+                spread = f"{stdev(values):.3f}" if len(values) > 1 else "-"
+                name = "-" if row["arm"] == "base" else str(seed)
+                lines.append([task, who(row), name, f"{mean(values):.3f}", spread, *(f"{v:.3f}" for v in values)])
+    width = max(map(len, lines), default=0)
+    head = ["task", "who", "training seed", "mean", "sd"]
+    if width <= len(head) + 1:
+        return ""
+    head += [f"run {number}" for number in range(1, width - len(head) + 1)]
+    return markdown_table([head, *(line + ["-"] * (width - len(line)) for line in lines)], left=2)
 
 
 def _mean(cells: Mapping[str, Cell]) -> Cell | None:

@@ -47,6 +47,7 @@ class Gym:
                 text=ASK.format(entry["question"].strip()),
                 category=name,
                 gold=str(entry["answer"] or ""),
+                problem=entry["question"].strip(),
             )
             for key, entry in self._entries.items()
         ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowtax.benchmarks import model_checker, questions
-from lowtax.benchmarks.base import Score, Task, load
+from lowtax.benchmarks.base import Score, Task, load, whole_replies
 from lowtax.benchmarks.evaluate import UNFINISHED, shown
 from lowtax.benchmarks.grading import pool
 from lowtax.common import stats
@@ -171,18 +171,20 @@ def _cell(row: Any, column: str) -> Any:
 def grade_stored(
     stored: list[Stored], task: str, settings: Task, workers: int | None = None, engine: str = "hf"
 ) -> list[Grade]:
-    """Return a grade for every reply. Unfinished replies are wrong and not read.
+    """Return a grade for every reply. Unfinished replies are wrong and not read, except under the preset `reference`.
 
     engine: runs the checker, if the settings name one.
     """
-    finished = [each for each in stored if each.answer is not None]
     benchmark = load(task, settings)
-    scores = pool.grade_all(benchmark, [(each.row, each.answer or "") for each in finished], workers)
-    by_row = {each.row.id: score for each, score in zip(finished, scores, strict=True)}
+    whole = whole_replies(benchmark)
+    read = [each for each in stored if whole or each.answer is not None]
+    texts = [each.reply if whole else each.answer or "" for each in read]
+    scores = pool.grade_all(benchmark, [(each.row, text) for each, text in zip(read, texts, strict=True)], workers)
+    by_row = {each.row.id: score for each, score in zip(read, scores, strict=True)}
     grades = {each.row.id: _grade(each, by_row.get(each.row.id), task) for each in stored}
     rejected = [
         (grades[each.row.id], each.row)
-        for each in finished
+        for each in read
         if settings.checker and model_checker.needs_second_opinion(by_row[each.row.id], each.row)
     ]
     if rejected:
@@ -192,14 +194,13 @@ def grade_stored(
 
 
 def _grade(stored: Stored, score: Score | None, task: str) -> Grade:
-    finished = score is not None
     score = score or UNFINISHED
     return Grade(
         id=row_id(task, stored.row.id, stored.reply),
         reply_id=stored.row.id,
         task=task,
         correct=score.correct,
-        finished=finished,
+        finished=stored.answer is not None,
         extracted=score.extracted,
         gold=shown(stored.row),
         rule=score.rule,

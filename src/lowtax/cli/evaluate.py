@@ -126,10 +126,10 @@ def _study(folder: Path, as_json: bool, same: bool) -> None:
     from lowtax.cli.main import study
 
     with study(folder, same=same) as work:
-        from lowtax.benchmarks import examine, rates
+        from lowtax.benchmarks import examine
 
         work.require("tasks")
         work.warn()
         work.sample(list(work.answer_sheets().values()))
         rows = examine.table(work.grade(), work.subjects())
-    print(json.dumps({"rows": rows}) if as_json else f"{rates.markdown(rows)}\n\n{rates.CAPTION}")
+    print(json.dumps({"rows": rows}) if as_json else examine.page(rows))

@@ -33,7 +33,7 @@ def calibrate(
     ] = None,
     on: Annotated[
         Literal["text", "answer", "thought", "both"],
-        typer.Option("--on", help="Judge the text as it is (text), or its answer, thought or both without tags."),
+        typer.Option("--on", help="Judge the text as it is (text, both), or its answer or thought, without tags."),
     ] = "text",
     thinking_tags: ThinkingTags = None,
     opened: Opened = None,

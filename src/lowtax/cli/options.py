@@ -8,7 +8,7 @@ import typer
 from lowtax.common.errors import UserError
 
 JSON = (str, int, float, list, dict, type(None))  # bool is an int
-ON_HELP = "Text to judge: the answer, the thought, or both."
+ON_HELP = "Text to judge: the answer, the thought, or both, the reply as it was written."
 
 FolderOrNone = Annotated[
     Path | None, typer.Argument(help="A study; without one, give a model, or replies, by options.")

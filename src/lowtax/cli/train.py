@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
 
+REFERENCE_BATCH, REFERENCE_SEED = 2, 42  # of the examples in its README; of transformers' Trainer
 RecipeOrNone = Annotated[
     Path | None, typer.Argument(help="A YAML recipe; without one, give --model, --mode and --data.")
 ]
@@ -85,9 +86,35 @@ PushToHub = Annotated[
     typer.Option("--push-to-hub", "--push_to_hub", help="Push the last checkpoint to OWNER/NAME on the hub."),
 ]
 Public = Annotated[bool, typer.Option("--public", help="Push to a public repository; the default is private.")]
+AsReference = Annotated[
+    bool,
+    typer.Option(
+        "--as-reference",
+        help="Settings of the reference's train.py where no option sets them: no warm-up, batch 2, seed 42, and its "
+        "training prompt (rendering=reference_as_published).",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
 ]
+
+
+def as_reference(flags: dict[str, Any], data: list[str], set_: list[str]) -> tuple[list[str], list[str]]:
+    """Return settings of a recipe, and the data, as the reference's code trains; whatever is set stays as it is.
+
+    The batch is that of all its examples, 2 in one process, whatever the number of processes is here.
+    """
+    from lowtax.data.specs import parse
+
+    keys = {setting.partition("=")[0] for setting in set_} | {key for key, value in flags.items() if value is not None}
+    defaults = {
+        "train.warmup_steps=0": ("train.warmup_steps", "train.warmup_ratio"),
+        f"train.batch_size={REFERENCE_BATCH}": ("train.batch_size", "per_device_batch_size"),
+        f"seeds=[{REFERENCE_SEED}]": ("seeds",),
+    }
+    settings = [setting for setting, others in defaults.items() if keys.isdisjoint(others)]
+    style = ",rendering=reference_as_published"
+    return settings, [line + style if parse(line).rendering is None else line for line in data]
 
 
 def settings_of(flags: dict[str, Any], processes: int) -> list[str]:
@@ -181,6 +208,7 @@ def train(
     system: Annotated[str | None, typer.Option("--system", help="System prompt of rows that have none.")] = None,
     ds_config: DsConfig = None,
     shard: Annotated[bool, typer.Option("--shard", help="As in the reference; needs --ds_config.")] = False,
+    as_reference_: AsReference = False,
     gradient_checkpointing: GradientCheckpointing = False,
     validation: Annotated[int | None, typer.Option("--validation", min=1, help="Held-out rows.")] = None,
     validation_data: ValidationData = None,
@@ -198,6 +226,8 @@ def train(
     """
     if shard and not ds_config:
         raise UserError("--shard needs --ds_config FILE, a DeepSpeed JSON file.")
+    if as_reference_ and recipe is not None:
+        raise UserError("A recipe has its own settings and data: remove --as-reference, or the recipe.")
     flags = {
         "train.epochs": epochs,
         "train.steps": steps,
@@ -224,7 +254,8 @@ def train(
         "save_strategy": save_strategy,
         "save_steps": save_steps,
     }
-    settings = [*settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
+    first, data = as_reference(flags, data or [], set_ or []) if as_reference_ else ([], data)
+    settings = [*first, *settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
     work = recipe_of(recipe, at_revision(model, model_revision), mode, data, settings)
     if show:
         return _show(work, arm, show)

@@ -28,7 +28,8 @@ class Prompt(Row):
     """One request to a model.
 
     `gold` is the correct answer of a question and `choices` its options in order. Where `text` wraps the actual
-    request, `goal` is that request, which judges see.
+    request, `goal` is that request, which judges see. Where `text` wraps a problem, `problem` is the problem alone,
+    which a checker sees; it is part of no stored row.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Prompt(Row):
     gold: str | None = None
     goal: str | None = None
     choices: tuple[str, ...] = ()
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Verdict(Row):
 
 
 class Grade(Row):
-    """The grade of an answer: correct or not. An unfinished answer is incorrect, and counted apart.
+    """The grade of an answer: correct or not. An unfinished answer is counted apart, and incorrect but for the preset
+    `reference`.
 
     `rule` names the rule that found the answer, or the fault. `checked` is a model's opinion on an answer that the
     rules reject.

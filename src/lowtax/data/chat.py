@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 Thinking = Literal["default", "on", "off"]
+Switch = Thinking | Literal["off_if_possible"]  # of a request: off where the template has a switch, else the default
 Variables = Mapping[str, Any]  # of a template, by name: reasoning_effort, thinking_budget, date_string ...
 SWITCHES = ("enable_thinking", "thinking")  # its names in templates: Qwen3, SmolLM3 ...; DeepSeek-V3.1, Granite
 TODAY = "strftime_now"  # the function that templates call for today's date
@@ -73,12 +74,13 @@ class ConversationText:
 def generation_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[Message],
-    thinking: Thinking = "default",
+    thinking: Switch = "default",
     variables: Variables | None = None,
 ) -> str:
     """Return the text after which the model writes its reply.
 
-    `on` and `off` need a template with a thinking switch; `on` also suits a template that always opens a think block.
+    `on` and `off` need a template with a thinking switch; `on` also suits a template that always opens a think block,
+    and `off_if_possible` any template.
 
     Args:
         variables: variables of the template (`chat_template_kwargs`), such as reasoning_effort.
@@ -89,7 +91,7 @@ def generation_prompt(
     if thinking == "default":
         return _render(tokenizer, messages, variables)
     on, off = (_render(tokenizer, messages, variables, switch=switch) for switch in (True, False))
-    if on == off and not (thinking == "on" and thinking_tags.ends_open(on)):
+    if on == off and thinking != "off_if_possible" and not (thinking == "on" and thinking_tags.ends_open(on)):
         raise UserError(
             f"The chat template of {tokenizer.name_or_path!r} has no thinking switch, so thinking cannot be turned "
             f"{thinking}: leave `thinking` at default."
@@ -207,7 +209,7 @@ def turn(
 
 def markers_of(
     tokenizer: "PreTrainedTokenizerBase",
-    thinking: Thinking = "default",
+    thinking: Switch = "default",
     variables: Variables | None = None,
     tags: str | None = None,
 ) -> Markers:
@@ -234,7 +236,7 @@ def thinks(tokenizer: "PreTrainedTokenizerBase", tags: str | None = None) -> boo
 
 
 def _learnt(
-    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking, variables: Variables | None, tags: str | None
+    tokenizer: "PreTrainedTokenizerBase", thinking: Switch, variables: Variables | None, tags: str | None
 ) -> tuple[Markers, int | None, str]:
     """Return the markers of a turn, the token that ends it, and the text after its answer."""
     question, prompt = _question(tokenizer, thinking, variables)
@@ -283,7 +285,7 @@ def _from_table(tokenizer: "PreTrainedTokenizerBase", prompt: str, tags: str | N
 
 
 def _question(
-    tokenizer: "PreTrainedTokenizerBase", thinking: Thinking, variables: Variables | None
+    tokenizer: "PreTrainedTokenizerBase", thinking: Switch, variables: Variables | None
 ) -> tuple[list[Message], str]:
     """Return a conversation that the template accepts, and its generation prompt; some want a system turn."""
     user = {"role": "user", "content": QUESTION}

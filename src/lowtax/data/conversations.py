@@ -80,11 +80,14 @@ def direct_refusal(row: Row, rendering: str) -> Conversation:
     return Conversation(sides[0], None, sides[1], rendering=rendering)
 
 
-def of_turns(turns: Sequence[Turn], train_on: TrainOn = "last", opened: bool = False) -> list[Conversation]:
+def of_turns(
+    turns: Sequence[Turn], train_on: TrainOn = "last", opened: bool = False, as_is: bool = False
+) -> list[Conversation]:
     """Return the training rows of one conversation: one for each assistant turn that is trained.
 
     System turns at the beginning are joined by a blank line. Turns after the last assistant's are ignored. A think
-    block in an answer is split into thought and answer; `opened` says that the last answer begins inside one.
+    block in an answer is split into thought and answer; `opened` says that the last answer begins inside one, and
+    `as_is` leaves the answer as `split_answer` has it.
 
     Raises:
         Unusable: A turn is empty or out of order, no assistant turn may be trained, or a thought has no end.
@@ -105,7 +108,7 @@ def of_turns(turns: Sequence[Turn], train_on: TrainOn = "last", opened: bool = F
         if chosen:
             if i == 0 or rest[i - 1].role != "user":
                 raise Unusable("two assistant turns follow each other" if i else "no request is before its answer")
-            thought, answer = split_answer(turn.content, turn.thought, opened and i == last)
+            thought, answer = split_answer(turn.content, turn.thought, opened and i == last, as_is)
             history = tuple(_earlier(turn) for turn in rest[: i - 1])
             rows.append(Conversation(rest[i - 1].content, thought, answer, system, history))
     if not rows:
@@ -121,12 +124,17 @@ def _earlier(turn: Turn) -> Earlier:
     return (turn.role, turn.content) if turn.thought is None else (turn.role, turn.content, turn.thought)
 
 
-def split_answer(answer: str, thought: str | None = None, opened: bool = False) -> tuple[str | None, str]:
+def split_answer(
+    answer: str, thought: str | None = None, opened: bool = False, as_is: bool = False
+) -> tuple[str | None, str]:
     """Return thought and answer of a text that may begin with a think block, or with a block of any known family.
 
     The block ends at its first closing tag, nested blocks aside. A text without an opening tag begins inside the
     thought if `opened` says so, or if a closing tag is in it and no thought is beside it. Tags further on belong to the
     answer, but for a closing tag at its end. An empty block is a thought that is empty.
+
+    as_is: the answer after a block keeps its white space and ends at the next closing tag, as in the code of
+        Safety-Tax (`response.split("</think>")[1]`).
 
     Raises:
         Unusable: The thought has no end, nothing follows it, or another thought is beside it.
@@ -147,9 +155,13 @@ def split_answer(answer: str, thought: str | None = None, opened: bool = False) 
     if CLOSE not in body:
         raise Unusable("its thought has no end")
     end = _end_of_block(body)
-    block, rest = body[:end].strip(), body[end + len(CLOSE) :].strip()
-    if OPEN not in rest:
-        rest = rest.removesuffix(CLOSE).rstrip()
+    block, rest = body[:end].strip(), body[end + len(CLOSE) :]
+    if as_is:
+        rest = rest.partition(CLOSE)[0]
+    elif OPEN not in rest:
+        rest = rest.strip().removesuffix(CLOSE).rstrip()
+    else:
+        rest = rest.strip()
     return _checked(thought, block, rest)
 
 
@@ -159,7 +171,7 @@ def _checked(thought: str | None, block: str, answer: str) -> tuple[str | None, 
     Raises:
         Unusable: Nothing follows the block, or another thought is beside it.
     """
-    if not answer:
+    if not answer.strip():
         raise Unusable("the answer is empty")
     if block and thought and thought.strip() != block:
         raise Unusable("it has two different thoughts")

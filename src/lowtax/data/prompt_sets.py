@@ -24,6 +24,7 @@ ANY_COLUMNS: Columns = {
     "prompt": ("prompt", "forbidden_prompt", "goal", "question", "behavior", "instruction"),
     "category": ("category", "kind"),
 }
+BEFORE_GOAL = "\n\n---\n\n"  # between a context and the request, as in HarmBench's DirectRequest
 COLUMN_HINT = ": add the one that holds the prompts as :COLUMN"
 
 
@@ -136,8 +137,7 @@ def _prompts(name: str, origin: str, rows: list[Row], columns: Columns) -> list[
     for number, row in enumerate(rows, 1):
         goal = readers.text(row, column, f"{origin}, row {number}")
         context = str(row.get(around) or "").strip()
-        # As in HarmBench's DirectRequest: context, a line of dashes, behaviour.
-        text = f"{context}\n\n---\n\n{goal}" if context else goal
+        text = f"{context}{BEFORE_GOAL}{goal}" if context else goal
         prompt = Prompt(
             id=row_id(name, text),
             source=name,
@@ -156,6 +156,11 @@ def _category_columns(row: Row, names: Iterable[str]) -> list[str]:
         if None not in columns:
             return [str(column) for column in columns]
     return []
+
+
+def has_context(text: str, goal: str | None) -> bool:
+    """Return whether a prompt is a context and, after a line of dashes, the request."""
+    return goal is not None and text.endswith(BEFORE_GOAL + goal)
 
 
 def from_rows(rows: Iterable[Row], source: str, column: str = "prompt") -> list[Prompt]:

@@ -85,7 +85,7 @@ class Rendering:
 
     opening, closing: the text before and after a thought. A think block that the prompt opens is not opened again.
     label: the text before an answer that does not contain it.
-    strip: remove white space around the thought and around the answer.
+    strip: remove white space around the thought and around the labelled answer.
     only_opened: write a thought only if the prompt opens a think block.
     as_sampled: if False, remove the think block that the prompt opens, and train its opening tag too. The prompt that
         is trained on then differs from the one that is sampled from.
@@ -118,10 +118,10 @@ class Rendering:
         Raises:
             UserError: The rendering does not fit a prompt that opens a think block.
         """
-        if self.strip:
-            thought, answer = thought and thought.strip(), answer.strip()
         if self.label and self.label.strip() not in answer:
             answer = self.label + answer
+        if self.strip:
+            thought, answer = thought and thought.strip(), answer.strip()
         opened = markers.opens(prompt) and self.as_sampled
         if opened and not self.opening.startswith(OPEN):
             raise UserError(
@@ -182,7 +182,8 @@ RENDERINGS = {
     "safety_tax_cot": Rendering(
         "<|im_start|>think\n\n",
         "\n<|im_start|>answer\n",
-        "arXiv 2503.00555, SafeChain subset: the same with line breaks around the thought.",
+        "arXiv 2503.00555, SafeChain subset: the same with line breaks around the thought; what an answer begins with "
+        "follows the label.",
         label="Answer: ",
         strip=True,
     ),

@@ -24,6 +24,7 @@ from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation, direct_refusal, of_turns
 from lowtax.data.forms import Form, LeftOut, UnknownForm
 from lowtax.data.readers import Table
+from lowtax.data.rendering import named
 from lowtax.data.specs import Data
 from lowtax.data.tables import Row
 from lowtax.data.turns import Unusable
@@ -268,6 +269,7 @@ def _read(table: Table, spec: Data) -> tuple[list[list[Conversation]], Reading]:
         UserError: The columns are of no known form, no row can be trained on, or more than LIMIT of them cannot.
     """
     place, published = spec.path or spec.source, TRAINING_SETS.get(spec.source)
+    labelled = bool(named(rendering_of(spec)).label)  # its code labels an answer before it removes white space
     read, read_as, unused, ignored = list[list[Conversation]](), Counter[str](), dict[str, None](), Counter[str]()
     skipped, left_out = Counter[str](), Counter[str]()
     for row, form in zip(table.rows, _forms(table.rows, spec, place), strict=True):
@@ -276,7 +278,8 @@ def _read(table: Table, spec: Data) -> tuple[list[list[Conversation]], Reading]:
                 read.append([direct_refusal(row, rendering_of(spec))])
                 continue
             turns = forms.turns_of_row(row, form, spec.where)
-            read.append(of_turns(turns, spec.train_on, opened=bool(published and published.opened)))
+            opened = bool(published and published.opened)
+            read.append(of_turns(turns, spec.train_on, opened=opened, as_is=labelled))
             read_as[form.name] += 1
             ignored.update([*dict.fromkeys(key for turn in turns for key in turn.ignored)])
             unused |= dict.fromkeys(form.unused(row))

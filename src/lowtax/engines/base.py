@@ -48,7 +48,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    thinking: Literal["default", "on", "off"] = "default"
+    thinking: chat.Switch = "default"
     top_k: int = 0
     prefix: str = ""
     raw: tuple[str, ...] = ()

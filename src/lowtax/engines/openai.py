@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from lowtax.common.errors import UserError
-from lowtax.data.chat import Thinking
+from lowtax.data.chat import Switch
 from lowtax.engines import openai_requests
 from lowtax.engines.base import Completion, Request
 from lowtax.engines.openai_requests import NO_REPLY, UNREACHABLE, Failure
@@ -172,12 +172,12 @@ class OpenAI:
 
     async def _template_opens(
         self, client: "AsyncOpenAI", requests: Sequence[Request], names: Names
-    ) -> dict[Thinking, bool | None]:
+    ) -> dict[Switch, bool | None]:
         """Return, for each thinking mode, True if the chat template opens a think block.
 
         vLLM shows its prompts (/tokenize). Without that, an unfinished thought looks like an answer.
         """
-        opens: dict[Thinking, bool | None] = {}
+        opens: dict[Switch, bool | None] = {}
         url = f"{self.settings.url.rpartition('/')[0]}/tokenize"
         for request in {r.thinking: r for r in requests if not (r.raw or r.prefix)}.values():
             body = {"model": names[request.adapter], "add_generation_prompt": True, "return_token_strs": True}

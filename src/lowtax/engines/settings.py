@@ -23,7 +23,7 @@ class Sampling(Section):
     )
     temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
     top_p: PositiveFloat = Field(1.0, le=1.0, description="nucleus sampling: total probability of the likeliest tokens")
-    top_k: NonNegativeInt = Field(0, description="draw from the k likeliest tokens; 0 is all")
+    top_k: NonNegativeInt = Field(0, description="draw from the k likeliest tokens, and top_p of these alone; 0 is all")
     decoding: Decoding = Field("default", description="decoding mode of SafeChain: shorter or longer thoughts")
     system: str | None = Field(None, description="a system prompt")
     samples: PositiveInt = Field(1, description="replies per prompt")

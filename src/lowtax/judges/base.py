@@ -1,13 +1,15 @@
 """The interface of judges, the table of those that lowtax has, and how one is loaded by name."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from lowtax.common import registry
 from lowtax.common.errors import UserError
+from lowtax.data.prompt_sets import has_context
 from lowtax.engines.settings import EngineSettings
 
-Text = Literal["answer", "thought", "both"]  # the part of a reply that is judged
+Text = Literal["answer", "thought", "both"]  # the part of a reply that is judged; both is the reply as it was written
 Label = Literal["refusal", "partial", "compliance", "safe", "unsafe", "unparsed", "failed"]
 Kind = Literal["refusal", "harm"]
 
@@ -23,6 +25,7 @@ BUILTIN = {
     "rubric": "lowtax.judges.rubric:Rubric",
 }
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
+WITHOUT_CONTEXTS = ("harmbench",)  # judges whose model has another prompt for requests with a context
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,24 @@ def check(name: str) -> None:
         registry.resolve("judge", name, BUILTIN)()
     elif plain in NEED_MODEL:
         require_model(plain, model)
+
+
+def refuse_contexts(name: str, prompts: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse prompts with a context (HarmBench's contextual behaviours) for a judge that cannot be shown one.
+
+    prompts: pairs of the whole prompt and the plain request that it wraps, if it wraps one.
+
+    Raises:
+        UserError: There are such prompts.
+    """
+    plain = name.partition(":")[0]
+    number = sum(has_context(text, goal) for text, goal in prompts) if plain in WITHOUT_CONTEXTS else 0
+    if number:
+        raise UserError(
+            f"The classifier of the judge {plain!r} reads requests with a context by a second prompt, which lowtax "
+            f"does not have, and there are {number} such requests here: choose another judge (llama_guard, wildguard, "
+            "strongreject:MODEL), or leave out the prompt set (harmbench-contextual)."
+        )
 
 
 def require_model(judge: str, model: str) -> None:

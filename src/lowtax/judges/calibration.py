@@ -33,7 +33,7 @@ EXCERPT = 1500  # characters of a reply in disagreements.md
 class Columns:
     """The columns of a file, the labels that are positive, and the part of a reply that is judged.
 
-    on: `text` is the reply as it is; the others split a reply into thought and answer.
+    on: `text` and `both` are the reply as it is; the others split a reply into thought and answer.
     thinking_tags, opened: how they are told apart, as in `rendering.split_stored`.
     """
 
@@ -100,10 +100,9 @@ def positive_labels(names: Sequence[str], labels: Sequence[str]) -> tuple[str, .
 
 
 def _part(text: str, columns: Columns) -> str:
-    parts, on = split_stored(text, columns.thinking_tags, columns.opened), columns.on
-    both = f"{parts.thought}\n\n{parts.answer}"
-    part = {"text": text, "answer": parts.answer, "thought": parts.thought, "both": both}[on]
-    return part if on == "text" and part.strip() else part.strip()
+    parts = split_stored(text, columns.thinking_tags, columns.opened)
+    part = {"answer": parts.answer, "thought": parts.thought}.get(columns.on, text)
+    return part if part is text and part.strip() else part.strip()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from lowtax.common.files import append_rows, read_rows
 from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.engines.settings import EngineSettings
-from lowtax.judges.base import Opinion, Text, load
+from lowtax.judges.base import Opinion, Text, load, refuse_contexts
 
 DETAIL = 300  # characters of the judge's own text that are stored
 CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk
@@ -20,11 +20,15 @@ def judge_replies(
 
     A reply that was never produced is `failed`. One without the judged text is `unfinished` if its thought has no end,
     else `unparsed`. None of these reaches the judge. If a prompt wraps a plain request, the judge sees the request.
+
+    Raises:
+        UserError: A prompt has a context, and the judge cannot be shown one.
     """
     replies = list(replies)
     verdicts = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
     ids = {r.id: row_id(r.id, r.text, r.finish, name, on) for r in replies}
     new = [r for r in replies if ids[r.id] not in verdicts]
+    refuse_contexts(name, ((r.prompt, r.goal) for r in new))
     texts = {r.id: text for r in new if r.finish != "failed" and (text := _text(r, on)).strip()}
     model = load(name, engine) if texts else None
     for start in range(0, len(new), CHUNK):
@@ -43,8 +47,9 @@ def judge_replies(
 
 
 def _text(reply: Reply, on: Text) -> str:
+    """Return the judged text; `both` is the reply exactly as it was written, with the marks of its thought."""
     if on == "both":
-        return f"{reply.thought}\n\n{reply.answer}".strip()
+        return reply.text if reply.thought or reply.answer else ""
     return reply.answer if on == "answer" else reply.thought
 
 

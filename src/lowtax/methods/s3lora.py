@@ -6,10 +6,13 @@ The score of a site is the share of the largest singular value of its update, s_
 `number` sites with the largest scores lose their update: B becomes zero. Of equal scores the larger norm goes first.
 `normalised` scores the update with its rows, or its columns, at unit length.
 
-`as_published=True` computes what the code does, on B A without the scale: the best of 25 rank-one approximations
-d u v', with v among the first right directions of the matrix with rows at unit length, and u among the first five rows
-(not columns) of the left directions of the matrix with columns at unit length. The score is S / (S + 1e-6), S being the
-one singular value of that approximation: not a concentration, but a magnitude. Dense matrices are formed.
+`as_published=True` removes what the code removes. It works on B A without the scale: the best of 25 rank-one
+approximations d u v', with v among the first right directions of the matrix with rows at unit length, and u among the
+first five rows (not columns) of the left directions of the matrix with columns at unit length. The best is the one
+whose error has the smallest sum of absolute values. The score is S[0] / (sum(S) + 1e-6), S being the singular values of
+that approximation, of which one is not zero: not a concentration, but a magnitude. All of this is in float32, in the
+code's own operations and order, since many scores and many of the 25 errors differ in their last digits alone; scores
+are not rounded, and norms decide nothing. Dense matrices are formed.
 
 Departures: the score is our interpretation of the paper, whose formula was not legible. The code considers q, k, v and
 o alone, which `only` does here. It miscounts its modules if one has more outputs than inputs; `as_published` refuses
@@ -18,11 +21,13 @@ such a module.
 Fails: at rank 1 every score is 1, so rank 1 is refused. Scores of different ranks have different lower bounds: compare
 one rank with `only`. `number` sites are removed even if no spectrum is sharp, and a sharp spectrum is not necessarily
 harmful. As published, the score grows with the size of an update, up to 1; and rows of its left directions belong in
-part to the null space of an update of low rank, so that rounding decides.
+part to the null space of an update of low rank, so that the last digits of another library of linear algebra, or of a
+GPU, may choose another pair and remove another site.
 """
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
@@ -56,7 +61,13 @@ class S3LoRA(Edit):
 
     def edit(self, sites: Sites, state: dict[str, dict[str, float]]) -> dict[str, Factors]:
         """Return zero updates for the sites that are pruned."""
-        ordered = sorted(state, key=lambda name: (round(state[name]["score"], 6), state[name]["norm"]), reverse=True)
+        if self.as_published:
+            scores = np.array([state[name]["score"] for name in sites], dtype=np.float32)
+            ordered = [list(sites)[place] for place in np.argsort(-scores)]
+        else:
+            ordered = sorted(
+                state, key=lambda name: (round(state[name]["score"], 6), state[name]["norm"]), reverse=True
+            )
         return {n: Factors(torch.zeros_like(D.b), D.a) for n in ordered[: self.number] for D in [sites[n].factors()]}
 
     def _score(self, site: Site) -> dict[str, float]:
@@ -78,17 +89,17 @@ def _row_norms(D: Factors) -> Tensor:
 
 
 def _published(site: Site) -> float:
-    """Return the score of the published code; the singular value of its rank-one matrix in closed form."""
+    """Return the score of the published code; 0 if the update is zero, which comes last there as not a number."""
     X = (site.b @ site.a).detach().float()
     if X.shape[0] > X.shape[1]:
         raise UserError(
             f"Method 's3lora' as published fails on weights with more outputs than inputs ({site.name}, "
             f"{tuple(X.shape)}): leave them out with only."
         )
-    rows, columns = X.norm(dim=1, keepdim=True) + SMALL, X.norm(dim=0, keepdim=True) + SMALL
+    rows, columns = torch.norm(X, dim=1, keepdim=True) + SMALL, torch.norm(X, dim=0, keepdim=True) + SMALL
     V = torch.linalg.svd(X / rows, full_matrices=False).Vh[:CANDIDATES]
     U = torch.linalg.svd(X / columns, full_matrices=False).U[:CANDIDATES]
     pairs = [(torch.median((X @ v) * u), u, v) for u in U for v in V]
-    d, u, v = min(pairs, key=lambda pair: float((X - pair[0] * torch.outer(pair[1], pair[2])).abs().sum()))
-    top = float(d.abs() * (rows[:, 0] * u).norm() * v.norm())
-    return top / (top + TINY)
+    nearest = min((d * torch.outer(u, v) for d, u, v in pairs), key=lambda Y: float(torch.norm(X - Y, p=1)))
+    S = torch.linalg.svd(rows * nearest, full_matrices=False).S.numpy()
+    return float(S[0] / (np.sum(S) + TINY)) if np.sum(S) else 0.0

@@ -18,7 +18,9 @@ same gradients, and C B moves alike.
 
 Departures: from the published code. The task's features are those of the intact model (the code changes layers before
 it reads deeper ones); B0 and A0 are divided by sqrt(s), so that s B0 A0 does not depend on alpha; W is not replaced by
-W - s C B0 A0, which would round it once more.
+W - s C B0 A0, which would round it once more. Dropout and loss are the placement's and the data's: 0.05 and the
+completion by default, where the code has dropout 0 and trains on all tokens of blocks of 128 (`dropout: 0` and
+`train_on: all` come close).
 
 Fails: refused on an odd rank, if a layer has no more outputs than rank_safety, and on whole weights. A layer's outputs
 are fixed in U_s for the inputs that it had before training; if earlier layers move, its inputs change. When you train

@@ -11,7 +11,9 @@ largest z (`number`), or with z above `threshold`, lose their update: B becomes 
   the difference of the lower quartiles of C dW and dW, is float32 rounding and does not depend on the distance;
 - `number` is counted from the largest score down, and then every site of at most that score is pruned: T - N + 1 of T;
 - with `threshold`, sites of at most the threshold are pruned.
-Dense matrices are formed for this. Sites for which the code finds no score, and then fails, keep their update.
+Dense matrices are formed for this, C with (out, out) numbers. On a GPU, or with another library of linear algebra, the
+last digits differ, and with them the sites that are pruned. Sites for which the code finds no score, and then fails,
+keep their update.
 
 Departures: z is our interpretation of the paper's "dimension-insensitive" distance, whose formula was not legible; the
 code computes something else, which `as_published=True` repeats. Modules are matched by name, not by position.
@@ -26,6 +28,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
@@ -35,6 +38,7 @@ from lowtax.methods.sites import Site, Sites
 
 COPIES = 50
 TINY = 1e-6
+LARGEST = 2**24
 
 Scores = dict[str, float]  # distance and score; empty if there is none
 
@@ -75,14 +79,13 @@ class SPLoRA(Edit):
         return {name: Factors(torch.zeros_like(D.b), D.a) for name in pruned for D in [sites[name].factors()]}
 
     def _distance(self, site: Site, pair: Pair) -> float | None:
-        D = Factors(site.b, site.a) if self.as_published else site.factors()
-        V, norm = pair.difference(site), float(D.sq_norm().sqrt())
+        D, V = site.factors(), pair.difference(site)
+        norm = float(D.sq_norm().sqrt())
         if not V.any() or not norm:
             return None
-        projected = Factors(along(V, D.b), D.a)
         if self.as_published:
-            return _published(projected, D)
-        apart = float(Factors(projected.b - D.b, D.a).sq_norm().sqrt())
+            return _published(V, site.b.detach().float(), site.a.detach().float())
+        apart = float(Factors(along(V, D.b) - D.b, D.a).sq_norm().sqrt())
         return apart / norm if self.relative else apart
 
 
@@ -99,12 +102,23 @@ def _standardised(distances: dict[str, float]) -> dict[str, float]:
     return scores
 
 
-def _published(projected: Factors, D: Factors) -> float | None:
-    """Return the score of the published code, without its last step, which undoes itself."""
-    one, two = projected.dense().float(), D.dense().float()
-    lower, upper = np.percentile(one.numpy(), [25, 75])
-    shift = float(lower - np.percentile(two.numpy(), 25))
-    if torch.equal(one, two) or upper - lower - shift == 0:
+def _published(V: Tensor, b: Tensor, a: Tensor) -> float | None:
+    """Return the score of the published code from V, B and A, in its operations and their order."""
+    C = torch.mm(V, V.T) / torch.norm(V)
+    one, two = torch.mm(torch.mm(C, b), a), torch.mm(b, a)
+    lower, upper = _quantile(one, 0.25), _quantile(one, 0.75)
+    shift = lower - _quantile(two, 0.25)
+    width = upper - lower - shift
+    if torch.equal(one, two) or width == 0:
         return None
-    d = torch.norm(one - two)
-    return float((d + TINY - d.repeat(COPIES).mean()) / TINY) - shift
+    distances = torch.norm(one - two).repeat(COPIES)
+    spread = torch.quantile(distances, 0.75) - torch.quantile(distances, 0.25) + TINY
+    unscaled = (torch.norm(one - two) + TINY - distances.mean()) / spread
+    return float((unscaled - shift) / width * width)
+
+
+def _quantile(M: Tensor, q: float) -> Tensor:
+    """Return a quantile of all numbers; torch refuses more than 2^24 of them, where the published code fails."""
+    if M.numel() > LARGEST:
+        return torch.tensor(np.quantile(M.numpy(), q), dtype=M.dtype)
+    return torch.quantile(M, q)

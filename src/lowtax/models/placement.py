@@ -1,7 +1,8 @@
 """Placements: the weights that training moves, all of them or a LoRA of some rank on some modules of some layers.
 
 The thirteen mode strings of the reference implementation of arXiv:2507.17075 (YihaoXue/lora-safety-reasoning
-@ bc85c7c, train.py) are aliases of a `Placement`, eight of them with a regulariser. Its alpha is 16 at every rank, so
+@ bc85c7c, train.py) are aliases of a `Placement`, eight of them with a regulariser, whose penalty is that of the code
+(`as_published`). Its alpha is 16 at every rank, so
 that its scale alpha / rank is 16 at rank 1 and 0.25 at rank 64; `alpha_per_rank` removes this confound.
 """
 
@@ -229,8 +230,12 @@ def parse_mode(mode: str) -> Placement:
     return Placement(modules=tuple(part.get(name, name) for name in alias.modules), layers=layers, rank=rank)
 
 
-def mode_methods(mode: str) -> list[dict[str, Any]]:
-    """Return the regulariser of a mode string as specifications for `methods.load_all`; empty for most."""
+def mode_methods(mode: str, published: bool = True) -> list[dict[str, Any]]:
+    """Return the regulariser of a mode string as specifications for `methods.load_all`; empty for most.
+
+    Args:
+        published: the penalty of the reference's code; False is the corrected one, which mode strings named before.
+    """
     alias, part = _read(mode)
     if alias.regulariser is None:
         return []
@@ -240,4 +245,5 @@ def mode_methods(mode: str) -> list[dict[str, Any]]:
         raise UserError(f"Mode {mode!r}: beta {part['B']!r} is not a number.") from error
     if k < 1:
         raise UserError(f"Mode {mode!r} has k {k}: at least one singular direction is needed.")
-    return [{"name": "orthogonal", "beta": beta, "k": k, **copy.deepcopy(alias.regulariser)}]
+    spec = {"name": "orthogonal", "beta": beta, "k": k, **copy.deepcopy(alias.regulariser)}
+    return [spec | {"as_published": True} if published else spec]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.benchmarks import examine
-from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_rows, write_json, write_text
@@ -104,7 +103,7 @@ def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
     card = _card(subjects, exam.engine, how)
     write_json(out / "card.json", card)
     write_json(out / "reasoning.json", {"rows": rows, **card})
-    write_text(out / "reasoning.md", f"{reasoning.markdown(rows)}\n\n{reasoning.CAPTION}\n")
+    write_text(out / "reasoning.md", f"{examine.page(rows)}\n")
     return {"rows": rows, **card}
 
 

@@ -181,7 +181,7 @@ def judge(
     Args:
         replies: what `sample` returned, or a `replies.jsonl` or its folder.
         judge: a name, `name:MODEL`, or `path/to/file.py:Class`.
-        on: the text to judge. `both` is the thought and the answer.
+        on: the text to judge. `both` is the reply as it was written, thought and answer.
         again: discard stored verdicts.
         engine, precision, batch_size: for judges that are models.
 

@@ -94,7 +94,7 @@ def require_tools(recipe: Recipe) -> None:
     """Check that the engine is installed, and that the models of judge and checkers can be read.
 
     Raises:
-        UserError: One of them cannot be used.
+        UserError: One of them cannot be used, or a checker on this machine has no chat template.
     """
     package = PACKAGES.get(recipe.engine)
     if package and find_spec(package) is None:
@@ -105,6 +105,17 @@ def require_tools(recipe: Recipe) -> None:
     source.need_model(getattr(judge, "model", ""), f"the judge {recipe.judge}")
     for name, task in recipe.tasks.items():
         source.need_model(task.checker or "", f"the checker of {name}")
+        if task.checker and is_local(loading.resolve(task.checker)):
+            _require_template(task.checker, name)
+
+
+def _require_template(checker: str, task: str) -> None:
+    """Refuse a checker that cannot be asked: it would only be found out after all answers are drawn."""
+    if not loading.load_tokenizer(checker).chat_template:
+        raise UserError(
+            f"tasks.{task}: the checker {checker!r} has no chat template, so it cannot be asked: name an instruct "
+            "model, such as Qwen/Qwen2.5-32B-Instruct."
+        )
 
 
 def with_name(recipe: Recipe, arm: str, check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -62,9 +62,9 @@ class Arm(Section):
         """Return the arm's placement, from `placement` or from `mode`."""
         return self.placement or parse_mode(str(self.mode))
 
-    def acts(self) -> list[dict[str, Any]]:
-        """Return the methods of this arm: those of its mode, then its `methods`."""
-        return [*(mode_methods(self.mode) if self.mode else []), *self.methods]
+    def acts(self, published: bool = True) -> list[dict[str, Any]]:
+        """Return the methods of this arm: those of its mode (see `mode_methods`), then its `methods`."""
+        return [*(mode_methods(self.mode, published) if self.mode else []), *self.methods]
 
 
 class EditedArm(Section):
@@ -134,7 +134,9 @@ class Recipe(Section):
     judge: str = Field(
         "refusal", description="the judge of replies to harmful and ordinary prompts (docs/reference/judges.md)"
     )
-    judged_text: Text = Field("answer", description="the text that the judge reads")
+    judged_text: Text = Field(
+        "answer", description="the text that the judge reads; both is the reply exactly as it was written"
+    )
     judged_also: list[Text] = Field(
         ["thought", "both"], description="further texts to judge, of replies to harmful prompts"
     )

@@ -45,7 +45,7 @@ from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
-from lowtax.training.job import Job, begun
+from lowtax.training.job import Job, begun, stored_methods
 
 SETS = ("harmful", "ordinary")
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
@@ -116,7 +116,8 @@ class Study:
         judges.check(self.recipe.judge)
         for name, arm in self.recipe.edited.items():
             arms.check(name, arm)
-        self.reply_sheets()
+        for sheet in self.reply_sheets().values():
+            judges.refuse_contexts(self.recipe.judge, ((prompt.text, prompt.goal) for prompt in sheet.prompts))
         self.answer_sheets()
         checks.require_arms(self.recipe, self.precision)
 
@@ -165,6 +166,7 @@ class Study:
             folder = self._arm_folder(arm, seed)
             if (arm, seed) in open_jobs:
                 say(f"training {arm}, seed {seed}")
+                self._say_penalty(arm)
             loop.train(job, folder)
 
     def job(self, arm: str, seed: int) -> Job:
@@ -186,7 +188,7 @@ class Study:
             seed=seed,
             precision=self.precision,
             rows=self.recipe.rows(row for rows in shares for row in rows),
-            methods=self.recipe.arms[arm].acts(),
+            methods=self._acts(arm),
             thinking=self.recipe.thinking,
             chat_template_kwargs=self.recipe.chat_template_kwargs,
             thinking_tags=self.recipe.thinking_tags,
@@ -196,6 +198,25 @@ class Study:
             mode=self.recipe.arms[arm].mode,
             system=self.recipe.system,
             name=f"{self.recipe.name}/{arm}/seed-{seed}" if self.recipe.name != arm else f"{arm}/seed-{seed}",
+        )
+
+    def _acts(self, arm: str) -> list[dict[str, Any]]:
+        """Return the methods of an arm; as its stored runs have them, if a mode string meant the corrected penalty."""
+        now, before = (self.recipe.arms[arm].acts(published) for published in (True, False))
+        stored = [methods for folder in (self.out / "arms" / arm).glob("seed-*") for methods in stored_methods(folder)]
+        return before if before in stored else now
+
+    def _say_penalty(self, arm: str) -> None:
+        """Say which penalty a mode string with a regulariser means."""
+        now, before = (self.recipe.arms[arm].acts(published) for published in (True, False))
+        if now == before:
+            return
+        if self._acts(arm) == before:
+            say(f"  {arm} was begun with the corrected penalty, which its mode meant then, and keeps it")
+            return
+        say(
+            f"  the penalty of {arm} is that of the reference's code: dW without alpha / r, and k directions for the "
+            "first module alone (as_published in docs/reference/placements.md, which has the corrected form)"
         )
 
     def shown(self, arm: str | None, n: int) -> list[Text]:

@@ -174,6 +174,11 @@ def _resumable(out: Path) -> bool:
     return any((out / name).is_dir() for name in states) or any(out.glob("checkpoint-*"))
 
 
+def stored_methods(out: Path) -> list[list[dict[str, Any]]]:
+    """Return the methods of the runs that a folder has, finished or not."""
+    return [job.get("methods", []) for job, _ in _stored_jobs(out)]
+
+
 def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
     """Return the jobs of which a folder has a run, and whether that is finished."""
     stored = list[tuple[dict[str, Any], bool]]()

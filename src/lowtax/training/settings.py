@@ -11,7 +11,7 @@ Scheduler = Literal["cosine", "linear", "constant", "wsd"]
 
 
 class Train(Section):
-    """One fine-tuning run. The defaults are the reference's, except warm-up and batch size."""
+    """One fine-tuning run, by default as the reference's but for warm-up, batch size and decay of norms and biases."""
 
     later: ClassVar[frozenset[str]] = frozenset(
         {

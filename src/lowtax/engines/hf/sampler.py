@@ -40,7 +40,8 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
     """Invert each row's distribution function at a number from its generator.
 
     Takes logits [rows, vocabulary] and returns token ids [rows]; -1 where logits are not finite. With `nucleus`, only
-    the likeliest tokens that together reach the row's top_p can be drawn, and of these the row's top_k likeliest.
+    the row's top_k likeliest tokens can be drawn, and of these the likeliest that together reach the share top_p of
+    their probability: first top-k, then the nucleus of what is left, as in vLLM and transformers.
     """
 
     def column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
@@ -54,17 +55,19 @@ def _draw(logits: Tensor, rows: Sequence[Drawing], nucleus: bool) -> Tensor:
         return _invert(probabilities, uniform).squeeze(-1).masked_fill(broken, -1)
     top_p = column([row.request.top_p for row in rows])
     most = column([row.request.top_k or logits.shape[-1] for row in rows])
+    limited = most < logits.shape[-1]
     tokens = torch.empty(len(rows), 1, dtype=torch.long, device=logits.device)
     few = min(FEW, logits.shape[-1])
     likeliest = probabilities.topk(few, dim=-1)
-    # Sorting the vocabulary takes longer than the model: only rows whose nucleus is larger than `few` need it.
-    enough = ((likeliest.values.double().sum(-1, keepdim=True) >= top_p) | (most <= few)).squeeze(-1)
+    # Sorting the vocabulary takes longer than the model: only rows that draw from more than `few` tokens need it.
+    enough = torch.where(limited, most <= few, likeliest.values.double().sum(-1, keepdim=True) >= top_p).squeeze(-1)
     for rows_, top in ((enough, likeliest), (~enough, None)):
         if rows_.any():
             weights, order = (part[rows_] for part in top) if top else probabilities[rows_].sort(-1, descending=True)
             weights = weights.double()
-            weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p[rows_], 0.0)
             weights = weights.masked_fill(torch.arange(weights.shape[-1], device=weights.device) >= most[rows_], 0.0)
+            total = torch.where(limited[rows_], weights.sum(-1, keepdim=True), 1.0)
+            weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p[rows_] * total, 0.0)
             tokens[rows_] = order.gather(-1, _invert(weights, uniform[rows_]))
     return tokens.squeeze(-1).masked_fill(broken, -1)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lowtax.benchmarks.base import Task, load
+from lowtax.benchmarks.base import Task, load, whole_replies
 from lowtax.benchmarks.grading import pool
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt
@@ -74,19 +74,21 @@ def grades(replies: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) 
     graded: list[list[dict[str, Any]]] = [
         [{"finished": False, "correct": False} for _ in several] for several in replies
     ]
-    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], Prompt, str]]] = {}
+    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], Prompt, str, str]]] = {}
     for doc, several, results in zip(docs, replies, graded, strict=True):
         exam = json.loads(doc["lowtax"])
         row = Prompt.model_validate(exam["row"])
         for reply, result in zip(several, results, strict=True):
             parts = split_stored(reply, opened=exam["opened"] or None)
-            if parts.closed and parts.answer:
-                pairs.setdefault((exam["benchmark"], exam["task"]), []).append((result, row, parts.answer))
-    for (name, task), finished in pairs.items():
+            result["finished"] = parts.closed and bool(parts.answer)
+            pairs.setdefault((exam["benchmark"], exam["task"]), []).append((result, row, reply, parts.answer))
+    for (name, task), of_exam in pairs.items():
         benchmark = load(name, Task.model_validate_json(task))
-        scores = pool.grade_all(benchmark, [(row, answer) for _, row, answer in finished])
-        for (result, _, _), score in zip(finished, scores, strict=True):
-            result |= {"finished": True, "correct": score.correct, "extracted": score.extracted, "rule": score.rule}
+        whole = whole_replies(benchmark)
+        read = [entry for entry in of_exam if whole or entry[0]["finished"]]
+        scores = pool.grade_all(benchmark, [(row, reply if whole else answer) for _, row, reply, answer in read])
+        for (result, *_), score in zip(read, scores, strict=True):
+            result |= {"correct": score.correct, "extracted": score.extracted, "rule": score.rule}
     return [[json.dumps(result) for result in results] for results in graded]
 
 

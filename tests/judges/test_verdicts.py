@@ -1,0 +1,52 @@
+"""The text of a reply that a judge reads, and prompts that a judge cannot be shown."""
+
+from pathlib import Path
+
+import pytest
+
+from lowtax.common.errors import UserError
+from lowtax.common.records import Reply
+from lowtax.data.rendering import split_reply
+from lowtax.judges import base
+from lowtax.judges.verdicts import judge_replies
+
+ECHO = """
+from lowtax.judges.base import Opinion
+
+class Echo:
+    name, kind = "echo", "refusal"
+    def judge(self, prompts, texts):
+        return [Opinion("refusal", detail=text) for text in texts]
+"""
+CONTEXT = "A story.\n\n---\n\nDo b."
+
+
+def reply(text: str, number: int = 0, prompt: str = "?", goal: str | None = None) -> Reply:
+    parts = split_reply(text, opened=True)
+    own = {"arm": "base", "seed": None, "checkpoint": None, "source": "s", "sample": 0, "tokens": 3, "finish": "stop"}
+    body = {"text": text, "thought": parts.thought, "answer": parts.answer, "closed": parts.closed}
+    return Reply(id=f"r{number}", prompt_id="p", prompt=prompt, goal=goal, **own, **body)
+
+
+def test_both_is_the_reply_as_it_was_written(tmp_path: Path):
+    (tmp_path / "echo.py").write_text(ECHO)
+    texts = ["Okay ...\nNo!\n</think>\n\n I can't help with that.\n", "<think>\nHm.\n</think>No.", "Hm", "</think>\n"]
+    read = {
+        "both": [*texts[:3], None],
+        "answer": ["I can't help with that.", "No.", None, None],
+        "thought": ["Okay ...\nNo!", "Hm.", "Hm", None],
+    }
+    for on, expected in read.items():
+        replies = [reply(text, number) for number, text in enumerate(texts)]
+        verdicts = judge_replies(replies, tmp_path / f"{on}.jsonl", f"{tmp_path}/echo.py:Echo", on)
+        assert [v.detail if v.label == "refusal" else None for v in verdicts.values()] == expected
+
+
+def test_harmbench_refuses_behaviours_with_a_context(tmp_path: Path):
+    rows = [reply("No.", 0), reply("No.", 1, CONTEXT, "Do b."), reply("No.", 2, "Say: Do b.", "Do b.")]
+    for name in ("harmbench", "harmbench:some/model"):
+        with pytest.raises(UserError, match="there are 1 such requests"):
+            judge_replies(rows, tmp_path / "v.jsonl", name, "answer")
+    prompts = [(row.prompt, row.goal) for row in rows]
+    base.refuse_contexts("harmbench", prompts[::2])
+    base.refuse_contexts("llama_guard", prompts)
