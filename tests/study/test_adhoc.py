@@ -158,6 +158,53 @@ def run(*words: object) -> tuple[int, str]:
     return done.exit_code, f"{done.output}{done.exception or ''}"
 
 
+ALL_FAIL = """
+from lowtax.engines.base import Completion
+
+class Broken:
+    def __init__(self, model, precision, batch_size): pass
+    def generate(self, requests):
+        for number, request in enumerate(requests):
+            yield Completion(request.id, "", 0, "failed", False, "no memory" if number else "too \\ud83d long")
+"""
+
+
+def test_commands_whose_replies_all_failed_say_why(tmp_path: Path, prompts: Path):
+    model = make_model(tmp_path / "m")
+    (tmp_path / "broken.py").write_text(ALL_FAIL)
+    out = tmp_path / "out"
+    sample = ["sample", "--model", model, "--prompts", f"{prompts}:asked", "--engine", f"{tmp_path}/broken.py:Broken"]
+    code, said = run(*sample, "--limit", 5, "--out", out)
+    assert code == 1
+    assert "all 5 replies failed, 4 of them: no memory" in said
+    code, said = run("judge", "--replies", out, "--judge", "refusal_words", "--out", tmp_path / "v")
+    assert code == 1
+    assert "all 5 verdicts failed: too \ufffd long" in said
+
+
+def test_replies_are_in_the_order_of_the_file_and_sets_have_rates_of_their_own(tmp_path: Path):
+    model = make_model(tmp_path / "m")
+    (tmp_path / "a.csv").write_text("id,prompt,label\n" + "".join(f"{9 - i},Say {i}.,unsafe\n" for i in range(9)))
+    (tmp_path / "b.csv").write_text("id,prompt\n" + "".join(f"x{i},Sing {i}.\n" for i in range(4)))
+    words = ["sample", "--model", model, "--engine", "fake", "--out", tmp_path / "out"]
+    for _ in range(2):
+        code, said = run(*words, "--prompts", tmp_path / "a.csv", "--prompts", tmp_path / "b.csv")
+        assert code == 0, said
+        rows = list(read_rows(tmp_path / "out/replies.jsonl", Reply).values())
+        assert [r.columns["id"] for r in rows] == [*"987654321", "x0", "x1", "x2", "x3"]
+    code, said = run("judge", "--replies", tmp_path / "out", "--judge", "refusal_words", "--out", tmp_path / "v")
+    assert code == 0, said
+    rates = json.loads((tmp_path / "v/safety.json").read_text())["rates"]["base"]
+    assert {name: cell["n"] + cell["unparsed"] for name, cell in rates["sets"].items()} == {
+        "a.csv-unsafe": 9,
+        "b.csv": 4,
+    }
+    assert "value" not in rates
+    assert "| base | a.csv-unsafe |" in said
+    lines = [json.loads(line) for line in (tmp_path / "v/judged.jsonl").read_text().splitlines()]
+    assert [line["columns"]["id"] for line in lines] == [r.columns["id"] for r in rows]
+
+
 def test_the_commands(tmp_path: Path, prompts: Path):
     model = make_model(tmp_path / "m")
     common = ["sample", "--model", model, "--prompts", f"{prompts}:asked", "--engine", "fake", "--limit", 5]

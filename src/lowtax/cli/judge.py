@@ -147,22 +147,29 @@ def export(
     on: Annotated[
         Text | None, typer.Option("--on", help="Text whose verdicts to export, if there are several.")
     ] = None,
-    prompts: Annotated[str, typer.Option("--set", help="Prompts of a study: harmful or ordinary.")] = "harmful",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--set", help="Prompts of a study: harmful or ordinary; of a folder, its set. inspect: all by default."
+        ),
+    ] = None,
 ) -> None:
     """Write replies and verdicts in another project's format.
 
-    Every checkpoint gets a folder.
+    reference: a folder for every checkpoint. inspect: a log for every checkpoint and prompt set or task.
 
     Example: lowtax export runs/14b --format reference --judge llama_guard --out exported
+
+    Example: lowtax export runs/quickstart --format inspect --set harmful --out logs
     """
     if format_ == "inspect":
         from lowtax.interop import inspect_logs
 
-        for line in inspect_logs.write(where, out):
+        for line in inspect_logs.write(where, out, prompts, judge, on):
             print(line)
         return
     from lowtax.interop import reference_files as exporting
     from lowtax.interop.reference_files import read_stored
 
-    for line in exporting.write(read_stored(where, judge, on, prompts), out):
+    for line in exporting.write(read_stored(where, judge, on, prompts or "harmful"), out):
         print(line)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lowtax.common.errors import UserError
 
@@ -28,7 +28,7 @@ class Prompt(Row):
     """One request to a model.
 
     `gold` is the correct answer of a question and `choices` its options in order. Where `text` wraps the actual
-    request, `goal` is that request, which judges see.
+    request, `goal` is that request, which judges see. `columns` has the other columns of a user's own file.
     """
 
     source: str
@@ -37,6 +37,16 @@ class Prompt(Row):
     gold: str | None = None
     goal: str | None = None
     choices: tuple[str, ...] = ()
+    columns: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _brief(handler(self))
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without `columns` where it has none, as rows are that are older than this field."""
+    return row if row.get("columns") else {name: value for name, value in row.items() if name != "columns"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,10 @@ class Subject:
 
 
 class Reply(Row):
-    """Text that a model wrote. `finish` is "stop" (it ended by itself), "length" (token limit) or "failed"."""
+    """Text that a model wrote. `finish` is "stop" (it ended by itself), "length" (token limit) or "failed".
+
+    `columns` has the other columns of the user's file that the prompt is from.
+    """
 
     arm: str
     seed: int | None
@@ -73,6 +86,11 @@ class Reply(Row):
     error: str | None = None
     category: str = ""
     goal: str | None = None
+    columns: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _brief(handler(self))
 
 
 class Verdict(Row):

@@ -24,6 +24,8 @@ ANY_COLUMNS: Columns = {
     "prompt": ("prompt", "forbidden_prompt", "goal", "question", "behavior", "instruction"),
     "category": ("category", "kind"),
 }
+IDS = ("id", "prompt_id", "behavior_id", "key", "uid", "index", "custom_id")
+SHORT = 1000  # characters of a value of another column that is kept with each reply
 COLUMN_HINT = ": add the one that holds the prompts as :COLUMN"
 
 
@@ -90,8 +92,15 @@ def _read(source: str, split: str | None, columns: Columns) -> PromptList:
     table = readers.load(source, split=split)
     if not table.rows:
         raise UserError(f"{source} has no prompts in split {split!r}.")
-    prompts = _prompts(source, source, table.rows, columns)
-    return PromptList(name=source, origin=table.origin, revision=table.revision, prompts=prompts)
+    column = readers.require_column(table.rows[0], columns["prompt"], source, COLUMN_HINT)
+    rows = [row for row in table.rows if not readers.is_missing(row.get(column)) and str(row[column]).strip()]
+    if not rows:
+        raise UserError(f"{source} has no prompts: its column {column!r} is empty in all {len(table.rows)} rows.")
+    prompts = _prompts(source, source, rows, columns, own=path.exists())
+    empty, repeated = len(table.rows) - len(rows), len(rows) - len(prompts)
+    notes = [f"{empty} empty, left out" if empty else "", f"{repeated} repeated, left out" if repeated else ""]
+    note = "; ".join(filter(None, notes))
+    return PromptList(name=source, origin=table.origin, revision=table.revision, note=note, prompts=prompts)
 
 
 def _read_named(named: NamedDataset, columns: Columns) -> PromptList:
@@ -103,8 +112,11 @@ def _read_named(named: NamedDataset, columns: Columns) -> PromptList:
     return PromptList(prompts=prompts, **named.record(table, "; ".join(filter(None, notes))))
 
 
-def _prompts(name: str, origin: str, rows: list[Row], columns: Columns) -> list[Prompt]:
-    """Return prompts without repetitions. One that has a context around the request has the request as its goal."""
+def _prompts(name: str, origin: str, rows: list[Row], columns: Columns, own: bool = False) -> list[Prompt]:
+    """Return prompts without repetitions. One that has a context around the request has the request as its goal.
+
+    own: keep the short values of all other columns, the user's id among them; repetitions with other ids count.
+    """
     column = readers.require_column(rows[0], columns["prompt"], origin, COLUMN_HINT)
     category = _category_columns(rows[0], columns.get("category", ()))
     around = readers.require_column(rows[0], columns["context"], origin) if "context" in columns else ""
@@ -120,9 +132,27 @@ def _prompts(name: str, origin: str, rows: list[Row], columns: Columns) -> list[
             text=text,
             category=":".join(str(row.get(part) or "") for part in category),
             goal=goal if context else None,
+            columns=other_columns(row, (column, *category)) if own else {},
         )
+        if own and prompt.id in prompts and (key := _own_id(prompt)) and key != _own_id(prompts[prompt.id]):
+            prompt = prompt.model_copy(update={"id": row_id(name, text, key)})
         prompts.setdefault(prompt.id, prompt)
     return list(prompts.values())
+
+
+def other_columns(row: Row, used: Iterable[str]) -> dict[str, Any]:
+    """Return the other columns of a row, as far as they have numbers, truth values and short texts."""
+    others = {str(name): value for name, value in row.items() if name is not None and name not in set(used)}
+    return {
+        name: value
+        for name, value in others.items()
+        if isinstance(value, bool | int | float | str) and not readers.is_missing(value) and len(str(value)) <= SHORT
+    }
+
+
+def _own_id(prompt: Prompt) -> str:
+    column = readers.find_column(prompt.columns, IDS)
+    return str(prompt.columns[column]) if column else ""
 
 
 def _category_columns(row: Row, names: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ share its batches.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,19 @@ def reply_of(ask: Ask, completion: base.Completion) -> Reply:
         error=completion.error,
         category=ask.prompt.category,
         goal=ask.prompt.goal,
+        columns=ask.prompt.columns,
     )
+
+
+def failures(replies: Sequence[Reply]) -> str:
+    """Return a sentence on the replies that failed, with the most frequent reason; empty if there are none."""
+    reasons = Counter(reply.error or "no reason" for reply in replies if reply.finish == "failed")
+    if not reasons:
+        return ""
+    [(reason, times)] = reasons.most_common(1)
+    failed = reasons.total()
+    share = f"all {failed}" if failed == len(replies) else f"{failed} of {len(replies)}"
+    return f"{share} replies failed{'' if times == failed else f', {times} of them'}: {reason}"
 
 
 def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> dict[str, tuple[Ask, Reply]]:
