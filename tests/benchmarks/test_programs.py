@@ -22,6 +22,10 @@ FULL = "def double(xs: List[int]) -> List[int]:\n" + BODY
 TARGET = Target("double", PROMPT, "from typing import List")
 F, NBSP, BOM = "```", "\u00a0", "\ufeff"
 FENCED = f"{F}python\n{FULL}{F}"
+LONGER = "def double(xs):\n    ys = []\n    for x in xs:\n        ys.append(2 * x)\n    return ys"
+AROUND = (("<code>", "</code>"), ("[PYTHON]", "[/PYTHON]"), ("<answer>", "</answer>"), ("", "<|im_end|>"), ("", "</s>"),
+          (f"{F}python\n", F), (f"So: {F}python\n", f"\n{F}"), ("<pre><code>", "</code></pre>\nFine."),
+          (f"<answer>{F}python\n", f"{F}</answer>"))  # fmt: skip
 _, *STORED = (TESTS / "benchmarks" / "answers_with_programs.txt").read_text().split("\n==== ")
 RIGHT = {name: answer for name, _, answer in (case.partition("\n") for case in STORED)} | {
     "line ends of Windows": FENCED.replace("\n", "\r\n"),
@@ -32,6 +36,11 @@ RIGHT = {name: answer for name, _, answer in (case.partition("\n") for case in S
     "non-breaking spaces, no fence": FULL.replace("    ", NBSP * 4),
     "non-breaking spaces before the fence": NBSP * 2 + FENCED,
     "zero-width space": f"{F}python\n\u200b{FULL}{F}",
+    **{f"{start!r} on the lines of code": f"{start}{LONGER}{end}" for start, end in AROUND},
+    "JSON": json.dumps({"thoughts": "Easy.", "code": LONGER}),
+    "JSON in a fence": f"{F}json\n{json.dumps({'code': FENCED}, indent=1)}\n{F}",
+    "one line in backquotes": "So:\n\n`def double(xs): return [2 * x for x in xs]`",
+    "one line in a fence": f"{F}python def double(xs): return [2 * x for x in xs]{F}",
     "fence behind a tab": "- x\n" + "".join(f"\t{line}\n" for line in FENCED.split("\n")),
 }
 

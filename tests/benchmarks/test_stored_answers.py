@@ -67,42 +67,38 @@ def test_columns_inside_of_columns_and_compressed_csv(tmp_path):
     assert grades(path, stored_answers.Columns("a.b", "g"))[0].correct
 
 
-ELSEWHERE = {  # name: a row, the column of its reply, and the grade
-    "lm-eval": ({"resps": [["<think>\n6*7=42\n</think>\n\nSo the answer is 42."]], "g": "42"}, "resps", True),
-    "lm-eval, no thought": ({"resps": [["The answer is\n\n\\boxed{7}"]], "g": "7"}, "resps", True),
-    "lm-eval, filtered": ({"filtered_resps": ["\\boxed{7}"], "g": "7"}, "filtered_resps", True),
+BOX = "\\boxed{7}"
+ELSEWHERE = {  # name: a row, the column of its reply, and its answer after the thought
+    "lm-eval": ({"resps": [[f"<think>\n8?\n</think>\n\n{BOX}"]]}, "resps", BOX),
+    "lm-eval, no thought": ({"resps": [[BOX]]}, "resps", BOX),
+    "lm-eval, filtered": ({"filtered_resps": [BOX]}, "filtered_resps", BOX),
     "batch of OpenAI": (
-        {"response": {"body": {"choices": [{"message": {"content": "\\boxed{7}"}}]}}, "g": "7"},
-        "response.body.choices.0.message.content", True,
+        {"response": {"body": {"choices": [{"message": {"content": BOX}}]}}},
+        "response.body.choices.0.message.content", BOX,
     ),
     "batch, all of the message": (
-        {"body": {"choices": [{"message": {"content": "\\boxed{7}", "reasoning_content": "8?"}}]}, "g": "7"},
-        "body.choices.0.message", True,
+        {"body": {"choices": [{"message": {"content": BOX, "reasoning_content": "8?"}}]}},
+        "body.choices.0.message", BOX,
     ),
-    "batch, a thought without an end": ({"m": {"content": "", "reasoning": "\\boxed{7}"}, "g": "7"}, "m", False),
-    "parts": (
-        {"m": [{"type": "thinking", "thinking": "8?"}, {"type": "text", "text": "\\boxed{7}"}], "g": "7"}, "m", True,
-    ),
-    "turns": (
-        {"m": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "\\boxed{7}"}], "g": "7"}, "m", True,
-    ),
-    "ShareGPT": ({"m": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "\\boxed{7}"}], "g": "7"}, "m", True),
-    "JSON text": ({"m": '{"choices": [{"text": "\\\\boxed{7}"}]}', "g": "7"}, "m.choices.0.text", True),
-    "ZeroEval": ({"output": ["\\boxed{7}"], "g": "7"}, "output", True),
-    "nothing": ({"output": [], "g": "7"}, "output", False),
-    "failed request": ({"response": None, "x": {"response": ""}, "g": "7"}, "response", False),
-    "a list as text": ({"output": "[1, 7]", "g": "[1, 7]"}, "output", True),
+    "batch, a thought without an end": ({"m": {"content": "", "reasoning": BOX}}, "m", None),
+    "batch, a failed request": ({"response": None, "x": {"response": ""}}, "response", ""),
+    "parts": ({"m": [{"type": "thinking", "thinking": "8?"}, {"type": "text", "text": BOX}]}, "m", BOX),
+    "turns": ({"m": [{"role": "user", "content": "?"}, {"role": "assistant", "content": BOX}]}, "m", BOX),
+    "ShareGPT": ({"m": [{"from": "human", "value": "?"}, {"from": "gpt", "value": BOX}]}, "m", BOX),
+    "JSON text": ({"m": json.dumps({"choices": [{"text": BOX}]})}, "m.choices.0.text", BOX),
+    "from the end": ({"m": [{"text": "?"}, {"text": BOX}]}, "m.-1.text", BOX),
+    "ZeroEval": ({"output": [BOX]}, "output", BOX),
+    "nothing": ({"output": []}, "output", ""),
+    "a list as text": ({"output": "[1, 7]"}, "output", "[1, 7]"),
 }  # fmt: skip
 
 
 def test_logs_of_other_tools_are_read(tmp_path):
-    wrong = {}
-    for name, (row, column, right) in ELSEWHERE.items():
-        path = write(tmp_path / "a.jsonl", [row, row | {column.split(".")[0]: row[column.split(".")[0]] or "x"}])
-        [found, _] = grades(path, stored_answers.Columns(column, "g"))
-        if found.correct != right:
-            wrong[name] = (found.rule, found.extracted)
-    assert wrong == {}
+    answers = {}
+    for name, (row, column, _) in ELSEWHERE.items():
+        path = write(tmp_path / "a.jsonl", [row | {"g": "7"}])
+        answers[name] = stored_answers.read(path, stored_answers.Columns(column, "g"), path.name)[0].answer
+    assert answers == {name: answer for name, (_, _, answer) in ELSEWHERE.items()}
 
 
 def test_a_list_of_texts_has_samples(tmp_path):

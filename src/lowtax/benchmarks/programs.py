@@ -18,6 +18,7 @@ lines, so the time is linear in the length of the answer.
 import ast
 import builtins
 import html
+import json
 import re
 import symtable
 import textwrap
@@ -33,7 +34,9 @@ TAG = r"(?:code|pre|python|answer|solution|output|final_answer|response|script|p
 MARK = r"\[/?(?:PYTHON|BEGIN|END|DONE|CODE|ANSWER|SOLUTION|SCRIPT)\]"
 LATEX = r"\\begin\{\w+\}(?:\[[^\]\n]*\])?(?:\{\w+\})?"
 OPENING = re.compile(rf"^([ \t]*)(?:(?i:<{TAG}\b[^<>\n]*>)|{MARK}|{LATEX})", re.MULTILINE)
-CLOSING = re.compile(rf"(?:(?i:</{TAG}>)|{MARK}|\\end\{{\w+\}})[ \t]*$", re.MULTILINE)
+CLOSING = re.compile(rf"(?:(?i:</(?:{TAG}|s)>)|{MARK}|\\end\{{\w+\}}|<\|[^|<>\n]{{1,40}}\|>)[ \t]*$", re.MULTILINE)
+LATE_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(`{3,}\w*)[ \t]*$", re.MULTILINE)
+ONE_LINE = re.compile(r"^([ \t]*)(`+)(?:python[ \t]|py[ \t])?([^`\n]+)\2[.:]?[ \t]*$", re.MULTILINE)
 SPACES = dict.fromkeys((0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " ") | dict.fromkeys(
     (0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF)
 )
@@ -129,25 +132,44 @@ class Target:
 def program(answer: str, target: Target) -> tuple[str | None, str]:
     """Return the program in an answer and the rule that found it (block, body, text), or None and what is missing."""
     text = answer.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
-    for each in dict.fromkeys((text, without_tags(text))):
-        fenced = [block for block in blocks(each) if block.code.strip()]
-        python = [block for block in fenced if PYTHON.fullmatch(block.language)]
-        for group in (python, fenced if len(fenced) > len(python) else []):
-            if code := _of_blocks(group, target):
-                return code, "block"
-        if code := _of_text(each, target):
-            return code, "text"
-        for block in reversed((python or fenced)[-TRIES:]):
-            if code := as_body(block.code, target):
-                return code, "body"
-        if not fenced and (code := as_body(each, target)):
-            return code, "text"
-    return _broken(text, target)
+    fenced = _fenced(text)
+    for each in _readings(text, fenced):
+        found = _found(each, fenced if each == text else _fenced(each), target)
+        if found is not None:
+            return found
+    return _broken(text, fenced, target)
 
 
-def _broken(text: str, target: Target) -> tuple[str | None, str]:
+def _readings(text: str, fenced: Sequence[Block]) -> Iterator[str]:
+    """Yield an answer as it is, without the tags in it, and what is in its JSON."""
+    yield text
+    if (plain := without_tags(text)) != text:
+        yield plain
+    yield from _in_json(text, fenced)
+
+
+def _fenced(text: str) -> list[Block]:
+    return [block for block in blocks(text) if block.code.strip()] if "```" in text or "~~~" in text else []
+
+
+def _found(text: str, fenced: Sequence[Block], target: Target) -> tuple[str, str] | None:
+    """Return the program in one reading of an answer, and the rule that found it."""
+    python = [block for block in fenced if PYTHON.fullmatch(block.language)]
+    for group in (python, fenced if len(fenced) > len(python) else []):
+        if code := _of_blocks(group, target):
+            return code, "block"
+    if code := _of_text(text, target):
+        return code, "text"
+    for block in reversed((python or fenced)[-TRIES:]):
+        if code := as_body(block.code, target):
+            return code, "body"
+    if not fenced and (code := as_body(text, target)):
+        return code, "text"
+    return None
+
+
+def _broken(text: str, fenced: Sequence[Block], target: Target) -> tuple[str | None, str]:
     """Return a program that defines the function but does not parse, so that its error is reported."""
-    fenced = [block for block in blocks(text) if block.code.strip()]
     for block in reversed(fenced):
         if target.in_text(block.code):
             return _joined([], target.above, textwrap.dedent(block.code)), "block"
@@ -166,11 +188,11 @@ def blocks(text: str) -> list[Block]:
     A fence in a string of three quotes, or indented by four more columns than the block's own, belongs to the code.
     """
     lines = text.split("\n")
-    ends = {mark: max((i for i, line in enumerate(lines) if mark in line), default=-1) for mark in ('"""', "'''")}
+    ends = {mark: text.count("\n", 0, max(0, text.rfind(mark))) for mark in ('"""', "'''")}
     result, inside, depth, quote, quoted = list[tuple[str, list[str], str]](), "", 0, "", False
     before = list[str]()
     for number, line in enumerate(lines):
-        fence = FENCE.match(line.translate(SPACES))
+        fence = FENCE.match(line.translate(SPACES)) if "```" in line or "~~~" in line else None
         rest = line[fence.end() :].strip(" \t}") if fence else ""
         language = fence[3].lower() if fence else ""
         column = len(fence[1].expandtabs(4)) if fence else 0
@@ -186,7 +208,7 @@ def blocks(text: str) -> list[Block]:
             continue
         if inside:
             result[-1][1].append(QUOTE_MARKS.sub("", line) if quoted else line)
-            quote = _open_quote(line, quote)
+            quote = _open_quote(line, quote) if '"""' in line or "'''" in line else quote
         else:
             before.append(line)
     return [Block(language, "\n".join(code), intro) for language, code, intro in result]
@@ -200,10 +222,26 @@ def _open_quote(line: str, quote: str) -> str:
 
 
 def without_tags(text: str) -> str:
-    """Return the text without tags of HTML, LaTeX and models around code, where they begin or end a line."""
+    """Return the text without tags of HTML, LaTeX and models around code, where they begin or end a line.
+
+    A fence at the end of a line gets a line of its own, and a line in backquotes loses them.
+    """
     for _ in range(3):  # one in the other: <pre><code>
-        text = CLOSING.sub("", OPENING.sub(r"\1", text))
-    return text
+        earlier, text = text, CLOSING.sub("", OPENING.sub(r"\1", text))
+        if text == earlier:
+            break
+    return LATE_FENCE.sub(r"\n\1", ONE_LINE.sub(r"\1\3", text)) if "`" in text else text
+
+
+def _in_json(text: str, fenced: Sequence[Block]) -> Iterator[str]:
+    """Yield the texts in the object that an answer, or its last fenced block, consists of."""
+    for code in (*(block.code for block in fenced[-1:]), text):
+        try:
+            value = json.loads(code, strict=False) if code.strip().startswith("{") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield from (each for each in value.values() if isinstance(each, str))
 
 
 def _plain(code: str) -> str:
@@ -326,6 +364,8 @@ def _between_prose(code: str, target: Target) -> Iterator[Statement]:
         tree = _parsed("\n".join(piece))
         for _ in range(TRIES):
             if isinstance(tree, ast.Module) or not 1 < (tree.lineno or 0) <= len(piece):
+                break
+            if piece[(tree.lineno or 1) - 1][:1].isspace():  # inside of the statement
                 break
             piece = piece[: (tree.lineno or 1) - 1]  # the rest is prose
             tree = _parsed("\n".join(piece))
@@ -563,7 +603,10 @@ def _with_prompt(body: str, target: Target, cut: bool) -> str | None:
     for _ in range(TRIES if cut else 0):
         if isinstance(tree, ast.Module | IndentationError) or not len(prompt) + 1 < (tree.lineno or 0) <= len(lines):
             break
-        lines = lines[: (tree.lineno or 1) - 1]
+        first = (tree.lineno or 1) - 1
+        if lines[first][:1].isspace() and lines[first - 1].strip():  # it may belong to the body
+            break
+        lines = lines[:first]
         tree = _parsed("\n".join(lines))
     if not isinstance(tree, ast.Module):
         return None

@@ -209,6 +209,7 @@ def listed(value: Any, where: str) -> list[str]:
         value = value["text"] if "text" in value else list(by_letter.values())
     if isinstance(value, list) and all(isinstance(option, dict) and "text" in option for option in value):
         value = [option["text"] for option in value]
+    value = list(value) if isinstance(value, tuple) else value
     if not isinstance(value, list) or not 2 <= len(value) <= len(string.ascii_uppercase):
         raise UserError(f"{where}: the options must be a list of 2 to 26 texts, not {str(value)[:60]!r}.")
     return [str(option) for option in value]
