@@ -137,7 +137,7 @@ def test_options_in_every_form(tmp_path):
     columns = stored_answers.Columns("r", "g", choices="c")
     found = [grades(write(path, [row]), columns, "multiple_choice")[0] for row in rows]
     assert [OPTIONS[n] for n, g in enumerate(found) if not g.correct] == []
-    with pytest.raises(UserError, match="neither a list nor the text of one"):
+    with pytest.raises(UserError, match="neither a list nor JSON of one"):
         grades(write(path, [rows[0] | {"c": "Mars or Venus"}]), columns, "multiple_choice")
 
 

@@ -111,6 +111,7 @@ def test_a_system_turn_that_the_template_refuses_is_one_sentence_and_other_turns
     with pytest.raises(UserError, match=r"takes no system turn \(No system role\): remove the system prompt"):
         prompter.prompt(Request("r", ({"role": "system", "content": "Be safe."}, *USER), None, 1))
     assert prompter.prompt(Request("r", USER, None, 1)).ids
-    tokenizer.chat_template = "{{ raise_exception('Never') }}"
+    never = "{% if messages[-1]['content'] == 'How?' %}{{ raise_exception('Never') }}{% endif %}"
+    tokenizer.chat_template = never + str(make_tokenizer().chat_template)
     with pytest.raises(TemplateError, match="Never"):
         Prompter(tokenizer).prompt(Request("r", ({"role": "system", "content": "Be safe."}, *USER), None, 1))

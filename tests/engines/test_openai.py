@@ -193,8 +193,9 @@ def test_nothing_that_the_environment_holds_for_openai_is_sent(server: Served, m
     assert not [headers for _, _, headers in server.asked if KEY in str(headers)]
 
 
-def test_half_a_surrogate_pair_is_sent(server: Served) -> None:
-    assert replies(ask("\ud83d"))["\ud83d"].text == "said \ud83d"
+def test_half_a_surrogate_pair_is_sent_and_none_is_kept(server: Served) -> None:
+    assert replies(ask("\ud83d"))["\ud83d"].text == "said \ufffd"
+    assert asked_in(server.chats()[0]) == "\ud83d"
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ def _open_quote(line: str, quote: str) -> str:
 def without_tags(text: str) -> str:
     """Return the text without tags of HTML, LaTeX and models around code, where they begin or end a line.
 
-    A fence at the end of a line gets a line of its own, and a line in backquotes loses them.
+    A fence at the end of a line gets a separate line, and a line in backquotes loses them.
     """
     for _ in range(3):  # one in the other: <pre><code>
         earlier, text = text, CLOSING.sub("", OPENING.sub(r"\1", text))

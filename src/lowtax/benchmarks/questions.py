@@ -197,7 +197,7 @@ def _written_list(text: str, where: str) -> Any:
     lines = LETTERED.findall(text)
     if [letter for letter, _ in lines] == list(string.ascii_uppercase[: len(lines)]) and len(lines) > 1:
         return [option for _, option in lines]
-    raise UserError(f"{where}: the options {text[:60]!r} are neither a list nor the text of one.")
+    raise UserError(f"{where}: the options {text[:60]!r} are neither a list nor JSON of one.")
 
 
 def listed(value: Any, where: str) -> list[str]:

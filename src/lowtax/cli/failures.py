@@ -1,4 +1,4 @@
-"""What a command says and returns where replies failed."""
+"""Messages and exit codes of commands where replies failed."""
 
 import sys
 from collections.abc import Iterable, Sequence

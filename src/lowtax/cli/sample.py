@@ -129,7 +129,7 @@ def judge(
         str | None, typer.Option("--category", metavar="COL", help="Column of the requests' categories.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="COL", help="Column of the models: each has rates of its own.")
+        str | None, typer.Option("--source", metavar="COL", help="Column of the models: each has separate rates.")
     ] = None,
     on: Annotated[Text | None, typer.Option("--on", help=ON_HELP)] = None,
     out: Out = None,

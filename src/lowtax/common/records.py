@@ -28,7 +28,7 @@ class Prompt(Row):
     """One request to a model.
 
     `gold` is the correct answer of a question and `choices` its options in order. Where `text` wraps the actual
-    request, `goal` is that request, which judges see. `columns` has the other columns of a user's own file.
+    request, `goal` is that request, which judges see.
     """
 
     source: str
@@ -37,16 +37,6 @@ class Prompt(Row):
     gold: str | None = None
     goal: str | None = None
     choices: tuple[str, ...] = ()
-    columns: dict[str, Any] = {}
-
-    @model_serializer(mode="wrap")
-    def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _brief(handler(self))
-
-
-def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without `columns` where it has none, as rows are that are older than this field."""
-    return row if row.get("columns") else {name: value for name, value in row.items() if name != "columns"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,9 @@ class Reply(Row):
 
     @model_serializer(mode="wrap")
     def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _brief(handler(self))
+        """Write no `columns` where there are none, as rows are that are older than this field."""
+        row: dict[str, Any] = handler(self)
+        return row if self.columns else {name: value for name, value in row.items() if name != "columns"}
 
 
 class Verdict(Row):

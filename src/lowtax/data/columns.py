@@ -2,7 +2,7 @@
 
 resps                                          lm-evaluation-harness: a list of lists
 response.body.choices.0.message.content        a batch of OpenAI: a number is a place in a list
-response.body.choices.0.message                the same with the thought that has a field of its own
+response.body.choices.0.message                the same with the thought that is in another field
 output                                         ZeroEval: a list of samples
 """
 
@@ -78,7 +78,7 @@ def first_of(rows: Sequence[Row], names: Iterable[str]) -> str | None:
 def texts(cell: Any) -> list[str]:
     """Return the texts in a cell: one, or one for each sample of a list.
 
-    The thought of a message that has a field of its own is put before its answer, in think tags.
+    The thought of a message that is in another field is put before its answer, in think tags.
     """
     if isinstance(cell, list) and cell and all(map(is_turn, cell)):
         return texts(next((turn for turn in reversed(cell) if _role(turn) in ANSWERS), cell[-1]))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_json, read_rows, write_json
@@ -28,11 +29,15 @@ LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One file of replies: the same prompts, with the same sampling, for every subject."""
+    """One file of replies: the same prompts, with the same sampling, for every subject.
+
+    columns: by prompt id, the other columns of the user's file, which are stored with the replies.
+    """
 
     path: Path
     prompts: list[Prompt]
     sampling: Sampling
+    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def reply_of(ask: Ask, completion: base.Completion) -> Reply:
         error=completion.error,
         category=ask.prompt.category,
         goal=ask.prompt.goal,
-        columns=ask.prompt.columns,
+        columns=dict(ask.sheet.columns.get(ask.prompt.id, {})),
     )
 
 

@@ -35,6 +35,7 @@ except ImportError as error:
     raise UserError("Inspect logs need inspect_ai: install it with `pip install 'lowtax[inspect]'`.") from error
 
 Json = dict[str, Any]
+EXAM = "lowtax"  # the scorer of answers
 SETS = ""  # the settings of prompt sets, among those of tasks
 STOP = {"stop": "stop", "length": "max_tokens", "failed": "unknown"}
 ACCURACY = ({"name": "inspect_ai/accuracy"}, {"name": "inspect_ai/stderr"})
@@ -57,9 +58,14 @@ class Part:
     targets: dict[str, str] = field(default_factory=dict)
 
     @property
+    def exam(self) -> bool:
+        """True for the answers to a task, False for replies with verdicts."""
+        return self.metrics is ACCURACY
+
+    @property
     def scorers(self) -> list[str]:
-        """The names of all scorers."""
-        return list(dict.fromkeys(name for scores in self.scores.values() for name in scores))
+        """The names of all scorers; that of an exam has a name though all answers failed."""
+        return [EXAM] if self.exam else list(dict.fromkeys(name for scores in self.scores.values() for name in scores))
 
 
 def write(
@@ -125,7 +131,7 @@ def _exam(answers: Path, grades: Path, settings: Json) -> Part:
         )
     # A file's name lacks the characters of the task's name that no file name may have; the grades have all of it.
     task = next((grade.task for grade in by_reply.values()), answers.stem)
-    scores = {id_: {"lowtax": _score(grade)} for id_, grade in by_reply.items()}
+    scores = {id_: {EXAM: _score(grade)} for id_, grade in by_reply.items()}
     targets = {id_: grade.gold for id_, grade in by_reply.items()}
     return Part(task, _written(grades, answers), replies, scores, settings.get(task, {}), ACCURACY, targets)
 
@@ -200,8 +206,8 @@ def _log(part: Part, replies: Sequence[Reply], model: str, packages: Json) -> lo
         ),
         "failed": sum(reply.finish == "failed" for reply in replies),
     }
-    if part.metrics is ACCURACY:
-        marks = [scores["lowtax"] for scores in scored]
+    if part.exam:
+        marks = [scores[EXAM] for scores in scored]
         counts["unfinished"] = sum(not (mark.metadata or {})["finished"] for mark in marks)
         counts["no_answer"] = sum((mark.metadata or {})["finished"] and mark.answer is None for mark in marks)
     usage = _usage(sum(reply.tokens for reply in replies))
@@ -302,11 +308,10 @@ def _of_verdict(verdict: Verdict) -> Score:
 
 
 def _sentence(log: logs.EvalLog, part: Part, n: int) -> str:
-    exam = part.metrics is ACCURACY
     values = {score.name: next(iter(score.metrics.values())).value for score in log.results.scores}
     rates = {name: value for name, value in values.items() if not math.isnan(value)}  # NaN if no reply has a score
-    if exam:
-        rate = f"accuracy {rates['lowtax']:.4f}" if rates else "none of them graded"
+    if part.exam:
+        rate = f"accuracy {rates[EXAM]:.4f}" if rates else "none of them graded"
         return f"{log.eval.model}, {n} answers, {rate}"
     shares = ", ".join(f"{value:.4f} refused or safe by {name}" for name, value in rates.items())
     return f"{log.eval.model}, {n} replies to {part.task}, {shares or 'no verdicts'}"

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 DETAIL = 300  # characters of the judge's own text that are stored
 CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk
-CHUNK_RULES = 128  # the same for a judge that is no language model, which says nothing of its own progress
+CHUNK_RULES = 128  # the same for a judge that is no language model, which does not say how far it is
 
 
 def judge_replies(

@@ -68,7 +68,8 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     subjects = _subjects(ask.model, ask.adapters, model)
     record_base(out, model)
     path = out / "replies.jsonl"
-    sheet = Sheet(path, list(unique.values()), ask.sampling)
+    columns = {id_: of_row for set_ in sets for id_, of_row in set_.columns.items()}
+    sheet = Sheet(path, list(unique.values()), ask.sampling, columns)
     collect([sheet], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
@@ -171,7 +172,7 @@ def judge(
     for row in rows:
         groups.setdefault(_subject_name(row), {}).setdefault(safety.prompt_set(row), []).append(row)
     rates = {who: {name: _cell(of_set, verdicts) for name, of_set in sets.items()} for who, sets in groups.items()}
-    # One set needs no level of its own; several have no rate in common.
+    # One set needs no separate level; several have no rate in common.
     plain = {who: next(iter(sets.values())) if len(sets) == 1 else {"sets": sets} for who, sets in rates.items()}
     write_json(out / "safety.json", {"judge": name, "on": on, "replies": origin, "rates": plain, **provenance()})
     write_text(out / "safety.md", markdown(rates, name, on))
