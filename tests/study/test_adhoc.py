@@ -14,6 +14,8 @@ from tiny import make_model
 from typer.testing import CliRunner
 
 from lowtax.cli.main import app
+from lowtax.cli.options import say_unused
+from lowtax.common import log
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
@@ -203,6 +205,24 @@ def test_replies_are_in_the_order_of_the_file_and_sets_have_rates_of_their_own(t
     assert "| base | a.csv-unsafe |" in said
     lines = [json.loads(line) for line in (tmp_path / "v/judged.jsonl").read_text().splitlines()]
     assert [line["columns"]["id"] for line in lines] == [r.columns["id"] for r in rows]
+
+
+def test_a_long_judgement_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines: list[str] = []
+    monkeypatch.setattr(log, "OUTPUTS", [lines.append])
+    monkeypatch.setattr(log, "SPEAK_EVERY", 0.0)
+    monkeypatch.setattr("lowtax.judges.verdicts.CHUNK_RULES", 2)
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Why {i}?", "reply": "I cannot."}) + "\n" for i in range(7)))
+    api.judge(path, "refusal_words", out=tmp_path / "v")
+    assert lines[0] == "judging 7 replies with refusal_words, on the answer"
+    assert [line.split(" replies")[0] for line in lines[1:]] == ["  2 of 7", "  4 of 7", "  6 of 7"]
+    api.judge(path, "refusal_words", out=tmp_path / "v")
+    assert len(lines) == 4
+    say_unused("refusal_words", "hf", "float32", 1)
+    assert lines[4] == "the judge refusal_words has no use for --precision and --batch-size: ignored"
+    say_unused("llama_guard", "hf", "float32", 1)
+    assert len(lines) == 5
 
 
 def test_the_commands(tmp_path: Path, prompts: Path):

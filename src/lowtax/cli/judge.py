@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Text
+from lowtax.cli.options import BatchSize, Engine, Precision, Text, say_unused
 from lowtax.common.errors import UserError
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
@@ -67,6 +67,7 @@ def calibrate(
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
+    say_unused(judge, engine, precision, batch_size)
     cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, on))[:limit]
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))

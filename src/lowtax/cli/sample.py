@@ -22,6 +22,7 @@ from lowtax.cli.options import (
     Text,
     Thinking,
     at_revision,
+    say_unused,
     template_kwargs,
 )
 from lowtax.common.errors import UserError
@@ -167,15 +168,15 @@ def judge(
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
+    say_unused(judge_, engine, precision, batch_size)
     from lowtax.judges.own_replies import Columns
     from lowtax.judges.verdicts import excerpts
     from lowtax.study import api
 
-    own = Columns(**columns)
     rows = api.judge(
         replies,
         judge_,
-        columns=own,
+        columns=columns,
         on=on or "answer",
         out=out,
         again=again,
@@ -185,7 +186,7 @@ def judge(
     )
     print((out / "safety.md").read_text())
     if show:
-        texts, _ = api.stored_replies(replies, own)
+        texts, _ = api.stored_replies(replies, Columns(**columns))
         print(excerpts(texts, {verdict.reply_id: verdict for verdict in rows}, show))
     failed = [verdict for verdict in rows if verdict.label == "failed"]
     if failed and len(failed) == len(rows):

@@ -173,7 +173,10 @@ def judge(
         groups.setdefault(_subject_name(row), {}).setdefault(safety.prompt_set(row), []).append(row)
     rates = {who: {name: _cell(of_set, verdicts) for name, of_set in sets.items()} for who, sets in groups.items()}
     # One set needs no separate level; several have no rate in common.
-    plain = {who: next(iter(sets.values())) if len(sets) == 1 else {"sets": sets} for who, sets in rates.items()}
+    plain = {
+        who: {"set": next(iter(sets)), **next(iter(sets.values()))} if len(sets) == 1 else {"sets": sets}
+        for who, sets in rates.items()
+    }
     write_json(out / "safety.json", {"judge": name, "on": on, "replies": origin, "rates": plain, **provenance()})
     write_text(out / "safety.md", markdown(rates, name, on))
     write_text(out / "judged.jsonl", "".join(_judged_line(row, verdicts[row.id], on) for row in rows))

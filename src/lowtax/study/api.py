@@ -162,7 +162,7 @@ def judge(
     engine: str = "hf",
     precision: str = "auto",
     batch_size: int = 16,
-    columns: Columns | None = None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Rows[Verdict]:
     """Judge replies, and return one verdict for each, in their order.
 
@@ -172,15 +172,17 @@ def judge(
         on: the text to judge. `both` is the thought and the answer.
         again: discard stored verdicts.
         engine, precision, batch_size: for judges that are models.
-        columns: of a file of your own; the usual names by default.
+        columns: of a file of your own, those of `prompt`, `reply`, `id`, `category` and `source` (the model); the
+            usual names by default.
 
     Raises:
         UserError: there is no such judge, or no replies.
     """
     own, origin = False, None
     if isinstance(replies, str | Path):
-        rows, own = stored_replies(Path(replies), columns or Columns())
-        origin = {"file": str(Path(replies).resolve()), "columns": vars(columns or Columns())}
+        named = Columns(**(columns or {}))
+        rows, own = stored_replies(Path(replies), named)
+        origin = {"file": str(Path(replies).resolve()), "columns": vars(named)}
     else:
         rows = list(replies)
     with _folder(out) as folder:
