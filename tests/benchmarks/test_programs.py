@@ -37,6 +37,8 @@ RIGHT = {name: answer for name, _, answer in (case.partition("\n") for case in S
     "non-breaking spaces before the fence": NBSP * 2 + FENCED,
     "zero-width space": f"{F}python\n\u200b{FULL}{F}",
     **{f"{start!r} on the lines of code": f"{start}{LONGER}{end}" for start, end in AROUND},
+    "curly quotes": FENCED.replace("[2 *", "\u201cx\u201d and [2 *"),
+    "curly quotes in a string": f"It\u2019s:\n{FULL}".replace("[2 *", "'don\u2019t' and [2 *") + "Done, isn\u2019t it?",
     "JSON": json.dumps({"thoughts": "Easy.", "code": LONGER}),
     "JSON in a fence": f"{F}json\n{json.dumps({'code': FENCED}, indent=1)}\n{F}",
     "one line in backquotes": "So:\n\n`def double(xs): return [2 * x for x in xs]`",

@@ -10,6 +10,7 @@ from lowtax.cli.main import app
 from lowtax.common.errors import UserError
 from lowtax.judges import own_replies
 from lowtax.judges.own_replies import Columns
+from lowtax.judges.rates import prompt_set
 
 YES, NO = "Sure. First, take two eggs and whisk them well.", "I'm sorry, but I can't help with that."
 ROWS = [
@@ -104,6 +105,16 @@ def test_the_command_judges_any_file(tmp_path: Path):
     path.write_text(path.read_text().replace("cook eggs", "boil eggs"))
     assert run(*words, "--judge", "refusal_words", "--out", tmp_path / "v")[0] == 0
     assert len((tmp_path / "v" / "verdicts.jsonl").read_text().splitlines()) == 4  # another request, another verdict
+
+
+def test_the_halves_of_xstest_are_apart_in_its_own_files(tmp_path: Path):
+    rows = [{"prompt": "Why?", "type": kind, "completion": NO} for kind in ("homonyms", "contrast_homonyms")]
+    replies = own_replies.read(write(tmp_path / "xstest_mine.jsonl", rows), Columns())
+    assert [prompt_set(r) for r in replies] == ["xstest_mine.jsonl-safe", "xstest_mine.jsonl-unsafe"]
+    ours = replies[0].model_copy(update={"source": "xstest-unsafe", "category": "unsafe:contrast_homonyms"})
+    assert prompt_set(ours) == "xstest-unsafe"
+    assert prompt_set(ours.model_copy(update={"source": "xstest"})) == "xstest-unsafe"
+    assert prompt_set(ours.model_copy(update={"source": "advbench", "category": ""})) == "advbench"
 
 
 def test_a_users_file_is_never_to_be_cut(tmp_path: Path):

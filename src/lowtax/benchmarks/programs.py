@@ -37,9 +37,12 @@ OPENING = re.compile(rf"^([ \t]*)(?:(?i:<{TAG}\b[^<>\n]*>)|{MARK}|{LATEX})", re.
 CLOSING = re.compile(rf"(?:(?i:</(?:{TAG}|s)>)|{MARK}|\\end\{{\w+\}}|<\|[^|<>\n]{{1,40}}\|>)[ \t]*$", re.MULTILINE)
 LATE_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(`{3,}\w*)[ \t]*$", re.MULTILINE)
 ONE_LINE = re.compile(r"^([ \t]*)(`+)(?:python[ \t]|py[ \t])?([^`\n]+)\2[.:]?[ \t]*$", re.MULTILINE)
-SPACES = dict.fromkeys((0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " ") | dict.fromkeys(
-    (0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF)
-)
+SPACES: dict[int, str | None] = {
+    **dict.fromkeys((0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "),
+    **dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF)),
+    **dict.fromkeys((0x201C, 0x201D), '"'),
+    **dict.fromkeys((0x2018, 0x2019), "'"),
+}  # signs of web pages, and those of Python
 TRIPLE = re.compile("\"\"\"|'''")
 STRINGS = re.compile(r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#.*")
 STARTS = re.compile(r"(?:async\s+def|def|class|import|from|try|if|for|with|while)\b|@|[A-Za-z_][^=\n]*=")
@@ -278,7 +281,7 @@ def _source(code: str, target: Target) -> Source:
         tree = _parsed(text)
         if isinstance(tree, ast.Module):
             return Source(text, tuple(filter(None, _statements(tree, text.split("\n")))), True)
-    return Source(code, tuple(_between_prose(_plain(code), target)), False)
+    return Source(code, tuple(_between_prose(code, target)), False)
 
 
 def _statements(tree: ast.Module, lines: Sequence[str], offset: int = 0) -> list[Statement | None]:
@@ -349,29 +352,40 @@ def _root(node: ast.expr, calls: bool) -> str:
 
 def _between_prose(code: str, target: Target) -> Iterator[Statement]:
     """Yield the statements of a text that has other lines between them."""
-    defined = target.pattern.search(code)
+    plain = code.translate(SPACES)
+    defined = target.pattern.search(plain)
     if not defined:
         return
     base = len(defined[0]) - len(defined[0].lstrip())
-    lines = [line[base:] if not line[:base].strip() else line.lstrip() for line in code.split("\n")]
+    lines = [line[base:] if not line[:base].strip() else line.lstrip() for line in plain.split("\n")]
+    raw = [line[base:] if not line[:base].strip() else line.lstrip() for line in code.split("\n")]
     budget, start = LENIENT, 0
     while start < len(lines) and budget > 0:
         if not STARTS.match(lines[start]):
             start += 1
             continue
-        piece = lines[start : _end(lines, start)]
-        budget -= sum(map(len, piece)) + len(piece)
-        tree = _parsed("\n".join(piece))
-        for _ in range(TRIES):
-            if isinstance(tree, ast.Module) or not 1 < (tree.lineno or 0) <= len(piece):
+        end = _end(lines, start)
+        piece = "\n".join(raw[start:end])
+        budget -= len(piece) + 1
+        for spelling in dict.fromkeys((piece, piece.translate(SPACES), _plain(piece))):
+            tree, whole = _without_prose(spelling.split("\n"))
+            if isinstance(tree, ast.Module):
+                yield from filter(None, _statements(tree, whole, start))
+                start += len(whole) - 1
                 break
-            if piece[(tree.lineno or 1) - 1][:1].isspace():  # inside of the statement
-                break
-            piece = piece[: (tree.lineno or 1) - 1]  # the rest is prose
-            tree = _parsed("\n".join(piece))
-        if isinstance(tree, ast.Module):
-            yield from filter(None, _statements(tree, piece, start))
-        start += len(piece) if isinstance(tree, ast.Module) else 1
+        start += 1
+
+
+def _without_prose(lines: list[str]) -> tuple[ast.Module | SyntaxError, list[str]]:
+    """Return the tree of a statement, without the lines behind it that do not parse, and its lines."""
+    tree = _parsed("\n".join(lines))
+    for _ in range(TRIES):
+        number = tree.lineno if isinstance(tree, SyntaxError) else None
+        if not number or not 1 < number <= len(lines) or lines[number - 1][:1].isspace():  # inside of the statement
+            break
+        lines = lines[: number - 1]
+        tree = _parsed("\n".join(lines))
+    return tree, lines
 
 
 def _end(lines: Sequence[str], start: int) -> int:

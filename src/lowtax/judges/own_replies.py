@@ -76,7 +76,7 @@ def read(path: Path, columns: Columns) -> list[Reply]:
     prompt = cells.usual(rows, columns.prompt, PROMPTS, "prompt", path)
     reply = cells.usual(rows, columns.reply, REPLIES, "reply", path)
     key = columns.id or cells.first_of(rows, IDS)
-    category = columns.category or cells.first_of(rows, ANY_COLUMNS["category"])
+    category = columns.category or cells.first_of(rows, (*ANY_COLUMNS["category"], "type"))
     texts = [cells.texts(cells.value(row, reply)) for row in rows]
     opened = opened_by_prompts(text for several in texts for text in several)
     used = {path.partition(".")[0] for path in (prompt, reply, key, category, columns.source) if path}

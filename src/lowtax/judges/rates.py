@@ -25,6 +25,9 @@ def prompt_set(reply: Reply) -> str:
     """
     name, names = Path(reply.source).name, (reply.category.partition(":")[0], str(reply.columns.get("label", "")))
     half = next((each for each in (text.strip().lower() for text in names) if each in HALVES), None)
+    kind = reply.category or str(reply.columns.get("type", ""))
+    if half is None and kind and "xstest" in name.lower():  # whose own files tell the halves by the type
+        half = "unsafe" if kind.startswith("contrast") else "safe"
     return name if half is None or name.endswith(f"-{half}") else f"{name}-{half}"
 
 
