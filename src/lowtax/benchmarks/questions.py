@@ -124,7 +124,7 @@ def open_rows(name: str, task: Task, prompt: Callable[[str, str], str] | None = 
 
 
 def open_score(row: Prompt, answer: str, preset: str) -> Score:
-    """Compare the final answer with the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics."""
+    """Compare the final answer with the gold one, as mathematics: 025 is 25 and 25.0."""
     gold = gold_answer(str(row.gold))
     if preset == "reference":
         correct, content = reference_rules.correct(answer, gold)
@@ -133,9 +133,7 @@ def open_score(row: Prompt, answer: str, preset: str) -> Score:
     if final is None:
         return Score(False, None, rule.value)
     ours, theirs = (normalise(extract.unboxed(text)) for text in (final, gold))
-    both_integers = ours.integer is not None and theirs.integer is not None
-    correct = ours.integer == theirs.integer if both_integers else mathematics.equal(ours, theirs)
-    return Score(correct, ours.integer or final, rule.value, checkable=rule.boxed)
+    return Score(mathematics.equal(ours, theirs), ours.integer or final, rule.value, checkable=rule.boxed)
 
 
 def mathematics_prompt(problem: str, preset: str) -> str:

@@ -30,7 +30,7 @@ def test_the_last_closed_box(text, inside):
     ("\\boxed{\\text{Option C}}", "C"), ("\\boxed{\\text{C: a dog}}", "C"), ("\\boxed{\\text{(C) a dog}}", "C"),
     ("\\boxed{Mars}", "A"), ("\\boxed{\\text{Venus}}", "B"), ("\\boxed{4.5\\ \\text{m/s}}", "D"),
     ("\\boxed{A dog}", "C"),
-    ("\\boxed{D.\\,4.5}", "D"), ("\\boxed{D}\n\nThe answer is A.", "D"),
+    ("\\boxed{D.\\,4.5}", "D"), ("\\boxed{D}\n\nThe answer is A.", "A"),
     ("Answer: C.", "C"), ("**Answer: (C)**", "C"), ("The answer is C", "C"), ("The answer is A because x", "A"),
     ("Answer: A", "A"), ("Answer: b", "B"), ("The correct answer is (b).", "B"),
     ("The best answer would be D: 4.5", "D"),

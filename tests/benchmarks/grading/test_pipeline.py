@@ -15,9 +15,14 @@ from lowtax.common.records import Prompt
 FOLDER = Path(str(grading.__file__)).parent
 IMPORTS = {
     "normalise": set(),
-    "extract": {"normalise"},
-    "mathematics": {"extract", "normalise"},
-    "letters": {"extract"},
+    "languages": set(),
+    "structured": set(),
+    "expressions": {"normalise"},
+    "relations": {"expressions"},
+    "stated": {"languages", "normalise"},
+    "extract": {"languages", "normalise", "stated", "structured"},
+    "mathematics": {"expressions", "extract", "normalise", "relations"},
+    "letters": {"expressions", "extract", "languages", "mathematics", "normalise", "structured"},
     "reference_rules": set(),
     "worker": set(),
     "pool": {"mathematics", "worker"},
@@ -117,7 +122,7 @@ def test_parts_are_compared_without_algebra_where_numbers_decide(answer: str, go
     assert decided(gold, answer) == expected
 
 
-def test_without_math_verify_only_algebra_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_without_math_verify_only_calculus_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     benchmark = load("math", Task())
 
@@ -129,5 +134,6 @@ def test_without_math_verify_only_algebra_is_refused(monkeypatch: pytest.MonkeyP
     assert right("\\boxed{\\{2,1\\}}", "\\{1,2\\}")
     assert not right("\\boxed{[1,2)}", "[1,3)")
     assert right("\\boxed{\\sqrt{x}+1}", "\\sqrt{x} + 1")
+    assert right("\\boxed{\\sqrt{4x}+1}", "2\\sqrt{x}+1")
     with pytest.raises(UserError, match=r"pip install 'lowtax\[eval\]'"):
-        right("\\boxed{\\sqrt{4x}+1}", "2\\sqrt{x}+1")
+        right("\\boxed{\\int_0^1 x}", "\\frac12")
