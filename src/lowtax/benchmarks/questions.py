@@ -178,7 +178,7 @@ def gold_answer(text: str) -> str:
     stated = after if mark else line[1] if line else None
     if stated is not None:
         return stated.strip().replace(",", "")
-    return extract.boxed(text) or text.strip()
+    return extract.boxes(text) or text.strip()
 
 
 def listed(value: Any, where: str) -> list[str]:

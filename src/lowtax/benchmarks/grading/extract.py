@@ -15,7 +15,7 @@ UNBRACED = re.compile(r"[ \t]*((?=[-+(\d.]|\\[A-Za-z{(]|[A-Za-z](?![A-Za-z]))(?:
 BRACE = re.compile(r"\s*\{")
 SEARCHED = 8_000  # characters at the end in which an answer is looked for outside of a box
 BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|\\(?:text|mathrm)\{[^{}]{0,12}\}|and|or|und|oder|y|et|ou|e|и|или|和|或|与"
+    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|\\(?:text|mathrm)\{[^{}]{0,30}\}|and|or|und|oder|y|et|ou|e|и|или|和|或|与"
     r"|\\(?:land|lor|wedge|vee)(?![a-z])|[a-z](?:_\{?\d\}?)?\s*=)*"
 )
 JOINING = re.compile(r"and|or|,|;|und|oder|\by\b|\bet\b|\bou\b|и|和|或|与|\\land|\\lor|\\wedge|\\vee")
@@ -49,6 +49,7 @@ FINAL = re.compile(
     r"(?::|=|is\b|should be\b|must be\b|therefore\b)\**[\s:]*(?P<rest>.+)",
     re.IGNORECASE,
 )
+HOPED = re.compile(r"[Tt]he final answer is:?\s*([^\n]{1,300}?)\.?\s*I hope it is correct")
 ROUNDED = re.compile(
     r"\b(?:about|approximately|roughly|around|nearly|almost|above|below|shown)\b|≈|\\approx", re.IGNORECASE
 )
@@ -56,12 +57,13 @@ PROSE = re.compile(rf"(?<![\\\w{{])[A-Za-z]{{2,}}[ ,:]|{normalise.LONG_WORD.patt
 NAMES = re.compile(r"\\(?:begin|end|text|textbf|mathrm|operatorname|left|right)\*?\{[^{}]*\}")
 RESULT = re.compile(r"(?:=|\\approx|≈)\s*&?\s*([^=≈\n]{1,60})")
 NAMED = re.compile(r"[A-Za-z](?:_\{?\w\}?)? ?=[^=]+")
+DECIMAL_COMMA = re.compile(r"(?<![\d,.(\[{])(\d+),(\d{1,2})(?![\d,)\]}.])")
 EQUALS = re.compile(r"=|≈|\bequals\b|\\approx")
 ASIDE = re.compile(r"\([^()]*\)|,? which (?:is|equals) .*|,? or about .*")
 REMARK = re.compile(r"\([A-Z][a-z].*\)\.?")
 ARROW = re.compile(r"=>|⇒|⟹|-->|->")
 SUBORDINATE = re.compile(r"^\W*(?:Since|After|For|With|In|Over|If|Because|Given|Of|At|By|During|When)\b.*?,\s")
-SENTENCE = re.compile(r"(?<=[^\s\d][.!?])\s+(?=\S)|(?<=\d[.!?])\s+(?=\D)")
+SENTENCE = re.compile(r"(?<=\$\$)\s+(?=[A-Z])|(?<=\\\])\s+(?=[A-Z])|(?<=[^\s\d][.!?])\s+(?=\S)|(?<=\d[.!?])\s+(?=\D)")
 TOTAL = re.compile(r"\bfor an? (?:\w+ )?total of\b(?=.*\d)")
 TAKES = re.compile(r"\b(?:takes?|took|needs?|requires?|lasts?|costs)\s+((?:\S+\s+){1,3}?)(?:for|to)\s", re.IGNORECASE)
 RESULTS_IN = 2_000  # characters above a conclusion in which its calculation is looked for
@@ -105,17 +107,17 @@ def final_answer(text: str) -> tuple[str | None, Rule]:
 
     The first rule that finds something counts, and within a rule the last match: an `<answer>` tag or the `answer`
     field of a JSON object that ends the reply, unless a box follows; a box (the last ones together if only "and", "or"
-    or a comma is between them), unless the last line is an explicit statement such as "Final answer: 18"; `#### 18`; a last
-    line `A: 18`; a phrase such as "the answer is", in many languages; a reply that is an answer and nothing else; what
-    the last lines state: the value after "is" or "=", a bold part, an amount, and of several amounts the result of the
-    last calculation above.
+    or a comma is between them), unless the last line is an explicit statement such as "Final answer: 18"; `#### 18`; a
+    last line `A: 18`; a phrase such as "the answer is", in many languages; a reply that is an answer and nothing else;
+    what the last lines state: the value after "is" or "=", a bold part, an amount, and of several amounts the result of
+    the last calculation above.
     """
     start = text.rfind("\\boxed")
     for read, rule in ((structured.tagged, Rule.TAG), (structured.field, Rule.FIELD)):
         place = read(text)
         if place and place[1] > start:
             return _content(place[0]), rule
-    box = _boxes(text)
+    box = boxes(text)
     if box is not None and (final := _final_statement(text, box)) is not None:
         return final, Rule.FINAL
     if box is not None and "\\text" in box and len(re.findall(r"[A-Za-z]{2,}", normalise.plain(box))) >= 5:
@@ -177,6 +179,8 @@ def _content(text: str) -> str:
 def _final_statement(text: str, box: str) -> str | None:
     """Return the value of a last line such as "Final answer: 18" that follows the last box and says something else."""
     after = text[text.rfind("boxed") :]
+    if "I hope it is correct" in after and (match := HOPED.search(after)):
+        return _value(match[1], "", phrase=True)
     if "\n" not in after:
         return None
     lines = [line for line in after[-SEARCHED:].split("\n")[1:] if not CLOSING_LINE.fullmatch(line)]
@@ -227,7 +231,7 @@ def unboxed(answer: str) -> str:
     return (boxed(answer) or answer) if "box" in answer else answer
 
 
-def _boxes(text: str) -> str | None:
+def boxes(text: str) -> str | None:
     """Return the content of the last box, or of the last boxes that are one answer, joined by commas."""
     last = boxed(text)
     if last is None or text.count("\\boxed") < 2:
@@ -269,12 +273,14 @@ def _value(line: str, above: str, phrase: bool = False) -> str | None:
         return _without_separators(_right_side(short))
     bold = [part for part in BOLD.findall(line) if re.search(r"\d", part)]
     if not bold:
+        line = line if stated.FORMULA.search(line) else DECIMAL_COMMA.sub(r"\1.\2", line)
         sentence = _last_sentence(line, phrase)
         value = (stated.leading(sentence) if phrase else None) or stated.value(sentence)
         if value is not None:
             return _without_separators(_right_side(normalise.unlabelled(normalise.plain(value)))) or None
         line = line if TOTAL.search(line) else stated.main_clause(line)
-    formulas = [match["a"] or match["b"] or match["c"] or match["e"] for match in stated.FORMULA.finditer(line)]
+    last = _last_sentence(line, phrase)
+    formulas = [match["a"] or match["b"] or match["c"] or match["e"] for match in stated.FORMULA.finditer(last)]
     formulas = [f for f in formulas if not normalise.has_words(NAMES.sub("", f)) and re.search(r"\w", f)]
     if not bold and formulas and not re.fullmatch(r"[\d.,{}$%\\ ]*", formulas[-1]):
         last = ", ".join(_equations(line)) or str(formulas[-1])
@@ -347,7 +353,9 @@ def _right_side(short: str) -> str:
     """Return the number that a chain of calculations ends in; an equation with letters on its right stays whole."""
     if re.search(r"=[^=]*,[^=]*=", short):
         return short
-    right = re.split(r"(?<![<>\\])=", short)[-1]
+    left, _, right = short.rpartition("=")
+    if right == "0" and re.search(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", left) and re.search(r"[-+*^]", left):
+        return short  # an equation, not a result
     return right if normalise.number(right) is not None else short
 
 
@@ -360,7 +368,8 @@ def _without_separators(short: str) -> str:
 
 
 def _amounts(line: str) -> list[str]:
-    """Return the numbers in a line of prose, without separators."""
+    """Return the numbers in a line of prose, without separators; `2,74` is a number with a decimal comma."""
+    line = DECIMAL_COMMA.sub(r"\1.\2", line)
     line = CURRENCY.sub("", line.replace("{,}", ",").replace("\\!", "")).replace("\\,", " ")
     line = re.sub(r"(?<=\d)[\u00a0\u202f\u2009 ](?=\d{3}(?!\d))", "", line.replace("\u2212", "-"))
     return [match[0].replace(",", "") for match in AMOUNT.finditer(line)]

@@ -48,7 +48,7 @@ OF_CALCULUS = re.compile(
 OPTION = re.compile(r"\(([A-Z])\)(?=[-\d\\(\[])(.+)|([A-E])[.:)](?=[-\d\\(\[])(.+)")
 SCALE = re.compile(r"hundred|thousand|[mbtr]+illion|dozen|\b(?:and|or)\b|half|third|quarter|\bnot\b|less|more|about")
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
-COORDINATE = re.compile(r"[xyz]=[-\d\\.]+(?!.*[xyz])")
+COORDINATE = re.compile(r"[xyz]=(?=[-\d\\.])(?!.*[xyz,])")
 NAMED_TUPLE = re.compile(r"\(?([A-Za-z](?:,[A-Za-z]){1,3})\)?=\((.*)\)")
 MATRIX = re.compile(
     r"\\begin\{([pbvV]?)(?:small)?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[pbvV]?(?:small)?(?:matrix|array)\}"
@@ -105,9 +105,17 @@ def equal(answer: Answer, gold: Answer) -> bool:
     hours = [re.search(r"\b([ap])\.?m\b", each.written, re.IGNORECASE) for each in (answer, gold)]
     if hours[0] and hours[1] and hours[0][1].lower() != hours[1][1].lower():
         return False
+    if COORDINATE.match(answer.text) and COORDINATE.match(gold.text) and answer.text[0] != gold.text[0]:
+        return False
     if answer.unit and gold.unit and answer.unit != gold.unit:
         return _same_measure(answer, gold)
-    return any(_equal(each, gold.text) for each in _readings(answer.text, gold.text))
+    chain = gold.text.rpartition("=")[2] if gold.text.count("=") > 1 and "," not in gold.text else ""
+    for right in (gold.text, chain) if chain else (gold.text,):
+        if any(_equal(each, right) for each in _readings(answer.text, right)):
+            return True
+    point = _with_point(gold.text, answer.text)  # a gold answer with a decimal comma
+    once = _once(gold.text)
+    return any(other is not None and _equal(answer.text, other) for other in (point, once))
 
 
 def _same_measure(answer: Answer, gold: Answer) -> bool:
@@ -120,23 +128,28 @@ def _same_measure(answer: Answer, gold: Answer) -> bool:
 
 def _readings(text: str, gold: str) -> Iterator[str]:
     """Return what an answer may mean beside this gold answer, the likeliest first."""
-    sides = _sides(text, gold)
-    yield from sides or [text]
+    sides = _sides(text, unlabelled(gold))
+    yield from [text, *sides] if "=" in gold else sides or [text]
     if option := OPTION.fullmatch(text):
         yield option[2] or option[4]
         yield option[1] or option[3]
-    value = number(unlabelled(gold))
-    if (
-        re.fullmatch(r"(?:[A-Za-z]=)?-?\d+,\d+%?", text)
-        and number(unlabelled(text)) is None
-        and value is not None
-        and "," not in gold
-    ):
-        comma = unlabelled(text).replace(",", ".")
-        if value.denominator > 1 or re.fullmatch(r".*\.00?%?", comma):
-            yield comma
+    if (comma := _with_point(text, gold)) is not None:
+        yield comma
     if (once := _once(text)) and not _is_list(gold):
         yield once
+    if _is_list(text) and _is_list(gold):
+        ours, theirs = (list(dict.fromkeys(split(each, ","))) for each in (text, gold))
+        if len(ours) < text.count(",") + 1 and len(theirs) == len(split(gold, ",")):
+            yield ",".join(ours)
+
+
+def _with_point(text: str, gold: str) -> str | None:
+    """Return a number with a decimal comma, written with a point, if the gold answer is a number that is not whole."""
+    plain, value = unlabelled(text), number(unlabelled(gold))
+    if not re.fullmatch(r"-?\d+,\d+%?", plain) or number(plain) is not None or value is None or "," in gold:
+        return None
+    point = plain.replace(",", ".")
+    return point if value.denominator > 1 or re.fullmatch(r".*\.00?%?", point) else None
 
 
 def _is_list(text: str) -> bool:
@@ -159,7 +172,7 @@ def _sides(text: str, gold: str) -> list[str]:
     exact, *approximate = re.split(r"\\approx ?|≈", text)
     last = re.split(r"(?<![<>\\])=", exact)[-1].strip()
     if re.fullmatch(r"[A-Za-z]", last):
-        return []
+        return approximate if all(approximate) else []
     return [last, *approximate] if last and last != text and all(approximate) else []
 
 
@@ -170,13 +183,6 @@ def _equal(text: str, gold: str) -> bool:
     if not text or not gold or max(len(text), len(gold)) > LONGEST:
         return False
     text, gold = _in_order(text), _in_order(gold)
-    if (
-        COORDINATE.match(text)
-        and COORDINATE.match(gold)
-        and text[0] != gold[0]
-        and text.count("=") == gold.count("=") == 1
-    ):
-        return False
     parts = _parts(unlabelled(text)), _parts(unlabelled(gold))
     decided = _same(*parts, _same_leaf)  # first without algebra: a number that differs makes it unnecessary
     related = decided is not True and _may_be_related(text, gold)
@@ -295,7 +301,7 @@ def _by_name(part: Part) -> tuple[Part, ...]:
     """Return the parts of a list such as `y=1,x=2` in the order of their names, if all have different ones."""
     labels = [LABEL.match(each.text) for each in part.parts]
     names = [label[0] for label in labels if label and "=" in label[0]]
-    if part.kind or len(set(names)) < len(part.parts):
+    if part.kind not in ("", "()") or len(set(names)) < len(part.parts):
         return part.parts
     ordered = sorted(zip(names, part.parts, strict=True), key=lambda pair: (pair[0].startswith("\\"), pair[0]))
     return tuple(each for _, each in ordered)
@@ -362,13 +368,14 @@ def _same_by_algebra(text: str, gold: str) -> bool:
         return decided
     if not _here.algebra:
         raise Undecided
-    if (related := relations.same(text, gold)) is not None:
+    related, calculus = relations.same(text, gold), bool(CALCULUS.search(text + gold))
+    if related is not None and (related or not calculus):
         return related
     x, y = unlabelled(text), unlabelled(gold)
     x, y = (each if (value := number(each)) is None else exact(value) for each in (x, y))
     same = expressions.equal(x, y)
     if same is None:
-        return bool(CALCULUS.search(x + y)) and _calculus(x, y)
+        return calculus and _calculus(x, y)
     return same or _rounded(unlabelled(text), y) or _rounded(unlabelled(gold), x)
 
 

@@ -63,6 +63,10 @@ EUROPEAN = re.compile(
 )
 BRACKETS = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 RENAMED = (
+    (re.compile(r"^(\d+) ?(?:\^?\{? ?(?:\\(?:text|mathrm)\{ ?)?(?:st|nd|rd|th)\b[ }]*)$"), r"\1"),
+    (re.compile(r"\\\\(?=(?:d?frac|sqrt|left|right|pi|text|cdot|infty|times|cup|pm|theta|begin|end|leq?|geq?"
+                r"|circ)(?![a-z]))"),
+     r"\\"),
     (re.compile(r"\\(?:mathrm|text|textrm|rm|mathit|operatorname)\s*\{\s*([ie])\s*\}"), r"\1 "),
     (re.compile(r"\\math(?:bf|it)\s*\{\s*([A-Za-z])\s*\}"), r"\1 "),
     (re.compile(r"\\imath(?![a-z])"), "i "),
@@ -98,7 +102,7 @@ RENAMED = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)(?:\\[,;:! ]|,\\!|\s|~)+(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<=\d),\\!(?=\d{3}(?!\d))"), ","),
-    (re.compile(r"(?<!\\)\\(?:[!;:,>]|q?quad(?![a-z])|hspace\{[^{}]*\}|(?=\s))|~"), " "),
+    (re.compile(r"(?<!\\)\\(?:[!;:,>]|q?quad|hspace\{[^{}]*\}|(?=\s))|~"), " "),
     (re.compile(r"\\(?:\$|pounds|euro)|\$|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname|boldsymbol)\*?"
@@ -129,7 +133,8 @@ UNIT = re.compile(
 ASIDE = re.compile(r" ?\((?:(?:or|about|approximately|rounded|since|because)\b|i\.e\.|≈|\\approx)[^()]*\)$")
 LABEL = re.compile(
     r"(?:\\text\{[^{}]*\}|[A-Za-z]'*|[A-Za-z]_(?:\w|\{\w{1,3}\})|[A-Za-z](?:\^\{-1\}|')*\([A-Za-z](?:,[A-Za-z])?\)"
-    r"|(?:Pr?|E)[(\[][^()\[\]=]{1,40}[)\]]|m?\\angle ?[A-Z]{1,3}|\\[a-z]+(?:_\w)?"
+    r"|(?:Pr?|E)[(\[][^()\[\]=]{1,40}[)\]]|m?\\angle ?[A-Z]{1,3}|\\frac\{[A-Z]{1,3}\}\{[A-Z]{1,3}\}"
+    r"|[A-Z](?:_\{?\w{1,5}\}?)?:[A-Z](?:_\{?\w{1,5}\}?)?|\\[a-z]+(?:_\w)?"
     r"|\|?[A-Z]{2,3}\|?|\([a-z](?:,[a-z]){1,3}\)|[a-z](?:,[a-z]){1,3}) ?(?:= ?|\\in(?![a-z]) ?)(?=[^=])"
 )
 RIGHT_LABEL = re.compile(r"([-+\d.,\s/()]+|-?\\frac\{\d+\}\{\d+\}) ?= ?[A-Za-z]")
@@ -250,6 +255,9 @@ def _european(text: str) -> str:
     text = EUROPEAN.sub(lambda m: re.sub(r"[. ]", "", m[1] or m[3]) + "." + (m[2] or m[4]), text)
     if ";" not in text:
         return text
+    groups = text.split(";")
+    if all("=" in group and "," in group for group in groups):  # `p=5,q=2;p=7,q=2` is two pairs
+        return ",".join(f"({group.strip()})" for group in groups)
     text = re.sub(r"\\;", " ", text)
     return re.sub(r"(?<=\d),(?=\d)", ".", text).replace(";", ",") if ";" in text else text
 

@@ -165,7 +165,11 @@ def _inequality(text: str) -> Reals | None:
     chain = relation(text)
     if chain is None or "=" in chain.signs:
         return None
-    named = [place for place, part in enumerate(chain.parts) if re.fullmatch(r"[A-Za-z]|\\[a-z]+", part)]
+    named = [
+        place
+        for place, part in enumerate(chain.parts)
+        if re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|\\[a-z]+", part)
+    ]
     named = [place for place in named if (each := read(chain.parts[place])) and each.letters]
     if len(named) != 1:
         return None

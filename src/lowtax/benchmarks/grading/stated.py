@@ -51,7 +51,7 @@ SYSTEM = re.compile(rf"({NAMED}(?:\s?(?:,|and|,\s?and)\s?{NAMED})+)\W*$")
 AND_BETWEEN = re.compile(r"\s?,?\s?and\s?|\s?,\s?")
 CONDITION = re.compile(r",?\s+(?:if|when|because|since)\s.*$", re.IGNORECASE | re.DOTALL)
 OPERATION = re.compile(
-    r"\s+(?:times|plus|minus|more than|less than|fewer than|divided by|multiplied by|percent of|% of|out of)\b"
+    r"\s+(?:(?:times|plus|minus|divided by|multiplied by|out of)\s+\$?\d|(?:more|less|fewer) than\b|percent of\b|% of\b)"
 )
 CLOCK_TIME = re.compile(r"\s+(?:by|before|until|after|from|at)\s+\d{1,2}(?::\d\d)?\s*[ap]\.?m\b\.?", re.IGNORECASE)
 PLURAL = re.compile(
@@ -70,6 +70,7 @@ def value(sentence: str) -> str | None:
     if system := SYSTEM.search(sentence):
         return AND_BETWEEN.sub(", ", system[1])
     formulas = [match.span() for match in FORMULA.finditer(sentence)]
+    spare = None
     plural = bool(PLURAL.search(FORMULA.sub("", sentence)))
     subordinate = [match.start() for match in SUBORDINATE.finditer(sentence)]
     for verb in reversed([match for match in STRONG.finditer(sentence) if not _inside(match.start(), formulas)]):
@@ -79,11 +80,12 @@ def value(sentence: str) -> str | None:
         clause = max(before.rfind(", "), before.rfind("; "), before.rfind(". "), -1)
         below = verb[0] not in "=:" and any(clause < start < verb.start() for start in subordinate)
         if below and not _outer(before, subordinate, verb.start()):
+            spare = spare or leading(sentence[verb.end() :], plural)
             continue
         if (stated := leading(sentence[verb.end() :], plural)) is not None:
             return stated
         if re.search(r"\d|\$", sentence[verb.end() :]):
-            return None
+            return spare if re.match(r"\s*not\b", sentence[verb.end() :]) else None
     return None
 
 

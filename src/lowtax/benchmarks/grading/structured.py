@@ -20,6 +20,7 @@ FIELD = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 AFTER_FIELD = 300  # characters that may follow the object
+AFTER_REPLY = 1_500  # the same, for a reply that begins with an object
 ESCAPED = re.compile(r"\\(?:([\"'/])|(n)(?![A-Za-z])|(u[0-9a-fA-F]{4}))")
 FENCE = re.compile(r"^[ \t>]*(?:```+|~~~+)[ \t]*[\w+.#-]{0,20}[ \t]*$\n?", re.MULTILINE)
 FENCE_INLINE = re.compile(r"```+")
@@ -42,18 +43,19 @@ def field(text: str) -> tuple[str, int] | None:
     last = None
     for match in FIELD.finditer(text):
         last = match
-    if last is None or not _ends(text[last.end() :]):
+    limit = AFTER_REPLY if text.lstrip().removeprefix("```json").lstrip().startswith("{") else AFTER_FIELD
+    if last is None or not _ends(text[last.end() :], limit):
         return None
     value = _unescaped(last["value"])
     return (value, last.start()) if value else None
 
 
-def _ends(rest: str) -> bool:
+def _ends(rest: str, limit: int) -> bool:
     """Return True if a text holds the end of an object and little else."""
     inside, brace, after = rest.rpartition("}")
     if not brace:
         return not rest.strip(" \t\n`~\"',]")
-    return "{" not in inside and len(after) <= AFTER_FIELD and "\\boxed" not in after
+    return "{" not in inside and len(after) <= limit and "\\boxed" not in after
 
 
 def _unescaped(raw: str) -> str:
