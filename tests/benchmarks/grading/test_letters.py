@@ -130,6 +130,7 @@ def test_reference_letters(text, found):
 
 @pytest.mark.parametrize("text", [
     "\\boxed{" * 20_000, "{" * 100_000, "\\boxed " * 20_000, "answer is " * 20_000, "(A) " * 40_000, "A " * 60_000,
+    "<answer>" * 20_000, "[[" * 50_000, "not A " * 30_000, "leaving " * 20_000, "=> " * 40_000, "\u7b54\u6848" * 40_000,
     "option " * 30_000, " " * 200_000, "answer" + " " * 100_000, "choose " * 30_000, "is " * 50_000, "\\text{" * 20_000,
     "A," * 60_000, "*" * 150_000, "_" * 150_000, "answer to this " + "a " * 60_000, "\\" * 150_000,
     "The answer is " * 9_000,

@@ -125,6 +125,18 @@ def test_answers_that_spelling_decides_start_no_worker(monkeypatch):
     assert started == [1]
 
 
+def test_a_long_answer_is_for_a_worker_with_its_time_limit(monkeypatch):
+    lengths = []
+    grade = pool._Pool.grade
+    monkeypatch.setattr(
+        pool._Pool, "grade", lambda self, pairs: lengths.extend(len(t) for _, t in pairs) or grade(self, pairs)
+    )
+    nested = "\\boxed" + "{" * 50_000 + "}" * 50_000
+    scores = pool.grade_all(Spelled(Task()), pairs("\\boxed{0.5}", nested, gold="0.5"), workers=1)
+    assert [s.correct for s in scores] == [True, False]
+    assert lengths == [len(nested)]
+
+
 def test_workers_do_not_import_torch():
     modules = "lowtax.benchmarks.grading.worker, lowtax.benchmarks.custom, math_verify"
     code = f"import {modules}, sys; print('torch' in sys.modules)"

@@ -198,6 +198,8 @@ def plain(text: str) -> str:
     """Return the one spelling of an answer, without units. Words keep single spaces; all else has none."""
     if len(text) > LONGEST:
         return text.strip()
+    if re.fullmatch(r"\s*-?\d+(?:\.\d+)?\s*", text, re.ASCII):
+        return text.strip()
     text = WHOLE_TEXT.sub(r"\1", IN_QUOTES.sub(r"\1", text))
     text = _multiplied(SMALL.sub(_small, text)).translate(SIGNS)
     for pattern, new in RENAMED:

@@ -51,7 +51,8 @@ SYSTEM = re.compile(rf"({NAMED}(?:\s?(?:,|and|,\s?and)\s?{NAMED})+)\W*$")
 AND_BETWEEN = re.compile(r"\s?,?\s?and\s?|\s?,\s?")
 CONDITION = re.compile(r",?\s+(?:if|when|because|since)\s.*$", re.IGNORECASE | re.DOTALL)
 OPERATION = re.compile(
-    r"\s+(?:(?:times|plus|minus|divided by|multiplied by|out of)\s+\$?\d|(?:more|less|fewer) than\b|percent of\b|% of\b)"
+    r"\s+(?:(?:times|plus|minus|divided by|multiplied by|out of)\s+\$?\d|(?:more|less|fewer) than\b|percent of\b"
+    r"|% of\b)"
 )
 CLOCK_TIME = re.compile(r"\s+(?:by|before|until|after|from|at)\s+\d{1,2}(?::\d\d)?\s*[ap]\.?m\b\.?", re.IGNORECASE)
 PLURAL = re.compile(
