@@ -88,7 +88,8 @@ def test_absolute_values():
 @pytest.mark.parametrize(("text", "value"), [
     ("\\frac{6}{4}", Fraction(3, 2)), ("2^{-3}", Fraction(1, 8)), ("\\sqrt{49}", Fraction(7)),
     ("8^{2/3}", Fraction(4)),
-    ("1\\frac{1}{2}", Fraction(3, 2)), ("5!", Fraction(120)), ("\\binom{5}{2}", Fraction(10)), ("\\lfloor 7/2\\rfloor", 3),
+    ("1\\frac{1}{2}", Fraction(3, 2)), ("5!", Fraction(120)), ("\\binom{5}{2}", Fraction(10)),
+    ("\\lfloor 7/2\\rfloor", 3),
     ("x+1", None), ("4\\to5", None), ("", None), ("2^{2^{2^{2^{2^{2}}}}}", None), ("1/0", None),
 ])  # fmt: skip
 def test_rational_values_are_exact(text, value):

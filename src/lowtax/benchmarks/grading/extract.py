@@ -93,13 +93,24 @@ class Rule(StrEnum):
         return self in (Rule.BOX, Rule.BOXED_SENTENCE)
 
 
+IN_WORDS = re.compile(
+    r"\b(?:is|are|equals|exactly|only|answer:?)\s+(?:exactly\s+|only\s+)?"
+    + f"({'|'.join(normalise.NUMBERS)})"
+    + r"\b(?!\s+(?:of|more)\b)|\b(no (?:real |integer |positive )?(?:solutions?|roots?))\b"
+)
+IS_ANSWER = re.compile(
+    r"(?:^|\n|[,.;:]\s|\b(?:so|thus|hence|therefore)\s)(\S[^\n,;]{0,60}?)\s+"
+    r"is (?:the|my|our) (?:final |correct )?answer\b",
+    re.IGNORECASE,
+)
 LINES = (
     (HASHES, Rule.HASHES),
     (LETTER_A, Rule.LETTER_A),
     (PHRASE, Rule.PHRASE),
     (languages.STATEMENT, Rule.PHRASE),
+    (IS_ANSWER, Rule.PHRASE),
 )
-WITHOUT_DIGITS = re.compile(r"[π∞√]|\\(?:pi|infty|text|frac|sqrt|emptyset)|\$[^$]+\$|\*\*[^*]+\*\*")
+WITHOUT_DIGITS = re.compile(IN_WORDS.pattern + r"|[π∞√]|\\(?:pi|infty|text|frac|sqrt|emptyset)|\$[^$]+\$|\*\*[^*]+\*\*")
 
 
 def final_answer(text: str) -> tuple[str | None, Rule]:
@@ -266,11 +277,15 @@ def _value(line: str, above: str, phrase: bool = False) -> str | None:
     """
     line = re.sub(r"^[-•]\s+(?!\d)", "", line[:LONGEST_LINE].strip())
     line = _not_but(line)
+    if phrase and (formula := stated.FORMULA.match(line)) and not re.search(r"[\d$\\=,]", line[formula.end() :]):
+        line = formula[0] if len(line) - formula.end() < 12 else line
     short = normalise.unlabelled(normalise.plain(re.sub(r"[*`]+", "", line)))
     if normalise.number(short) is not None or (
         short and not PROSE.search(NAMES.sub("", line)) and re.search(r"\w", short)
     ):
         return _without_separators(_right_side(short))
+    if not re.search(r"\d", line) and (worded := IN_WORDS.search(line)):
+        return worded[1] or worded[2]
     bold = [part for part in BOLD.findall(line) if re.search(r"\d", part)]
     if not bold:
         line = line if stated.FORMULA.search(line) else DECIMAL_COMMA.sub(r"\1.\2", line)
@@ -282,6 +297,8 @@ def _value(line: str, above: str, phrase: bool = False) -> str | None:
     last = _last_sentence(line, phrase)
     formulas = [match["a"] or match["b"] or match["c"] or match["e"] for match in stated.FORMULA.finditer(last)]
     formulas = [f for f in formulas if not normalise.has_words(NAMES.sub("", f)) and re.search(r"\w", f)]
+    if len(formulas) > 1 and re.fullmatch(r"\s*[A-Za-z]\s*", formulas[-1]):
+        formulas = [each for each in formulas if re.search(r"\d", each)] or formulas
     if not bold and formulas and not re.fullmatch(r"[\d.,{}$%\\ ]*", formulas[-1]):
         last = ", ".join(_equations(line)) or str(formulas[-1])
         return _without_separators(_right_side(normalise.unlabelled(normalise.plain(last)))) or None
@@ -354,7 +371,8 @@ def _right_side(short: str) -> str:
     if re.search(r"=[^=]*,[^=]*=", short):
         return short
     left, _, right = short.rpartition("=")
-    if right == "0" and re.search(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", left) and re.search(r"[-+*^]", left):
+    variables = set(re.findall(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", left))
+    if "=" not in left and (len(variables) > 1 or (variables and right == "0")) and re.search(r"[-+*^]", left):
         return short  # an equation, not a result
     return right if normalise.number(right) is not None else short
 

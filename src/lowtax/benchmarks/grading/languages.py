@@ -10,7 +10,7 @@ import re
 # "answer", with what may stand around it in a statement
 ANSWER = (
     # Chinese, Japanese, Korean
-    r"(?:最终|最終|正确|正確|因此|所以|故)*答案|正确选项|正確選項|本题应?选|答え|正解|解答|正しい(?:答え|選択肢|もの)|最終回答|回答"
+    r"(?:最终|最終|正确|正確|因此|所以|故)*答案|正确的?选项|正確的?選項|正确的答案|本题应?选|答え|正解|解答|正しい(?:答え|選択肢|もの)|最終回答|回答"
     r"|정답|최종 ?답변?|답안?|해답|답"
     # German, Dutch, Swedish
     r"|\b(?:End)?[Aa]ntwort(?:möglichkeit|option)?|\b(?:End)?[Ee]rgebnis|\bLösung|\b[Aa]ntwoord|\b[Ss]vare?t?"
@@ -24,12 +24,14 @@ ANSWER = (
     r"|[Αα]πάντηση"
 )
 ADJECTIVE = (
-    r"(?:richtige[rs]?|korrekte[rs]?|finale|corret[ao]|cert[ao]|correct[ao]?|correcte|final|finale|bonne|exacte"
+    r"(?:donc|also|somit|daher|entonces|quindi|portanto|поэтому|richtige[rs]?|korrekte[rs]?|finale|corret[ao]"
+    r"|cert[ao]|correct[ao]?|correcte|final|finale|bonne|exacte"
     r"|esatta|corretta|giusta|certa"
     r"|juste|definitiva|juiste|правильный|верный|окончательный|верным|является|النهائية|الصحيحة|الصحيح|النهائي|هي"
     r"|هو|सही|đúng|yang|benar"
     r"|doğru|prawidłowa|poprawna|správná|rätta|korrekta|ที่ถูกต้อง)(?![a-zà-ÿ])"
 )
+RIGHT_KIND = r"[Rr]ichtige|[Kk]orrekte|[Cc]orrecta|[Вв]ерный|[Пп]равильный|[Dd]oğru|[Pp]rawidłowa|[Jj]uiste"
 IS = (
     r"(?:应该|應該|应当|应|應|就)?(?:是|为|為|选择?|選擇?|等于|等於)|は|が|은|는|이|가|ist|lautet|wäre|is|är|es|sería|est|serait|è|é|seria"
     r"|является|"
@@ -96,7 +98,7 @@ MARKS = str.maketrans({
 LOOKALIKES = str.maketrans("АВСЕНКМОРТХавсеΑΒΕΗ", "ABCEHKMOPTXabceABEH")  # Cyrillic and Greek letters like Latin ones
 
 STATEMENT = re.compile(
-    rf"(?:(?:{ANSWER})(?:\s*{ADJECTIVE})*|(?:{OPTION})(?:\s*{ADJECTIVE})+)\**\s*"
+    rf"(?:(?:{ANSWER})(?:\s*{ADJECTIVE})*|(?:{OPTION})(?:\s*{ADJECTIVE})+|(?:{RIGHT_KIND})\s+(?:{OPTION}))\**\s*"
     rf"(?:(?:{IS})(?:\s*:\s*|\s+|(?<=[^A-Za-z]))|(?=(?:{NOT}))"
     rf"|(?=\(?[A-Z]\b))(?:\s*{ADJECTIVE})*[\s:]*(?P<rest>[^\n]{{1,400}})"
 )

@@ -20,6 +20,7 @@ WRAPPER = re.compile(
     r"|\\[,;!: ()\[\]]|\\(?=\s)|[{}$*`\"“”]|(?<!\w)_+|_+(?!\w)"
 )
 QUOTED = re.compile(r"['\u2018\u2019\u00ab\u201e]\s?([A-Za-z])\s?['\u2018\u2019\u00bb\u201c]|<([A-Z])>")
+SUFFIXED = re.compile(r"(?<=\b[A-Z])['\u2019][dt][i\u0131u\u00fc]r\b")  # Turkish
 SCRIPT = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0600-\u06ff\u0e00-\u0e7f\u0900-\u097f"
 BESIDE = re.compile(rf"(?<=[{SCRIPT}])(?=[A-Za-z(\[])|(?<=[A-Za-z)\]])(?=[{SCRIPT}])")
 LOOKALIKE = re.compile(r"(?<!\w)[АВСЕΑΒΕ](?!\w)(?!\s+[а-яА-Яα-ω])")
@@ -53,7 +54,8 @@ CHANGED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 ASIDES = (
-    r"(?:,?\s+(?:therefore|thus|then|hence|clearly|indeed|of course|definitely|likely|most likely|probably"
+    r"(?:,?\s+(?:therefore|thus|then|hence|clearly|indeed|of course|definitely|likely|most likely|probably|by \w+"
+    r"|as shown"
     r"|however|obviously)\b,?)"
 )
 PHRASE = re.compile(
@@ -111,6 +113,8 @@ CONCLUDED = re.compile(
     rf"|\b(?:answer|choice|option|verdict|decision)\s+{LETTER}\s*[.!]?\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
+DENIED = re.compile(r"(?:\b(?:not|cannot|never)|n['\u2019]t)\s+(?:\w+\s+)?$")
+UNIT = re.compile(r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\{\s*)?[A-Za-z/]{1,5}\}?\$?$")
 DOUBLE = re.compile(r"\[\[\s*\(?([A-Z])\)?\s*\]\]")
 FINAL = re.compile(
     r"^\W*(?:(?:so|thus|therefore|hence|wait|actually|correction|no|finally|and)\b[,:.]?\s*)*(?:(?:the|my)\s+)?"
@@ -207,6 +211,7 @@ def _plain(text: str) -> str:
     """Remove LaTeX wrappers and Markdown emphasis; full-width and look-alike letters become plain ones."""
     text = LOOKALIKE.sub(lambda match: match[0].translate(languages.LOOKALIKES), languages.western(_narrow(text)))
     text = WRAPPER.sub(lambda match: " " if match[0][:2] in ("\\q", "\\ ", "\\,") else "", text)
+    text = SUFFIXED.sub("", text)
     return QUOTED.sub(lambda match: match[1] or match[2], text if text.isascii() else BESIDE.sub(" ", text))
 
 
@@ -249,11 +254,9 @@ class _Options:
         value = normalise(content)
         if not value.text or has_words(value.text):
             return None
-        equal = [
-            name
-            for name, choice in zip(self.letters, self.choices, strict=False)
-            if _equal(value.text, normalise(choice).text)
-        ]
+        options = [choice if re.search("[A-Za-z]", value.text) else UNIT.sub("", choice) for choice in self.choices]
+        named = zip(self.letters, options, strict=False)
+        equal = [name for name, option in named if _equal(value.text, normalise(option).text)]
         return equal[0] if len(equal) == 1 else None
 
     def read(self, text: str, in_box: bool = False) -> Reading:
@@ -345,7 +348,9 @@ class _Options:
         ]
         for match in sorted(matches, key=lambda each: each.start(), reverse=True):
             name = next(group for group in match.groups() if group).upper()
-            negated = re.search(rf"{languages.NOT}|\b(?:neither|incorrect|wrong)\b", match[0])
+            negated = re.search(rf"{languages.NOT}|\b(?:neither|incorrect|wrong)\b", match[0]) or DENIED.search(
+                text[max(0, match.start() - 30) : match.start()]
+            )
             if (
                 not negated
                 and name in self.letters

@@ -359,7 +359,9 @@ def _of_x(names: list[str], x: str, y: str) -> bool:
 
 
 def _phrase(words: str) -> str:
-    return words.casefold().removeprefix("the ").replace("-", " ")
+    return re.sub(
+        r" (?:function|number)$", "", words.casefold().removeprefix("the ").replace("-", " ").removesuffix("s")
+    )
 
 
 def _same_by_algebra(text: str, gold: str) -> bool:

@@ -44,8 +44,12 @@ PARTS = {
     "fourth": 4,
     "fifth": 5,
     "sixth": 6,
+    "seventh": 7,
     "eighth": 8,
+    "ninth": 9,
     "tenth": 10,
+    "hundredth": 100,
+    "thousandth": 1000,
 }
 SIMPLE = r"(?<![\w.])([-+]?\d[\d,]*(?:\.\d+)?)"
 TEXT_OR_SPACE = r"(?:\s|~|\\[,;: ])*(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*)?"
@@ -70,6 +74,14 @@ RENAMED = (
     (re.compile(r"\\(?:mathrm|text|textrm|rm|mathit|operatorname)\s*\{\s*([ie])\s*\}"), r"\1 "),
     (re.compile(r"\\math(?:bf|it)\s*\{\s*([A-Za-z])\s*\}"), r"\1 "),
     (re.compile(r"\\imath(?![a-z])"), "i "),
+    (re.compile(r"\\(?:operatorname\{cis\}|text\{cis\}|mathrm\{cis\}|cis) ?\(?(\d+) ?\^ ?\{?\\circ ?\}?\)?"),
+     r"e^{\\frac{\1\\pi i}{180}}"),
+    (re.compile(r"\\(?:operatorname\{cis\}|text\{cis\}|mathrm\{cis\}|cis) ?\(([^()]*)\)"), r"e^{i(\1)}"),
+    (re.compile(r"^\s*(?:\\text\{\s*)?(?:the set of )?all real(?:s| numbers"
+                r"| values)?(?: of x)?\s*\}?\s*$", re.IGNORECASE),
+     r"(-\\infty ,\\infty )"),
+    (re.compile(r"(?<![\w{}])(\d{1,3})C(\d{1,3})(?!\w)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\b(?:nCr|binom|choose|comb)\(([^(),]+),([^(),]+)\)"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*\\?(?:%|per ?cent(?:age)?)\s*\}|(?<=\d) ?per ?cent\b"), "%"),
     (re.compile(r"(?<=\d)\s*(?:\{:\}|\\colon(?![a-z]))\s*(?=[\d\\])"), ":"),
     (re.compile(r"(?<=\d)(\\!)*:(\\!)*(?=\d)"), ":"),
