@@ -11,16 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
-from mpmath import MPContext  # type: ignore[import-untyped]
+from lowtax.benchmarks.grading import values
+from lowtax.benchmarks.grading.values import DIGITS, DIGITS_AT, Place, Undefined, Unreadable, Value, close
 
-from lowtax.benchmarks.grading.normalise import rounded
-
-DIGITS = 320  # of a value without letters
-DIGITS_AT = 60  # of a value at one place of its letters
-LARGEST = 120_000  # bits of an exact number
-LARGEST_FACTORIAL = 3_000
 DEEPEST = 60  # brackets inside of brackets
 PLACES = 8  # at which expressions with letters are compared
 FEWEST = 3  # of them where both must have a value
@@ -56,27 +50,6 @@ UNKNOWN_FUNCTIONS = "fgFG"
 WHOLE_ONLY = re.compile(r"floor|ceil|\(-1\)\^|\\gcd|\\lcm")  # equal at whole numbers only
 
 
-Value = Any  # a Fraction, or a real or complex number of mpmath
-
-
-class Unreadable(Exception):
-    """Raised for a text outside of the grammar, or a value that cannot be computed."""
-
-
-class Undefined(Exception):
-    """Raised where an expression has no real value for these letters."""
-
-
-@dataclass
-class Place:
-    """Numbers for the letters of an expression, and the precision of its values."""
-
-    letters: dict[str, Value]
-    context: Any
-    common_log: bool = False  # log without a base has the base 10
-    real: bool = False  # roots and logarithms of negative numbers are undefined
-
-
 Node = Callable[[Place], Value]
 
 
@@ -106,7 +79,7 @@ def constant(text: str) -> Value | None:
     expression = read(text)
     if expression is None or expression.letters:
         return None
-    return value_of(expression, Place({}, _context(DIGITS)))
+    return value_of(expression, Place({}, values.context_of(DIGITS)))
 
 
 def equal(text: str, gold: str) -> bool | None:
@@ -127,7 +100,7 @@ def equal(text: str, gold: str) -> bool | None:
 
 def _same_values(a: Expression, b: Expression, common_log: bool, whole: bool) -> bool:
     if not a.letters and not b.letters:
-        place = Place({}, _context(DIGITS), common_log)
+        place = Place({}, values.context_of(DIGITS), common_log)
         x, y = value_of(a, place), value_of(b, place)
         return x is not None and y is not None and close(x, y)
     agreed = 0
@@ -144,7 +117,7 @@ def _same_values(a: Expression, b: Expression, common_log: bool, whole: bool) ->
 
 def places(letters: Iterable[str], whole: bool = False, real: bool = True, count: int = PLACES) -> list[Place]:
     """Return places that follow from the letters' names alone; the first half has positive numbers only."""
-    context = _context(DIGITS_AT)
+    context = values.context_of(DIGITS_AT)
     result = []
     for number in range(count):
         point = {}
@@ -165,17 +138,6 @@ def value_of(expression: Expression, place: Place) -> Value | None:
         return None
 
 
-def close(x: Value, y: Value, digits: int = DIGITS) -> bool:
-    """Return True if two values are equal: exactly for fractions, otherwise to nearly all digits."""
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return x == y
-    context = _context(digits)
-    x, y = _real(context, x), _real(context, y)
-    tolerance = context.mpf(10) ** (30 - digits)
-    size = max(abs(x), abs(y))
-    return bool(size <= tolerance or abs(x - y) <= tolerance * size)
-
-
 def value_at(text: str, place: Place) -> Value | None:
     """Return the value of a text at a place, or None."""
     expression = read(text)
@@ -184,221 +146,7 @@ def value_at(text: str, place: Place) -> Value | None:
 
 def place_of(letter: str, value: Value) -> Place:
     """Return a place for one letter, with all digits."""
-    return Place({letter: value}, _context(DIGITS), real=True)
-
-
-def difference(x: Value, y: Value, digits: int = DIGITS) -> Value:
-    """Return x - y."""
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return x - y
-    context = _context(digits)
-    return _real(context, x) - _real(context, y)
-
-
-def ratio(x: Value, y: Value) -> Value:
-    """Return x / y."""
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return x / y
-    context = _context(DIGITS_AT)
-    return _real(context, x) / _real(context, y)
-
-
-def middle(x: Value, y: Value) -> Value:
-    """Return the number half way between two."""
-    half = difference(x, -y)
-    return half / 2
-
-
-def near(decimal: str, value: Value) -> bool:
-    """Return True if a decimal is a value rounded to its places (see `normalise.rounded`)."""
-    context = _context(DIGITS)
-    number = _real(context, value)
-    return not isinstance(number, context.mpc) and rounded(decimal, Fraction(int(number * 10**60), 10**60))
-
-
-def is_complex(value: Value) -> bool:
-    """Return True if a value has an imaginary part."""
-    return not isinstance(value, Fraction) and isinstance(_real(_context(DIGITS), value), _context(DIGITS).mpc)
-
-
-@lru_cache(maxsize=4)
-def _context(digits: int) -> Any:
-    context = MPContext()
-    context.dps = digits
-    return context
-
-
-def _real(context: Any, value: Value) -> Any:
-    """Convert a fraction to a number of mpmath; a complex number without an imaginary part becomes real."""
-    if isinstance(value, Fraction):
-        return context.mpf(value.numerator) / value.denominator
-    if isinstance(value, context.mpc) and abs(value.imag) <= abs(value.real) * context.mpf(10) ** (25 - context.dps):
-        return value.real
-    return value
-
-
-# --- arithmetic
-
-
-def _checked(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST:
-            raise Unreadable
-    elif not (abs(value) < 10**4_000):  # also not a number
-        raise Unreadable
-    return value
-
-
-def _both(place: Place, x: Value, y: Value) -> tuple[Value, Value]:
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return x, y
-    return _real(place.context, x), _real(place.context, y)
-
-
-def _sum(place: Place, x: Value, y: Value) -> Value:
-    a, b = _both(place, x, y)
-    return _checked(a + b)
-
-
-def _product(place: Place, x: Value, y: Value) -> Value:
-    a, b = _both(place, x, y)
-    return _checked(a * b)
-
-
-def _quotient(place: Place, x: Value, y: Value) -> Value:
-    a, b = _both(place, x, y)
-    if not isinstance(b, Fraction) and abs(b) < place.context.mpf(10) ** (30 - place.context.dps):
-        raise ZeroDivisionError
-    return _checked(a / b)
-
-
-def _power(place: Place, base: Value, exponent: Value) -> Value:
-    if isinstance(exponent, Fraction) and exponent.denominator == 1 and isinstance(base, Fraction):
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if base not in (0, 1, -1) and (bits - 1 or 1) * abs(exponent) > LARGEST:
-            raise Unreadable
-        if base in (1, -1):
-            return base if exponent % 2 else Fraction(1)
-        return _checked(Fraction(base) ** int(exponent))
-    if isinstance(exponent, Fraction) and isinstance(base, Fraction):
-        root = _root(place, base, exponent.denominator)
-        return _power(place, root, Fraction(exponent.numerator))
-    x, y = _real(place.context, base), _real(place.context, exponent)
-    if abs(y) > 10**7:
-        raise Unreadable
-    negative = isinstance(x, place.context.mpf) and x < 0
-    if negative and isinstance(exponent, Fraction) and exponent.denominator % 2 and exponent.denominator > 1:
-        return _checked((-1) ** (exponent.numerator % 2) * place.context.power(-x, y))
-    if negative and place.real and not (isinstance(exponent, Fraction) and exponent.denominator == 1):
-        raise Undefined
-    return _checked(place.context.power(x, y))
-
-
-def _root(place: Place, value: Value, degree: int) -> Value:
-    """Return a root, exact where it is rational; the real one of a negative number if the degree is odd."""
-    if degree > 10**6 or degree < 1:
-        raise Unreadable
-    if isinstance(value, Fraction):
-        if value < 0 and degree % 2:
-            return -_root(place, -value, degree)
-        above, below = _whole_root(abs(value.numerator), degree), _whole_root(value.denominator, degree)
-        if above is not None and below is not None and value >= 0:
-            return Fraction(above, below)
-    number = _real(place.context, value)
-    if isinstance(number, place.context.mpf) and number < 0:
-        if degree % 2:
-            return -place.context.root(-number, degree)
-        if place.real:
-            raise Undefined
-    return place.context.root(number, degree)
-
-
-def _whole_root(value: int, degree: int) -> int | None:
-    if value in (0, 1) or degree == 1:
-        return value
-    if degree > value.bit_length():
-        return None
-    low, high = 1, 1 << (value.bit_length() // degree + 1)
-    while low <= high:
-        middle = (low + high) // 2
-        power = middle**degree
-        if power == value:
-            return middle
-        low, high = (middle + 1, high) if power < value else (low, middle - 1)
-    return None
-
-
-def _factorial(place: Place, value: Value) -> Value:
-    if abs(value) > LARGEST_FACTORIAL:
-        raise Unreadable
-    if isinstance(value, Fraction) and value.denominator == 1 and value >= 0:
-        product = 1
-        for factor in range(2, int(value) + 1):
-            product *= factor
-        return Fraction(product)
-    return _checked(place.context.gamma(_real(place.context, value) + 1))
-
-
-def _binomial(place: Place, n: Value, k: Value) -> Value:
-    if isinstance(k, Fraction) and k.denominator == 1 and isinstance(n, Fraction):
-        if n.denominator == 1 and 0 <= k <= n:
-            k = min(k, n - k)
-        if abs(n) > LARGEST_FACTORIAL * 4 or abs(k) > LARGEST_FACTORIAL * 2:
-            raise Unreadable
-        result = Fraction(0 if k < 0 else 1)
-        for step in range(int(k)):
-            result = result * (n - step) / (step + 1)
-        return _checked(result)
-    if abs(n) > LARGEST_FACTORIAL or abs(k) > LARGEST_FACTORIAL:
-        raise Unreadable
-    return _checked(place.context.binomial(_real(place.context, n), _real(place.context, k)))
-
-
-def _function(place: Place, name: str, value: Value) -> Value:
-    """Return a function of one value."""
-    context = place.context
-    number = _real(context, value)
-    if abs(number) > 10**6 and name in ("exp", "sinh", "cosh", "tanh"):
-        raise Unreadable
-    if name in ("asin", "acos") and place.real and abs(number) > 1:
-        raise Undefined
-    result = _checked(getattr(context, name)(number))
-    return Fraction(1) if name == "exp" and value == 0 else result
-
-
-def _logarithm(place: Place, value: Value, base: Value | None) -> Value:
-    number = _real(place.context, value)
-    if number == 0 or (place.real and isinstance(number, place.context.mpf) and number < 0):
-        raise Undefined
-    natural = place.context.log(number)
-    return natural if base is None else _quotient(place, natural, place.context.log(_real(place.context, base)))
-
-
-def _rounded(place: Place, name: str, value: Value) -> Value:
-    number = value if isinstance(value, Fraction) else _real(place.context, value)
-    if isinstance(number, place.context.mpc):
-        raise Unreadable
-    if isinstance(number, Fraction):
-        return Fraction(number.__floor__() if name == "floor" else number.__ceil__())
-    return Fraction(int(place.context.floor(number) if name == "floor" else place.context.ceil(number)))
-
-
-def _of_many(name: str, values: list[Value]) -> Value:
-    import math
-
-    if name in ("max", "min"):
-        return (max if name == "max" else min)(values)
-    if not all(isinstance(each, Fraction) and each.denominator == 1 for each in values):
-        raise Undefined
-    whole = [int(each) for each in values]
-    return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
-
-
-def _unknown(place: Place, name: str, value: Value) -> Value:
-    """Return a number that stands for the value of an unknown function such as f."""
-    number = _real(place.context, value)
-    text = f"{name}({place.context.nstr(number, 25)})"
-    return Fraction(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"), 65_521)
+    return Place({letter: value}, values.context_of(DIGITS), real=True)
 
 
 # --- grammar
@@ -423,7 +171,7 @@ class _Reader:
         """Read all; anything that remains is an error."""
         node = self.sum()
         if self.accept("\\choose"):
-            node = _joined(_binomial, node, self.sum())
+            node = _joined(values.binomial, node, self.sum())
         if self.at < len(self.tokens):
             raise Unreadable
         return node
@@ -458,7 +206,7 @@ class _Reader:
         """Read terms joined by plus and minus."""
         node = self.term()
         while sign := self.accept("+", "-"):
-            node = _joined(_sum, node, _negated(self.term()) if sign == "-" else self.term())
+            node = _joined(values.plus, node, _negated(self.term()) if sign == "-" else self.term())
         return node
 
     def term(self) -> Node:
@@ -469,11 +217,11 @@ class _Reader:
         node = self.factor()
         while True:
             if self.accept("*", "\\cdot", "\\times", "\\ast", "\\bullet"):
-                node = _joined(_product, node, self.signed_factor())
+                node = _joined(values.times, node, self.signed_factor())
             elif self.accept("/", "\\div"):
-                node = _joined(_quotient, node, self.signed_factor())
+                node = _joined(values.over, node, self.signed_factor())
             elif self.starts_factor() or (self.kind == "number" and self.tokens[self.at - 1][1] == "!"):
-                node = _joined(_product, node, self.factor())
+                node = _joined(values.times, node, self.factor())
             else:
                 return node
 
@@ -509,7 +257,7 @@ class _Reader:
         if not whole:
             return node
         fraction = self.base()
-        return self.postfixed(_joined(_sum, node, fraction))
+        return self.postfixed(_joined(values.plus, node, fraction))
 
     def postfixed(self, node: Node) -> Node:
         """Read what follows a base: exponents, `!` and `%`."""
@@ -517,12 +265,12 @@ class _Reader:
             if self.accept("!"):
                 if self.next == "!":
                     raise Unreadable
-                node = _applied(_factorial, node)
+                node = _applied(values.factorial, node)
             elif self.accept("^", "**"):
-                node = _joined(_power, node, self.argument())
+                node = _joined(values.power, node, self.argument())
             elif self.accept("%"):
                 hundredth: Node = lambda place: Fraction(1, 100)  # noqa: E731
-                node = _joined(_product, node, hundredth)
+                node = _joined(values.times, node, hundredth)
             else:
                 return node
 
@@ -563,7 +311,7 @@ class _Reader:
         bars, self.bars = self.bars, 0
         node = self.sum()
         if self.accept("\\choose"):
-            node = _joined(_binomial, node, self.sum())
+            node = _joined(values.binomial, node, self.sum())
         self.bars = bars
         self.take(closing)
         self.depth -= 1
@@ -583,12 +331,12 @@ class _Reader:
             node = self.sum()
             self.bars -= 1
             self.take(token)
-            return _applied(_absolute, node)
+            return _applied(values.absolute, node)
         if token in CLOSING:
             node = self.group(CLOSING[token])
             if token in ("\\lfloor", "\\lceil"):
                 return _rounding(token[2:], node)
-            return _applied(_absolute, node) if token == "\\lvert" else node
+            return _applied(values.absolute, node) if token == "\\lvert" else node
         if kind == "letter":
             return self.letter(token)
         if kind == "name" or kind == "command":
@@ -608,7 +356,7 @@ class _Reader:
         if token in UNKNOWN_FUNCTIONS and self.next == "(":
             self.take()
             inside = self.group(")")
-            return lambda place: _unknown(place, name, inside(place))
+            return lambda place: values.unknown(place, name, inside(place))
         return self.symbol(name)
 
     def symbol(self, name: str) -> Node:
@@ -645,8 +393,8 @@ class _Reader:
             self.at = start
             return None
         if token == "C":
-            return _joined(_binomial, n, k)
-        return _joined(_product, _joined(_binomial, n, k), _applied(_factorial, k))
+            return _joined(values.binomial, n, k)
+        return _joined(values.times, _joined(values.binomial, n, k), _applied(values.factorial, k))
 
     def command(self, name: str) -> Node:
         """Read a command or the name of a function, with its arguments."""
@@ -659,7 +407,7 @@ class _Reader:
             return self.symbol(name + self.index())
         if name in ("frac", "binom", "dbinom", "tbinom"):
             first = self.digits()
-            return _joined(_quotient if name == "frac" else _binomial, first, self.digits())
+            return _joined(values.over if name == "frac" else values.binomial, first, self.digits())
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -669,7 +417,7 @@ class _Reader:
         if name in ("floor", "ceil", "abs"):
             self.take("(")
             node = self.group(")")
-            return _applied(_absolute, node) if name == "abs" else _rounding(name, node)
+            return _applied(values.absolute, node) if name == "abs" else _rounding(name, node)
         if name in OF_MANY:
             return self.many(name)
         if name in ACCENTS:
@@ -677,7 +425,7 @@ class _Reader:
         raise Unreadable
 
     def accented(self, name: str) -> Node:
-        """Read a letter with an accent as a letter of its own."""
+        """Read a letter with an accent as a separate letter."""
         self.take("{")
         inside = ""
         while self.next and self.next not in "{}":
@@ -697,8 +445,8 @@ class _Reader:
         def compute(place: Place) -> Value:
             n = degree(place)
             if isinstance(n, Fraction) and n.denominator == 1 and n > 0:
-                return _root(place, node(place), int(n))
-            return _power(place, node(place), _quotient(place, Fraction(1), n))
+                return values.root(place, node(place), int(n))
+            return values.power(place, node(place), values.over(place, Fraction(1), n))
 
         return compute
 
@@ -711,10 +459,10 @@ class _Reader:
             return _negated(self.of()) if sign else self.of()
         node = self.factor()
         while self.starts_factor() and self.next.removeprefix("\\") not in (*FUNCTIONS, *LOGARITHMS, "(", "["):
-            node = _joined(_product, node, self.factor())
+            node = _joined(values.times, node, self.factor())
         while self.next == "/" and self.kind_at(self.at + 1) == "number":
             self.take()
-            node = _joined(_quotient, node, self.factor())
+            node = _joined(values.over, node, self.factor())
         return node
 
     def function(self, name: str) -> Node:
@@ -729,8 +477,8 @@ class _Reader:
             else:
                 exponent = self.argument()
         inside = self.of()
-        node: Node = lambda place: _function(place, function, inside(place))  # noqa: E731
-        return node if exponent is None else _joined(_power, node, exponent)
+        node: Node = lambda place: values.function(place, function, inside(place))  # noqa: E731
+        return node if exponent is None else _joined(values.power, node, exponent)
 
     def logarithm(self, name: str) -> Node:
         """Read a logarithm with or without a base."""
@@ -744,9 +492,9 @@ class _Reader:
         def compute(place: Place) -> Value:
             ten = name == "lg" or (name == "log" and place.common_log)
             root = base(place) if base else Fraction(10) if ten else None
-            return _logarithm(place, inside(place), root)
+            return values.logarithm(place, inside(place), root)
 
-        return compute if exponent is None else _joined(_power, compute, exponent)
+        return compute if exponent is None else _joined(values.power, compute, exponent)
 
     def many(self, name: str) -> Node:
         """Read a function of several values in parentheses."""
@@ -755,7 +503,7 @@ class _Reader:
         while self.accept(","):
             nodes.append(self.sum())
         self.take(")")
-        return lambda place: _of_many(name, [node(place) for node in nodes])
+        return lambda place: values.of_many(name, [node(place) for node in nodes])
 
 
 def _joined(operation: Callable[[Place, Value, Value], Value], left: Node, right: Node) -> Node:
@@ -770,9 +518,5 @@ def _negated(node: Node) -> Node:
     return lambda place: -node(place)
 
 
-def _absolute(place: Place, value: Value) -> Value:
-    return abs(value)
-
-
 def _rounding(name: str, node: Node) -> Node:
-    return lambda place: _rounded(place, name, node(place))
+    return lambda place: values.whole(place, name, node(place))

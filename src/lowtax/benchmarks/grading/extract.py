@@ -98,6 +98,7 @@ IN_WORDS = re.compile(
     + f"({'|'.join(normalise.NUMBERS)})"
     + r"\b(?!\s+(?:of|more)\b)|\b(no (?:real |integer |positive )?(?:solutions?|roots?))\b"
 )
+YES_OR_NO = re.compile(r"(yes|no|true|false)\b(?=[,.;!]|$)", re.IGNORECASE)
 IS_ANSWER = re.compile(
     r"(?:^|\n|[,.;:]\s|\b(?:so|thus|hence|therefore)\s)(\S[^\n,;]{0,60}?)\s+"
     r"is (?:the|my|our) (?:final |correct )?answer\b",
@@ -181,7 +182,7 @@ def _content(text: str) -> str:
     if formula:
         return str(formula["a"] or formula["b"] or formula["c"] or formula["e"]).strip()
     short = normalise.plain(text)
-    if not normalise.has_words(re.sub(r"\\text\{[^{}]*\}", "", short)) or len(short.split()) <= 3:
+    if not normalise.has_words(re.sub(r"\\text\{[^{}]*\}", "", short)) or len(text.split()) <= 3:
         return text.strip()
     value, _ = _unboxed_answer(_tidy(text))
     return text.strip() if value is None else value
@@ -284,6 +285,10 @@ def _value(line: str, above: str, phrase: bool = False) -> str | None:
         short and not PROSE.search(NAMES.sub("", line)) and re.search(r"\w", short)
     ):
         return _without_separators(_right_side(short))
+    if short.startswith("(-\\infty"):
+        return short
+    if phrase and not re.search(r"\d", line) and (answered := YES_OR_NO.match(line)):
+        return answered[1]
     if not re.search(r"\d", line) and (worded := IN_WORDS.search(line)):
         return worded[1] or worded[2]
     bold = [part for part in BOLD.findall(line) if re.search(r"\d", part)]

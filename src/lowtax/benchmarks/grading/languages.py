@@ -20,7 +20,8 @@ ANSWER = (
     # Russian, Ukrainian, Polish, Czech
     r"|\b[Оо]твет(?:ом)?|\b[Вв]ідповідь|\b[Oo]dpowied[źz]|\b[Oo]dpověď"
     # Turkish, Vietnamese, Indonesian, Arabic, Persian, Hebrew, Hindi, Thai, Greek
-    r"|\b[Cc]evap|\b[Yy]anıt|[ĐđDd]áp án|\b[Jj]awaban(?:nya)?|(?:ال)?إجابة|(?:ال)?جواب|پاسخ|תשובה|उत्तर|คำตอบ"
+    r"|\b[Cc]evap|\b[Yy]anıt|[ĐđDd]áp án|\b[Cc]âu trả lời|\b[Kk]ết quả|\b[Jj]awaban(?:nya)?|(?:ال)?إجابة"
+    r"|(?:ال)?جواب|پاسخ|תשובה|उत्तर|คำตอบ"
     r"|[Αα]πάντηση"
 )
 ADJECTIVE = (

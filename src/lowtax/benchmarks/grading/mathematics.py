@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from lowtax.benchmarks.grading import expressions, relations
+from lowtax.benchmarks.grading import expressions, relations, values
 from lowtax.benchmarks.grading.extract import unboxed
 from lowtax.benchmarks.grading.normalise import (
     DECIMAL,
@@ -30,7 +30,7 @@ from lowtax.benchmarks.grading.normalise import (
     same_number,
     unlabelled,
 )
-from lowtax.benchmarks.grading.relations import depths, split
+from lowtax.benchmarks.grading.reals import depths, split
 from lowtax.common.errors import UserError
 
 SECONDS = 2  # for algebra: each of two parses and a comparison
@@ -211,10 +211,10 @@ def _may_be_related(text: str, gold: str) -> bool:
 def _in_order(text: str) -> str:
     """Write `(y,x)=(1,2)` with its names in the order of the alphabet."""
     match = NAMED_TUPLE.fullmatch(text)
-    names, values = (match[1].split(","), split(match[2], ",")) if match else ([], [])
-    if not names or len(names) != len(values) or len(set(names)) < len(names):
+    names, members = (match[1].split(","), split(match[2], ",")) if match else ([], [])
+    if not names or len(names) != len(members) or len(set(names)) < len(names):
         return text
-    both = sorted(zip(names, values, strict=True))
+    both = sorted(zip(names, members, strict=True))
     return f"({','.join(name for name, _ in both)})=({','.join(value for _, value in both)})"
 
 
@@ -384,7 +384,7 @@ def _same_by_algebra(text: str, gold: str) -> bool:
 def _rounded(decimal: str, text: str) -> bool:
     """Return True if a decimal with many places is the value of an expression, rounded."""
     value = expressions.constant(text) if DECIMAL.fullmatch(decimal) else None
-    return value is not None and not isinstance(value, Fraction) and bool(expressions.near(decimal, value))
+    return value is not None and not isinstance(value, Fraction) and bool(values.near(decimal, value))
 
 
 def _is_number(text: str) -> bool:

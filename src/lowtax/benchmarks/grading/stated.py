@@ -41,7 +41,7 @@ SUBORDINATE = re.compile(
     re.IGNORECASE,
 )
 TAIL = re.compile(
-    r"[,;]?\s+(?:at|when|where|if|since|because|for|with|which|as|so|occurring|attained|achieved|obtained|and this"
+    r"[,;]?\s+(?:at|when|where|if|since|because|for|with|which|as|occurring|attained|achieved|obtained|and this"
     r"|in the|on the)\s.*$",
     re.DOTALL | re.IGNORECASE,
 )
@@ -140,7 +140,11 @@ def _one(text: str, place: int) -> tuple[str, int] | None:
         return None
     if re.fullmatch(r"\s*[AaIi]\s*", written):
         return None
-    if unit := re.fullmatch(r"(\s*[-−]?[\d,.]+)\s?[mgLlhsk](?:[²³]|\^\{?[23]\}?)?", written):
+    if unit := re.fullmatch(
+        r"(\s*[-−]?[\d,.]+)\s?[mgLlhsk](?:[²³]|\^\{?[23]\}?)?(?:/[a-z](?:[²³]"
+        r"|\^\{?[23]\}?)?)?",
+        written,
+    ):
         written = unit[1]
     written = _balanced(written)
     return (written.strip(), place + len(written)) if written.strip() else None
