@@ -126,7 +126,7 @@ def open_rows(name: str, task: Task, prompt: Callable[[str, str], str] | None = 
 
 
 def open_score(row: Prompt, answer: str, preset: str, zeros: bool = False) -> Score:
-    """Compare the final answer with the gold one: integers as numbers (025 = 25 = 25.0), the rest as mathematics.
+    """Compare the final answer with the gold one, as mathematics: 025 is 25 and 25.0.
 
     zeros: under `reference`, ignore leading zeros and a decimal part of zeros, as its tasks AIME and AMC alone do.
     """
@@ -138,9 +138,7 @@ def open_score(row: Prompt, answer: str, preset: str, zeros: bool = False) -> Sc
     if final is None:
         return Score(False, None, rule.value)
     ours, theirs = (normalise(extract.unboxed(text)) for text in (final, gold))
-    both_integers = ours.integer is not None and theirs.integer is not None
-    correct = ours.integer == theirs.integer if both_integers else mathematics.equal(ours, theirs)
-    return Score(correct, ours.integer or final, rule.value, checkable=rule.boxed)
+    return Score(mathematics.equal(ours, theirs), ours.integer or final, rule.value, checkable=rule.boxed)
 
 
 def mathematics_prompt(problem: str, preset: str) -> str:
@@ -185,7 +183,7 @@ def gold_answer(text: str) -> str:
     stated = after if mark else line[1] if line else None
     if stated is not None:
         return stated.strip().replace(",", "")
-    return extract.boxed(text) or text.strip()
+    return extract.boxes(text) or text.strip()
 
 
 LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+(.*\S)[ \t]*$", re.MULTILINE)

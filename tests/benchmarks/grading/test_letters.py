@@ -30,7 +30,7 @@ def test_the_last_closed_box(text, inside):
     ("\\boxed{\\text{Option C}}", "C"), ("\\boxed{\\text{C: a dog}}", "C"), ("\\boxed{\\text{(C) a dog}}", "C"),
     ("\\boxed{Mars}", "A"), ("\\boxed{\\text{Venus}}", "B"), ("\\boxed{4.5\\ \\text{m/s}}", "D"),
     ("\\boxed{A dog}", "C"),
-    ("\\boxed{D.\\,4.5}", "D"), ("\\boxed{D}\n\nThe answer is A.", "D"),
+    ("\\boxed{D.\\,4.5}", "D"), ("\\boxed{D}\n\nThe answer is A.", "A"),
     ("Answer: C.", "C"), ("**Answer: (C)**", "C"), ("The answer is C", "C"), ("The answer is A because x", "A"),
     ("Answer: A", "A"), ("Answer: b", "B"), ("The correct answer is (b).", "B"),
     ("The best answer would be D: 4.5", "D"),
@@ -130,6 +130,7 @@ def test_reference_letters(text, found):
 
 @pytest.mark.parametrize("text", [
     "\\boxed{" * 20_000, "{" * 100_000, "\\boxed " * 20_000, "answer is " * 20_000, "(A) " * 40_000, "A " * 60_000,
+    "<answer>" * 20_000, "[[" * 50_000, "not A " * 30_000, "leaving " * 20_000, "=> " * 40_000, "\u7b54\u6848" * 40_000,
     "option " * 30_000, " " * 200_000, "answer" + " " * 100_000, "choose " * 30_000, "is " * 50_000, "\\text{" * 20_000,
     "A," * 60_000, "*" * 150_000, "_" * 150_000, "answer to this " + "a " * 60_000, "\\" * 150_000,
     "The answer is " * 9_000,

@@ -1,7 +1,9 @@
 """Grading as one pipeline: extract, normalise, compare. What needs no algebra also needs no math-verify."""
 
 import ast
+import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,18 @@ from lowtax.common.records import Prompt
 
 FOLDER = Path(str(grading.__file__)).parent
 IMPORTS = {
-    "normalise": set(),
-    "extract": {"normalise"},
-    "mathematics": {"extract", "normalise"},
-    "letters": {"extract"},
+    "units": set(),
+    "normalise": {"units"},
+    "languages": set(),
+    "structured": set(),
+    "values": {"normalise"},
+    "expressions": {"values"},
+    "reals": {"expressions", "values"},
+    "relations": {"expressions", "reals", "values"},
+    "stated": {"languages", "normalise"},
+    "extract": {"languages", "normalise", "stated", "structured"},
+    "mathematics": {"expressions", "extract", "normalise", "reals", "relations", "values"},
+    "letters": {"expressions", "extract", "languages", "mathematics", "normalise", "structured"},
     "reference_rules": set(),
     "worker": set(),
     "pool": {"mathematics", "worker"},
@@ -117,7 +127,7 @@ def test_parts_are_compared_without_algebra_where_numbers_decide(answer: str, go
     assert decided(gold, answer) == expected
 
 
-def test_without_math_verify_only_algebra_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_without_math_verify_only_calculus_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     benchmark = load("math", Task())
 
@@ -129,5 +139,30 @@ def test_without_math_verify_only_algebra_is_refused(monkeypatch: pytest.MonkeyP
     assert right("\\boxed{\\{2,1\\}}", "\\{1,2\\}")
     assert not right("\\boxed{[1,2)}", "[1,3)")
     assert right("\\boxed{\\sqrt{x}+1}", "\\sqrt{x} + 1")
+    assert right("\\boxed{\\sqrt{4x}+1}", "2\\sqrt{x}+1")
     with pytest.raises(UserError, match=r"pip install 'lowtax\[eval\]'"):
-        right("\\boxed{\\sqrt{4x}+1}", "2\\sqrt{x}+1")
+        right("\\boxed{\\int_0^1 x}", "\\frac12")
+
+
+CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus.jsonl").read_text("utf-8").splitlines()]
+AGREEMENT = 0.995
+
+
+def test_the_corpus_is_large_and_has_both_verdicts():
+    assert len(CORPUS) >= 1000
+    assert len({row["style"] for row in CORPUS}) >= 8
+    assert min(sum(row["right"] is verdict for row in CORPUS) for verdict in (True, False)) >= 300
+
+
+def test_verdicts_agree_with_the_corpus():
+    wrong, slowest = [], 0.0
+    for row in CORPUS:
+        options = tuple(row.get("options", ()))
+        prompt = Prompt(id="1", source="corpus", text="?", gold=row["gold"], choices=options)
+        began = time.monotonic()
+        score = (questions.choice_score if options else questions.open_score)(prompt, row["reply"], "default")
+        slowest = max(slowest, time.monotonic() - began)
+        if score.correct is not row["right"]:
+            wrong.append((row["style"], row["reply"], row["gold"], row["right"], score.extracted, score.rule))
+    assert len(wrong) <= (1 - AGREEMENT) * len(CORPUS), "\n".join(map(repr, wrong))
+    assert slowest < 2

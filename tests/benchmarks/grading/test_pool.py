@@ -125,6 +125,23 @@ def test_answers_that_spelling_decides_start_no_worker(monkeypatch):
     assert started == [1]
 
 
+def test_a_long_answer_is_for_a_worker_with_its_time_limit(monkeypatch):
+    lengths = []
+
+    def grade(self, pairs):  # starts no process
+        lengths.extend(len(text) for _, text in pairs)
+        return [pool.SLOW] * len(pairs)
+
+    monkeypatch.setattr(pool._Pool, "grade", grade)
+    nested = "\\boxed" + "{" * 50_000 + "}" * 50_000
+    scores = pool.grade_all(Spelled(Task()), pairs("\\boxed{0.5}", nested, gold="0.5"), workers=1)
+    assert [s.correct for s in scores] == [True, False]
+    assert lengths == [len(nested)]
+    monkeypatch.setattr(pool, "FIRST_SECONDS", -1.0)
+    pool.grade_all(Spelled(Task()), pairs("\\boxed{0.5}", gold="0.5"), workers=1)
+    assert lengths == [len(nested), len("\\boxed{0.5}")]
+
+
 def test_workers_do_not_import_torch():
     modules = "lowtax.benchmarks.grading.worker, lowtax.benchmarks.custom, math_verify"
     code = f"import {modules}, sys; print('torch' in sys.modules)"

@@ -29,6 +29,8 @@ START = 60.0  # seconds for a worker to start
 CHUNK = 32  # answers that a worker gets at once
 CHUNK_TEXT = 200_000  # characters of them
 FIRST = 256  # up to this number, answers are tried without algebra before a worker is started
+SHORT = 4_000  # characters of an answer that may be tried here, where nothing can stop it
+FIRST_SECONDS = 3.0  # for all answers that are tried here; the rest goes to workers
 SLOW = Score(False, None, f"grading took over {SECONDS:g} s")
 CRASH = Score(False, None, CRASHED)
 
@@ -57,11 +59,17 @@ def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None =
 
 
 def _by_spelling(benchmark: Benchmark, pairs: Sequence[Pair]) -> list[Score | None]:
-    """Return the scores that need no algebra, for a few answers to an exam of mathematics; None for all others."""
+    """Return the scores that need no algebra, for a few answers to an exam of mathematics; None for all others.
+
+    Nothing can stop an answer here, so long ones, and those left after `FIRST_SECONDS`, are for the workers.
+    """
     scores: list[Score | None] = [None] * len(pairs)
     if len(pairs) > FIRST or not getattr(benchmark, "spelling_first", False):
         return scores
+    began = time.monotonic()
     for place, (row, answer) in enumerate(pairs):
+        if len(answer) + len(str(row.gold)) > SHORT or time.monotonic() - began > FIRST_SECONDS:
+            continue
         try:
             with mathematics.no_algebra():
                 scores[place] = benchmark.grade(row, answer)
