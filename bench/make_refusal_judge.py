@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import refusal_texts
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from refusal_texts import Triple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +34,7 @@ from lowtax.common.log import quiet_libraries
 from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
+from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 FROZEN = 12  # layers below the adapter
@@ -69,6 +70,11 @@ def texts(asked: argparse.Namespace) -> tuple[list[Triple], list[Triple]]:
     chosen_by = refusal_texts.grammar(600, True, seed=2) + dolly[400:500]
     chosen_by += refusal_texts.mixed(ordinary[1::2], plain[:-1], "refusal", 40, True, seed=3)
     chosen_by += refusal_texts.written(valid=True)
+    fitted = random.Random(2).sample(fitted, round(asked.share * len(fitted)))
+    fitted += refusal_texts.written(valid=False, new=True) * 2
+    fitted += refusal_texts.styles(1100, False, 6, refusal_texts.written(valid=False) + dolly[:300] + own)
+    chosen_by += refusal_texts.written(valid=True, new=True)
+    chosen_by += refusal_texts.styles(250, True, 7, refusal_texts.written(valid=True) + dolly[400:500])
     return fitted, chosen_by
 
 
@@ -100,6 +106,12 @@ class Judge(torch.nn.Module):
         self.head = torch.nn.Linear(self.body.config.hidden_size + len(LABELS), len(LABELS))
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
+
+    def take_shipped(self) -> None:
+        """Start from the adapter and the head in the package."""
+        weights = load_file(ADAPTER / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.adapted, {name: tensor.float() for name, tensor in weights.items()})
+        self.head.load_state_dict({k: v.float() for k, v in load_file(ADAPTER / "head.safetensors").items()})
 
     def forward(self, texts: list[Read]) -> Tensor:
         """Logits, (texts, labels)."""
@@ -152,12 +164,17 @@ def make(asked: argparse.Namespace) -> None:
     """Train adapter and head, and put them into the package."""
     torch.manual_seed(asked.seed)
     rng, began = random.Random(asked.seed), time.perf_counter()
-    reader = Reader("bfloat16")
-    fitted, held_out = (read(reader, triples) for triples in texts(asked))
+    reader = Reader(loading.precision("auto"))
+    fitted_texts, held_out_texts = texts(asked)
+    fitted = read(reader, fitted_texts)
+    held_out = read(reader, held_out_texts) if asked.hold_out or not asked.from_shipped else []
     fitted += [] if asked.hold_out else held_out
+    print(f"{len(fitted)} texts are read, {time.perf_counter() - began:.0f} s", flush=True)
     judge = Judge(reader)
+    if asked.from_shipped:
+        judge.take_shipped()
     trained = [parameter for parameter in judge.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+    optimiser = torch.optim.AdamW(trained, lr=asked.rate, weight_decay=DECAY)
     steps = asked.epochs * math.ceil(len(fitted) / BATCH)
     warm = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
@@ -165,7 +182,9 @@ def make(asked: argparse.Namespace) -> None:
     )
     for epoch in range(asked.epochs):
         judge.train()
-        for batch in batches(fitted, rng):
+        for step, batch in enumerate(batches(fitted, rng)):
+            if step % 10 == 0:
+                print(f"step {step}, {time.perf_counter() - began:.0f} s", flush=True)
             labels = torch.tensor([text.label for text in batch])
             cross_entropy(judge(batch), labels, label_smoothing=SMOOTHING).backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -230,6 +249,9 @@ if __name__ == "__main__":
     for option in ("--star1", "--dolly", "--gsm8k", "--measure"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--hold-out", action="store_true", help="leave out what is there to choose by, and show it")
+    parser.add_argument("--from-shipped", action="store_true", help="continue with the shipped adapter and head")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate at its highest")
+    parser.add_argument("--share", type=float, default=1.0, help="part of the texts of earlier versions that is used")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="so many disagreements with the human label")

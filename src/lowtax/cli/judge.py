@@ -72,7 +72,10 @@ def calibrate(
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):
         print(f"no row has the label {name!r}", file=sys.stderr)
-    loaded = judges.load(judge, EngineSettings(engine, precision, batch_size), model)
+    settings = EngineSettings(engine, precision, batch_size)
+    if ignored := judges.unused(judge, settings, model):
+        print(f"The judge {judge!r} has an engine of its own and ignores {', '.join(ignored)}.", file=sys.stderr)
+    loaded = judges.load(judge, settings, model)
     if getattr(loaded, "is_model", False):
         quiet_libraries()
     judged = calibration.judge_cases(loaded, cases)

@@ -1,5 +1,6 @@
 """The commands `sample` and `judge`, for a study or without one."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -138,8 +139,12 @@ def judge(
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
+    from lowtax.engines.settings import EngineSettings
+    from lowtax.judges import base as judges
     from lowtax.study import api
 
+    if ignored := judges.unused(judge_, EngineSettings(engine, precision, batch_size)):
+        print(f"The judge {judge_!r} has an engine of its own and ignores {', '.join(ignored)}.", file=sys.stderr)
     api.judge(
         replies,
         judge_,
