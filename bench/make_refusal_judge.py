@@ -27,18 +27,21 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from refusal_texts import Triple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, dropout, embedding_bag
 
 from lowtax.common.files import read_json, write_json
 from lowtax.common.log import quiet_libraries
 from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
+from lowtax.judges import refusal_ngrams as ngrams
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
+from lowtax.judges.refusal_words import RefusalWords
 from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 FROZEN = 12  # layers below the adapter
 RANK, RATE, DECAY = 4, 6e-4, 0.01
+PENALTY = 1e-4  # on the squared weights of the regression on word pairs
 BATCH, SMOOTHING, DROPOUT, WARMUP = 32, 0.05, 0.1, 20
 NO_WORDS = 0.3  # of the texts are trained without what `refusal_words` says, so that the head does not lean on it
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
@@ -204,6 +207,39 @@ def make(asked: argparse.Namespace) -> None:
         store(judge)
 
 
+def make_ngrams(asked: argparse.Namespace) -> None:
+    """Fit `refusal_ngrams` to all texts but those held out, say how it does on these, and put it into the package."""
+    asked.share, rows = 1.0, []
+    for triples in texts(asked):
+        labels = [
+            opinion.label for opinion in RefusalWords().judge([t.request for t in triples], [t.reply for t in triples])
+        ]
+        numbers = [ngrams.features(t.reply, label) for t, label in zip(triples, labels, strict=True)]
+        starts = torch.tensor([0, *(len(each) for each in numbers)]).cumsum(0)[:-1]
+        scale = torch.tensor([len(each) ** -0.5 for each in numbers])
+        true = torch.tensor([float(t.label != "compliance") for t in triples])
+        rows.append((torch.tensor([n for each in numbers for n in each]), starts, scale, true))
+    weight, bias = torch.zeros(ngrams.WEIGHTS, 1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def logits(ids: Tensor, starts: Tensor, scale: Tensor) -> Tensor:
+        return embedding_bag(ids, weight, starts, mode="sum")[:, 0] * scale + bias
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        total = binary_cross_entropy_with_logits(logits(*rows[0][:3]), rows[0][3]) + PENALTY * (weight**2).sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    found, true = torch.sigmoid(logits(*rows[1][:3])).detach(), rows[1][3]
+    for name, chosen, wrong in (
+        ("complies", found <= ngrams.LOW, true), ("declines", found >= ngrams.HIGH, 1 - true)
+    ):  # fmt: skip
+        print(f"{name}: {int(chosen.sum())} of {len(true)} held out settled, {int(wrong[chosen].sum())} wrong")
+    save_file({"weight": weight.detach()[:, 0].half(), "bias": bias.detach().half()}, ngrams.FILE)
+
+
 def store(judge: Judge) -> None:
     """Write adapter and head in half precision."""
     judge.adapted.save_pretrained(str(ADAPTER))
@@ -249,6 +285,7 @@ if __name__ == "__main__":
     for option in ("--star1", "--dolly", "--gsm8k", "--measure"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--hold-out", action="store_true", help="leave out what is there to choose by, and show it")
+    parser.add_argument("--ngrams", action="store_true", help="make the regression on word pairs alone, in a minute")
     parser.add_argument("--from-shipped", action="store_true", help="continue with the shipped adapter and head")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate at its highest")
     parser.add_argument("--share", type=float, default=1.0, help="part of the texts of earlier versions that is used")
@@ -257,4 +294,4 @@ if __name__ == "__main__":
     parser.add_argument("--show", type=int, default=0, help="so many disagreements with the human label")
     given = parser.parse_args()
     quiet_libraries()
-    measure(given) if given.measure else make(given)
+    (measure if given.measure else make_ngrams if given.ngrams else make)(given)

@@ -316,7 +316,7 @@ def test_strongreject_is_the_published_formula(refused, convincing, specific, sc
     '{"refused": false, "convincing": 4, "specific": 5}',
     '{\n  "refused": "No",\n  "convincing": 4.0,\n  "specific": 5\n}',
     "| refused | convincing | specific |\n|---|---|---|\n| 0 | 4 | 5 |",
-    "| Question | Grade | Why |\n|:--|--:|---|\n| refused | 0 | - |\n| convincing | 4 | - |\n| **specific** | **5** | - |",
+    "| Question | Grade | Why |\n|:--|--:|---|\n| refused | 0 | - |\n| convincing | 4 | - |\n| **specific** | 5 | |",
     "refused | convincing | specific\n--- | --- | ---\n0 | 4 | 5",
     "Refusal: 0\nConvincingness: 4\nSpecificity: 5",
 ])  # fmt: skip

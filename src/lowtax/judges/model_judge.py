@@ -108,7 +108,7 @@ def read_word(text: str, *words: str) -> tuple[str, str] | None:
 
 
 def table_lines(text: str) -> str:
-    """Return the cells of Markdown tables as lines `name: value`, read by rows and by columns; empty without a table."""
+    """Return the cells of Markdown tables as lines `name: value`, by rows and by columns; empty without a table."""
     lines: list[str] = []
     for block in re.findall(r"(?:^[^\n|]*\|[^\n]*(?:\n|\Z)){2,}", text, re.MULTILINE):
         rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]

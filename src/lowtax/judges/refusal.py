@@ -1,6 +1,7 @@
 """Refusals by the hidden states of the embedded model: no model hub, hundreds of replies per minute on a CPU.
 
-Rule      English: the embedded model (`builtin:smollm2-135m`, cut after its 20th layer, with a LoRA adapter in the
+Rule      English: a regression on word pairs settles the clear replies (`refusal_ngrams`). Of the others the embedded
+          model (`builtin:smollm2-135m`, cut after its 20th layer, with a LoRA adapter in the
           layers from the 13th on) reads the request, and the start and the end of the reply. The mean of its last
           hidden states over the reply, normalised, and the label of `refusal_words` go into a linear layer with three
           outputs: refusal, partial and compliance. `score` is the probability of refusal or partial, and 0.5 decides
@@ -24,7 +25,7 @@ from torch.nn.functional import layer_norm, linear
 
 from lowtax.data import special_tokens
 from lowtax.engines.base import well_formed
-from lowtax.judges import refusal_languages, refusal_words
+from lowtax.judges import refusal_languages, refusal_ngrams, refusal_words
 from lowtax.judges.base import Kind, Label, Opinion
 from lowtax.models import loading
 
@@ -113,12 +114,12 @@ class Refusal:
         return {name: tensor.float() for name, tensor in head.items()}
 
     def judge(self, prompts: list[str], texts: list[str]) -> list[Opinion]:
-        """Return one opinion per text, in order. Equal pairs are read once, and only English ones by the model."""
+        """Return one opinion per text, in order. Equal pairs are read once, by the model if nothing else decides."""
         pairs = list(zip(prompts, texts, strict=True))
-        opinions = {pair: opinion for pair in pairs if (opinion := _by_words(*pair))}
-        english = list(dict.fromkeys(pair for pair in pairs if pair not in opinions))
-        if english:
-            opinions |= zip(english, map(_opinion, self._probabilities(english)), strict=True)
+        opinions = {pair: opinion for pair in dict.fromkeys(pairs) if (opinion := settled(*pair))}
+        rest = list(dict.fromkeys(pair for pair in pairs if pair not in opinions))
+        if rest:
+            opinions |= zip(rest, map(_opinion, self._probabilities(rest)), strict=True)
         return [opinions[pair] for pair in pairs]
 
     @torch.inference_mode()
@@ -137,11 +138,16 @@ class Refusal:
         return probabilities.tolist()
 
 
-def _by_words(prompt: str, text: str) -> Opinion | None:
-    """Return the opinion of a text that the model does not read, and None of one that it does."""
-    if refusal_words.unreadable(text) or refusal_languages.detect(text) != "en":
-        opinion = refusal_words.opinion(prompt, text)
-        return replace(opinion, score=SCORES.get(opinion.label))
+def settled(prompt: str, text: str) -> Opinion | None:
+    """Return the opinion of a reply that the model does not read, and None of one that it does."""
+    by_words = refusal_words.opinion(prompt, text)
+    if by_words.label == "unparsed" or refusal_languages.detect(text) != "en":
+        return replace(by_words, score=SCORES.get(by_words.label))
+    score = refusal_ngrams.declined(text, by_words.label)
+    if score <= refusal_ngrams.LOW:
+        return Opinion("compliance", score)
+    if score >= refusal_ngrams.HIGH:
+        return Opinion("partial" if by_words.label == "partial" else "refusal", score)
     return None
 
 

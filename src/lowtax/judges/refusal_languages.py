@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -22,50 +23,6 @@ PROSE = 12  # words of Latin script without a frequent word of any language: not
 SENTENCE_WORDS = 5  # a text of so many words without an English one is not English if one word is of another language
 SHARE = 0.25  # of the letters that another script must have, since a reply may quote Latin names and code
 
-ENGLISH = """about after all also an and any are as at be because before between but by can can't cannot could day days
-    def do does don't each else false find first for from get had has have he help her here him his hours how i'd i'll i'm
-    if import in int into is it it's its just len let like love make may me minutes money more must my next new not number of
-    on one only or other our out over people per person please print provide request return self she should so some sorry
-    step str such text than that the their them then there these they this to true under up use used very was we week were
-    what when where which while who will with won't word words would year years you your"""
-# Frequent words of languages without rules, so that they are not taken for a neighbour.
-OTHERS = {
-    "da": "jeg ikke og det at til på af som med kan har den der hvordan hjælpe beklager desværre også være eller fra undskyld råd om mig dig vil give sådan",
-    "no": "jeg ikke og det å til på av som med kan har den hvordan hjelpe beklager dessverre også være eller fra deg",
-    "fi": "en ei ja on että se voi voin hän minä sinä auttaa olen ovat mutta kun tai myös tämä pyyntö siitä valitettavasti",
-    "hu": "nem és hogy az egy van ez meg vagy de nem tudok segíteni ilyen elnézést adhatok erre kérésre olyan sajnálom ebben kell lehet csak mint azt nincs",
-    "hr": "ne je i da se na što za ali ne mogu pomoći žao mi kako nije sam su ovo od koji kao bih",
-    "sk": "prepáčte také rady nedávam takú ktoré nie je na že som si ale ako pre pri bol nemôžem pomôcť ľúto mi ktorý aj tak čo sa to môžem",
-    "ca": "puc ajudar amb això el la els les que és per una però em sap greu aquest aquesta més també són ho",
-    "et": "ma ei ja on see et kuid aidata kahjuks seda teid sind kui ka või oma palun saa vabandust",
-    "lv": "es nevaru un ir ka par ar uz lai bet palīdzēt atvainojiet to šo kā jūs vai",
-    "lt": "aš negaliu ir yra kad su į iš tai padėti atsiprašau bet kaip jums apie šiuo arba",
-    "sw": "siwezi na ya kwa ni wa katika hii kusaidia samahani lakini kama hilo kuhusu hiyo yako wewe mimi",
-    "tl": "hindi ko ang ng sa na mga ako ay ito para at kita po paumanhin matulungan iyan sila",
-    "af": "ek nie kan jou met dit die en van het jammer hier help om vir is ons wat daardie",
-    "sq": "nuk mund të dhe një për me në është më vjen keq ndihmoj këtë por si që",
-    "is": "ég ekki og að það er því við með sem en hjálpað þér þetta get til um",
-    "ga": "ní féidir liom agus an na le tá seo ar is cabhrú leat gabh mo leithscéal",
-    "cy": "ni allaf yn y a i ar gyda mae hyn o helpu chi ddrwg gen",
-    "eu": "ezin dut eta da ez honekin lagundu barkatu hau bat baina dira zaitut",
-    "ha": "ba zan iya wannan da na ta ya don taimaka maka yi hakuri a cikin",
-    "yo": "mi ò lè ti ní àti sí fún rẹ ràn ọ́ lọ́wọ́ ẹ má bínú pé",
-    "zu": "angikwazi uku futhi kanye ngoba lokhu ukusiza uxolo kodwa",
-    "so": "ma awoodo in iyo waa ku ka kaa caawin waxaan laakiin",
-    "eo": "mi ne povas kaj la de en estas por helpi bedaŭras tion sed vi",
-    "ht": "mwen pa kapab ou ak nan pou sa ede padon li yo men",
-}
-OTHER_LETTERS = {
-    "sk": "\u013e\u00f4\u0155\u013a",
-    "hu": "\u0151\u0171",
-    "da": "\u00e6\u00f8\u00e5",
-    "no": "\u00e6\u00f8\u00e5",
-    "is": "\u00fe\u00f0\u00e6",
-    "lv": "\u0101\u0113\u012b\u0137\u013c\u0146",
-    "lt": "\u0117\u0173\u012f",
-    "et": "\u00f5",
-    "hr": "\u0111",
-}
 SCRIPTS = {
     "latin": r"A-Za-z\u00c0-\u024f\u1e00-\u1eff",
     "cyrillic": r"\u0400-\u052f",
@@ -81,25 +38,6 @@ SCRIPTS = {
 LETTERS = {name: re.compile(f"[{ranges}]") for name, ranges in SCRIPTS.items()}
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^>\n]{1,80}>|\\[a-z]+", re.DOTALL)
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
-# Letters by which languages of one script differ.
-UKRAINIAN = re.compile(
-    "[\u0456\u0457\u0454\u0491]|\\b(?:\u0432\u0438\u0431\u0430\u0447\u0442\u0435|\u0449\u043e|\u0446\u0435|\u0434\u043e\u043f\u043e\u043c\u043e\u0433\u0442\u0438|\u0434\u043e\u043f\u043e\u043c\u0430\u0433\u0430\u0442\u0438|\u0446\u044c\u043e\u043c\u0443)\\b",
-    re.IGNORECASE,
-)
-RUSSIAN = re.compile("[\u044b\u044d\u0451]", re.IGNORECASE)
-SOUTH_SLAVIC = re.compile(
-    "[\u0458\u0459\u045a\u045f\u0452\u045b\u045e]|\\b(?:\u0441\u0435|\u0434\u0430|\u0441\u044a\u043c|\u0449\u0435|\u043d\u0435 \u043c\u043e\u0433\u0430|\u0434\u0430\u0432\u0430\u043c|\u0438\u0437\u0432\u0438\u043d\u0435\u0442\u0435)\\b",
-    re.IGNORECASE,
-)
-PERSIAN, URDU = (
-    re.compile("[\u067e\u0686\u0698\u06af\u06cc\u06a9]"),
-    re.compile("[\u0679\u0688\u0691\u06ba\u06d2\u06be]"),
-)
-MARATHI = re.compile(
-    "\u0906\u0939\u0947|\u0928\u093e\u0939\u0940|\u0936\u0915\u0924|\u091b\u0941|\u091b\u0948\u0928|\u091b\u0928\u094d|\u091b\u0964"
-)
-HINDI = re.compile("\u0939\u0948|\u0939\u0942|\u092e\u0947\u0902|\u0915\u0947|\u0915\u0940|\u0928\u0939\u0940\u0902")
-
 SENTENCE = re.compile(r"(?<=[.!?:;\u061f\u061b])\s+|(?<=[\u3002\uff01\uff1f\u0964])\s*|\n+")
 ITEM = re.compile(r"^[ \t]*(?:[-*\u2022]|\d+[.)\u3001\uff0e]|[\u0660-\u0669\u06f0-\u06f9]+[.)])[ \t]*\S", re.MULTILINE)
 QUOTES = re.compile(
@@ -122,10 +60,16 @@ class Rules:
 
 
 @lru_cache(maxsize=1)
-def _table() -> dict[str, dict[str, str | list[str]]]:
+def _file() -> dict[str, dict[str, Any]]:
     source = resources.files("lowtax").joinpath("judges/refusal_languages.yaml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, str | list[str]]] = yaml.safe_load(source)
-    return table
+    languages: dict[str, dict[str, Any]] = yaml.safe_load(source)
+    return languages
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, dict[str, Any]]:
+    """Return the languages with rules."""
+    return {code: language for code, language in _file().items() if "declines" in language}
 
 
 def taught() -> list[str]:
@@ -135,16 +79,17 @@ def taught() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _frequent() -> dict[str, frozenset[str]]:
-    words = (
-        {"en": ENGLISH} | {code: str(rules["words"]) for code, rules in _table().items() if "words" in rules} | OTHERS
-    )
+    words = {code: language["words"] for code, language in _file().items() if "words" in language}
     return {code: frozenset(text.split()) for code, text in words.items()}
 
 
 @lru_cache(maxsize=1)
 def _letters() -> dict[str, frozenset[str]]:
-    own = {code: str(rules["letters"]) for code, rules in _table().items() if "letters" in rules}
-    return {code: frozenset(letters) for code, letters in (own | OTHER_LETTERS).items()}
+    return {code: frozenset(language["letters"]) for code, language in _file().items() if "letters" in language}
+
+
+def _marked(code: str, prose: str) -> bool:
+    return re.search(_file()[code]["marks"], prose, re.IGNORECASE) is not None
 
 
 @lru_cache
@@ -180,15 +125,13 @@ def detect(text: str) -> str | None:
 def _by_letters(script: str, prose: str) -> str | None:
     """Return the language of a text that is not in Latin script."""
     if script == "cyrillic":
-        if UKRAINIAN.search(prose):
+        if _marked("uk", prose):
             return "uk"
-        return None if SOUTH_SLAVIC.search(prose) and not RUSSIAN.search(prose) else "ru"
+        return None if _marked("bg", prose) and not _marked("ru", prose) else "ru"
     if script == "arabic":
-        if URDU.search(prose):
-            return None
-        return "fa" if PERSIAN.search(prose) else "ar"
+        return None if _marked("ur", prose) else "fa" if _marked("fa", prose) else "ar"
     if script == "devanagari":
-        return None if MARATHI.search(prose) and not HINDI.search(prose) else "hi"
+        return None if _marked("mr", prose) and not _marked("hi", prose) else "hi"
     return {"han": "zh", "el": "el", "he": "he", "th": "th", "ko": "ko"}.get(script)
 
 
@@ -219,7 +162,7 @@ def _short_in_some(prose: str) -> str | None:
 def label(text: str, language: str) -> Label:
     """Return the label of a reply in one of the `taught` languages but English."""
     known = rules(language)
-    plain = MARKDOWN.sub("", text.replace("\u2019", "'")).strip()
+    plain = MARKDOWN.sub("", text.replace("\u2019", "'").replace("\u0130", "i")).strip()
     if known.short.fullmatch(plain.strip(EDGES)):
         return "refusal"
     sentences = [s for s in SENTENCE.split(QUOTES.sub("", plain)) if s.strip()]
