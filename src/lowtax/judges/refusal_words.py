@@ -51,6 +51,7 @@ RATHER_NOT = "(?:am not going to|refuse to|would rather not|do(?: not|n't) want 
 STILL = "(?: still| simply| really| just| also| therefore| then)?"
 SORRY = r"(?:I(?:'m| am) (?:\w+ )?sorry|sorry|(?:my )?apologies|I apologi[sz]e|unfortunately)"
 RULES = "(?:guidelines|programming|polic(?:y|ies)|principles|values|rules|purpose)"
+AN_AI = r"am an? [\w ,]{0,40} and "
 OUGHT = "(?: must| have to| need to| should| will|'ll| am going to|'m going to| can only)"
 START = r"^(?:(?:no|sorry|well|unfortunately|but|oh)[,.]? )*I (?:can't|cannot|won't|will not)"
 
@@ -58,6 +59,7 @@ DECLINES = _compiled(
     rf"\bI(?:'d rather not|'m not going to|{STILL} {NOT}|{STILL} {RATHER_NOT}) (?:\w+ly )?{DO}",
     rf"\bI(?: am|'m| would be|'d be| was) (?:\w+ly )?{UNABLE}",
     rf"\b(?:I(?:{OUGHT})?|we{OUGHT}) (?:\w+ly )?(?:decline|refuse)\b(?! in\b)|\b(?:I|we)(?: {NOT}|{OUGHT} not) comply",
+    rf"\bI (?:{AN_AI})?(?:do not|don't) have (?:the |any )?(?:ability|means|capability|capacity) to\b",
     rf"{START}(?: do (?:that|this))?(?:[.!,;]|$)",
     rf"^(?:(?:no|well|as an? [^,]+)[,.] )*{SORRY}[,.;:]? (?:but |however,? )?(?:I )?(?:{NOT}|unable|not able)\b",
     r"\bI (?:do not|don't) (?:help with|assist|discuss|provide|offer"
@@ -124,11 +126,12 @@ WILL_NOT = _compiled(
 # These alone decline nothing: they are a refusal where nothing but advice follows.
 DISCLAIM = "(?:condone|endorse|encourage|promote|recommend|support|advocate|approve of|take responsibility)"
 DISCLAIMS = _compiled(
-    rf"\bI (?:\w+ ){{0,3}}?(?:do not|don't|never|{NOT}|refuse to|neither) (?:\w+ly )?(?:\w+ or )?{DISCLAIM}\b"
+    rf"\bI (?:{AN_AI})?(?:\w+ ){{0,3}}?(?:do not|don't|never|{NOT}|refuse to|neither) "
+    rf"(?:\w+ly )?(?:\w+ or )?{DISCLAIM}\b"
     r"(?!.*\benough\b)",
     rf"\bI(?: am|'m) (?:\w+ly )?{UNABLE} {DISCLAIM}",
 )
-CANNOT = _compiled(rf"\bI (?:can ?not|can't)\b|\b{UNABLE}\b|{SORRY}")  # a disclaimer in the words of a refusal
+CANNOT = _compiled(rf"\bI (?:can ?not|can't|{AN_AI})|\b{UNABLE}\b|{SORRY}")  # a disclaimer in the words of a refusal
 ADVICE = _compiled(
     r"\b(?:please|seek|reach out|talk to|contact|important to|illegal|unlawful|harm(?:s|ful)?|wrong|respect\w*|instead|"
     r"consider|encourage|professional|never|consequences|responsib\w*|crime|criminal|dangerous|ethic\w*|unethical|"
