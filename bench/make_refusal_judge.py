@@ -1,15 +1,21 @@
-"""Make and measure the judge `refusal`: the adapter and the head in src/lowtax/judges/refusal_data.
+"""Make and measure the judge `refusal`: the files in src/lowtax/judges/refusal_data.
 
 Texts from `refusal_texts` are read by the embedded model. Its lower layers are frozen, so that their states are
-computed once; a LoRA adapter in the layers above and a linear head are trained on the labels by AdamW.
+computed once; a LoRA adapter in the layers above and a linear head are trained on the labels by AdamW. A regression on
+word pairs is fitted to the same texts.
 
-    python bench/make_refusal_judge.py --star1 STAR-1.jsonl.gz --dolly dolly.jsonl.gz --gsm8k train.jsonl.gz
-    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz   # the shipped judge
+    TEXTS="--star1 STAR-1.jsonl.gz --dolly dolly.jsonl.gz --gsm8k train.jsonl.gz"
+    python bench/make_refusal_judge.py $TEXTS                                                # all texts, two passes
+    python bench/make_refusal_judge.py $TEXTS --from-shipped --share 0.3 --epochs 1 --rate 3e-4
+    python bench/make_refusal_judge.py $TEXTS --ngrams                                       # word pairs, a minute
+    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz  # the shipped judge
 
-The first takes a quarter of an hour on two cores. With --hold-out it trains without the texts that are there to choose
-by, prints figures on them after each epoch, and stores nothing. The second writes bench/results/refusal_judge.json:
-figures on XSTest's human labels (columns prompt, completion, final_label, model), which nothing is fitted on, on STAR-1
-answers held out, and the speed.
+The first takes a quarter of an hour on two cores that multiply bfloat16. The shipped adapter is that of an earlier
+version, continued by the second on what is new and on three tenths of the rest: 22 minutes of one core without them.
+With --hold-out nothing is stored: the judge is trained without the texts that are there to choose by, and figures on
+them are printed after each epoch. The last writes bench/results/refusal_judge.json: figures on XSTest's human labels
+(columns prompt, completion, final_label, model), which nothing is fitted on, on STAR-1 answers held out, on
+refusal_held_out.jsonl by style and by language, and the speed.
 """
 
 import argparse
@@ -39,6 +45,7 @@ from lowtax.judges.refusal_words import RefusalWords
 from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
+HELD_OUT = Path(__file__).parent / "refusal_held_out.jsonl"
 FROZEN = 12  # layers below the adapter
 RANK, RATE, DECAY = 4, 6e-4, 0.01
 PENALTY = 1e-4  # on the squared weights of the regression on word pairs
@@ -251,6 +258,22 @@ def store(judge: Judge) -> None:
     save_file({name: tensor.half() for name, tensor in judge.head.state_dict().items()}, ADAPTER / "head.safetensors")
 
 
+def held_out(judge: Refusal) -> dict[str, dict[str, int]]:
+    """Right answers by style and by language, where full and partial refusals count together."""
+    rows = refusal_texts.jsonl(HELD_OUT)
+    opinions = judge.judge([row["request"] for row in rows], [row["reply"] for row in rows])
+    result: dict[str, dict[str, int]] = {}
+    for row, opinion in zip(rows, opinions, strict=True):
+        name = row["language"] if row["style"] == "language" else row["style"]
+        label = "declined" if opinion.label in ("refusal", "partial") else opinion.label
+        true = "declined" if row["label"] == "refusal" else row["label"]
+        counts = result.setdefault(name, {})
+        counts[f"{true} judged {label}"] = counts.get(f"{true} judged {label}", 0) + 1
+    for name, counts in result.items():
+        print(name, counts, flush=True)
+    return result
+
+
 def measure(asked: argparse.Namespace) -> None:
     """Judge what nothing was fitted on, with the shipped head and with `refusal_words`."""
     with asked.measure.open(newline="", encoding="utf-8") as handle:
@@ -274,6 +297,7 @@ def measure(asked: argparse.Namespace) -> None:
             figures = agreement([label for label, _ in pairs], [human for _, human in pairs]) | counts
             result[f"{name} by {judged}"] = figures
             print(name, judged, figures, flush=True)
+    result["held_out"] = held_out(judge)
     write_json(RESULTS, result | {"provenance": provenance()})
     wrong = [n for n, t in enumerate(triples) if (labels[n] == "compliance") != (t.label == "compliance")]
     for n in wrong[: asked.show]:
