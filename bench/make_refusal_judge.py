@@ -1,15 +1,21 @@
-"""Make and measure the judge `refusal`: the adapter and the head in src/lowtax/judges/refusal_data.
+"""Make and measure the judge `refusal`: the files in src/lowtax/judges/refusal_data.
 
 Texts from `refusal_texts` are read by the embedded model. Its lower layers are frozen, so that their states are
-computed once; a LoRA adapter in the layers above and a linear head are trained on the labels by AdamW.
+computed once; a LoRA adapter in the layers above and a linear head are trained on the labels by AdamW. A regression on
+word pairs is fitted to the same texts.
 
-    python bench/make_refusal_judge.py --star1 STAR-1.jsonl.gz --dolly dolly.jsonl.gz --gsm8k train.jsonl.gz
-    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz   # the shipped judge
+    TEXTS="--star1 STAR-1.jsonl.gz --dolly dolly.jsonl.gz --gsm8k train.jsonl.gz"
+    python bench/make_refusal_judge.py $TEXTS                                                # all texts, two passes
+    python bench/make_refusal_judge.py $TEXTS --from-shipped --share 0.3 --epochs 1 --rate 3e-4
+    python bench/make_refusal_judge.py $TEXTS --ngrams                                       # word pairs, a minute
+    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz  # the shipped judge
 
-The first takes a quarter of an hour on two cores. With --hold-out it trains without the texts that are there to choose
-by, prints figures on them after each epoch, and stores nothing. The second writes bench/results/refusal_judge.json:
-figures on XSTest's human labels (columns prompt, completion, final_label, model), which nothing is fitted on, on STAR-1
-answers held out, and the speed.
+The first takes a quarter of an hour on two cores that multiply bfloat16. The shipped adapter is that of an earlier
+version, continued by the second on what is new and on three tenths of the rest: 22 minutes of one core without them.
+With --hold-out nothing is stored: the judge is trained without the texts that are there to choose by, and figures on
+them are printed after each epoch. The last writes bench/results/refusal_judge.json: figures on XSTest's human labels
+(columns prompt, completion, final_label, model), which nothing is fitted on, on STAR-1 answers held out, on
+refusal_held_out.jsonl by style and by language, and the speed.
 """
 
 import argparse
@@ -23,21 +29,26 @@ from typing import NamedTuple
 
 import refusal_texts
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from refusal_texts import Triple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, dropout, embedding_bag
 
 from lowtax.common.files import read_json, write_json
 from lowtax.common.log import quiet_libraries
 from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
+from lowtax.judges import refusal_ngrams as ngrams
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
+from lowtax.judges.refusal_words import RefusalWords
+from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
+HELD_OUT = Path(__file__).parent / "refusal_held_out.jsonl"
 FROZEN = 12  # layers below the adapter
 RANK, RATE, DECAY = 4, 6e-4, 0.01
+PENALTY = 1e-4  # on the squared weights of the regression on word pairs
 BATCH, SMOOTHING, DROPOUT, WARMUP = 32, 0.05, 0.1, 20
 NO_WORDS = 0.3  # of the texts are trained without what `refusal_words` says, so that the head does not lean on it
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
@@ -69,6 +80,11 @@ def texts(asked: argparse.Namespace) -> tuple[list[Triple], list[Triple]]:
     chosen_by = refusal_texts.grammar(600, True, seed=2) + dolly[400:500]
     chosen_by += refusal_texts.mixed(ordinary[1::2], plain[:-1], "refusal", 40, True, seed=3)
     chosen_by += refusal_texts.written(valid=True)
+    fitted = random.Random(2).sample(fitted, round(asked.share * len(fitted)))
+    fitted += refusal_texts.written(valid=False, new=True) * 2
+    fitted += refusal_texts.styles(1100, False, 6, refusal_texts.written(valid=False) + dolly[:300] + own)
+    chosen_by += refusal_texts.written(valid=True, new=True)
+    chosen_by += refusal_texts.styles(250, True, 7, refusal_texts.written(valid=True) + dolly[400:500])
     return fitted, chosen_by
 
 
@@ -100,6 +116,12 @@ class Judge(torch.nn.Module):
         self.head = torch.nn.Linear(self.body.config.hidden_size + len(LABELS), len(LABELS))
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
+
+    def take_shipped(self) -> None:
+        """Start from the adapter and the head in the package."""
+        weights = load_file(ADAPTER / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.adapted, {name: tensor.float() for name, tensor in weights.items()})
+        self.head.load_state_dict({k: v.float() for k, v in load_file(ADAPTER / "head.safetensors").items()})
 
     def forward(self, texts: list[Read]) -> Tensor:
         """Logits, (texts, labels)."""
@@ -152,12 +174,17 @@ def make(asked: argparse.Namespace) -> None:
     """Train adapter and head, and put them into the package."""
     torch.manual_seed(asked.seed)
     rng, began = random.Random(asked.seed), time.perf_counter()
-    reader = Reader("bfloat16")
-    fitted, held_out = (read(reader, triples) for triples in texts(asked))
+    reader = Reader(loading.precision("auto"))
+    fitted_texts, held_out_texts = texts(asked)
+    fitted = read(reader, fitted_texts)
+    held_out = read(reader, held_out_texts) if asked.hold_out or not asked.from_shipped else []
     fitted += [] if asked.hold_out else held_out
+    print(f"{len(fitted)} texts are read, {time.perf_counter() - began:.0f} s", flush=True)
     judge = Judge(reader)
+    if asked.from_shipped:
+        judge.take_shipped()
     trained = [parameter for parameter in judge.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+    optimiser = torch.optim.AdamW(trained, lr=asked.rate, weight_decay=DECAY)
     steps = asked.epochs * math.ceil(len(fitted) / BATCH)
     warm = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
@@ -165,7 +192,9 @@ def make(asked: argparse.Namespace) -> None:
     )
     for epoch in range(asked.epochs):
         judge.train()
-        for batch in batches(fitted, rng):
+        for step, batch in enumerate(batches(fitted, rng)):
+            if step % 10 == 0:
+                print(f"step {step}, {time.perf_counter() - began:.0f} s", flush=True)
             labels = torch.tensor([text.label for text in batch])
             cross_entropy(judge(batch), labels, label_smoothing=SMOOTHING).backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -185,6 +214,39 @@ def make(asked: argparse.Namespace) -> None:
         store(judge)
 
 
+def make_ngrams(asked: argparse.Namespace) -> None:
+    """Fit `refusal_ngrams` to all texts but those held out, say how it does on these, and put it into the package."""
+    asked.share, rows = 1.0, []
+    for triples in texts(asked):
+        labels = [
+            opinion.label for opinion in RefusalWords().judge([t.request for t in triples], [t.reply for t in triples])
+        ]
+        numbers = [ngrams.features(t.reply, label) for t, label in zip(triples, labels, strict=True)]
+        starts = torch.tensor([0, *(len(each) for each in numbers)]).cumsum(0)[:-1]
+        scale = torch.tensor([len(each) ** -0.5 for each in numbers])
+        true = torch.tensor([float(t.label != "compliance") for t in triples])
+        rows.append((torch.tensor([n for each in numbers for n in each]), starts, scale, true))
+    weight, bias = torch.zeros(ngrams.WEIGHTS, 1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def logits(ids: Tensor, starts: Tensor, scale: Tensor) -> Tensor:
+        return embedding_bag(ids, weight, starts, mode="sum")[:, 0] * scale + bias
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        total = binary_cross_entropy_with_logits(logits(*rows[0][:3]), rows[0][3]) + PENALTY * (weight**2).sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    found, true = torch.sigmoid(logits(*rows[1][:3])).detach(), rows[1][3]
+    for name, chosen, wrong in (
+        ("complies", found <= ngrams.LOW, true), ("declines", found >= ngrams.HIGH, 1 - true)
+    ):  # fmt: skip
+        print(f"{name}: {int(chosen.sum())} of {len(true)} held out settled, {int(wrong[chosen].sum())} wrong")
+    save_file({"weight": weight.detach()[:, 0].half(), "bias": bias.detach().half()}, ngrams.FILE)
+
+
 def store(judge: Judge) -> None:
     """Write adapter and head in half precision."""
     judge.adapted.save_pretrained(str(ADAPTER))
@@ -194,6 +256,22 @@ def store(judge: Judge) -> None:
     weights = ADAPTER / "adapter_model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
     save_file({name: tensor.half() for name, tensor in judge.head.state_dict().items()}, ADAPTER / "head.safetensors")
+
+
+def held_out(judge: Refusal) -> dict[str, dict[str, int]]:
+    """Right answers by style and by language, where full and partial refusals count together."""
+    rows = refusal_texts.jsonl(HELD_OUT)
+    opinions = judge.judge([row["request"] for row in rows], [row["reply"] for row in rows])
+    result: dict[str, dict[str, int]] = {}
+    for row, opinion in zip(rows, opinions, strict=True):
+        name = row["language"] if row["style"] == "language" else row["style"]
+        label = "declined" if opinion.label in ("refusal", "partial") else opinion.label
+        true = "declined" if row["label"] == "refusal" else row["label"]
+        counts = result.setdefault(name, {})
+        counts[f"{true} judged {label}"] = counts.get(f"{true} judged {label}", 0) + 1
+    for name, counts in result.items():
+        print(name, counts, flush=True)
+    return result
 
 
 def measure(asked: argparse.Namespace) -> None:
@@ -219,6 +297,7 @@ def measure(asked: argparse.Namespace) -> None:
             figures = agreement([label for label, _ in pairs], [human for _, human in pairs]) | counts
             result[f"{name} by {judged}"] = figures
             print(name, judged, figures, flush=True)
+    result["held_out"] = held_out(judge)
     write_json(RESULTS, result | {"provenance": provenance()})
     wrong = [n for n, t in enumerate(triples) if (labels[n] == "compliance") != (t.label == "compliance")]
     for n in wrong[: asked.show]:
@@ -230,9 +309,13 @@ if __name__ == "__main__":
     for option in ("--star1", "--dolly", "--gsm8k", "--measure"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--hold-out", action="store_true", help="leave out what is there to choose by, and show it")
+    parser.add_argument("--ngrams", action="store_true", help="make the regression on word pairs alone, in a minute")
+    parser.add_argument("--from-shipped", action="store_true", help="continue with the shipped adapter and head")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate at its highest")
+    parser.add_argument("--share", type=float, default=1.0, help="part of the texts of earlier versions that is used")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="so many disagreements with the human label")
     given = parser.parse_args()
     quiet_libraries()
-    measure(given) if given.measure else make(given)
+    (measure if given.measure else make_ngrams if given.ngrams else make)(given)

@@ -6,6 +6,8 @@ refusals, partial refusals and compliance. The same vocabulary stands on all sid
 puts such replies to other requests. `written` are pairs that were written whole, one by one, in the styles of many
 models (refusal_written.jsonl). The rest were written by people and models for other ends: our built-in data, Dolly and
 GSM8K answers (compliance), STAR-1 answers (labelled by hand in refusal_star1.json, or plain declines).
+`styles` puts sentences that decide nothing before answers and refusals, refusals after long backgrounds, and replies of
+a few words to any request (refusal_styles.yaml).
 
 Every fifth frame, topic and written request is of the other side (`valid`): what a judge is chosen by, it never saw.
 """
@@ -25,8 +27,10 @@ from lowtax.judges.refusal_words import RefusalWords
 
 HERE = Path(__file__).parent
 GRAMMAR: dict[str, Any] = yaml.safe_load((HERE / "refusal_texts.yaml").read_text())
+STYLES: dict[str, list[str]] = yaml.safe_load((HERE / "refusal_styles.yaml").read_text())
 SHARES = {"refusal": 0.42, "partial": 0.13, "compliance": 0.45}
 FIFTH = 5
+NEW = ("hostile_text", "inability", "redirecting", "thought", "something_else_declined", "late_refusal")
 LEADS = 0.12  # of the replies, whatever they are, begin with a sentence that says nothing
 SMALL = 10  # pools of fewer lines are shared by both sides
 TAG = re.compile(r"<(\w+)(\??)>")
@@ -100,6 +104,85 @@ def filled(frame: str, fields: dict[str, str]) -> str:
     return re.sub(r"(^|[.!?] )([a-z])", lambda found: found[1] + found[2].upper(), frame)
 
 
+def styles(count: int, valid: bool, seed: int, base: list[Triple]) -> list[Triple]:
+    """Replies in the styles of refusal_styles.yaml, none twice; requests and replies of `base` are used in half of
+    them.
+
+    Of the rows 40 % are answers with a disclaimer before or after them, 15 % refusals with one, 20 % refusals after a
+    background and 10 % backgrounds alone, 15 % replies of a few words.
+    """
+    rng = random.Random(seed)
+    by_label = {label: [t for t in base if t.label == label] for label in SHARES}
+    makers = (before_answer, before_refusal, late, background, short)
+    found: dict[Triple, None] = {}
+    while len(found) < count:
+        [make] = rng.choices(makers, (40, 15, 20, 10, 15))
+        found[make(rng, valid, by_label)] = None
+    return list(found)
+
+
+Labelled = dict[str, list[Triple]]
+
+
+def pick(rng: random.Random, pool: str, valid: bool, count: int = 1) -> list[str]:
+    """So many different lines of a pool of refusal_styles.yaml, from one side."""
+    return rng.sample(of_side(STYLES[pool], valid), count)
+
+
+def before_answer(rng: random.Random, valid: bool, base: Labelled) -> Triple:
+    """An answer with a sentence or two before it, or one after it."""
+    answer = rng.choice([t for t in base["compliance"] if len(t.reply) > 60])
+    lead = " ".join(pick(rng, "before", valid, rng.choice((1, 1, 1, 2))))
+    gap = rng.choice((" ", " ", "\n\n"))
+    text = f"{lead}{gap}{answer.reply}"
+    if rng.random() < 0.2:
+        text = f"{answer.reply}{gap}{pick(rng, 'after', valid)[0]}"
+    return Triple(answer.request, text, "compliance", "before_answer")
+
+
+def before_refusal(rng: random.Random, valid: bool, base: Labelled) -> Triple:
+    """A refusal with the same sentences before it."""
+    refusal = rng.choice(base["refusal"])
+    return Triple(refusal.request, f"{pick(rng, 'before', valid)[0]} {refusal.reply}", "refusal", "before_refusal")
+
+
+def late(rng: random.Random, valid: bool, base: Labelled) -> Triple:
+    """A refusal after sentences about the subject, or about any subject."""
+    request, fields = topic(rng, valid)
+    if rng.random() < 0.4:
+        request = rng.choice(base["refusal"]).request
+        ends = [line for line in of_side(STYLES["late"], valid) if "{" not in line]
+        text = " ".join([*rng.sample(STYLES["long"], rng.randint(5, 10)), rng.choice(ends)])
+    else:
+        text = " ".join([*rng.sample(STYLES["background"], rng.randint(5, 12)), *pick(rng, "late", valid)])
+    return Triple(request, filled(text, fields), "refusal", "late")
+
+
+def background(rng: random.Random, valid: bool, base: Labelled) -> Triple:
+    """The same sentences in answer to a request for them."""
+    _, fields = topic(rng, valid)
+    request = rng.choice(STYLES["background_requests"])
+    text = " ".join([*rng.sample(STYLES["background"], rng.randint(5, 12)), *pick(rng, "ending", valid)])
+    return Triple(filled(request, fields), filled(text, fields), "compliance", "background")
+
+
+def short(rng: random.Random, valid: bool, base: Labelled) -> Triple:
+    """A refusal or an answer of a few words."""
+    if rng.random() < 0.25:
+        request, reply = pick(rng, "short_answers", valid)[0].split(" | ")
+        return Triple(request, reply, "compliance", "short")
+    request = rng.choice(base["refusal"]).request
+    return Triple(request, pick(rng, "short", valid)[0], "refusal", "short")
+
+
+def topic(rng: random.Random, valid: bool) -> tuple[str, dict[str, str]]:
+    """A request of the grammar's harmful family, and the fields of its topic."""
+    family = GRAMMAR["families"]["harmful"]
+    fields = dict(zip(family["fields"], rng.choice(of_side(family["topics"], valid)).split(" | "), strict=True))
+    request = filled(rng.choice(family["requests"]), fields)
+    return request[0].upper() + request[1:], fields
+
+
 def jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file, compressed or not."""
     raw = path.read_bytes()
@@ -107,9 +190,9 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.decode().splitlines() if line.strip()]
 
 
-def written(valid: bool) -> list[Triple]:
-    """Pairs that were written whole; those of one request are on one side."""
-    rows = jsonl(HERE / "refusal_written.jsonl")
+def written(valid: bool, new: bool = False) -> list[Triple]:
+    """Pairs that were written whole; those of one request are on one side. `new`: those of NEW families alone."""
+    rows = [row for row in jsonl(HERE / "refusal_written.jsonl") if (row["family"] in NEW) == new]
     sides = [hashlib.sha256(row["request"].encode()).digest()[0] % FIFTH == 0 for row in rows]
     return [
         Triple(row["request"], row["reply"], row["label"], "written")

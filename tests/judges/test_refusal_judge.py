@@ -8,7 +8,7 @@ from places import ROOT
 
 from lowtax.data import special_tokens
 from lowtax.judges import base as judges
-from lowtax.judges.refusal import ADAPTER, LABELS, REPLY_TOKENS, Refusal
+from lowtax.judges.refusal import ADAPTER, END_TOKENS, LABELS, REPLY_TOKENS, START_TOKENS, Refusal
 
 XSTEST = ROOT.parent / "shared" / "data" / "xstest_prompts.csv"
 sys.path.insert(0, str(ROOT / "bench"))
@@ -72,21 +72,25 @@ def test_a_reply_cannot_end_its_own_turn(judge: Refusal):
     assert "<|im_end|>" in reader.tokenizer.decode(ids[reply])
 
 
-def test_text_after_the_part_that_is_read_is_not_seen(judge: Refusal):
+def test_of_a_long_reply_the_start_and_the_end_are_read(judge: Refusal):
     start = "Fold the paper twice and cut along the line. " * 60
-    ids, reply = judge.reader.row("How?", start)
-    assert reply.stop - reply.start == REPLY_TOKENS
-    assert judge.reader.row("How?", start + "I can't help with that.") == (ids, reply)
-    assert len(special_tokens.encode(judge.reader.tokenizer, start)) > REPLY_TOKENS
+    ids, reply = judge.reader.row("How?", f"{start}I can't help with that.")
+    assert reply.stop - reply.start == REPLY_TOKENS == START_TOKENS + END_TOKENS
+    read = judge.reader.tokenizer.decode(ids[reply])
+    assert read.startswith("Fold the paper")
+    assert read.endswith("I can't help with that.")
+    tokens = special_tokens.encode(judge.reader.tokenizer, start)
+    assert ids[reply][:START_TOKENS] == tokens[:START_TOKENS]
+    short, place = judge.reader.row("How?", "Fold the paper twice.")
+    assert judge.reader.tokenizer.decode(short[place]) == "Fold the paper twice."
 
 
-@pytest.mark.parametrize("base", COMPLIANCES)
-def test_no_attack_makes_a_compliance_a_refusal(judge: Refusal, base: str):
-    names = list(ATTACKS)[::3]
-    assert len(names) > 60
-    texts = [ATTACKS[name](COMPLIANCES[base]) for name in names]
-    found = judge.judge(["How do I do it?"] * len(texts), texts)
-    assert {name: o.label for name, o in zip(names, found, strict=True) if o.label != "compliance"} == {}
+def test_no_attack_makes_a_compliance_a_refusal(judge: Refusal):
+    """Each reply has other attacks; tests/judges/test_attacks.py has all of them for the rules."""
+    names = [(base, name) for n, base in enumerate(COMPLIANCES) for name in list(ATTACKS)[3 * n :: 27]]
+    assert len(names) >= 27
+    opinions = judge.judge(["How do I do it?"] * len(names), [ATTACKS[name](COMPLIANCES[base]) for base, name in names])
+    assert {pair: o.label for pair, o in zip(names, opinions, strict=True) if o.label != "compliance"} == {}
 
 
 def test_the_shipped_files_are_small():
@@ -126,7 +130,8 @@ def test_no_request_is_one_that_people_evaluate_with():
     with XSTEST.open(newline="", encoding="utf-8") as handle:
         known = {row["prompt"].strip().lower() for row in csv.DictReader(handle)}
     made = {t.request.lower() for valid in (False, True) for t in refusal_texts.grammar(3000, valid, seed=3)}
-    made |= {t.request.strip().lower() for valid in (False, True) for t in refusal_texts.written(valid)}
+    both = [(valid, new) for valid in (False, True) for new in (False, True)]
+    made |= {t.request.strip().lower() for valid, new in both for t in refusal_texts.written(valid, new)}
     assert not made & known
 
 
@@ -138,7 +143,7 @@ def test_the_labels_by_hand_name_each_row_once():
 
 
 def test_written_requests_are_on_one_side_and_no_reply_is_there_twice():
-    sides = [refusal_texts.written(valid) for valid in (False, True)]
+    sides = [refusal_texts.written(valid) + refusal_texts.written(valid, new=True) for valid in (False, True)]
     assert not {t.request for t in sides[0]} & {t.request for t in sides[1]}
     both = [*sides[0], *sides[1]]
     assert len({(t.request, t.reply) for t in both}) == len(both) > 1500

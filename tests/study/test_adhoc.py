@@ -219,9 +219,9 @@ def test_a_long_judgement_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest
     assert [line.split(" replies")[0] for line in lines[1:]] == ["  2 of 7", "  4 of 7", "  6 of 7"]
     api.judge(path, "refusal_words", out=tmp_path / "v")
     assert len(lines) == 4
-    say_unused("refusal_words", "hf", "float32", 1)
+    say_unused("refusal_words", EngineSettings("hf", "float32", 1))
     assert lines[4] == "the judge refusal_words has no use for --precision and --batch-size: ignored"
-    say_unused("llama_guard", "hf", "float32", 1)
+    say_unused("llama_guard", EngineSettings("hf", "float32", 1))
     assert len(lines) == 5
 
 

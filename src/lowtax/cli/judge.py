@@ -69,14 +69,15 @@ def calibrate(
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
-    say_unused(judge, engine, precision, batch_size)
+    settings = EngineSettings(engine, precision, batch_size)
+    say_unused(judge, settings, model)
     columns = calibration.Columns(prompt, reply, label, tuple(positive), source, on, thinking_tags, opened)
     cases = calibration.read(file, columns)[:limit]
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):
         print(f"no row has the label {name!r}", file=sys.stderr)
-    loaded = judges.load(judge, EngineSettings(engine, precision, batch_size), model)
+    loaded = judges.load(judge, settings, model)
     if getattr(loaded, "is_model", False):
         quiet_libraries()
     judged = calibration.judge_cases(loaded, cases)

@@ -1,11 +1,14 @@
 """The options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lowtax.common.errors import UserError
+
+if TYPE_CHECKING:
+    from lowtax.engines.settings import EngineSettings
 
 JSON = (str, int, float, list, dict, type(None))  # bool is an int
 ON_HELP = "Text to judge: the answer, the thought, or both, the reply as it was written."
@@ -57,17 +60,13 @@ Text = Literal["answer", "thought", "both"]
 Preset = Literal["default", "paper", "reference"]
 
 
-def say_unused(judge: str, engine: str, precision: str, batch_size: int) -> None:
-    """Say that a judge which is no language model has no engine, where options for one differ from the defaults."""
+def say_unused(judge: str, settings: "EngineSettings", model: str | None = None) -> None:
+    """Say which options a judge ignores that has no engine, or one of its own."""
     from lowtax.common.log import say
-    from lowtax.common.registry import resolve
-    from lowtax.judges.base import BUILTIN
+    from lowtax.judges.base import unused
 
-    plain = judge.partition(":")[0]
-    differing = {"--engine": engine != "hf", "--precision": precision != "auto", "--batch-size": batch_size != 16}
-    names = [name for name, differs in differing.items() if differs]
-    if names and plain in BUILTIN and not getattr(resolve("judge", plain, BUILTIN), "is_model", False):
-        say(f"the judge {plain} has no use for {' and '.join(names)}: ignored")
+    if names := unused(judge, settings, model):
+        say(f"the judge {judge} has no use for {' and '.join(names)}: ignored")
 
 
 def at_revision(model: str | None, revision: str | None) -> str | None:

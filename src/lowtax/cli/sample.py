@@ -186,11 +186,12 @@ def judge(
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
-    say_unused(judge_, engine, precision, batch_size)
+    from lowtax.engines.settings import EngineSettings
     from lowtax.judges.own_replies import Columns
     from lowtax.judges.verdicts import excerpts
     from lowtax.study import api
 
+    say_unused(judge_, EngineSettings(engine, precision, batch_size))
     rows = api.judge(
         replies,
         judge_,

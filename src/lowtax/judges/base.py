@@ -101,10 +101,26 @@ def require_model(judge: str, model: str) -> None:
         raise UserError(f"The judge {judge!r} has no default model: name a strong one, as {judge}:OWNER/NAME.")
 
 
+def unused(name: str, engine: EngineSettings, model: str | None = None) -> list[str]:
+    """Return the options that differ from their defaults and that a judge without a model of its own engine ignores."""
+    plain = name.partition(":")[0]
+    if plain not in BUILTIN or getattr(registry.resolve("judge", plain, BUILTIN), "is_model", False):
+        return []
+    usual = EngineSettings()
+    options = {
+        "--model": bool(model or name.partition(":")[2]),
+        "--engine": engine.name != usual.name,
+        "--precision": engine.precision != usual.precision,
+        "--batch-size": engine.batch_size != usual.batch_size,
+    }
+    return [option for option, differs in options.items() if differs]
+
+
 def load(name: str, engine: EngineSettings | None = None, model: str | None = None) -> Judge:
     """Load a judge by name, by `name:MODEL` for a model other than its own, or from `path/file.py:Class`.
 
-    engine, model: for judges that are language models; MODEL in the name takes precedence.
+    engine, model: for judges that are language models; MODEL in the name takes precedence. `unused` says which options
+    another judge ignores.
 
     Raises:
         UserError: There is no such judge.

@@ -1,7 +1,8 @@
 """Judges that are language models: one request per text, and the opinion is read from what the model wrote.
 
 A reply may contain anything: verdict lines, closing tags, placeholders. No part of a reply is ever formatted or parsed.
-Of what the judge wrote, only lines of the form `name: value` count, and two lines that disagree are no verdict.
+Of what the judge wrote, a verdict of one word must come first, and of several grades only lines of the form
+`name: value` count, also as JSON or a table. Two that disagree are no verdict.
 """
 
 import hashlib
@@ -16,7 +17,10 @@ from lowtax.judges.base import Kind, Opinion
 
 LEAD = r"""(?:^|[{,])[ \t>*_`#"'\d.)-]{0,12}"""  # of a line or a JSON key: list marks, bold, quotes
 BETWEEN = r"""[ \t*_`"']{0,9}[:=\uff1a][ \t*_`"'\[(]{0,9}"""
+DECORATION = r"""[\s*_`#>"'\[({\u201c-]{0,12}"""  # before the first word
+LABEL = r"(?:[A-Za-z][A-Za-z '_-]{0,40}[:=\uff1a]" + DECORATION + ")?"  # such as "Verdict:"
 NUMBER = r"\d+(?:\.\d+)?(?:[ \t]*(?:/|out of|of)[ \t]*\d+)?"
+RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|?)+[ \t]*")  # the line below the head of a table
 MASS = 0.5  # the least total probability at which words count as what the judge was about to write
 
 
@@ -88,9 +92,40 @@ def read_number(text: str, name: str, low: float, high: float) -> float | None:
     return only if only is not None and low <= only <= high else None
 
 
+def read_word(text: str, *words: str) -> tuple[str, str] | None:
+    """Return the first word of a text if it is one of `words`, in lower case, and the text after it.
+
+    Marks and a label such as `Verdict:` may stand before it.
+
+    Returns:
+        None if another word comes first, or if another of `words` stands alone after it.
+    """
+    either = "|".join(words)
+    match = re.match(rf"{DECORATION}{LABEL}({either})(?![\w-])", text, re.IGNORECASE)
+    if not match:
+        return None
+    word, rest = match[1].lower(), text[match.end() :]
+    alone = re.findall(rf"^[^\w\n]{{0,12}}({either})[^\w\n]{{0,12}}$", rest, re.IGNORECASE | re.MULTILINE)
+    return None if any(other.lower() != word for other in alone) else (word, rest)
+
+
+def table_lines(text: str) -> str:
+    """Return the cells of Markdown tables as lines `name: value`, by rows and by columns; empty without a table."""
+    lines: list[str] = []
+    for block in re.findall(r"(?:^[^\n|]*\|[^\n]*(?:\n|\Z)){2,}", text, re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        if not (any(RULE.fullmatch(line) for line in block.splitlines()) or block.lstrip().startswith("|")):
+            continue
+        rows = [row for row in rows if not all(re.fullmatch(r":?-*:?", cell) for cell in row)]
+        lines += [f"{row[0]}: {row[1]}" for row in rows if len(row) > 1]
+        lines += [f"{name}: {cell}" for row in rows[1:] for name, cell in zip(rows[0], row, strict=False)]
+    return "\n".join(lines)
+
+
 def _values(text: str, name: str, form: str) -> list[str]:
     """Return the values in all lines `name: value`; "0 or 1" and "1-5" repeat the question and are no values."""
     more = rf"(?![ \t]*(?:[/|,\u2013-]|or|to|and)[ \t]*(?:{form})(?!\w))"
+    text = f"{text}\n{table_lines(text)}" if "|" in text else text
     return re.findall(rf"{LEAD}{name}{BETWEEN}({form})(?!\w|\.\d|/){more}", text, re.IGNORECASE | re.MULTILINE)
 
 
