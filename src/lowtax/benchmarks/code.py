@@ -1,11 +1,4 @@
-"""Find the program in an answer and score it by its base and plus tests.
-
-The answer is the text after the thought. The program is found by the first of these rules that applies (linear in the
-length of the answer):
-
-    block        the last fenced block of Python that defines the function
-    body         the last fenced block, put after the prompt, if it begins indented or returns at top level
-    text         the whole answer, if nothing is fenced and its first line is code; a definition or a body
+"""Score the program in an answer (`programs`) by its base and plus tests.
 
 The prompt's imports and helpers are put before a definition. The tests are those of the data: asserts as source code
 (HumanEval, MBPP, the hub copies of EvalPlus), or inputs whose expected values are what the canonical solution returns
@@ -16,15 +9,15 @@ import ast
 import json
 import platform
 import re
-import textwrap
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import dropwhile
 from typing import Any
 
+from lowtax.benchmarks import programs
 from lowtax.benchmarks.base import Score
+from lowtax.benchmarks.programs import Target
 from lowtax.benchmarks.sandbox import run as sandbox
 from lowtax.benchmarks.sandbox.run import Limits
 from lowtax.common.errors import UserError
@@ -32,13 +25,9 @@ from lowtax.common.files import write_text
 from lowtax.common.records import row_id
 from lowtax.models.embedded import cache
 
-LIMITS = Limits(wall_s=10, cpu_s=10, memory_mb=1024, file_mb=16, processes=4)
-LIMITS_PLUS = Limits(wall_s=60, cpu_s=60, memory_mb=2048, file_mb=16, processes=4)
-LIMITS_EXPECTED = Limits(wall_s=300, cpu_s=300, memory_mb=4096, file_mb=16, processes=4)
-FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
-PYTHON = ("", "python", "py", "python3", "python2", "py3")
-CODE_LINE = re.compile(r"(?:def|async def|class|import|from)\s+\w|@\w|[ \t]+\S")
-RETURNS = re.compile(r"^(?:return|yield)\b", re.MULTILINE)
+LIMITS = Limits(wall_s=10, cpu_s=10, memory_mb=1024, file_mb=16, processes=16)
+LIMITS_PLUS = Limits(wall_s=60, cpu_s=60, memory_mb=2048, file_mb=16, processes=16)
+LIMITS_EXPECTED = Limits(wall_s=300, cpu_s=300, memory_mb=4096, file_mb=16, processes=16)
 LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the key of expected values
 ORACLES = {
     "find_zero": "root",
@@ -71,48 +60,9 @@ class Problem:
     before: str = ""
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Return (language, code) of the fenced blocks in order; one that is never closed extends to the end."""
-    result: list[tuple[str, list[str]]] = []
-    inside = ""
-    for line in text.splitlines():
-        fence = FENCE.match(line)
-        rest = line[fence.end() :].strip() if fence else ""
-        if inside and fence and fence[1].startswith(inside) and not fence[2] and not rest:
-            inside = ""
-        elif fence and "`" not in rest and (not inside or fence[2]):
-            inside = fence[1]
-            result.append((fence[2].lower(), []))
-        elif inside:
-            result[-1][1].append(line)
-    return [(language, "\n".join(lines)) for language, lines in result]
-
-
 def program(answer: str, problem: Problem) -> tuple[str | None, str]:
     """Return the program in an answer and the rule that found it, or None and what is missing."""
-    text = answer.replace("\r\n", "\n")
-    fenced = [(language, code) for language, code in blocks(text) if code.strip()]
-    codes = [code for language, code in fenced if language in PYTHON] or [code for _, code in fenced]
-    defines = re.compile(rf"(?:def|async\s+def|class)\s+{re.escape(problem.entry)}\b|{re.escape(problem.entry)}\s*[:=]")
-    for code in reversed(codes):
-        if any(defines.match(line) for line in textwrap.dedent(code).splitlines()):
-            return f"{_preamble(problem)}{textwrap.dedent(code)}\n", "block"
-    if codes:
-        return _body(codes[-1], problem, "body")
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if any(defines.match(line) for line in text.splitlines()) and CODE_LINE.match(first):
-        return f"{_preamble(problem)}{text}\n", "text"
-    return _body(text, problem, "text") if CODE_LINE.match(first) else (None, "no code")
-
-
-def _body(code: str, problem: Problem, rule: str) -> tuple[str | None, str]:
-    """Put code after the prompt, if there is a prompt and the code can be a body."""
-    lines = "\n".join(dropwhile(lambda line: not line.strip(), code.rstrip().splitlines()))
-    if problem.prompt and lines[:1] in (" ", "\t"):
-        return f"{problem.prompt.rstrip()}\n{textwrap.indent(textwrap.dedent(lines), '    ')}\n", rule
-    if problem.prompt and RETURNS.search(lines):
-        return f"{problem.prompt.rstrip()}\n{textwrap.indent(lines, '    ')}\n", rule
-    return None, f"no function {problem.entry}"
+    return programs.program(answer, Target(problem.entry, problem.prompt, _preamble(problem)))
 
 
 def _preamble(problem: Problem) -> str:

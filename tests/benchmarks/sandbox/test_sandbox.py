@@ -147,6 +147,41 @@ def test_tests_that_never_call_the_function_do_not_pass(mode):
     assert "never called" in check("def answer(x): return 1\n", "answer", group, TIGHT)[0]["base"].text
 
 
+SAME = {  # the body of a function, and what its call is in every way of isolation
+    "pool": ("    from multiprocessing import Pool\n    with Pool(2) as p:\n        return p.map(abs, [-x])", [3]),
+    "queue": (
+        "    from multiprocessing import Process, Queue\n    q = Queue()\n    p = Process(target=q.put, args=(x,))\n"
+        "    p.start()\n    y = q.get()\n    p.join()\n    return y", 3,
+    ),
+    "threads": (
+        "    from concurrent.futures import ThreadPoolExecutor as E\n    with E(8) as e:\n"
+        "        return list(e.map(abs, [-x]))",
+        [3],
+    ),
+    "another program": (
+        "    import subprocess, sys\n    try:\n        subprocess.run([sys.executable, '-c', ''])\n"
+        "    except OSError:\n        return 'refused'", "refused",
+    ),
+    "a shell": ("    import os\n    return os.system('true') == 0", False),
+    "another package": ("    try:\n        import pydantic\n    except ImportError:\n        return 'none'", "none"),
+    "numpy": ("    import numpy.linalg as a\n    return float(a.norm([x, 4]))", 5.0),
+    "time zone": ("    import time\n    return time.strftime('%H', time.localtime(0))", "00"),
+    "exit": ("    try:\n        exit()\n    except SystemExit:\n        return 'left'", "left"),
+}  # fmt: skip
+
+
+def test_a_program_has_the_same_grade_in_every_mode(mode):
+    limits = replace(TIGHT, wall_s=10, cpu_s=10, memory_mb=1024, processes=16)
+    wrong = {}
+    for name, (body, value) in SAME.items():
+        source = f"value = answer(3)\nassert value == {value!r}, value"
+        group = {"base": {"setup": "", "source": source}}
+        found, _ = check(f"def answer(x):\n{body}\n", "answer", group, limits)
+        if found != PASSED:
+            wrong[name] = found["base"].text
+    assert wrong == {}
+
+
 def test_a_script_in_full(mode):
     outcome = run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nopen('x', 'w').write('y')\n", TIGHT)
     assert (outcome.status, outcome.returned, outcome.stdout, outcome.stderr) == ("passed", 0, "out\n", "err\n")

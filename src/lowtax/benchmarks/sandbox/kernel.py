@@ -35,6 +35,7 @@ DENIED = {
     "unshare": (272, 97), "clone3": (435, 435), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "pidfd_getfd": (438, 438), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "execve": (59, 221), "execveat": (322, 281),
 }  # fmt: skip
 DENIED_ALONE = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424),
                 "rt_sigqueueinfo": (129, 138), "prlimit64": (302, 261), "setpriority": (141, 140)}  # fmt: skip
@@ -85,12 +86,17 @@ def map_ids(proc: int, uid: int, gid: int, outer_uid: int, outer_gid: int) -> No
 
 
 def new_root(folder: str, shown: Iterable[tuple[str, str]]) -> None:
-    """Make an empty folder the root; it shows only these (path, path inside), read-only, and a /tmp."""
+    """Make an empty folder the root; it shows only these (path, path inside), read-only, and a /tmp.
+
+    Semaphores and shared memory, which the C library keeps in /dev/shm, are files in /tmp too.
+    """
     mount("none", "/", "none", REC | PRIVATE)
     mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, "mode=755,size=1m")
     for source, inside in shown:
         _show(source, folder + inside)
     os.makedirs(folder + "/tmp", exist_ok=True)
+    os.makedirs(folder + "/dev", exist_ok=True)
+    os.symlink("/tmp", folder + "/dev/shm")
     os.chdir(folder)
     checked(LIBC.syscall(ctypes.c_long(PIVOT_ROOT[MACHINE]), b".", b"."), "pivot_root")
     checked(LIBC.umount2(b".", DETACH), "umount")

@@ -60,8 +60,9 @@ class Server:
                 "mode": mode,
                 "folder": folder,
                 "shown": shown,
-                "packages": ["/packages"],
-                "packages_plain": [str(site)] if site else [],
+                "packages": "/packages",
+                "packages_plain": str(site) if site else "",
+                "names": ["numpy"],
             },
         )
         try:

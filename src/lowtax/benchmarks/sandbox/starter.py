@@ -8,12 +8,15 @@ dies when its socket to lowtax closes, so nothing outlives lowtax. Without names
 that the program leaves behind and kills them. Standard library only; `server` starts it as `python -s -P -S`.
 """
 
+import builtins
 import os
 import random
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 
 from . import kernel
 from .keeper import FIRST_USER, NOBODY, Keeper, KeeperSetup
@@ -22,6 +25,17 @@ from .values import receive, send
 SPACES = kernel.NEW_PID | kernel.NEW_NS | kernel.NEW_IPC
 WARM = "abc bisect collections copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools json \
 math operator random re statistics string typing"
+
+
+class Packages:
+    """A finder of modules that finds these packages in a folder, and nothing else of what is there."""
+
+    def __init__(self, folder: str, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        """Return where a package is; its own modules are found by its path."""
+        return PathFinder.find_spec(name, [self.folder]) if path is None and name in self.names else None
 
 
 class Starter:
@@ -118,9 +132,15 @@ def main() -> None:
             continue
     os.putenv("OPENBLAS_NUM_THREADS", "1")
     os.putenv("OMP_NUM_THREADS", "1")
+    os.putenv("TZ", "UTC0")  # the file with this machine's own time zone is not shown
+    time.tzset()
+    for name in ("exit", "quit"):  # which `site` would define
+        setattr(builtins, name, sys.exit)
     starter = Starter(setup["mode"], setup["folder"], [tuple(pair) for pair in setup["shown"]])
-    packages = setup["packages_plain"] if starter.mode == "plain" else setup["packages"]
-    sys.path[:] = [path for path in sys.path if os.path.isdir(path)] + packages
+    folder = setup["packages_plain"] if starter.mode == "plain" else setup["packages"]
+    sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
+    if folder:
+        sys.meta_path.append(Packages(folder, setup["names"]))
     send(lowtax, {"mode": starter.mode, "notes": starter.notes, "filtered": starter.filtered})
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
