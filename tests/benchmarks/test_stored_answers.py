@@ -67,6 +67,80 @@ def test_columns_inside_of_columns_and_compressed_csv(tmp_path):
     assert grades(path, stored_answers.Columns("a.b", "g"))[0].correct
 
 
+BOX = "\\boxed{7}"
+ELSEWHERE = {  # name: a row, the column of its reply, and its answer after the thought
+    "lm-eval": ({"resps": [[f"<think>\n8?\n</think>\n\n{BOX}"]]}, "resps", BOX),
+    "lm-eval, no thought": ({"resps": [[BOX]]}, "resps", BOX),
+    "lm-eval, filtered": ({"filtered_resps": [BOX]}, "filtered_resps", BOX),
+    "batch of OpenAI": (
+        {"response": {"body": {"choices": [{"message": {"content": BOX}}]}}},
+        "response.body.choices.0.message.content", BOX,
+    ),
+    "batch, all of the message": (
+        {"body": {"choices": [{"message": {"content": BOX, "reasoning_content": "8?"}}]}},
+        "body.choices.0.message", BOX,
+    ),
+    "batch, a thought without an end": ({"m": {"content": "", "reasoning": BOX}}, "m", None),
+    "batch, a failed request": ({"response": None, "x": {"response": ""}}, "response", ""),
+    "parts": ({"m": [{"type": "thinking", "thinking": "8?"}, {"type": "text", "text": BOX}]}, "m", BOX),
+    "turns": ({"m": [{"role": "user", "content": "?"}, {"role": "assistant", "content": BOX}]}, "m", BOX),
+    "ShareGPT": ({"m": [{"from": "human", "value": "?"}, {"from": "gpt", "value": BOX}]}, "m", BOX),
+    "JSON text": ({"m": json.dumps({"choices": [{"text": BOX}]})}, "m.choices.0.text", BOX),
+    "from the end": ({"m": [{"text": "?"}, {"text": BOX}]}, "m.-1.text", BOX),
+    "ZeroEval": ({"output": [BOX]}, "output", BOX),
+    "nothing": ({"output": []}, "output", ""),
+    "a list as text": ({"output": "[1, 7]"}, "output", "[1, 7]"),
+}  # fmt: skip
+
+
+def test_logs_of_other_tools_are_read(tmp_path):
+    answers = {}
+    for name, (row, column, _) in ELSEWHERE.items():
+        path = write(tmp_path / "a.jsonl", [row | {"g": "7"}])
+        answers[name] = stored_answers.read(path, stored_answers.Columns(column, "g"), path.name)[0].answer
+    assert answers == {name: answer for name, (_, _, answer) in ELSEWHERE.items()}
+
+
+def test_a_list_of_texts_has_samples(tmp_path):
+    rows = [{"r": [["\\boxed{5}", "\\boxed{6}"]], "g": "5"}, {"r": [["\\boxed{5}"]], "g": "5"}]
+    found = grades(write(tmp_path / "a.jsonl", rows), stored_answers.Columns("r", "g"))
+    assert [(g.reply_id, g.correct) for g in found] == [("1", True), ("1#2", False), ("2", True)]
+    summary = stored_answers.summary(found)
+    assert (summary["n"], summary["questions"], summary["correct"]) == (3, 2, 2)
+
+
+TABLES = {
+    "mark.csv": "\ufeffr,g\nThe answer is 7.,7\n", "semi.csv": "r;g\nThe answer is 7.;7\n",
+    "tabs.tsv": "r\tg\nThe answer is 7.\t7\n", "tabs.csv": "r\tg\nThe answer is 7.\t7\n",
+    "mark.jsonl": '\ufeff{"r": "The answer is 7.", "g": 7}\n', "blank.jsonl": '\n{"r": "The answer is 7.", "g": 7}\n\n',
+    "list.json": '[{"r": "The answer is 7.", "g": 7}]',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_files_as_other_programs_write_them(tmp_path, name):
+    (tmp_path / name).write_text(TABLES[name])
+    assert [g.correct for g in grades(tmp_path / name, stored_answers.Columns("r", "g"), "gsm8k")] == [True]
+
+
+OPTIONS = [
+    {"A": "x", "B": "Venus"}, {"b": "Venus", "a": "x"}, {"text": ["x", "Venus"], "label": ["A", "B"]}, "['x', 'Venus']",
+    '["x", "Venus"]', "('x', 'Venus')", "{'A': 'x', 'B': 'Venus'}", "A) x\nB) Venus", "A. x\nB. Venus\n",
+    "(A) x\n(B) Venus",
+    [{"label": "A", "text": "x"}, {"label": "B", "text": "Venus"}], {"0": "x", "1": "Venus"},
+]  # fmt: skip
+
+
+def test_options_in_every_form(tmp_path):
+    rows = [{"r": "\\boxed{Venus}", "g": "B", "c": options} for options in OPTIONS]
+    path = tmp_path / "a.jsonl"
+    columns = stored_answers.Columns("r", "g", choices="c")
+    found = [grades(write(path, [row]), columns, "multiple_choice")[0] for row in rows]
+    assert [OPTIONS[n] for n, g in enumerate(found) if not g.correct] == []
+    with pytest.raises(UserError, match="neither a list nor JSON of one"):
+        grades(write(path, [rows[0] | {"c": "Mars or Venus"}]), columns, "multiple_choice")
+
+
 def test_rows_are_numbered_whatever_the_file_is_called(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS[:2])
     stored = stored_answers.read(path, stored_answers.Columns("r", "g"), "mine, row 9.jsonl")
@@ -120,7 +194,11 @@ def test_the_command_prints_and_writes(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "o" / "grades.jsonl").read_text().splitlines()]
     assert [row["correct"] for row in rows] == [True, False, False, False, False, False]
     assert json.loads((tmp_path / "o" / "grades.json").read_text()) == found
-    assert "accuracy    0.1667" in run(*words).output
+    assert [row["reply"] for row in rows[:2]] == [ROWS[0]["r"], ROWS[1]["r"]]
+    printed = run(*words, "--show", "2").output
+    assert "accuracy    0.1667" in printed
+    assert printed.count("## Row ") == 2
+    assert "    <think>hm</think>I cannot say." in printed
 
 
 def test_the_command_asks_a_checker(tmp_path):

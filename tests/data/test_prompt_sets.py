@@ -131,6 +131,20 @@ def test_the_hash_is_of_texts_and_categories_in_any_order(tmp_path: Path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_ids_and_other_columns_of_a_file_are_kept_and_empty_rows_are_counted(tmp_path: Path):
+    path = tmp_path / "mine.csv"
+    path.write_text("id,prompt,note,category\n7,b,x,k\n3,,y,k\n5,a,,\n9,b,z,k\n7,b,x,k\n4,  ,y,\n")
+    whole = prompt_sets.load(str(path))
+    assert [(p.text, p.category, whole.columns[p.id]) for p in whole.prompts] == [
+        ("b", "k", {"id": "7", "note": "x"}), ("a", "", {"id": "5", "note": ""}), ("b", "k", {"id": "9", "note": "z"}),
+    ]  # fmt: skip
+    assert whole.note == "2 empty, left out; 1 repeated, left out"
+    assert [p.id for p in whole.prompts][:2] == [row_id(str(path), text) for text in ("b", "a")]
+    assert len({p.id for p in whole.prompts}) == 3
+    with pytest.raises(UserError, match="column 'prompt' is empty in all 1 rows"):
+        prompt_sets.load(str(write_jsonl(tmp_path / "empty.jsonl", {"prompt": None})))
+
+
 def test_files_of_any_name(tmp_path: Path):
     path = write_jsonl(
         tmp_path / "a:b.jsonl", {"Goal": "x", "kind": "k", "split": "test"}, {"Goal": "y", "split": "train"}

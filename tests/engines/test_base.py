@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from jinja2 import TemplateError
 from templates import THINKERS, family
-from tiny import make_model
+from tiny import make_model, make_tokenizer
 from transformers import AutoTokenizer
 
+from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Subject
 from lowtax.data import chat
 from lowtax.data.rendering import Parts
@@ -99,3 +101,17 @@ def test_ids_of_rows_have_variables_only_where_they_are_set():
     assert len({id_of(), id_of(chat_template_kwargs={"a": 1}), id_of(chat_template_kwargs={"a": 2})}) == 3
     (ask,) = asks(SHEET, [subject], EngineSettings("hf", "float32", 4, chat_template_kwargs={"a": 1}))
     assert ask.request().variables == {"a": 1}
+
+
+def test_a_system_turn_that_the_template_refuses_is_one_sentence_and_other_turns_fail_alone():
+    tokenizer = make_tokenizer()
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    tokenizer.chat_template = no_system + str(tokenizer.chat_template)
+    prompter = Prompter(tokenizer)
+    with pytest.raises(UserError, match=r"takes no system turn \(No system role\): remove the system prompt"):
+        prompter.prompt(Request("r", ({"role": "system", "content": "Be safe."}, *USER), None, 1))
+    assert prompter.prompt(Request("r", USER, None, 1)).ids
+    never = "{% if messages[-1]['content'] == 'How?' %}{{ raise_exception('Never') }}{% endif %}"
+    tokenizer.chat_template = never + str(make_tokenizer().chat_template)
+    with pytest.raises(TemplateError, match="Never"):
+        Prompter(tokenizer).prompt(Request("r", ({"role": "system", "content": "Be safe."}, *USER), None, 1))

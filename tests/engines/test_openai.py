@@ -41,6 +41,7 @@ class Served(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.models: list[dict[str, str]] | None = [{"id": "m"}]
+        self.models_status = 404  # where `models` is None
         self.answer: Callable[[str, dict[str, Any], int], Answer] = lambda path, body, before: ok(echo(body))
         self.asked: list[tuple[str, dict[str, Any], Message]] = []  # a Message ignores the case of header names
         self.lock, self.now, self.most = threading.Lock(), 0, 0
@@ -67,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") not in (None, f"Bearer {KEY}"):
             self.send(401, {}, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
         elif models is None:
-            self.send(404, {}, b"<html>not here</html>")
+            self.send(self.server.models_status, {}, b"<html>not here</html>")
         else:
             self.send(200, {}, {"object": "list", "data": models})
 
@@ -192,8 +193,9 @@ def test_nothing_that_the_environment_holds_for_openai_is_sent(server: Served, m
     assert not [headers for _, _, headers in server.asked if KEY in str(headers)]
 
 
-def test_half_a_surrogate_pair_is_sent(server: Served) -> None:
-    assert replies(ask("\ud83d"))["\ud83d"].text == "said \ud83d"
+def test_half_a_surrogate_pair_is_sent_and_none_is_kept(server: Served) -> None:
+    assert replies(ask("\ud83d"))["\ud83d"].text == "said \ufffd"
+    assert asked_in(server.chats()[0]) == "\ud83d"
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +415,8 @@ def test_a_server_that_goes_away_ends_the_run(server: Served) -> None:
 
 def test_servers_without_a_list_are_asked_all_the_same(server: Served) -> None:
     server.models = None
+    assert replies(ask())["Hi"].text == "said Hi"
+    server.models_status = 500
     assert replies(ask())["Hi"].text == "said Hi"
 
 
@@ -687,6 +691,47 @@ def test_the_other_name_of_the_address(server: Served, monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1/")
     assert replies(ask())["Hi"].text == "said Hi"
     assert list(engine().generate([])) == []
+
+
+TEXT_PART = {"type": "text", "text": "6"}
+PARTS = {  # name: a message, and thought, answer and end as they are stored
+    "text": ({"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "6."}]}, "", "It is 6.", True),
+    "strings": ({"content": ["It is ", "6."]}, "", "It is 6.", True),
+    "thinking": (
+        {"content": [{"type": "thinking", "thinking": [TEXT_PART | {"text": "2 x 3"}]}, TEXT_PART]}, "2 x 3", "6", True,
+    ),
+    "thinking cut": ({"content": [{"type": "thinking", "thinking": [TEXT_PART]}]}, "6", "", False),
+    "reasoning": ({"content": [{"type": "reasoning", "text": "2 x 3"}, {"type": "output_text", "text": "6"}]},
+                  "2 x 3", "6", True),
+    "field": ({"content": "6", "reasoning_content": "2 x 3"}, "2 x 3", "6", True),
+    "field of parts": ({"content": "6", "reasoning": [{"type": "text", "text": "2 x 3"}]}, "2 x 3", "6", True),
+    "no content": ({"content": None, "reasoning": "long"}, "long", "", False),
+    "no content, other name": ({"content": None, "reasoning_content": "long"}, "long", "", False),
+    "empty content": ({"content": "", "reasoning": "all of it"}, "all of it", "", False),
+    "refusal": ({"content": None, "refusal": "No."}, "", "No.", True),
+    "half a character": ({"content": "bad \ud83d half"}, "", "bad \ufffd half", True),
+    "half a character in the thought": ({"content": "6", "reasoning": "x \ude00"}, "x \ufffd", "6", True),
+    "a whole pair": ({"content": "\ud83d\ude00"}, "", "\U0001f600", True),
+}  # fmt: skip
+
+
+def test_every_form_of_a_message_is_stored(server: Served, tmp_path: Path) -> None:
+    server.answer = lambda path, body, before: (
+        200, {}, {"choices": [{"message": PARTS[asked_in(body)][0], "finish_reason": "stop"}]}
+    )  # fmt: skip
+    prompts = [Prompt(id=name, source="s", text=name) for name in PARTS]
+    sheet = sampling.Sheet(tmp_path / "replies.jsonl", prompts, Sampling(max_new_tokens=20))
+    subject = Subject("base", None, None, 0, "m", None, "m")
+    sampling.collect([sheet], [subject], EngineSettings("openai", "float32", 8), tmp_path)
+    rows = {row.prompt_id: row for row in read_rows(sheet.path, Reply).values()}
+    stored = {name: (row.thought, row.answer, row.closed) for name, row in rows.items()}
+    assert stored == {name: tuple(expected) for name, (_, *expected) in PARTS.items()}
+
+
+def test_a_reply_of_brackets_fails_alone(server: Served) -> None:
+    server.answer = lambda path, body, before: (200, {}, b"[" * 200_000) if asked_in(body) == "a" else ok(echo(body))
+    found = replies(ask("a"), ask("b"))
+    assert (found["a"].finish, found["b"].text) == ("failed", "said b")
 
 
 def test_a_run_that_broke_off_asks_only_for_what_is_missing(server: Served, tmp_path: Path) -> None:

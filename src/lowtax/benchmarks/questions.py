@@ -13,6 +13,7 @@ Prompts
 Stop strings are never sent. Those tasks stop at "Problem:", which cuts a thought that contains this word.
 """
 
+import ast
 import json
 import re
 import string
@@ -183,15 +184,32 @@ def gold_answer(text: str) -> str:
     return extract.boxed(text) or text.strip()
 
 
-def listed(value: Any, where: str) -> list[str]:
-    """Read options as files hold them: a list, the JSON text of one, or `{"text": [...]}`."""
-    if isinstance(value, str):
+LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+(.*\S)[ \t]*$", re.MULTILINE)
+
+
+def _written_list(text: str, where: str) -> Any:
+    """Return the list in a text: JSON, as Python prints it, or a line for each letter."""
+    for read in (json.loads, ast.literal_eval):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: the options {value[:60]!r} are neither a list nor JSON of one.") from error
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    lines = LETTERED.findall(text)
+    if [letter for letter, _ in lines] == list(string.ascii_uppercase[: len(lines)]) and len(lines) > 1:
+        return [option for _, option in lines]
+    raise UserError(f"{where}: the options {text[:60]!r} are neither a list nor JSON of one.")
+
+
+def listed(value: Any, where: str) -> list[str]:
+    """Read options as files hold them: a list, an object by letter, `{"text": [...]}`, or the text of one of these."""
+    if isinstance(value, str):
+        value = _written_list(value, where)
     if isinstance(value, dict):
-        value = value.get("text")
+        by_letter = dict(sorted(value.items())) if all(re.fullmatch(r"\W*[A-Za-z0-9]\W*", key) for key in value) else {}
+        value = value["text"] if "text" in value else list(by_letter.values())
+    if isinstance(value, list) and all(isinstance(option, dict) and "text" in option for option in value):
+        value = [option["text"] for option in value]
+    value = list(value) if isinstance(value, tuple) else value
     if not isinstance(value, list) or not 2 <= len(value) <= len(string.ascii_uppercase):
         raise UserError(f"{where}: the options must be a list of 2 to 26 texts, not {str(value)[:60]!r}.")
     return [str(option) for option in value]

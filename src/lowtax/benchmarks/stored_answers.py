@@ -16,11 +16,14 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
 from lowtax.common.log import quiet_libraries
 from lowtax.common.records import Grade, Prompt, Rows, row_id
+from lowtax.common.tables import passage
+from lowtax.data.columns import require, text, texts, value
 from lowtax.data.readers import cell_text, read_table
 from lowtax.data.rendering import opened_by_prompts, split_reply
 from lowtax.data.tables import Row
 
 Preset = Literal["default", "paper", "reference"]
+SAMPLE = "#"  # between the number of a row and that of a further sample in it
 CUT = ("length", "max_tokens", "max_length", "truncated")  # endings of a reply that was cut
 
 
@@ -45,11 +48,11 @@ def grade(
     Args:
         answers: CSV, JSONL, JSON or parquet; also .gz.
         task: a benchmark by name, or `path/to/file.py:Class`.
-        reply, gold, question, finish, choices: names of columns; `a.b` is the field b in a.
+        reply, gold, question, finish, choices: names of columns; `a.b` is the field b in a, `a.0` the first item of a.
         file: a local copy of the benchmark, for code.
         workers: grading processes; one per core by default.
         checker: a model that checks boxed answers which the rules reject; `engine` runs it.
-        out: a folder for grades.jsonl and grades.json.
+        out: a folder for grades.jsonl, which has question and reply beside each grade, and grades.json.
 
     Raises:
         UserError: the file, a column or the benchmark is missing.
@@ -60,14 +63,17 @@ def grade(
         quiet_libraries()
     grades = grade_stored(stored, task, settings, workers, engine)
     if out is not None:
-        write_text(Path(out) / "grades.jsonl", "".join(row.model_dump_json() + "\n" for row in grades))
+        write_text(Path(out) / "grades.jsonl", "".join(map(_line, stored, grades)))
         write_json(Path(out) / "grades.json", summary(grades, task=task, file=path.name, preset=preset))
     return Rows(grades)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file. A dot leads into a nested object: `175b_verification.solution`."""
+    """The columns of a file. A dot leads into an object, a number into a list: `choices.0.message.content`.
+
+    A cell of `reply` may hold a list: one text is the reply, several are samples of it.
+    """
 
     reply: str
     gold: str
@@ -92,70 +98,37 @@ def read(path: Path, columns: Columns, name: str) -> list[Stored]:
         UserError: The file cannot be read or lacks a column.
     """
     rows = read_table(path)
-    for column in filter(None, (columns.reply, columns.gold, columns.question, columns.finish, columns.choices)):
-        if not any(_has(row, column) for row in rows):
-            names = ", ".join(dict.fromkeys(str(key) for row in rows for key in row if key is not None))
-            raise UserError(f"{path} has no column {column!r}; its columns are {names}.")
-    replies = [cell_text(_value(row, columns.reply)) for row in rows]
-    opened = opened_by_prompts(replies)
+    require(rows, (columns.reply, columns.gold, columns.question, columns.finish, columns.choices), path)
+    cells = [texts(value(row, columns.reply)) for row in rows]
+    opened = opened_by_prompts(reply for replies in cells for reply in replies)
     return [
-        _stored(row, reply, columns, name, number, opened)
-        for number, (row, reply) in enumerate(zip(rows, replies, strict=True), 1)
+        _stored(row, reply, columns, name, number, opened, sample)
+        for number, (row, replies) in enumerate(zip(rows, cells, strict=True), 1)
+        for sample, reply in enumerate(replies)
     ]
 
 
-def _stored(row: Row, reply: str, columns: Columns, name: str, number: int, opened: bool) -> Stored:
+def _line(stored: Stored, grade: Grade) -> str:
+    """Return a line of grades.jsonl: the grade, and what it is about."""
+    beside = {"question": stored.row.text, "reply": stored.reply}
+    return json.dumps(grade.model_dump() | beside, ensure_ascii=False) + "\n"
+
+
+def _stored(row: Row, reply: str, columns: Columns, name: str, number: int, opened: bool, sample: int) -> Stored:
     where = f"{name}, row {number}"
-    gold = cell_text(_value(row, columns.gold))
+    gold = text(value(row, columns.gold), f"{where}: its column {columns.gold!r}")
     if not gold.strip():
         raise UserError(f"{where}: its column {columns.gold!r} is empty; every row needs a gold answer.")
     prompt = Prompt(
-        id=str(number),
+        id=f"{number}{SAMPLE}{sample + 1}" if sample else str(number),
         source=name,
-        text=cell_text(_value(row, columns.question)) if columns.question else "",
+        text=text(value(row, columns.question), f"{where}: the question") if columns.question else "",
         gold=gold,
-        choices=tuple(questions.listed(_value(row, columns.choices), where)) if columns.choices else (),
+        choices=tuple(questions.listed(value(row, columns.choices), where)) if columns.choices else (),
     )
     parts = split_reply(reply, opened)
-    cut = columns.finish is not None and cell_text(_value(row, columns.finish)).strip().lower() in CUT
+    cut = columns.finish is not None and cell_text(value(row, columns.finish)).strip().lower() in CUT
     return Stored(prompt, reply, parts.answer if parts.closed and not cut else None)
-
-
-def _has(row: Row, column: str) -> bool:
-    return column in row or _value(row, column) is not None
-
-
-def _value(row: Row, column: str) -> Any:
-    """Return the value of a column, or None if the row lacks it."""
-    try:
-        return _cell(row, column)
-    except KeyError:
-        return None
-
-
-def _cell(row: Any, column: str) -> Any:
-    """Return the value of a column; a nested object may also be the JSON text of one, as in CSV files.
-
-    Raises:
-        KeyError: The row lacks it.
-    """
-    if column in row:
-        return row[column]
-    head, dot, rest = column.partition(".")
-    while dot and head not in row:  # names of columns may have dots, too
-        more, dot, rest = rest.partition(".")
-        head = f"{head}.{more}"
-    if not dot:
-        raise KeyError(column)
-    inner = row[head]
-    if isinstance(inner, str) and inner.lstrip().startswith("{"):
-        try:
-            inner = json.loads(inner)
-        except json.JSONDecodeError as error:
-            raise UserError(f"The column {head!r} holds a value that is not the JSON text of an object.") from error
-    if not isinstance(inner, dict):
-        raise KeyError(column)
-    return _cell(inner, rest)
 
 
 def grade_stored(
@@ -196,19 +169,34 @@ def _grade(stored: Stored, score: Score | None, task: str) -> Grade:
     )
 
 
+def excerpts(stored: Iterable[Stored], grades: Iterable[Grade], n: int) -> str:
+    """Return n answers beside their grades as Markdown: wrong ones first, then unfinished, then right."""
+    pairs = sorted(zip(stored, grades, strict=True), key=lambda pair: (pair[1].correct, not pair[1].finished))
+    parts = []
+    for each, grade in pairs[:n]:
+        verdict = "right" if grade.correct else "wrong" if grade.finished else "unfinished"
+        texts = {"Question": each.row.text, "Reply": each.reply, "Gold": grade.gold, "Read": grade.extracted or ""}
+        parts.append(passage(f"Row {grade.reply_id}: {verdict}, by {grade.rule}", texts))
+    return "\n".join(parts)
+
+
 def summary(grades: Iterable[Grade], **origin: Any) -> dict[str, Any]:
-    """Return the origin, counts, and the accuracy over all rows with its 95 % interval, for independent rows."""
+    """Return the origin, counts, and the accuracy over all rows with its 95 % interval, for independent questions."""
     rows = list(grades)
     right = sum(grade.correct for grade in rows)
+    by_question: dict[str, list[float]] = {}
+    for grade in rows:
+        by_question.setdefault(grade.reply_id.partition(SAMPLE)[0], []).append(float(grade.correct))
     checked = [grade.checked for grade in rows if grade.checked is not None]
     return {
         **origin,
         "n": len(rows),
         "accuracy": right / len(rows),
-        "interval": list(stats.wilson(right, len(rows))),
+        "interval": list(stats.cluster_interval(by_question)[1:]),
         "correct": right,
         "unfinished": sum(not grade.finished for grade in rows),
         "no_answer": sum(grade.finished and grade.extracted is None and not grade.correct for grade in rows),
         "rules": dict(Counter(grade.rule for grade in rows).most_common()),
+        **({"questions": len(by_question)} if len(by_question) < len(rows) else {}),
         **({"checked": len(checked), "checked_right": sum(checked)} if checked else {}),
     }

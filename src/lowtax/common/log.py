@@ -3,11 +3,16 @@
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from lowtax.common import launch
 
+T = TypeVar("T")
+
+SPEAK_EVERY = 10.0  # seconds between lines of progress
 LOGGER = logging.getLogger("lowtax")
 OUTPUTS: list[Callable[[str], None]] = [LOGGER.info]  # take each line of progress
 
@@ -21,6 +26,23 @@ def say(text: str) -> None:
         return
     for output in OUTPUTS:
         output(text)
+
+
+def counted(items: Iterable[T], total: int, noun: str, size: int = 1) -> Iterator[T]:
+    """Yield the items, and say at most every ten seconds how many things are done.
+
+    Args:
+        total: the number of all things.
+        noun: the things as people call them: `replies judged`.
+        size: the things that an item stands for.
+    """
+    began = spoke = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now, number = time.monotonic(), number * size
+        if now - spoke > SPEAK_EVERY and number < total:
+            say(f"  {number:,} of {total:,} {noun}, {number / (now - began):.1f} a second")
+            spoke = now
 
 
 def show_progress() -> None:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lowtax.common.errors import UserError
 
@@ -55,7 +55,10 @@ class Subject:
 
 
 class Reply(Row):
-    """Text that a model wrote. `finish` is "stop" (it ended by itself), "length" (token limit) or "failed"."""
+    """Text that a model wrote. `finish` is "stop" (it ended by itself), "length" (token limit) or "failed".
+
+    `columns` has the other columns of the user's file that the prompt is from.
+    """
 
     arm: str
     seed: int | None
@@ -73,6 +76,13 @@ class Reply(Row):
     error: str | None = None
     category: str = ""
     goal: str | None = None
+    columns: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no `columns` where there are none, as rows are that are older than this field."""
+        row: dict[str, Any] = handler(self)
+        return row if self.columns else {name: value for name, value in row.items() if name != "columns"}
 
 
 class Verdict(Row):

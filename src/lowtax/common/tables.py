@@ -1,7 +1,7 @@
 """Table cells: rates with their interval and n, and the Markdown tables that show them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowtax.common import stats
@@ -31,6 +31,23 @@ def shown(rate: Cell | None) -> str:
     if rate is None or rate["value"] is None:
         return "-"
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+
+def passage(head: str, texts: Mapping[str, str], most: int = 1500) -> str:
+    """Return texts under a heading as Markdown, for people who read what a model wrote.
+
+    Args:
+        texts: by name; empty ones are left out.
+        most: characters of each text that are shown.
+    """
+    parts = [f"## {head}\n"]
+    for name, text in texts.items():
+        if text:
+            rest = f" ... ({len(text) - most} more characters)" if len(text) > most else ""
+            # Indented, so that the text's own Markdown has no effect.
+            quoted = "\n".join(f"    {line}" for line in (text[:most] + rest).splitlines())
+            parts.append(f"{name}:\n\n{quoted}\n")
+    return "\n".join(parts)
 
 
 def markdown_table(rows: Iterable[Sequence[object]], left: int = 1, padded: bool = False) -> str:

@@ -257,7 +257,7 @@ JAILBREAKBENCH = _prompt_set(
     subset="behaviors",
     split="harmful",
     columns={"prompt": ("goal",), "category": ("category",)},
-    stems=("harmful-behaviors",),
+    stems=("harmful-behaviors", "jailbreakbench_harmful_behaviors"),
 )
 ADVBENCH = _prompt_set(
     name="advbench",
@@ -339,7 +339,12 @@ PROMPT_SETS = {
             where={"FunctionalCategory": "contextual"},
         ),
         JAILBREAKBENCH,
-        replace(JAILBREAKBENCH, name="jailbreakbench-benign", split="benign", stems=("benign-behaviors",)),
+        replace(
+            JAILBREAKBENCH,
+            name="jailbreakbench-benign",
+            split="benign",
+            stems=("benign-behaviors", "jailbreakbench_benign_behaviors"),
+        ),
         ADVBENCH,
         XSTEST,
         replace(XSTEST, name="xstest-safe", rows=250, where={"label": "safe"}),

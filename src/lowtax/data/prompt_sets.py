@@ -8,7 +8,7 @@ commit is pinned: the one that was read is recorded. docs/reference/prompt-sets.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,25 @@ from lowtax.data.specs import PromptSet
 from lowtax.data.tables import Row
 
 Columns = Mapping[str, tuple[str, ...]]  # role -> names that its column may have
+Others = Mapping[str, Mapping[str, Any]]  # prompt id -> the other columns of its row
 ANY_COLUMNS: Columns = {
     "prompt": ("prompt", "forbidden_prompt", "goal", "question", "behavior", "instruction"),
     "category": ("category", "kind"),
 }
+IDS = ("id", "prompt_id", "behavior_id", "key", "uid", "index", "custom_id")
+SHORT = 1000  # characters of a value of another column that is kept with each reply
 COLUMN_HINT = ": add the one that holds the prompts as :COLUMN"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptList(DatasetRecord):
-    """The prompts of a set in file order, and the data set that they are from."""
+    """The prompts of a set in file order, and the data set that they are from.
+
+    columns: of a user's own file, the other columns of its rows by prompt id.
+    """
 
     prompts: list[Prompt]
+    columns: Others = field(default_factory=dict)
 
     @property
     def goals(self) -> dict[str, str]:
@@ -52,9 +59,13 @@ class PromptList(DatasetRecord):
 
 def prompt_set(spec: PromptSet) -> list[Prompt]:
     """Return the prompts of a recipe's prompt set, in file order; see `load`."""
-    if spec.source.startswith(shipped.PREFIX):
-        return load(spec.source, spec.split, spec.n).prompts
-    return load(f"{spec.source}:{spec.column}" if spec.column else spec.source, spec.split, spec.n).prompts
+    return prompt_list(spec).prompts
+
+
+def prompt_list(spec: PromptSet) -> PromptList:
+    """Return a recipe's prompt set; see `load`."""
+    named = spec.column and not spec.source.startswith(shipped.PREFIX)
+    return load(f"{spec.source}:{spec.column}" if named else spec.source, spec.split, spec.n)
 
 
 def load(spec: str, split: str | None = None, n: int | None = None) -> PromptList:
@@ -90,25 +101,43 @@ def _read(source: str, split: str | None, columns: Columns) -> PromptList:
     table = readers.load(source, split=split)
     if not table.rows:
         raise UserError(f"{source} has no prompts in split {split!r}.")
-    prompts = _prompts(source, source, table.rows, columns)
-    return PromptList(name=source, origin=table.origin, revision=table.revision, prompts=prompts)
+    column = readers.require_column(table.rows[0], columns["prompt"], source, COLUMN_HINT)
+    empty = [column in row and (readers.is_missing(row[column]) or not str(row[column]).strip()) for row in table.rows]
+    rows = [row for row, left_out in zip(table.rows, empty, strict=True) if not left_out]
+    if not rows:
+        raise UserError(f"{source} has no prompts: its column {column!r} is empty in all {len(table.rows)} rows.")
+    prompts, others = _prompts(source, source, rows, columns, own=path.exists())
+    repeated = len(rows) - len(prompts)
+    notes = [
+        f"{sum(empty)} empty, left out" if any(empty) else "",
+        f"{repeated} repeated, left out" if repeated else "",
+    ]
+    note = "; ".join(filter(None, notes))
+    return PromptList(
+        name=source, origin=table.origin, revision=table.revision, note=note, prompts=prompts, columns=others
+    )
 
 
 def _read_named(named: NamedDataset, columns: Columns) -> PromptList:
     table = named.open()
     rows = named.select(table)
-    prompts = _prompts(named.name, table.origin, rows, columns)
+    prompts, _ = _prompts(named.name, table.origin, rows, columns)
     repeated = len(rows) - len(prompts)
     notes = [named.size_note(len(rows)), f"{repeated} repeated, left out" if repeated else ""]
     return PromptList(prompts=prompts, **named.record(table, "; ".join(filter(None, notes))))
 
 
-def _prompts(name: str, origin: str, rows: list[Row], columns: Columns) -> list[Prompt]:
-    """Return prompts without repetitions. One that has a context around the request has the request as its goal."""
+def _prompts(
+    name: str, origin: str, rows: list[Row], columns: Columns, own: bool = False
+) -> tuple[list[Prompt], Others]:
+    """Return prompts without repetitions. One that has a context around the request has the request as its goal.
+
+    own: keep the short values of all other columns, the user's id among them; repetitions with other ids count.
+    """
     column = readers.require_column(rows[0], columns["prompt"], origin, COLUMN_HINT)
     category = _category_columns(rows[0], columns.get("category", ()))
     around = readers.require_column(rows[0], columns["context"], origin) if "context" in columns else ""
-    prompts: dict[str, Prompt] = {}
+    prompts, others = dict[str, Prompt](), dict[str, dict[str, Any]]()
     for number, row in enumerate(rows, 1):
         goal = readers.text(row, column, f"{origin}, row {number}")
         context = str(row.get(around) or "").strip()
@@ -121,8 +150,27 @@ def _prompts(name: str, origin: str, rows: list[Row], columns: Columns) -> list[
             category=":".join(str(row.get(part) or "") for part in category),
             goal=goal if context else None,
         )
+        columns_of = other_columns(row, (column, *category)) if own else {}
+        if prompt.id in prompts and (key := _own_id(columns_of)) and key != _own_id(others[prompt.id]):
+            prompt = prompt.model_copy(update={"id": row_id(name, text, key)})
         prompts.setdefault(prompt.id, prompt)
-    return list(prompts.values())
+        others.setdefault(prompt.id, columns_of)
+    return list(prompts.values()), others
+
+
+def other_columns(row: Row, used: Iterable[str]) -> dict[str, Any]:
+    """Return the other columns of a row, as far as they have numbers, truth values and short texts."""
+    others = {str(name): value for name, value in row.items() if name is not None and name not in set(used)}
+    return {
+        name: value
+        for name, value in others.items()
+        if isinstance(value, bool | int | float | str) and not readers.is_missing(value) and len(str(value)) <= SHORT
+    }
+
+
+def _own_id(columns: Mapping[str, Any]) -> str:
+    column = readers.find_column(columns, IDS)
+    return str(columns[column]) if column else ""
 
 
 def _category_columns(row: Row, names: Iterable[str]) -> list[str]:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from jinja2 import TemplateError
+
+from lowtax.common.errors import UserError
 from lowtax.common.registry import resolve
 from lowtax.data import chat, rendering, special_tokens
 from lowtax.data.rendering import THINK, Markers, Parts
@@ -75,6 +78,11 @@ class Completion:
     scores: tuple[float, ...] = ()
     markers: Markers = THINK
 
+    def __post_init__(self) -> None:
+        """Replace half characters, which servers send where a limit cuts one, and which no file can hold."""
+        object.__setattr__(self, "text", well_formed(self.text))
+        object.__setattr__(self, "error", self.error and well_formed(self.error))
+
     def parts(self) -> Parts:
         """Return the thought and the answer."""
         return rendering.split_reply(self.text, self.opened, self.markers)
@@ -131,6 +139,7 @@ class Prompter:
 
         Raises:
             TemplateError: The chat template refuses the messages.
+            UserError: It refuses them for the system turn alone, which every request of a run has.
         """
         markers, marks = self._format(request)
         if request.raw:
@@ -138,10 +147,23 @@ class Prompter:
             opened = rendering.opens("".join(request.raw))
         else:
             messages = special_tokens.disarm_messages(self.tokenizer, request.messages)
-            text = chat.generation_prompt(self.tokenizer, messages, request.thinking, request.variables)
+            text = self._text(request, messages)
             ids = special_tokens.encode(self.tokenizer, text + request.prefix)
             opened = markers.opens(text)
         return Prompt(ids, in_thought(opened, request.prefix, markers), markers, marks)
+
+    def _text(self, request: Request, messages: list[dict[str, str]]) -> str:
+        """Return the prompt that the chat template makes of messages."""
+        try:
+            return chat.generation_prompt(self.tokenizer, messages, request.thinking, request.variables)
+        except TemplateError as error:
+            if messages[0]["role"] != "system":
+                raise
+            chat.generation_prompt(self.tokenizer, messages[1:], request.thinking, request.variables)
+            raise UserError(
+                f"The chat template of this model takes no system turn ({error}): remove the system prompt (--system, "
+                "or `system` in a recipe), or write its text at the beginning of the prompts."
+            ) from error
 
     def completion(
         self,
@@ -185,5 +207,5 @@ def completion_text(completion: Completion) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Return the text with each lone surrogate, which no tokenizer accepts, replaced by a question mark."""
-    return text.encode("utf-8", "replace").decode()
+    """Return the text with each lone surrogate, which no tokenizer and no file accepts, replaced by U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

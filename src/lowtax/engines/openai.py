@@ -124,7 +124,7 @@ class OpenAI:
             try:
                 reply = await self.server.send(client, "/models", retries=3)
             except Failure as failure:
-                if failure.status not in (400, 404, 405, 501):
+                if failure.status not in (400, 404, 405) and not 500 <= failure.status < 600:
                     self.server.raise_if_fatal(failure, "/models")
                     where = f"{self.settings.url}/models"
                     raise UserError(f"{where} fails ({failure.reason()}); correct it, then try again.") from failure
@@ -269,8 +269,8 @@ class Server:
         text = reply.content.decode("utf-8-sig", "replace")
         try:
             value = json.loads(text)
-        except ValueError as error:
-            raise Failure(NO_REPLY, self.settings.clean(f"the reply is not JSON: {text}")) from error
+        except (ValueError, RecursionError) as error:
+            raise Failure(NO_REPLY, self.settings.clean(f"the reply is not JSON: {text[:1000]}")) from error
         if isinstance(value, dict) and value.get("error"):  # a gateway may answer 200 before its server fails
             raise Failure(NO_REPLY, self.settings.clean(openai_requests.error_message(value["error"])))
         return value

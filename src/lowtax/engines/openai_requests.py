@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lowtax.data.chat import SWITCHES
 from lowtax.data.rendering import CLOSE, OPEN, opens
@@ -19,6 +19,8 @@ WORDS = "s|bos|eos|pad|unk|think|answer|tool_call|tool_response|start_of_turn|en
 BRACKETS = "INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|PREFIX|SUFFIX|MIDDLE"
 SPECIAL = re.compile(rf"<(?=[|\uff5c][^<>\n]{{1,64}}>|/?(?:{WORDS})>|<?/?SYS>>)|\[(?=/?(?:{BRACKETS})\])")
 STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", None)
+THOUGHTS = ("thinking", "reasoning", "reasoning_text", "thought")  # types of parts
+PART_TEXTS = ("text", "thinking", "reasoning", "reasoning_content", "content", "summary", "refusal")
 CUT = ("length", "max_tokens", "model_length")
 OPENS_THOUGHT = re.compile(f"{OPEN}(?:\\s|[\u010a\u0120\u2581]|<0x0A>)*$")  # white space as vocabularies spell it
 TOP_LOGPROBS = 20  # the most that OpenAI allows, and vLLM by default
@@ -37,10 +39,38 @@ FATAL = {
 
 
 class _Message(BaseModel):
+    """A reply's message. `content` may be a list of parts, of which some are the thought (Mistral, OpenRouter)."""
+
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_parts(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = {name: value.get(name) for name in cls.model_fields}
+        for name in ("reasoning", "reasoning_content"):
+            if isinstance(fields[name], list | dict):
+                fields[name] = _joined_parts(fields[name])
+        parts = fields["content"]
+        if isinstance(parts, list) and all(isinstance(part, str | dict) for part in parts):
+            thoughts = [part for part in parts if isinstance(part, dict) and part.get("type") in THOUGHTS]
+            fields["content"] = _joined_parts([part for part in parts if part not in thoughts])
+            if thoughts and fields["reasoning"] is None and fields["reasoning_content"] is None:
+                fields["reasoning"] = _joined_parts(thoughts)
+        return fields
+
+
+def _joined_parts(value: Any) -> str:
+    """Return the text in a part of a message, or in a list of parts."""
+    if isinstance(value, list):
+        return "".join(map(_joined_parts, value))
+    if isinstance(value, dict):
+        return _joined_parts(next((value[name] for name in PART_TEXTS if value.get(name)), ""))
+    return value if isinstance(value, str) else ""
 
 
 class _TokenLogprob(BaseModel):

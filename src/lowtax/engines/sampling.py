@@ -6,9 +6,11 @@ share its batches.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_json, read_rows, write_json
@@ -27,11 +29,15 @@ LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One file of replies: the same prompts, with the same sampling, for every subject."""
+    """One file of replies: the same prompts, with the same sampling, for every subject.
+
+    columns: by prompt id, the other columns of the user's file, which are stored with the replies.
+    """
 
     path: Path
     prompts: list[Prompt]
     sampling: Sampling
+    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,19 @@ def reply_of(ask: Ask, completion: base.Completion) -> Reply:
         error=completion.error,
         category=ask.prompt.category,
         goal=ask.prompt.goal,
+        columns=dict(ask.sheet.columns.get(ask.prompt.id, {})),
     )
+
+
+def failures(replies: Sequence[Reply]) -> str:
+    """Return a sentence on the replies that failed, with the most frequent reason; empty if there are none."""
+    reasons = Counter(reply.error or "no reason" for reply in replies if reply.finish == "failed")
+    if not reasons:
+        return ""
+    [(reason, times)] = reasons.most_common(1)
+    failed = reasons.total()
+    share = f"all {failed}" if failed == len(replies) else f"{failed} of {len(replies)}"
+    return f"{share} replies failed{'' if times == failed else f', {times} of them'}: {reason}"
 
 
 def replies_of(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> dict[str, tuple[Ask, Reply]]:

@@ -21,6 +21,7 @@ from lowtax.benchmarks.base import Benchmark, Score
 from lowtax.benchmarks.grading import mathematics
 from lowtax.benchmarks.grading.worker import CRASHED
 from lowtax.common.errors import UserError
+from lowtax.common.log import SPEAK_EVERY, counted, say
 from lowtax.common.records import Prompt
 
 SECONDS = 6.0  # for one answer
@@ -44,7 +45,8 @@ def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None =
         return [benchmark.grade(row, answer) for row, answer in pairs]
     if benchmark.workers == "threads":
         with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(lambda pair: benchmark.grade(*pair), pairs))
+            graded = pool.map(lambda pair: benchmark.grade(*pair), pairs)
+            return list(counted(graded, len(pairs), "answers graded"))
     scores = _by_spelling(benchmark, pairs)
     remaining = [place for place, score in enumerate(scores) if score is None]
     if remaining:
@@ -106,7 +108,11 @@ class _Pool:
         self.scores: dict[int, Score] = {}
         self.waiting = deque(range(len(pairs)))
         self.chunk = max(1, min(CHUNK, len(pairs) // (4 * self.count)))
+        spoke = time.monotonic()
         while len(self.scores) < len(pairs):
+            if time.monotonic() - spoke > SPEAK_EVERY:
+                spoke = time.monotonic()
+                say(f"  {len(self.scores):,} of {len(pairs):,} answers graded")
             while len(self.workers) < min(self.count, len(pairs) - len(self.scores)):
                 self._start()
             for worker in self.workers:
