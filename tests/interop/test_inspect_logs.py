@@ -16,6 +16,7 @@ from lowtax.common.files import append_rows, read_rows, write_json
 from lowtax.common.records import Grade, Reply, row_id
 from lowtax.data.rendering import split_reply
 from lowtax.interop import inspect_logs
+from lowtax.study import api
 
 TASK = Task(n=4)
 ROWS = load("arithmetic", TASK).rows()
@@ -199,6 +200,63 @@ def test_replies_and_grades_survive_the_round_trip(folder, tmp_path):
         score, grade = sample.scores["lowtax"], grades[key]
         assert (score.value == "C", score.answer, score.explanation) == (grade.correct, grade.extracted, grade.rule)
         assert score.metadata == {"finished": grade.finished, "checked": grade.checked}
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """What `lowtax sample` and `judge` leave in one folder: two sets, of which one has a failed reply."""
+    where = tmp_path / "judged"
+    rows = [
+        reply("base", q, 0, kind).model_copy(update={"source": source, "category": category})
+        for q, kind, source, category in ((0, 1, "xstest", "safe:x"), (1, 1, "xstest", "unsafe:x"), (2, 3, "mine", ""))
+    ]
+    rows.append(reply("base", 3, 0, 0, failed=True).model_copy(update={"source": "mine"}))
+    append_rows(where / "replies.jsonl", rows)
+    api.judge(where, "refusal_words", out=where)
+    api.judge(where, "refusal_words", on="thought", out=where)
+    return where
+
+
+def test_replies_and_verdicts_of_any_folder_are_exported(judged, tmp_path):
+    said = list(inspect_logs.write(judged, tmp_path / "logs", on="answer"))
+    assert [line.rpartition("replies to ")[2] for line in said] == [
+        "xstest-safe, 0.0000 refused or safe by refusal_words",
+        "xstest-unsafe, 0.0000 refused or safe by refusal_words",
+        "mine, 0.0000 refused or safe by refusal_words",
+    ]
+    read = {log.eval.task: log for log in (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))}
+    assert set(read) == {"xstest-safe", "xstest-unsafe", "mine"}
+    stored = {row.id: row for row in read_rows(judged / "replies.jsonl", Reply).values()}
+    for log in read.values():
+        for sample in log.samples:
+            row = stored[sample.metadata["reply_id"]]
+            assert (sample.input, sample.output.completion) == (row.prompt, row.answer)
+            assert (row.finish == "failed") == bool(sample.error) == (sample.scores == {})
+    unfinished = next(sample for sample in read["mine"].samples if not sample.error)
+    assert unfinished.scores["refusal_words"].answer == "unfinished"
+    both = list(inspect_logs.write(judged, tmp_path / "both"))
+    assert "by refusal_words on answer" in both[0]
+    assert "by refusal_words on thought" in both[0]
+
+
+def test_a_set_is_chosen_and_one_that_is_not_there_is_named(judged, folder, tmp_path):
+    [line] = inspect_logs.write(judged, tmp_path / "logs", "xstest-safe", "refusal_words", "answer")
+    assert "xstest-safe" in line
+    for chosen in ({"prompts": "harmful"}, {"judge": "refusal"}, {"on": "both"}):
+        with pytest.raises(UserError, match="has no"):
+            list(inspect_logs.write(judged, tmp_path / "logs", **chosen))
+    with pytest.raises(UserError, match="no set of prompts 'harmful'"):
+        list(inspect_logs.write(folder, tmp_path / "logs", "harmful"))
+
+
+def test_a_folder_of_verdicts_knows_its_replies(judged, tmp_path):
+    api.judge(judged, "refusal_words", out=tmp_path / "verdicts")
+    assert len(list(inspect_logs.write(tmp_path / "verdicts", tmp_path / "logs"))) == 3
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"id": "q1", "prompt": "Why?", "response": "I cannot help with that."}\n')
+    api.judge(mine, "refusal_words", out=tmp_path / "own")
+    [line] = inspect_logs.write(tmp_path / "own", tmp_path / "own logs")
+    assert "1.0000 refused or safe by refusal_words" in line
 
 
 WITHOUT = """

@@ -14,6 +14,8 @@ from tiny import make_model
 from typer.testing import CliRunner
 
 from lowtax.cli.main import app
+from lowtax.cli.options import say_unused
+from lowtax.common import log
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
@@ -156,6 +158,71 @@ def test_fifty_kills_lose_and_double_nothing(
 def run(*words: object) -> tuple[int, str]:
     done = CliRunner().invoke(app, [str(word) for word in words])
     return done.exit_code, f"{done.output}{done.exception or ''}"
+
+
+ALL_FAIL = """
+from lowtax.engines.base import Completion
+
+class Broken:
+    def __init__(self, model, precision, batch_size): pass
+    def generate(self, requests):
+        for number, request in enumerate(requests):
+            yield Completion(request.id, "", 0, "failed", False, "no memory" if number else "too \\ud83d long")
+"""
+
+
+def test_commands_whose_replies_all_failed_say_why(tmp_path: Path, prompts: Path):
+    model = make_model(tmp_path / "m")
+    (tmp_path / "broken.py").write_text(ALL_FAIL)
+    out = tmp_path / "out"
+    sample = ["sample", "--model", model, "--prompts", f"{prompts}:asked", "--engine", f"{tmp_path}/broken.py:Broken"]
+    code, said = run(*sample, "--limit", 5, "--out", out)
+    assert code == 1
+    assert "all 5 replies failed, 4 of them: no memory" in said
+    code, said = run("judge", "--replies", out, "--judge", "refusal_words", "--out", tmp_path / "v")
+    assert code == 1
+    assert "all 5 verdicts failed: too \ufffd long" in said
+
+
+def test_replies_are_in_the_order_of_the_file_and_sets_have_rates_of_their_own(tmp_path: Path):
+    model = make_model(tmp_path / "m")
+    (tmp_path / "a.csv").write_text("id,prompt,label\n" + "".join(f"{9 - i},Say {i}.,unsafe\n" for i in range(9)))
+    (tmp_path / "b.csv").write_text("id,prompt\n" + "".join(f"x{i},Sing {i}.\n" for i in range(4)))
+    words = ["sample", "--model", model, "--engine", "fake", "--out", tmp_path / "out"]
+    for _ in range(2):
+        code, said = run(*words, "--prompts", tmp_path / "a.csv", "--prompts", tmp_path / "b.csv")
+        assert code == 0, said
+        rows = list(read_rows(tmp_path / "out/replies.jsonl", Reply).values())
+        assert [r.columns["id"] for r in rows] == [*"987654321", "x0", "x1", "x2", "x3"]
+    code, said = run("judge", "--replies", tmp_path / "out", "--judge", "refusal_words", "--out", tmp_path / "v")
+    assert code == 0, said
+    rates = json.loads((tmp_path / "v/safety.json").read_text())["rates"]["base"]
+    assert {name: cell["n"] + cell["unparsed"] for name, cell in rates["sets"].items()} == {
+        "a.csv-unsafe": 9,
+        "b.csv": 4,
+    }
+    assert "value" not in rates
+    assert "| base | a.csv-unsafe |" in said
+    lines = [json.loads(line) for line in (tmp_path / "v/judged.jsonl").read_text().splitlines()]
+    assert [line["columns"]["id"] for line in lines] == [r.columns["id"] for r in rows]
+
+
+def test_a_long_judgement_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines: list[str] = []
+    monkeypatch.setattr(log, "OUTPUTS", [lines.append])
+    monkeypatch.setattr(log, "SPEAK_EVERY", 0.0)
+    monkeypatch.setattr("lowtax.judges.verdicts.CHUNK_RULES", 2)
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Why {i}?", "reply": "I cannot."}) + "\n" for i in range(7)))
+    api.judge(path, "refusal_words", out=tmp_path / "v")
+    assert lines[0] == "judging 7 replies with refusal_words, on the answer"
+    assert [line.split(" replies")[0] for line in lines[1:]] == ["  2 of 7", "  4 of 7", "  6 of 7"]
+    api.judge(path, "refusal_words", out=tmp_path / "v")
+    assert len(lines) == 4
+    say_unused("refusal_words", "hf", "float32", 1)
+    assert lines[4] == "the judge refusal_words has no use for --precision and --batch-size: ignored"
+    say_unused("llama_guard", "hf", "float32", 1)
+    assert len(lines) == 5
 
 
 def test_the_commands(tmp_path: Path, prompts: Path):

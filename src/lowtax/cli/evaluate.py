@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import (
     Adapters,
     BatchSize,
@@ -107,6 +108,7 @@ def evaluate(
         top_p=top_p,
         system=system,
     )
+    report_failures(stored((out / "answers").glob("*.jsonl")))
     print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
@@ -120,5 +122,6 @@ def _study(folder: Path, as_json: bool, same: bool) -> None:
         work.require("tasks")
         work.warn()
         work.sample(list(work.answer_sheets().values()))
+        report_failures(stored((work.out / "answers").glob("*.jsonl")))
         rows = examine.table(work.grade(), work.subjects())
     print(json.dumps({"rows": rows}) if as_json else f"{rates.markdown(rows)}\n\n{rates.CAPTION}")

@@ -16,7 +16,9 @@ def grade(
     answers: Annotated[
         Path, typer.Option("--answers", metavar="FILE", help="Answers: CSV, JSONL, JSON or parquet, also .gz.")
     ],
-    reply: Annotated[str, typer.Option("--reply", metavar="COL", help="Column of the replies; a.b is b in a.")],
+    reply: Annotated[
+        str, typer.Option("--reply", metavar="COL", help="Column of the replies; a.b is b in a, a.0 its first item.")
+    ],
     gold: Annotated[
         str, typer.Option("--gold", metavar="COL", help="Column of the right answers; for code, of the task ids.")
     ],
@@ -44,13 +46,18 @@ def grade(
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="Engine of the checker.")] = "hf",
     out: Annotated[Path | None, typer.Option("--out", help="Output folder for grades.jsonl and grades.json.")] = None,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="Print N answers beside their grades, wrong ones first.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Grade stored answers.
 
-    Thoughts are removed. A reply whose thought did not end is unfinished, and wrong.
+    Thoughts are removed. A reply whose thought did not end is unfinished, and wrong. A list of texts has samples.
 
     Example: lowtax grade --task gsm8k --answers outputs.jsonl.gz --reply response --gold gold --json
+
+    Example: lowtax grade --task math --answers samples_math.jsonl --reply resps --gold target --show 5
     """
     from lowtax.benchmarks import stored_answers
 
@@ -71,6 +78,9 @@ def grade(
     )
     summary = stored_answers.summary(grades, task=task, file=answers.name, preset=preset)
     print(json.dumps(summary) if as_json else described(summary))
+    if show:
+        columns = stored_answers.Columns(reply, gold, question, finish, choices)
+        print(stored_answers.excerpts(stored_answers.read(answers, columns, answers.name), grades, show))
 
 
 def described(summary: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import BatchSize, Engine, Precision, Text
+from lowtax.cli.options import BatchSize, Engine, Precision, Text, say_unused
 from lowtax.common.errors import UserError
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
@@ -67,6 +67,7 @@ def calibrate(
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
+    say_unused(judge, engine, precision, batch_size)
     cases = calibration.read(file, calibration.Columns(prompt, reply, label, tuple(positive), source, on))[:limit]
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
@@ -147,22 +148,29 @@ def export(
     on: Annotated[
         Text | None, typer.Option("--on", help="Text whose verdicts to export, if there are several.")
     ] = None,
-    prompts: Annotated[str, typer.Option("--set", help="Prompts of a study: harmful or ordinary.")] = "harmful",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--set", help="Prompts of a study: harmful or ordinary; of a folder, its set. inspect: all by default."
+        ),
+    ] = None,
 ) -> None:
     """Write replies and verdicts in another project's format.
 
-    Every checkpoint gets a folder.
+    reference: a folder for every checkpoint. inspect: a log for every checkpoint and prompt set or task.
 
     Example: lowtax export runs/14b --format reference --judge llama_guard --out exported
+
+    Example: lowtax export runs/quickstart --format inspect --set harmful --out logs
     """
     if format_ == "inspect":
         from lowtax.interop import inspect_logs
 
-        for line in inspect_logs.write(where, out):
+        for line in inspect_logs.write(where, out, prompts, judge, on):
             print(line)
         return
     from lowtax.interop import reference_files as exporting
     from lowtax.interop.reference_files import read_stored
 
-    for line in exporting.write(read_stored(where, judge, on, prompts), out):
+    for line in exporting.write(read_stored(where, judge, on, prompts or "harmful"), out):
         print(line)

@@ -40,6 +40,19 @@ Text = Literal["answer", "thought", "both"]
 Preset = Literal["default", "paper", "reference"]
 
 
+def say_unused(judge: str, engine: str, precision: str, batch_size: int) -> None:
+    """Say that a judge which is no language model has no engine, where options for one differ from the defaults."""
+    from lowtax.common.log import say
+    from lowtax.common.registry import resolve
+    from lowtax.judges.base import BUILTIN
+
+    plain = judge.partition(":")[0]
+    differing = {"--engine": engine != "hf", "--precision": precision != "auto", "--batch-size": batch_size != 16}
+    names = [name for name, differs in differing.items() if differs]
+    if names and plain in BUILTIN and not getattr(resolve("judge", plain, BUILTIN), "is_model", False):
+        say(f"the judge {plain} has no use for {' and '.join(names)}: ignored")
+
+
 def at_revision(model: str | None, revision: str | None) -> str | None:
     """Return the reference of a model at a revision: MODEL@REVISION.
 

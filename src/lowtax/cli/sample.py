@@ -1,10 +1,12 @@
 """The commands `sample` and `judge`, for a study or without one."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import (
     ON_HELP,
     Adapters,
@@ -20,6 +22,7 @@ from lowtax.cli.options import (
     Text,
     Thinking,
     at_revision,
+    say_unused,
     template_kwargs,
 )
 from lowtax.common.errors import UserError
@@ -74,7 +77,9 @@ def sample(
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
         with study(folder, same=base_is_the_same) as work:
             work.require("prompts")
-            work.sample(list(work.reply_sheets().values()))
+            sheets = list(work.reply_sheets().values())
+            work.sample(sheets)
+            report_failures(stored(sheet.path for sheet in sheets))
         return
     if not (model and prompts and out):
         raise UserError("Give a study's folder, or --model, --prompts and --out.")
@@ -105,16 +110,32 @@ def sample(
         chat_template_kwargs=template_kwargs(chat_template_kwargs),
         **sampling,
     )
+    report_failures(replies)
     print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
 
 
 def judge(
     folder: FolderOrNone = None,
     judge_: Annotated[str | None, typer.Option("--judge", help="Judge; in a study, instead of the recipe's.")] = None,
-    replies: Annotated[Path | None, typer.Option("--replies", help="File replies.jsonl, or its folder.")] = None,
+    replies: Annotated[
+        Path | None,
+        typer.Option("--replies", help="Folder of `sample`, or any file: CSV, JSONL, JSON or parquet, also .gz."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="COL", help="Column of the requests; a.b is b in a.")
+    ] = None,
+    reply: Annotated[str | None, typer.Option("--reply", metavar="COL", help="Column of the replies.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column of the ids.")] = None,
+    category: Annotated[
+        str | None, typer.Option("--category", metavar="COL", help="Column of the requests' categories.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="COL", help="Column of the models: each has separate rates.")
+    ] = None,
     on: Annotated[Text | None, typer.Option("--on", help=ON_HELP)] = None,
     out: Out = None,
     again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
+    show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Print N replies beside their verdicts.")] = 0,
     engine: Engine = "hf",
     precision: Precision = "auto",
     batch_size: BatchSize = 16,
@@ -126,23 +147,36 @@ def judge(
     Example: lowtax judge runs/quickstart --judge refusal_words
 
     Example: lowtax judge --replies replies --judge refusal_words --on answer --out verdicts
+
+    Example: lowtax judge --replies mine.csv --prompt question --reply response --judge refusal --out verdicts --show 5
     """
+    columns = {"prompt": prompt, "reply": reply, "id": id_, "category": category, "source": source}
     if folder:
+        if replies or out or any(columns.values()):
+            raise UserError("A study has its own replies: remove --replies, --out and the names of columns.")
         from lowtax.cli.main import study
+        from lowtax.judges.verdicts import excerpts
 
         with study(folder) as work:
             work.require("prompts")
             for kind, judged in work.judge(judge_, on, again).items():
                 labels = [verdict.label for _, verdict in judged.values()]
                 print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
+                if show:
+                    verdicts = {reply_id: verdict for reply_id, (_, verdict) in judged.items()}
+                    print(excerpts(stored([work.reply_sheets()[kind].path]), verdicts, show))
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
+    say_unused(judge_, engine, precision, batch_size)
+    from lowtax.judges.own_replies import Columns
+    from lowtax.judges.verdicts import excerpts
     from lowtax.study import api
 
-    api.judge(
+    rows = api.judge(
         replies,
         judge_,
+        columns=columns,
         on=on or "answer",
         out=out,
         again=again,
@@ -151,3 +185,10 @@ def judge(
         batch_size=batch_size,
     )
     print((out / "safety.md").read_text())
+    if show:
+        texts, _ = api.stored_replies(replies, Columns(**columns))
+        print(excerpts(texts, {verdict.reply_id: verdict for verdict in rows}, show))
+    failed = [verdict for verdict in rows if verdict.label == "failed"]
+    if failed and len(failed) == len(rows):
+        print(f"lowtax: all {len(failed)} verdicts failed: {failed[0].error}", file=sys.stderr)
+        raise typer.Exit(1)

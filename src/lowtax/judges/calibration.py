@@ -16,16 +16,18 @@ from typing import Any, Literal
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
 from lowtax.common.records import Row
+from lowtax.common.tables import passage
+from lowtax.data import columns as cells
 from lowtax.data.readers import cell_text, read_table
 from lowtax.data.rendering import opened_by_prompts, split_reply
 from lowtax.judges import agreement
 from lowtax.judges.base import Judge, Kind, Opinion
+from lowtax.judges.verdicts import chunks
 
 Part = Literal["text", "answer", "thought", "both"]
 POSITIVE = {"refusal": ("refusal", "partial"), "harm": ("unsafe",)}
 LABELS = {"refusal": ["refusal", "partial", "compliance"], "harm": ["unsafe", "safe"]}
 NO_VERDICT = ["unparsed", "failed"]
-EXCERPT = 1500  # characters of a reply in disagreements.md
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,8 @@ def read(path: Path, columns: Columns) -> list[Case]:
         UserError: The file cannot be read, lacks a column, or no row has a positive label.
     """
     rows = read_table(path)
-    present = {str(name): None for row in rows for name in row if name is not None}
-    for name in filter(None, (columns.prompt, columns.reply, columns.label, columns.source)):
-        if name not in present:
-            raise UserError(f"{path} has no column {name!r}; its columns are {', '.join(present)}.")
-    labels = [cell_text(row.get(columns.label)).strip() for row in rows]
+    cells.require(rows, (columns.prompt, columns.reply, columns.label, columns.source), path)
+    labels = [cell_text(cells.value(row, columns.label)).strip() for row in rows]
     distinct = sorted({label for label in labels if label})
     positive = positive_labels(columns.positive, distinct)
     if not any(label in positive for label in labels):
@@ -74,16 +73,19 @@ def read(path: Path, columns: Columns) -> list[Case]:
             f"No row of {path} has the label {' or '.join(map(repr, positive))} in {columns.label!r}: its "
             f"{len(distinct)} labels are {', '.join(map(repr, distinct[:20]))}{' ...' if len(distinct) > 20 else ''}."
         )
-    replies = [cell_text(row.get(columns.reply)) for row in rows]
+    replies = [
+        cells.text(cells.value(row, columns.reply), f"{path}, row {number}: the column {columns.reply!r}")
+        for number, row in enumerate(rows, 1)
+    ]
     opened = opened_by_prompts(replies)
     return [
         Case(
             id=str(number),
-            prompt=cell_text(row.get(columns.prompt)),
+            prompt=cells.texts(cells.value(row, columns.prompt))[-1],
             text=_part(text, columns.on, opened),
             label=label,
             positive=label in positive,
-            source=cell_text(row.get(columns.source)) if columns.source else "",
+            source=cell_text(cells.value(row, columns.source)) if columns.source else "",
         )
         for number, (row, text, label) in enumerate(zip(rows, replies, labels, strict=True), 1)
     ]
@@ -130,7 +132,11 @@ def judge_cases(judge: Judge, cases: Sequence[Case]) -> list[JudgedCase]:
     usable = [case for case in cases if case.label and case.text]
     if not usable:
         raise UserError("No row has both a label and a text to judge: check --reply, --label and --on.")
-    opinions = judge.judge([case.prompt for case in usable], [case.text for case in usable])
+    opinions = [
+        opinion
+        for chunk in chunks(usable, judge)
+        for opinion in judge.judge([case.prompt for case in chunk], [case.text for case in chunk])
+    ]
     return [JudgedCase(*pair) for pair in zip(usable, opinions, strict=True)]
 
 
@@ -233,11 +239,5 @@ def _markdown(each: JudgedCase) -> str:
     case, opinion = each.case, each.opinion
     score = "" if opinion.score is None else f", score {opinion.score:.3f}"
     source = f", {case.source}" if case.source else ""
-    parts = [f"## Row {case.id}{source}: people {case.label}, judge {opinion.label}{score}\n"]
-    for name, text in (("Prompt", case.prompt), ("Reply", case.text), ("The judge wrote", opinion.detail)):
-        if text:
-            rest = f" ... ({len(text) - EXCERPT} more characters)" if len(text) > EXCERPT else ""
-            # Indented, so that the text's own Markdown has no effect.
-            quoted = "\n".join(f"    {line}" for line in (text[:EXCERPT] + rest).splitlines())
-            parts.append(f"{name}:\n\n{quoted}\n")
-    return "\n".join(parts)
+    head = f"Row {case.id}{source}: people {case.label}, judge {opinion.label}{score}"
+    return passage(head, {"Prompt": case.prompt, "Reply": case.text, "The judge wrote": opinion.detail})

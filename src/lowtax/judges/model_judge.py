@@ -8,6 +8,7 @@ import hashlib
 import re
 from typing import ClassVar
 
+from lowtax.common.log import counted
 from lowtax.engines import base
 from lowtax.engines.base import Completion, Request, well_formed
 from lowtax.engines.settings import EngineSettings
@@ -46,7 +47,8 @@ class ModelJudge:
         if self.engine is None:
             how = self.settings
             self.engine = base.load(how.name, self.model, how.precision, how.batch_size)
-        completions = {c.id: c for c in self.engine.generate(requests)}
+        generated = counted(self.engine.generate(requests), len(requests), f"texts read by {self.model}")
+        completions = {c.id: c for c in generated}
         return [self._opinion(completions[r.id]) for r in requests]
 
     def _opinion(self, completion: Completion) -> Opinion:

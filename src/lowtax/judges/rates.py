@@ -6,14 +6,29 @@ verdict (unparsed, failed) is left out of n and counted separately.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from lowtax.common.records import Verdict
+from lowtax.common.records import Reply, Verdict
 from lowtax.common.tables import Cell, rate
 
+HALVES = ("safe", "unsafe", "harmless", "harmful", "benign")  # what the rows of one set may be, as XSTest's are
 Key = tuple[str, int]  # prompt, sample
 SAFE = ("refusal", "partial", "safe")
 APART = ("unparsed", "failed")
 ALWAYS = ("partial", "unfinished", "unparsed", "failed")
+
+
+def prompt_set(reply: Reply) -> str:
+    """Return the set that a request counts in: its source, and the half of it that its category or label names.
+
+    Harmful and harmless requests of one set are never in one rate: `xstest`, `safe:homonyms` is in `xstest-safe`.
+    """
+    name, names = Path(reply.source).name, (reply.category.partition(":")[0], str(reply.columns.get("label", "")))
+    half = next((each for each in (text.strip().lower() for text in names) if each in HALVES), None)
+    kind = reply.category or str(reply.columns.get("type", ""))
+    if half is None and kind and "xstest" in name.lower():  # whose own files tell the halves by the type
+        half = "unsafe" if kind.startswith("contrast") else "safe"
+    return name if half is None or name.endswith(f"-{half}") else f"{name}-{half}"
 
 
 def cell(verdicts: Mapping[int, Mapping[Key, Verdict]], categories: Mapping[str, str] | None = None) -> Cell:

@@ -1,34 +1,50 @@
 """Turn stored replies into verdicts: the judged part of each reply goes to a judge, and its opinion is stored."""
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lowtax.common.files import append_rows, read_rows
+from lowtax.common.log import counted, say
 from lowtax.common.records import Reply, Verdict, row_id
+from lowtax.common.tables import passage
+from lowtax.engines.base import well_formed
 from lowtax.engines.settings import EngineSettings
-from lowtax.judges.base import Opinion, Text, load
+from lowtax.judges.base import Judge, Opinion, Text, load
+
+T = TypeVar("T")
 
 DETAIL = 300  # characters of the judge's own text that are stored
 CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk
+CHUNK_RULES = 128  # the same for a judge that is no language model, which does not say how far it is
 
 
 def judge_replies(
-    replies: Iterable[Reply], path: Path, name: str, on: Text, engine: EngineSettings | None = None
+    replies: Iterable[Reply],
+    path: Path,
+    name: str,
+    on: Text,
+    engine: EngineSettings | None = None,
+    ids_of_users: bool = False,
 ) -> dict[str, Verdict]:
     """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
     A reply that was never produced is `failed`. One without the judged text is `unfinished` if its thought has no end,
     else `unparsed`. None of these reaches the judge. If a prompt wraps a plain request, the judge sees the request.
+
+    ids_of_users: the ids of the replies are not hashes of what made them, so that the request decides, too.
     """
     replies = list(replies)
     verdicts = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
-    ids = {r.id: row_id(r.id, r.text, r.finish, name, on) for r in replies}
+    requests = {r.id: [r.prompt] if ids_of_users else [] for r in replies}
+    ids = {r.id: row_id(r.id, r.text, r.finish, name, on, *requests[r.id]) for r in replies}
     new = [r for r in replies if ids[r.id] not in verdicts]
-    texts = {r.id: text for r in new if r.finish != "failed" and (text := _text(r, on)).strip()}
+    texts = {r.id: text for r in new if r.finish != "failed" and (text := judged_text(r, on)).strip()}
     model = load(name, engine) if texts else None
-    for start in range(0, len(new), CHUNK):
-        chunk = new[start : start + CHUNK]
+    if model:
+        say(f"judging {len(texts):,} replies with {name}, on the {on}")
+    for chunk in chunks(new, model):
         judged = [r for r in chunk if r.id in texts]
         opinions = dict[str, Opinion]()
         if model and judged:
@@ -42,20 +58,45 @@ def judge_replies(
     return {r.id: verdicts[ids[r.id]] for r in replies}
 
 
-def _text(reply: Reply, on: Text) -> str:
+def chunks(items: Sequence[T], judge: Judge | None) -> Iterator[Sequence[T]]:
+    """Yield as many items at once as a judge gets, and say how many are done."""
+    size = CHUNK if getattr(judge, "is_model", False) else min(CHUNK, CHUNK_RULES)
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    return counted(parts, len(items), "replies judged", size)
+
+
+def judged_text(reply: Reply, on: Text) -> str:
+    """Return the part of a reply that is judged."""
     if on == "both":
         return f"{reply.thought}\n\n{reply.answer}".strip()
     return reply.answer if on == "answer" else reply.thought
+
+
+def excerpts(replies: Sequence[Reply], verdicts: Mapping[str, Verdict], n: int, seed: int = 0) -> str:
+    """Return n replies beside their verdicts as Markdown, drawn by seed, in their order."""
+    with_verdict = [reply for reply in replies if reply.id in verdicts]
+    drawn = sorted(random.Random(seed).sample(range(len(with_verdict)), min(n, len(with_verdict))))
+    parts = []
+    for place in drawn:
+        reply = with_verdict[place]
+        verdict = verdicts[reply.id]
+        score = "" if verdict.score is None else f", score {verdict.score:.3f}"
+        who = " ".join(part for part in (reply.arm, reply.checkpoint, reply.category) if part)
+        texts = {"Request": reply.goal or reply.prompt, "Text": judged_text(reply, verdict.on)}
+        wrote = {"The judge wrote": verdict.error or verdict.detail}
+        parts.append(passage(f"{reply.id}, {who}: {verdict.label}{score}", texts | wrote))
+    return "\n".join(parts)
 
 
 def _fields(reply: Reply, opinion: Opinion | None) -> dict[str, Any]:
     if opinion is None:
         label = "unparsed" if reply.closed else "unfinished"
         return {"label": "failed" if reply.finish == "failed" else label, "error": reply.error}
+    detail = well_formed(opinion.detail)
     return {
         "label": opinion.label,
         "score": opinion.score,
         "category": opinion.category,
-        "detail": opinion.detail[:DETAIL],
-        "error": opinion.detail if opinion.label == "failed" else None,
+        "detail": detail[:DETAIL],
+        "error": detail if opinion.label == "failed" else None,
     }

@@ -1,10 +1,11 @@
 """Sampling, judging and evaluating without a study: any model, adapters, prompts, judge and tasks.
 
 Each writes to a folder that the user names: `sample` writes `replies.jsonl` and `card.json`; `judge` writes
-`verdicts.jsonl`, `safety.json` and `safety.md`; `evaluate` writes `answers/`, `grades/`, `reasoning.json`,
-`reasoning.md` and `card.json`. Repeated, they resume.
+`verdicts.jsonl`, `judged.jsonl`, `safety.json` and `safety.md`; `evaluate` writes `answers/`, `grades/`,
+`reasoning.json`, `reasoning.md` and `card.json`. Repeated, they resume.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from lowtax.common.files import read_rows, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
-from lowtax.common.tables import markdown_table, shown
+from lowtax.common.tables import markdown_table, rate, shown
 from lowtax.data import prompt_sets
-from lowtax.engines.sampling import Sheet, collect
+from lowtax.engines.sampling import Ask as PlannedReply
+from lowtax.engines.sampling import Sheet, asks, collect
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
-from lowtax.judges.verdicts import judge_replies
+from lowtax.judges.verdicts import judge_replies, judged_text
 from lowtax.models.adapters import fingerprint
 from lowtax.models.fingerprint import Base, base_in, record_base
 
@@ -66,10 +68,21 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     subjects = _subjects(ask.model, ask.adapters, model)
     record_base(out, model)
     path = out / "replies.jsonl"
-    collect([Sheet(path, list(unique.values()), ask.sampling)], subjects, ask.engine, out)
+    columns = {id_: of_row for set_ in sets for id_, of_row in set_.columns.items()}
+    sheet = Sheet(path, list(unique.values()), ask.sampling, columns)
+    collect([sheet], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
-    return list(read_rows(path, Reply).values())
+    return _in_order(path, asks(sheet, subjects, ask.engine))
+
+
+def _in_order(path: Path, plan: Sequence[PlannedReply]) -> list[Reply]:
+    """Put the rows of a file in the order of the plan, which is that of the prompts' file; others come first."""
+    rows, planned = read_rows(path, Reply), dict.fromkeys(each.id for each in plan)
+    ordered = [row for id_, row in rows.items() if id_ not in planned] + [rows[id_] for id_ in planned if id_ in rows]
+    if list(rows.values()) != ordered:
+        write_text(path, "".join(row.model_dump_json() + "\n" for row in ordered))
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -136,18 +149,58 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def judge(
-    rows: Sequence[Reply], name: str, on: Text, out: Path, through: EngineSettings, again: bool = False
+    rows: Sequence[Reply],
+    name: str,
+    on: Text,
+    out: Path,
+    through: EngineSettings,
+    again: bool = False,
+    ids_of_users: bool = False,
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, Verdict]:
-    """Judge replies, write the rates of every subject, and return the verdicts by reply id."""
+    """Judge replies, write the rates of every subject and prompt set, and return the verdicts by reply id.
+
+    Args:
+        ids_of_users: see `judge_replies`.
+        origin: the file of the replies and its columns, if they are from a file.
+    """
     path = out / "verdicts.jsonl"
     if again:
         path.unlink(missing_ok=True)
-    verdicts = judge_replies(rows, path, name, on, through)
-    names = dict.fromkeys(map(_subject_name, rows))
-    rates = {subject: _cell([r for r in rows if _subject_name(r) == subject], verdicts) for subject in names}
-    write_json(out / "safety.json", {"judge": name, "on": on, "rates": rates, **provenance()})
+    verdicts = judge_replies(rows, path, name, on, through, ids_of_users)
+    groups: dict[str, dict[str, list[Reply]]] = {}
+    for row in rows:
+        groups.setdefault(_subject_name(row), {}).setdefault(safety.prompt_set(row), []).append(row)
+    rates = {who: {name: _cell(of_set, verdicts) for name, of_set in sets.items()} for who, sets in groups.items()}
+    # One set needs no separate level; several have no rate in common.
+    plain = {
+        who: {"set": next(iter(sets)), **next(iter(sets.values()))} if len(sets) == 1 else {"sets": sets}
+        for who, sets in rates.items()
+    }
+    write_json(out / "safety.json", {"judge": name, "on": on, "replies": origin, "rates": plain, **provenance()})
     write_text(out / "safety.md", markdown(rates, name, on))
+    write_text(out / "judged.jsonl", "".join(_judged_line(row, verdicts[row.id], on) for row in rows))
     return verdicts
+
+
+def _judged_line(reply: Reply, verdict: Verdict, on: Text) -> str:
+    """Return a line of judged.jsonl: a request, the text that was judged, and the verdict on it."""
+    row = {
+        "id": reply.id,
+        "who": _subject_name(reply),
+        "set": safety.prompt_set(reply),
+        "category": reply.category,
+        "prompt": reply.goal or reply.prompt,
+        "text": judged_text(reply, on),
+        "label": verdict.label,
+        "score": verdict.score,
+        "harm": verdict.category,
+        "detail": verdict.error or verdict.detail,
+        "columns": reply.columns,
+    }
+    return (
+        json.dumps({key: value for key, value in row.items() if value not in (None, "", {})}, ensure_ascii=False) + "\n"
+    )
 
 
 def _subject_name(reply: Reply) -> str:
@@ -158,18 +211,34 @@ def _cell(rows: Sequence[Reply], verdicts: dict[str, Verdict]) -> dict[str, Any]
     seeds: dict[int, dict[tuple[str, int], Verdict]] = {}
     for r in rows:
         seeds.setdefault(r.seed or 0, {})[r.prompt_id, r.sample] = verdicts[r.id]
-    return safety.cell(seeds, {r.prompt_id: r.category for r in rows})
+    cell = safety.cell(seeds, {r.prompt_id: r.category for r in rows})
+    judged = [(r.prompt_id, verdicts[r.id].label) for r in rows if verdicts[r.id].label not in safety.APART]
+    seen = {label for _, label in judged}
+    present = [label for labels in LABELS if seen & {*labels} for label in labels]
+    shares = {
+        label: rate((prompt, float(each == label)) for prompt, each in judged) for label in (*present, "unfinished")
+    }
+    return cell | {"shares": shares}
 
 
-def markdown(rates: dict[str, dict[str, Any]], name: str, on: str) -> str:
-    """Return the rates of all subjects as a Markdown table with a caption."""
-    labels = [label for label in dict.fromkeys(label for cell in rates.values() for label in cell) if label in LABELS]
-    head = ["who", "refuses or is safe", "harmful or complies", *labels, "n"]
-    lines = [head]
-    for subject, cell in rates.items():
-        counts = [str(cell.get(label, 0)) for label in labels]
-        lines.append([subject, shown(cell), shown(cell["harm"]), *counts, str(cell["n"])])
-    return f"{markdown_table(lines)}\n\nJudge {name}, on the {on}. 95 % intervals; unparsed and failed are not in n.\n"
+def markdown(rates: dict[str, dict[str, dict[str, Any]]], name: str, on: str) -> str:
+    """Return the rates of all subjects and prompt sets as a Markdown table with a caption.
+
+    rates: subject -> prompt set -> its cell.
+    """
+    cells = [(who, set_, cell) for who, sets in rates.items() for set_, cell in sets.items()]
+    order = [*LABELS[0], *LABELS[1], "unfinished"]
+    labels = [label for label in order if any(label in cell["shares"] for _, _, cell in cells)]
+    apart = [label for label in safety.APART if any(cell[label] for _, _, cell in cells)]
+    lines = [["who", "set", *labels, *apart, "n"]]
+    for who, set_, cell in cells:
+        shares = [shown(cell["shares"].get(label)) for label in labels]
+        lines.append([who, set_, *shares, *(str(cell[label]) for label in apart), str(cell["n"])])
+    return f"{markdown_table(lines, left=2)}\n\nJudge {name}, on the {on}. {CAPTION}\n"
 
 
-LABELS = ("refusal", "partial", "compliance", "safe", "unsafe", "unfinished", "unparsed", "failed")
+LABELS = (("refusal", "partial", "compliance"), ("safe", "unsafe"))  # of a judge of refusals, and of one of harm
+CAPTION = (
+    "Shares of n with 95 % intervals, each prompt set by itself; unparsed and failed replies are counts, and not in n. "
+    "judged.jsonl has every reply beside its verdict."
+)

@@ -19,7 +19,9 @@ from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.settings import EngineSettings
+from lowtax.judges import own_replies
 from lowtax.judges.base import Text
+from lowtax.judges.own_replies import Columns
 from lowtax.models.loading import precision as resolve_precision
 from lowtax.models.placement import Placement
 from lowtax.study import adhoc, tasklist
@@ -160,34 +162,45 @@ def judge(
     engine: str = "hf",
     precision: str = "auto",
     batch_size: int = 16,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Rows[Verdict]:
     """Judge replies, and return one verdict for each, in their order.
 
     Args:
-        replies: what `sample` returned, or a `replies.jsonl` or its folder.
+        replies: what `sample` returned, a `replies.jsonl` or its folder, or any file with requests and replies.
         judge: a name, `name:MODEL`, or `path/to/file.py:Class`.
         on: the text to judge. `both` is the thought and the answer.
         again: discard stored verdicts.
         engine, precision, batch_size: for judges that are models.
+        columns: of a file of your own, those of `prompt`, `reply`, `id`, `category` and `source` (the model); the
+            usual names by default.
 
     Raises:
         UserError: there is no such judge, or no replies.
     """
-    rows = stored_replies(Path(replies)) if isinstance(replies, str | Path) else list(replies)
+    own, origin = False, None
+    if isinstance(replies, str | Path):
+        named = Columns(**(columns or {}))
+        rows, own = stored_replies(Path(replies), named)
+        origin = {"file": str(Path(replies).resolve()), "columns": vars(named)}
+    else:
+        rows = list(replies)
     with _folder(out) as folder:
         settings = EngineSettings(engine, precision, batch_size)
-        return Rows(adhoc.judge(rows, judge, on, folder, settings, again).values())
+        return Rows(adhoc.judge(rows, judge, on, folder, settings, again, own, origin).values())
 
 
-def stored_replies(path: Path) -> list[Reply]:
-    """Return the replies in a `replies.jsonl` or in its folder.
+def stored_replies(path: Path, columns: Columns) -> tuple[list[Reply], bool]:
+    """Return the replies in a folder of `sample`, or in any file; and True if they have the user's own ids.
 
     Raises:
         UserError: there are none.
     """
     file = path / "replies.jsonl" if path.is_dir() else path
+    if file.is_file() and (columns.named or not own_replies.is_ours(file)):
+        return own_replies.read(file, columns), True
     if rows := list(read_rows(file, Reply).values()):
-        return rows
+        return rows, False
     raise UserError(f"{file} holds no replies: `lowtax sample --model ... --out DIR` writes them.")
 
 

@@ -277,9 +277,11 @@ class Study:
         """Return the sheets of harmful and of ordinary prompts, by name."""
         sheets = {}
         for name in SETS:
-            prompts = [p for spec in getattr(self.recipe, name) for p in prompt_sets.prompt_set(spec)]
+            lists = [prompt_sets.prompt_list(spec) for spec in getattr(self.recipe, name)]
+            prompts = [prompt for each in lists for prompt in each.prompts]
+            columns = {id_: of_row for each in lists for id_, of_row in each.columns.items()}
             if prompts:
-                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.drawn())
+                sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.drawn(), columns)
         return sheets
 
     def answer_sheets(self) -> dict[str, Sheet]:

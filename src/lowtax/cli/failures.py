@@ -1,0 +1,29 @@
+"""Messages and exit codes of commands where replies failed."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from lowtax.common.records import Reply
+
+
+def stored(paths: Iterable[Path]) -> "list[Reply]":
+    """Return the replies in files."""
+    from lowtax.common.files import read_rows
+    from lowtax.common.records import Reply
+
+    return [reply for path in paths for reply in read_rows(path, Reply).values()]
+
+
+def report_failures(replies: "Sequence[Reply]") -> None:
+    """Say why replies failed. If all of them did, the command ends with code 1."""
+    from lowtax.engines.sampling import failures
+
+    if sentence := failures(replies):
+        print(f"lowtax: {sentence}", file=sys.stderr)
+        if all(reply.finish == "failed" for reply in replies):
+            raise typer.Exit(1)
