@@ -38,7 +38,11 @@ def rejected(task: str, preset: str, folder: Path) -> tuple[Grade, Prompt]:
     return Grade(id="g", reply_id="r", **own), row
 
 
-def test_the_second_stage_runs_with_a_template_that_has_no_switch(no_switch: Path, tmp_path: Path):
+def test_the_second_stage_runs_with_a_template_that_has_no_switch(
+    no_switch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lines: list[str] = []
+    monkeypatch.setattr("lowtax.common.log.OUTPUTS", [lines.append])
     _, row = rejected("aime24", "paper", tmp_path)
     asking = evaluate.Checker(str(no_switch), EngineSettings("hf", "float32"), "paper")
     exam, out = load("aime24", Task(preset="paper")), tmp_path / "g.jsonl"
@@ -50,6 +54,8 @@ def test_the_second_stage_runs_with_a_template_that_has_no_switch(no_switch: Pat
     )
     assert (grade.correct, grade.extracted, again.correct, again.extracted) == (False, "205", False, "205")
     assert {grade.checked, again.checked} <= {True, False, None}
+    silent = [line for line in lines if line.endswith("neither True nor False about 1 of 1 answers")]
+    assert len(silent) == [grade.checked, again.checked].count(None)
 
 
 class Listening:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from lowtax.benchmarks.base import Score, Task
+from lowtax.common.log import say
 from lowtax.common.records import Grade, Prompt
 from lowtax.engines.base import Completion, Engine, Request, completion_text, well_formed
 
@@ -36,13 +37,16 @@ def needs_second_opinion(score: Score, row: Prompt) -> bool:
 
 
 def check(graded: Iterable[tuple[Grade, Prompt]], engine: Engine, preset: str = "default") -> dict[str, bool | None]:
-    """Ask whether each answer equals the gold one.
+    """Ask whether each answer equals the gold one, and say how many the model has no opinion on.
 
     Returns:
         The opinions by reply id; None if the model wrote neither True nor False.
     """
     requests = [_request(grade, row, preset) for grade, row in graded]
-    return {completion.id: _opinion(completion) for completion in engine.generate(requests)} if requests else {}
+    opinions = {completion.id: _opinion(completion) for completion in engine.generate(requests)} if requests else {}
+    if silent := sum(opinion is None for opinion in opinions.values()):
+        say(f"  the checker wrote neither True nor False about {silent} of {len(opinions)} answers")
+    return opinions
 
 
 def checked(grades: dict[str, Grade], opinions: dict[str, bool | None]) -> dict[str, Grade]:

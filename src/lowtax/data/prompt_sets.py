@@ -205,11 +205,6 @@ def _category_columns(row: Row, names: Iterable[str]) -> list[str]:
     return []
 
 
-def has_context(text: str, goal: str | None) -> bool:
-    """Return whether a prompt is a context and, after a line of dashes, the request."""
-    return goal is not None and text.endswith(BEFORE_GOAL + goal)
-
-
 def from_rows(rows: Iterable[Row], source: str, column: str = "prompt") -> list[Prompt]:
     """Return the texts in one column as prompts without repetitions.
 
@@ -223,3 +218,8 @@ def from_rows(rows: Iterable[Row], source: str, column: str = "prompt") -> list[
         prompt = Prompt(id=row_id(source, text), source=source, text=text, category=category)
         prompts[prompt.id] = prompt
     return list(prompts.values())
+
+
+def has_context(text: str, goal: str | None) -> bool:
+    """Return whether a prompt is a context and, after a line of dashes, the request."""
+    return goal is not None and text.endswith(BEFORE_GOAL + goal)
