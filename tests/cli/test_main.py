@@ -22,10 +22,18 @@ def lowtax(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
     """The same without a new process: exit code and what was printed to stderr."""
+    code, _, printed = in_process(monkeypatch, capsys, *arguments)
+    return code, printed
+
+
+def in_process(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """The same with what was printed to stdout."""
     monkeypatch.setattr(sys, "argv", ["lowtax", *map(str, arguments)])
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main.main()
-    return int(stop.value.code or 0), capsys.readouterr().err
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -35,18 +43,19 @@ def test_every_command_has_help_with_an_example(command):
     assert f"Example: lowtax {command} " in done.stdout
 
 
-def test_a_study_from_the_command_line_stage_by_stage(tmp_path, tiny_model):
+def test_a_study_from_the_command_line_stage_by_stage(tmp_path, tiny_model, monkeypatch, capsys):
     path, out = write_recipe(tmp_path, tiny_model, seeds=[0]), tmp_path / "out"
     for step in (("train", path, "--out", out), ("sample", out), ("judge", out), ("evaluate", out), ("compare", out)):
-        done = lowtax(*step)
-        assert done.returncode == 0, done.stderr
-        assert "Warning" not in done.stderr
+        code, result, progress = in_process(monkeypatch, capsys, *step)
+        assert code == 0, progress
+        assert "Warning" not in progress
         if step[0] == "evaluate":
-            assert "| arithmetic | r2 4 |" in done.stdout
-    assert "frontier.png" in done.stdout
+            assert "| arithmetic | r2 4 |" in result
+    assert "frontier.png" in result
     by_stage = json.loads((out / "table.json").read_text())["rows"]
     whole = lowtax("run", path, "--out", tmp_path / "whole", "--limit", "2")
     assert whole.returncode == 0, whole.stderr
+    assert "Warning" not in whole.stderr
     rows = json.loads((tmp_path / "whole/table.json").read_text())["rows"]
     assert [r["arm"] for r in rows] == [r["arm"] for r in by_stage]
     assert all(r["safety"]["n"] == 2 for r in rows)
@@ -134,7 +143,7 @@ def test_a_model_without_a_chat_template(tmp_path, tiny_model, monkeypatch, caps
 
 def test_an_adapter_of_another_base(tmp_path, tiny_model, monkeypatch, capsys):
     path, out = write_recipe(tmp_path, tiny_model, seeds=[0]), tmp_path / "out"
-    assert lowtax("train", path, "--out", out).returncode == 0
+    assert call(monkeypatch, capsys, "train", path, "--out", out)[0] == 0
     record = out / "arms/r1/seed-0/checkpoint-4/lowtax_base.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": "0" * 64}))
     code, printed = call(monkeypatch, capsys, "sample", out)
@@ -142,7 +151,7 @@ def test_an_adapter_of_another_base(tmp_path, tiny_model, monkeypatch, capsys):
     assert "whose weights differ from those of" in printed
 
 
-def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model):
+def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model, monkeypatch, capsys):
     """A file-size limit stands in for the full disk: writing fails in the middle, as it would."""
     path, out = write_recipe(tmp_path, tiny_model, seeds=[0]), tmp_path / "out"
     code = (
@@ -157,8 +166,8 @@ def test_a_full_disk_is_one_sentence_and_the_work_goes_on(tmp_path, tiny_model):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "repeat the command" in done.stderr.splitlines()[-1]
-    again = lowtax("run", path, "--out", out)
-    assert again.returncode == 0, again.stderr
+    code, printed = call(monkeypatch, capsys, "run", path, "--out", out)
+    assert code == 0, printed
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, tiny_model, monkeypatch, capsys):
@@ -171,9 +180,9 @@ def test_two_processes_do_not_share_a_folder(tmp_path, tiny_model, monkeypatch, 
     assert "Another lowtax process is working in" in printed
 
 
-def test_another_architecture_runs(tmp_path):
+def test_another_architecture_runs(tmp_path, monkeypatch, capsys):
     path = write_recipe(
         tmp_path, make_model(tmp_path / "qwen", kind="qwen3"), seeds=[0], arms={"r1": {"mode": "lora_qkvo_mlp_r1"}}
     )
-    done = lowtax("run", path, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    code, printed = call(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
+    assert code == 0, printed

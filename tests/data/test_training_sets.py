@@ -461,7 +461,7 @@ def read_file(name: str, content: bytes, **fields: Any) -> list[Conversation]:
     return whole.rows
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(ANY_ROWS, st.sampled_from(["last", "assistant", "all"]), st.booleans())
 def test_rows_of_any_content(rows: list[dict[str, Any]], train_on: str, document: bool):
     text = json.dumps(rows) if document else "\n".join(map(json.dumps, rows))
@@ -474,7 +474,7 @@ def test_rows_of_any_content(rows: list[dict[str, Any]], train_on: str, document
         assert not any(part.startswith(("{'", "['", "[{'")) for part in all_texts(row))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(
     ANY_SUFFIX, st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
 )

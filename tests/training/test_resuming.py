@@ -170,10 +170,10 @@ def test_the_command_says_that_it_stopped(tiny_model: Path, tmp_path: Path, numb
         [sys.executable, "-m", "lowtax", "train", *map(str, words)], stderr=subprocess.PIPE, text=True
     )
     folder = tmp_path / "o/arms/lora_mlp_r2/seed-0"
-    until(lambda: max(steps(folder), default=0) > 5)
+    until(lambda: child.poll() is not None or max(steps(folder), default=0) > 5)
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == code
+    assert child.returncode == code, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("lowtax: stopped after step ")
     assert last.endswith("repeat the command to resume.")

@@ -6,11 +6,13 @@ is in `model_card_template.md`.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, Template
 from pydantic import BaseModel, ConfigDict
 
 from lowtax import __version__
@@ -167,9 +169,16 @@ def in_words(placement: dict[str, Any]) -> str:
     return f"LoRA of rank {placement.get('rank')}{exceptions}{scale}, alpha {alpha}, on {what} of {where}"
 
 
+@cache
+def _template() -> Template:
+    """Compile the template, which takes longer than filling it."""
+    return Environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
 def _render(data: ModelCardData, **values: Any) -> str:
     """Fill the template."""
-    return f"{ModelCard.from_template(data, template_path=str(TEMPLATE), **values)}\n"
+    text = _template().render(card_data=data.to_yaml(), **values)
+    return f"{ModelCard(text)}\n"
 
 
 def _origins(data: list[DataFacts]) -> str:

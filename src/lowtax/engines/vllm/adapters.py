@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowtax.common.errors import UserError
 from lowtax.models import tensor_files
-from lowtax.models.adapters import WEIGHTS, extras, read_config
+from lowtax.models.adapters import PARTS, WEIGHTS, extras, read_config
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
 
@@ -32,9 +32,7 @@ REMEDIES = {
     "use_bdlora": _RETRAIN,
     "use_qalora": _RETRAIN,
 }
-# Endings of the names of an adapter's weights: factors, and copies of the base's embeddings, which vLLM ignores.
-FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+IGNORED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # copies of the base's, to vLLM nothing
 
 
 @dataclass(frozen=True)
@@ -76,4 +74,4 @@ def room(rank: int) -> int:
 def _not_factors(weights: Path) -> list[str]:
     """Return the names of weights that vLLM cannot use; only the header of the file is read."""
     names = [re.sub(r"(\.lora_[AB])\.[^.]+\.weight$", r"\1.weight", name) for name in tensor_files.header(weights)]
-    return sorted(name for name in names if not name.endswith((*FACTORS, *COPIES)))
+    return sorted(name for name in names if not name.endswith((*PARTS, *IGNORED)))
