@@ -18,14 +18,17 @@ ANSWER = (
     r"|\b[Rr]espuesta|\b[Rr]esultado|\b[Rr]éponse|\b[Rr]ésultat|\b[Rr]isposta|\b[Rr]isultato|\b[Rr]esposta"
     r"|\b[Gg]abarito"
     # Russian, Ukrainian, Polish, Czech
-    r"|\b[Оо]твет(?:ом)?|\b[Вв]ідповідь|\b[Oo]dpowied[źz]|\b[Oo]dpověď"
+    r"|\b[Оо]твет(?:ом|а)?|\b[Вв]ідповідь|\b[Oo]dpowied[źz]|\b[Oo]dpověď"
+    # Finnish, Hungarian, Romanian, Bulgarian, Bengali, Tamil
+    r"|\b[Vv]astaus|\b[Vv]álasz|\b[Rr]ăspuns(?:ul)?|\b[Оо]тговор(?:ът)?|উত্তর|பதில்|விடை"
     # Turkish, Vietnamese, Indonesian, Arabic, Persian, Hebrew, Hindi, Thai, Greek
     r"|\b[Cc]evap|\b[Yy]anıt|[ĐđDd]áp án|\b[Cc]âu trả lời|\b[Kk]ết quả|\b[Jj]awaban(?:nya)?|(?:ال)?إجابة"
-    r"|(?:ال)?جواب|پاسخ|תשובה|उत्तर|คำตอบ"
+    r"|(?:ال)?جواب|پاسخ|תשובה|उत्तर|ค(?:ำ|\u0e4d\u0e32)ตอบ"
     r"|[Αα]πάντηση"
 )
 ADJECTIVE = (
-    r"(?:donc|also|somit|daher|entonces|quindi|portanto|поэтому|richtige[rs]?|korrekte[rs]?|finale|corret[ao]"
+    r"(?:riktige|helyes|corect|הנכונה|הנכון|صحیح|است|সঠিক|சரியான|donc|also|somit|daher|entonces|quindi|portanto"
+    r"|поэтому|richtige[rs]?|korrekte[rs]?|finale|corret[ao]"
     r"|cert[ao]|correct[ao]?|correcte|final|finale|bonne|exacte"
     r"|esatta|corretta|giusta|certa"
     r"|juste|definitiva|juiste|правильный|верный|окончательный|верным|является|النهائية|الصحيحة|الصحيح|النهائي|هي"
@@ -35,6 +38,7 @@ ADJECTIVE = (
 RIGHT_KIND = r"[Rr]ichtige|[Kk]orrekte|[Cc]orrecta|[Вв]ерный|[Пп]равильный|[Dd]oğru|[Pp]rawidłowa|[Jj]uiste"
 IS = (
     r"(?:应该|應該|应当|应|應|就)?(?:是|为|為|选择?|選擇?|等于|等於)|は|が|은|는|이|가|ist|lautet|wäre|is|är|es|sería|est|serait|è|é|seria"
+    r"|היא|הוא|on|er|este|হলো|হল"
     r"|является|"
     r"[—–-]|это|jest|to|je|adalah|là|هي|هو|है|คือ|είναι|:|="
 )
@@ -51,7 +55,7 @@ RIGHT = (
     r"(?:die richtige Antwort|la respuesta correcta|la bonne réponse|la réponse correcte|la risposta (?:corretta"
     r"|giusta)"
     r"|a resposta (?:correta|certa)|правильный ответ|верный ответ|doğru cevap)\b"
-    r"|正确|正確|对|が正しい|が正解|が適切|です|가 정답|이 정답"
+    r"|(?:是|为|為)?(?:正确|正確)|是?对|が正しい|が正解|が適切|です|가 정답|이 정답"
     r"|가 맞|이 맞|가 옳|ist (?:die )?(?:richtige?|korrekte?)|stimmt"
     r"|es (?:la |el )?(?:respuesta )?(?:correct[ao])|est (?:la )?(?:bonne|correcte?|exacte?|juste)|è (?:la "
     r"|l['’])?(?:risposta )?(?:corrett[ao]|giust[ao]|esatt[ao])"

@@ -21,7 +21,7 @@ WRAPPER = re.compile(
 )
 QUOTED = re.compile(r"['\u2018\u2019\u00ab\u201e]\s?([A-Za-z])\s?['\u2018\u2019\u00bb\u201c]|<([A-Z])>")
 SUFFIXED = re.compile(r"(?<=\b[A-Z])['\u2019][dt][i\u0131u\u00fc]r\b")  # Turkish
-SCRIPT = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0600-\u06ff\u0e00-\u0e7f\u0900-\u097f"
+SCRIPT = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0590-\u06ff\u0980-\u09ff\u0b80-\u0bff\u0e00-\u0e7f\u0900-\u097f"
 BESIDE = re.compile(rf"(?<=[{SCRIPT}])(?=[A-Za-z(\[])|(?<=[A-Za-z)\]])(?=[{SCRIPT}])")
 LOOKALIKE = re.compile(r"(?<!\w)[АВСЕΑΒΕ](?!\w)(?!\s+[а-яА-Яα-ω])")
 WORD = r"(?!['\u2019]?\w)"  # no word continues here
@@ -82,7 +82,7 @@ CLAUSE = (
 STATED = re.compile(
     rf"{CLAUSE}{LETTER}(?:(?!\b[A-Z]\b)[^.\n]){{0,80}}?\b(?:is|would be|must be)\s+(?:the\s+|my\s+)?(?:only\s+"
     rf"|most\s+|best\s+|final\s+)?"
-    r"(?:correct|right|best|accurate|true|answer|choice)\b",
+    r"(?:correct|right|best|accurate|true|answer|choice|one|option)\b",
     re.MULTILINE,
 )
 STATED_ELSEWHERE = re.compile(
@@ -91,7 +91,7 @@ STATED_ELSEWHERE = re.compile(
 CHOSEN = re.compile(
     rf"\b(?:choose|select|pick|go with|choosing|selecting|picking|going with)\s+(?:option\s+|choice\s+"
     rf"|answer\s+)?{LETTER}"
-    rf"|(?:{languages.CHOOSE})\s*(?:是|为|為|:)?\s*(?:(?:{languages.OPTION})\s*)?{LETTER}(?=\W*(?:$|\n|[.,;]))",
+    rf"|(?:{languages.CHOOSE})\s*(?:是|为|為|:)?\s*(?:(?:{languages.OPTION})\s*)?{LETTER}(?=\W*(?:选项\W*)?(?:$|\n|[.,;]))",
     re.MULTILINE,
 )
 LEFT = re.compile(
@@ -110,7 +110,9 @@ CONCLUDED = re.compile(
     rf"|\b(?:it|that|this|which|one|choice|answer|option)(?:\s+(?:is|must be|has to be|should be|would be)"
     rf"|['’]s)\s+(?:therefore\s+|clearly\s+|definitely\s+)?"
     rf"(?:option\s+|choice\s+|answer\s+)?{LETTER}\s*[.!]?\s*$"
-    rf"|\b(?:answer|choice|option|verdict|decision)\s+{LETTER}\s*[.!]?\s*$",
+    rf"|\b(?:answer|choice|option|verdict|decision)\s+{LETTER}\s*[.!]?\s*$"
+    rf"|\b(?:statement|description|explanation|conclusion|interpretation"
+    rf"|reason)s?\b[^.\n]{{0,60}}?\bis\s+(?:option\s+)?{LETTER}\s*[.!]?\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
 DENIED = re.compile(r"(?:\b(?:not|cannot|never)|n['\u2019]t)\s+(?:\w+\s+)?$")

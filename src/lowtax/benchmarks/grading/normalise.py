@@ -244,7 +244,12 @@ def _multiplied(text: str) -> str:
         return text
     text = AND_PART.sub(lambda match: _mixed(match, Fraction(1, PARTS[match[2].lower()])), text)
     text = IN_PARTS.sub(lambda match: f"\\frac{{{match[1]}}}{{{PARTS[match[2].lower()]}}}", text)
-    return MULTIPLIED.sub(lambda match: exact(Fraction(_digits(match[1])) * FACTORS[match[2].lower()]), text)
+    return MULTIPLIED.sub(_scaled, text)
+
+
+def _scaled(match: re.Match[str]) -> str:
+    number = exact(Fraction(_digits(match[1])) * FACTORS[match[2].lower()])
+    return number + "\\text{" * (match[0].count("{") - match[0].count("}"))  # more words follow in its braces
 
 
 def _mixed(match: re.Match[str], part: Fraction) -> str:

@@ -54,6 +54,7 @@ OPERATION = re.compile(
     r"\s+(?:(?:times|plus|minus|divided by|multiplied by|out of)\s+\$?\d|(?:more|less|fewer) than\b|percent of\b"
     r"|% of\b)"
 )
+PER = re.compile(r"\s+per\s+\d[\d,.]*(?:\s+\w+)?(?=[.\s]|$)")
 CLOCK_TIME = re.compile(r"\s+(?:by|before|until|after|from|at)\s+\d{1,2}(?::\d\d)?\s*[ap]\.?m\b\.?", re.IGNORECASE)
 PLURAL = re.compile(
     r"\b(?:are|were|values|solutions|roots|zeros|zeroes|numbers|answers|pairs|dimensions|primes|factors|integers"
@@ -182,8 +183,8 @@ def _inside(place: int, spans: list[tuple[int, int]]) -> bool:
 
 def main_clause(sentence: str) -> str:
     """Return a sentence without what follows "at", "when" or "for", if a number is left."""
-    sentence = CLOCK_TIME.sub("", sentence)
-    shorter = CONDITION.sub("", sentence)
-    sentence = shorter if re.search(r"\d", shorter) else sentence
+    for aside in (CLOCK_TIME, CONDITION, PER):
+        shorter = aside.sub("", sentence)
+        sentence = shorter if re.search(r"\d", shorter) else sentence
     shorter = TAIL.sub("", sentence) if FORMULA.search(sentence) else sentence
     return shorter if re.search(r"\d", normalise.plain(shorter)) else sentence
