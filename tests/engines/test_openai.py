@@ -23,7 +23,7 @@ from lowtax.data.rendering import split_reply
 from lowtax.engines import base, sampling
 from lowtax.engines.base import Completion, Request
 from lowtax.engines.openai import in_thread
-from lowtax.engines.openai_requests import disarm, retry_after
+from lowtax.engines.openai_requests import disarm, read_completion, retry_after
 from lowtax.engines.settings import EngineSettings, Sampling
 
 KEY = "key-that-nobody-may-see"
@@ -471,6 +471,14 @@ def test_thoughts(server: Served, answer: Answer, text: str, finish: str, closed
     assert parts.closed == closed
     assert parts.thought == ("T" if "T" in text else "")
     assert parts.answer == ("" if not closed else "No." if text == "No." else "A")
+
+
+def test_a_closing_tag_is_part_of_the_answer_where_the_prompt_opened_no_thought() -> None:
+    text = "First do this.\n</think> I cannot help with that."
+    for opened, answer in ((False, text), (None, "I cannot help with that."), (True, "I cannot help with that.")):
+        assert read_completion(ask(), ok(text)[2], opened).parts().answer == answer
+    literal = "Models write </think> after a thought."
+    assert read_completion(ask(), ok(literal)[2], None).parts().answer == literal
 
 
 def test_a_thought_that_the_prefix_closed_is_an_answer(server: Served) -> None:

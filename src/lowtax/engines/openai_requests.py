@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lowtax.data.chat import SWITCHES
-from lowtax.data.rendering import CLOSE, OPEN, opens
+from lowtax.data.rendering import CLOSE, OPEN, opens, split_reply
 from lowtax.engines.base import Completion, Request
 
 ZERO_WIDTH_SPACE = "\u200b"
@@ -188,8 +188,8 @@ def read_completion(request: Request, reply: Any, opened: bool | None) -> Comple
     if choice.finish_reason not in (*STOPPED, *CUT):
         return failed(request, f"the server ended the reply itself, for the reason {choice.finish_reason!r}")
     text, tagged = _text(choice, request.prefix)
-    if CLOSE in text and OPEN not in text.partition(CLOSE)[0]:
-        opened = True
+    if opened is None and split_reply(text, None).thought and not split_reply(text, False).thought:
+        opened = True  # only the reply shows it
     count = parsed.usage.completion_tokens if parsed.usage else None
     tokens = len(text.split()) if count is None else count
     cut = choice.finish_reason in CUT or (choice.finish_reason is None and tokens >= request.max_new_tokens)
