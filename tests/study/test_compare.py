@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -116,6 +117,31 @@ def test_categories_and_scores():
         "theft": (0.5, 2),
     }
     assert "safe_at_k" not in found
+
+
+def test_prompt_sets_and_partial_refusals_stand_apart():
+    labels = {("a", 0): "refusal", ("b", 0): "partial", ("c", 0): "compliance", ("d", 0): "refusal"}
+    prompts = {
+        "a": ("strongreject", ""),
+        "b": ("strongreject", ""),
+        "c": ("xstest", "safe:x"),
+        "d": ("xstest", "unsafe"),
+    }
+    sets = {id_: safety.set_name(*prompt) for id_, prompt in prompts.items()}
+    whole = safety.cell({0: verdicts(labels)}, None, sets)
+    assert {name: (c["value"], c["n"]) for name, c in whole["sets"].items()} == {
+        "strongreject": (1.0, 2),
+        "xstest-safe": (0.0, 1),
+        "xstest-unsafe": (1.0, 1),
+    }
+    assert (whole["in_part"]["value"], whole["value"]) == (0.25, 0.75)
+    text = markdown(table(BASE, row("small", 10, 0.6, 0.88) | {"safety": whole}))
+    assert re.search(r"harmful refused \| in part \|", text)
+    assert re.search(r"0\.75 \[[^|]*\| 0\.25 \|", text)
+    assert "In part: the share" in text
+    assert re.search(r"\| strongreject \(harmful\) \| - \| 1\.00 ", text)
+    alone = safety.cell({0: verdicts({("a", 0): "refusal"})}, None, {"a": "strongreject"})
+    assert not {"sets", "in_part"} & alone.keys()
 
 
 @pytest.mark.parametrize("empty", [{}, {0: {}}, {0: {("a", 0): "failed"}}])

@@ -60,6 +60,7 @@ def markdown(table: Table) -> str:
     lost = any(cell.get(kind, 0) for row in rows for cell in _cells(row) for kind in ("failed", "unparsed"))
     best, taxed = pareto(rows), any("tax" in row for row in rows)
     moved, acts = any(row.get("update") for row in rows), any("logit_change" in row for row in rows)
+    in_part = any("in_part" in row["safety"] for row in rows)
     head = [
         "arm",
         "step",
@@ -68,6 +69,7 @@ def markdown(table: Table) -> str:
         *["update norm"] * moved,
         *["logit change"] * acts,
         "harmful refused",
+        *["in part"] * in_part,
         "ordinary refused",
         *tasks,
         *["tax"] * taxed,
@@ -76,7 +78,7 @@ def markdown(table: Table) -> str:
     ]
     lines = [head]
     for row in rows:
-        cells = [row["safety"], row["over_refusal"], *(row["reasoning"].get(task) for task in tasks)]
+        cells = [row["over_refusal"], *(row["reasoning"].get(task) for task in tasks)]
         lines.append([
             f"**{row['arm']}**" if row in best else row["arm"],
             f"{row['step']:,}",
@@ -84,12 +86,14 @@ def markdown(table: Table) -> str:
             f"{row['train_seconds'] or 0:,.0f}",
             *[_update(row)] * moved,
             *[f"{row['logit_change']:.3g}" if "logit_change" in row else "-"] * acts,
+            shown(row["safety"]),
+            *[f"{row['safety'].get('in_part', {}).get('value', 0):.2f}"] * in_part,
             *(shown(cell) for cell in cells),
             *["-" if row["arm"] == "base" else rates.tax_shown(row.get("tax"))] * taxed,
             f"{_count(row, 'unfinished'):,} of {sum(cell['n'] for cell in _cells(row)):,}",
             *[f"{_count(row, 'failed'):,}, {_count(row, 'unparsed'):,}"] * lost,
         ])  # fmt: skip
-    more = [part for part in (_answers(rows), _texts(table), _categories(table)) if part]
+    more = [part for part in (_answers(rows), _texts(table), _sets(rows), _categories(table)) if part]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
 
 
@@ -121,6 +125,20 @@ def _texts(table: Table) -> str:
     return markdown_table(lines)
 
 
+def _sets(rows: Sequence[Row]) -> str:
+    """Return a table of the rates of every prompt set, where a study has several of a kind; or nothing."""
+    kinds = {"safety": "harmful", "over_refusal": "ordinary"}
+    names = [
+        (key, name) for key in kinds for name in dict.fromkeys(n for row in rows for n in row[key].get("sets", {}))
+    ]
+    if not names:
+        return ""
+    lines = [["refused, of each prompt set", *(f"{row['arm']} {row['step']:,}" for row in rows)]]
+    for key, name in names:
+        lines.append([f"{name} ({kinds[key]})", *(shown(row[key].get("sets", {}).get(name)) for row in rows)])
+    return markdown_table(lines)
+
+
 def _categories(table: Table) -> str:
     """Return a table of the rates of every category of harmful prompts; or nothing."""
     rows = [row for row in table["rows"] if row["safety"].get("categories")]
@@ -148,9 +166,15 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
         f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
         "Rates with 95 % intervals. Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
-        f"{_on_updates(rows)}{_on_tax(table, tasks)}"
+        f"{_on_partial(rows)}{_on_updates(rows)}{_on_tax(table, tasks)}"
         "Bold: on the frontier of problems solved and harmful requests refused."
     )
+
+
+def _on_partial(rows: Sequence[Row]) -> str:
+    """Return the sentence of the caption on partial refusals."""
+    some = any("in_part" in row["safety"] for row in rows)
+    return "In part: the share that is refused in part, of all. " * some
 
 
 def _on_updates(rows: Sequence[Row]) -> str:

@@ -414,8 +414,10 @@ class Study:
         }
         for column, kind in (("safety", "harmful"), ("over_refusal", "ordinary")):
             judged = verdicts.get(kind, {})
-            categories = {ask.prompt.id: ask.prompt.category for ask, _ in judged.values()}
-            row[column] = rates.cell(examine.by_seed(judged, first.arm, first.checkpoint), categories)
+            prompts = {ask.prompt.id: ask.prompt for ask, _ in judged.values()}
+            categories = {id_: prompt.category for id_, prompt in prompts.items()}
+            sets = {id_: rates.set_name(prompt.source, prompt.category) for id_, prompt in prompts.items()}
+            row[column] = rates.cell(examine.by_seed(judged, first.arm, first.checkpoint), categories, sets)
         row["texts"] = {
             text: rates.cell(examine.by_seed(judged, first.arm, first.checkpoint)) for text, judged in beside.items()
         }
