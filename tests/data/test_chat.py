@@ -13,7 +13,7 @@ from templates import FAMILIES, completion_text, example, family
 from tiny import END, make_tokenizer
 
 from lowtax.common.errors import UserError
-from lowtax.data import chat, rendering, thinking_tags, thinking_tags
+from lowtax.data import chat, rendering, thinking_tags
 
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
 
