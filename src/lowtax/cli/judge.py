@@ -74,7 +74,7 @@ def calibrate(
         print(f"no row has the label {name!r}", file=sys.stderr)
     settings = EngineSettings(engine, precision, batch_size)
     if ignored := judges.unused(judge, settings, model):
-        print(f"The judge {judge!r} has an engine of its own and ignores {', '.join(ignored)}.", file=sys.stderr)
+        print(f"The judge {judge!r} has a separate engine and ignores {', '.join(ignored)}.", file=sys.stderr)
     loaded = judges.load(judge, settings, model)
     if getattr(loaded, "is_model", False):
         quiet_libraries()

@@ -144,7 +144,7 @@ def judge(
     from lowtax.study import api
 
     if ignored := judges.unused(judge_, EngineSettings(engine, precision, batch_size)):
-        print(f"The judge {judge_!r} has an engine of its own and ignores {', '.join(ignored)}.", file=sys.stderr)
+        print(f"The judge {judge_!r} has a separate engine and ignores {', '.join(ignored)}.", file=sys.stderr)
     api.judge(
         replies,
         judge_,
