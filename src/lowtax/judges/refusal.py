@@ -36,7 +36,7 @@ LAYERS = 20
 REQUEST_TOKENS, REPLY_TOKENS = 48, 64
 START_TOKENS, END_TOKENS = 40, 24  # of a longer reply
 LONGEST = 2000  # characters that are tokenised, from the start and from the end; 96 tokens are about 450
-SCORES = {"refusal": 0.95, "partial": 0.75, "compliance": 0.1}  # of languages that the model does not read
+SCORES = {"refusal": 0.95, "partial": 0.75, "compliance": 0.1}  # where rules over wording decide
 BEFORE, BETWEEN = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 BATCH = 32
 Row = tuple[list[int], slice]  # token ids, and the place of the reply in them
@@ -143,6 +143,8 @@ def settled(prompt: str, text: str) -> Opinion | None:
     by_words = refusal_words.opinion(prompt, text)
     if by_words.label == "unparsed" or refusal_languages.detect(text) != "en":
         return replace(by_words, score=SCORES.get(by_words.label))
+    if by_words.label == "compliance" and refusal_words.has_substance(text):
+        return replace(by_words, score=SCORES["compliance"])
     score = refusal_ngrams.declined(refusal_words.without_preface(prompt, text), by_words.label)
     if score <= refusal_ngrams.LOW:
         return Opinion("compliance", score)
