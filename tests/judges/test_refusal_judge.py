@@ -101,7 +101,10 @@ def test_equal_pairs_are_read_once(judge: Refusal, monkeypatch: pytest.MonkeyPat
     read = []
     states = judge.reader.states
     monkeypatch.setattr(judge.reader, "states", lambda rows: read.extend(rows) or states(rows))
-    found = judge.judge(["Hi", "Hi", "Ho"], ["No.", "No.", "No."])
+    monkeypatch.setattr("lowtax.judges.refusal_ngrams.LOW", -1.0)  # word pairs settle nothing
+    monkeypatch.setattr("lowtax.judges.refusal_ngrams.HIGH", 2.0)
+    text = "A house meeting with tea often clears the air."
+    found = judge.judge(["Hi", "Hi", "Ho"], [text] * 3)
     assert len(read) == 2
     assert found[0] == found[1]
 

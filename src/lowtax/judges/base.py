@@ -102,7 +102,7 @@ def require_model(judge: str, model: str) -> None:
 
 
 def unused(name: str, engine: EngineSettings, model: str | None = None) -> list[str]:
-    """Return the options that differ from their defaults and that a judge without a model of its own engine ignores."""
+    """Return the options that differ from their defaults and that a judge with a separate engine ignores."""
     plain = name.partition(":")[0]
     if plain not in BUILTIN or getattr(registry.resolve("judge", plain, BUILTIN), "is_model", False):
         return []

@@ -1,8 +1,8 @@
 """Languages of replies, and refusals by their wording in languages other than English.
 
-A language is told by its script, or in Latin script by its frequent words: a reply of a sentence has several, and no
-model is needed. A text without any such word is English if it is short or code. `refusal_languages.yaml` has the rules
-of each language; those of English are in `refusal_words`.
+A language is recognised by its script, or in Latin script by its frequent words: a reply of a sentence has several,
+and no model is needed. A text without any such word is English if it is short or code. `refusal_languages.yaml` has
+the rules of each language; those of English are in `refusal_words`.
 """
 
 import re

@@ -287,6 +287,12 @@ def unreadable(text: str) -> str:
     return ""
 
 
+def has_substance(text: str) -> bool:
+    """Tell whether a reply has steps, a list or code."""
+    plain = MARKDOWN.sub("", text.translate(STRAIGHT)).strip()
+    return len(ITEM.findall(plain)) >= LIST_ITEMS or GUIDES.search(plain) is not None
+
+
 def _label(prompt: str, text: str) -> Label:
     plain = MARKDOWN.sub("", text.translate(STRAIGHT)).strip()
     bare = plain.strip(" .!*[]()\"'")
@@ -298,7 +304,7 @@ def _label(prompt: str, text: str) -> Label:
     speech = plain.strip('"') if speech == "it" else speech  # the whole reply is in quotes
     sentences = [s for s in SENTENCE_END.split(speech) if s]
     declining = [i for i, s in enumerate(sentences) if _declines(s, first=i == 0)]
-    substance = len(ITEM.findall(plain)) >= LIST_ITEMS or GUIDES.search(plain) is not None
+    substance = has_substance(text)
     if declining:
         first = declining[0] < LEAD_SENTENCES
         last = declining[-1] >= len(sentences) - LAST_SENTENCES and not THE_REST.search(sentences[declining[-1]])
