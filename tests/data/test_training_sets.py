@@ -102,9 +102,7 @@ def test_prompts_of_a_csv_file(tmp_path: Path):
     path.write_text('id,request,category\n1,"How, then?",x\n2,"Two\nlines",y\n3,"How, then?",x\n', encoding="utf-8")
     prompts = prompt_sets.prompt_set(PromptSet(source=str(path), column="request"))
     twice = ("How, then?", "x")
-    assert [(p.text, p.category) for p in prompts] == [twice, ("Two\nlines", "y"), twice], (
-        "its own id keeps a repetition"
-    )
+    assert [(p.text, p.category) for p in prompts] == [twice, ("Two\nlines", "y"), twice]  # kept for its own id
     path.write_text(path.read_text().replace("id,", "note,"), encoding="utf-8")
     assert len(prompt_sets.prompt_set(PromptSet(source=str(path), column="request"))) == 2
     assert prompt_sets.prompt_set(PromptSet(source=str(path), column="request", n=1)) == prompts[:1]

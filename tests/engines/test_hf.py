@@ -189,16 +189,23 @@ def test_broken_numbers_are_failed_rows(tiny_model: Path) -> None:
 def test_a_template_that_refuses_is_a_failed_row(tiny_model: Path) -> None:
     engine = HF(str(tiny_model), "float32", 4)
     engine.tokenizer.chat_template = (
+        "{% if 'no' in messages[-1]['content'] %}{{ raise_exception('never') }}{% endif %}go"
+    )
+    requests = [Request(text, ({"role": "user", "content": text},), None, 3) for text in ("no", "Hi")]
+    found = by_id(list(engine.generate(requests)))
+    assert (found["no"].finish, found["Hi"].finish) == ("failed", "length")
+    assert "never" in str(found["no"].error)
+    assert not found["Hi"].opened
+
+
+def test_a_template_without_a_system_turn_is_one_sentence(tiny_model: Path) -> None:
+    engine = HF(str(tiny_model), "float32", 4)
+    engine.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}go"
     )
-    asked = {"role": "user", "content": "Hi"}
-    replies = engine.generate(
-        [Request("s", ({"role": "system", "content": ""}, asked), None, 3), Request("u", (asked,), None, 3)]
-    )
-    found = by_id(list(replies))
-    assert (found["s"].finish, found["u"].finish) == ("failed", "length")
-    assert "no system" in str(found["s"].error)
-    assert not found["u"].opened
+    messages = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
+    with pytest.raises(UserError, match=r"takes no system turn \(no system\): remove the system prompt"):
+        list(engine.generate([Request("s", messages, None, 3)]))
 
 
 def refused(engine: Engine, adapter: str) -> str:

@@ -100,9 +100,9 @@ def test_a_judge_sees_the_plain_goal_and_never_an_empty_text(tmp_path: Path):
         return Reply(id=str(i), prompt=f"wrapped {i}", **own, **parts)
 
     replies = [
-        reply(0, answer="Here.", thought="Hm.", goal="plain"),
+        reply(0, text="Hm.\n</think>\nHere.", answer="Here.", thought="Hm.", goal="plain"),
         reply(1),
-        reply(2, thought="and so", closed=False, finish="length"),
+        reply(2, text="and so", thought="and so", closed=False, finish="length"),
         reply(3, finish="failed", error="boom"),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def test_a_judge_sees_the_plain_goal_and_never_an_empty_text(tmp_path: Path):
         both = judge_replies(replies, tmp_path / "v.jsonl", "spy", "both")
     assert [found[r.id].label for r in replies] == ["safe", "unparsed", "unfinished", "failed"]
     assert [both[r.id].label for r in replies] == ["safe", "unparsed", "safe", "failed"]
-    assert seen == [("plain", "Here."), ("plain", "Hm.\n\nHere."), ("wrapped 2", "and so")]
+    assert seen == [("plain", "Here."), ("plain", "Hm.\n</think>\nHere."), ("wrapped 2", "and so")]
 
 
 def killed_again_and_again(work: Callable[[], object], times: int) -> int:

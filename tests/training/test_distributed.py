@@ -74,22 +74,19 @@ JOBS: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
         "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
     },
-    "salora_bf16": {
-        "mode": "lora_mlp_r4",
-        "precision": "bfloat16",
-        "methods": [{"name": "salora", **LOOK, "rank_safety": 4, "rank_task": 4}],
-    },
     "undisturbed": RESUMED,
     "undisturbed_methods": RESUMED
     | {"methods": [{"name": "spf", "safety": "ROWS"}, {"name": "ssah", "safety": "ROWS", "utility": "OTHERS"}]},
 }
-METHODS = ["orthogonal", "spf", "ssah", "spf_full", "ssah_full", "salora"]
 LAUNCHES = {  # each takes a second or more: every method in the ways that differ most, the rest once
     "ddp": list(JOBS),
     "zero1": ["spf_full", "ssah_full", "undisturbed_methods"],
     "zero2": ["full", "full_bf16", "ssah_full_bf16", "salora"],
-    "zero3": ["full", "adapter_bf16", "full_bf16", "ssah_full_bf16", "salora_bf16", *METHODS, "undisturbed_methods"],
-    "fsdp2": ["full", "adapter", "orthogonal", "ssah", "spf_full", "salora", "undisturbed"],
+    "zero3": [
+        *("full", "adapter_bf16", "full_bf16", "ssah_full_bf16"),
+        *("orthogonal", "ssah", "spf_full", "salora", "undisturbed_methods"),
+    ],
+    "fsdp2": ["full", "adapter", "orthogonal", "spf", "ssah_full", "salora", "undisturbed"],
     "fsdp2_bf16": ["adapter_bf16"],
 }
 REFUSED = {"fsdp2_bf16": ["full_bf16"]}
