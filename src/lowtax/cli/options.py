@@ -61,7 +61,7 @@ Preset = Literal["default", "paper", "reference"]
 
 
 def say_unused(judge: str, settings: "EngineSettings", model: str | None = None) -> None:
-    """Say which options a judge ignores that has no engine, or one of its own."""
+    """Say which options a judge ignores whose engine is fixed, or that has none."""
     from lowtax.common.log import say
     from lowtax.judges.base import unused
 
