@@ -1,7 +1,7 @@
 """The examples: a user's own method, judge, engine and benchmark work, and the script and the notebook run."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -65,12 +65,14 @@ def test_the_benchmark_grades():
     assert exam.grade(row, "").rule == "empty answer"
 
 
-def test_the_script(tmp_path: Path, tiny_model: Path):
+def test_the_script(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     words = ["--model", str(tiny_model), "--mode", "lora_mlp_r2", "--judge", "refusal_words", "--steps", "2"]
-    command = [sys.executable, str(EXAMPLES / "quickstart.py"), *words, "--limit", "2", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("harmful requests") == 2, done.stdout
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", *words, "--limit", "2", "--out", str(tmp_path / "out")])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("harmful requests") == 2
 
 
 def test_the_notebook(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):

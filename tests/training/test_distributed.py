@@ -84,7 +84,7 @@ LAUNCHES = {  # each takes a second or more: every method in the ways that diffe
     "zero2": ["full", "full_bf16", "ssah_full_bf16", "salora"],
     "zero3": [
         *("full", "adapter_bf16", "full_bf16", "ssah_full_bf16"),
-        *("orthogonal", "ssah", "spf_full", "salora", "undisturbed_methods"),
+        *("spf_full", "salora", "undisturbed_methods"),  # spf and ssah
     ],
     "fsdp2": ["full", "adapter", "orthogonal", "spf", "ssah_full", "salora", "undisturbed"],
     "fsdp2_bf16": ["adapter_bf16"],

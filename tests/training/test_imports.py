@@ -15,13 +15,16 @@ from lowtax.judges.base import BUILTIN
 COMMAND = """
 import sys
 from pathlib import Path
-modules, *words = sys.argv[1:]
-sys.argv = ["lowtax", *words]
+folder, recipe = map(Path, sys.argv[1:])
 from lowtax.cli.main import main
-try:
-    main()
-finally:
-    Path(modules).write_text("\\n".join(sys.modules))
+for name, more in (("train", []), ("run", ["--set", "judge=refusal_words"])):
+    sys.argv = ["lowtax", name, str(recipe), "--out", str(folder / "out"), *more]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    (folder / f"{name}.txt").write_text("\\n".join(sys.modules))
 """
 FOR_RESULTS = (
     "matplotlib",
@@ -35,39 +38,34 @@ FOR_RESULTS = (
 )
 
 
-def imported(folder: Path, *words: object) -> list[str]:
-    """The modules in a separate process after the command has run."""
-    file = folder / "modules.txt"
-    command = [sys.executable, "-c", COMMAND, str(file), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
-    return file.read_text().splitlines()
-
-
 def starting_with(modules: list[str], *prefixes: str) -> list[str]:
     return [name for name in modules if name.startswith(prefixes)]
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a study, and the modules of its process after `train` and after `run`."""
+    folder = tmp_path_factory.mktemp("imports")
     arms = {"r1": {"mode": "lora_mlp_r1"}}
     edited = {"half": {"of": "r1", "edits": [{"name": "scale", "by": 0.5}]}}
     train = {"steps": 2, "batch_size": 2}
     changes = {"engine": "fake", "judge": "refusal", "seeds": [0], "train": train, "arms": arms, "edited": edited}
-    return write_recipe(tmp_path, tiny_model, **changes)
+    command = [sys.executable, "-c", COMMAND, str(folder), str(write_recipe(folder, tiny_model, **changes))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
-def test_training_imports_neither_plots_nor_judges_nor_the_analysis(recipe: Path, tmp_path: Path):
-    modules = imported(tmp_path, "train", recipe, "--out", tmp_path / "out")
-    assert (tmp_path / "out/arms/r1/seed-0/checkpoint-2/adapter_model.safetensors").exists()
+def test_training_imports_neither_plots_nor_judges_nor_the_analysis(folder: Path):
+    modules = (folder / "train.txt").read_text().splitlines()
+    assert (folder / "out/arms/r1/seed-0/checkpoint-2/adapter_model.safetensors").exists()
     assert "lowtax.training.loop" in modules
     assert starting_with(modules, *FOR_RESULTS, "lowtax.study.dryrun") == []
 
 
-def test_a_run_imports_what_its_results_need_but_not_the_dry_run(recipe: Path, tmp_path: Path):
-    words = ("run", recipe, "--out", tmp_path / "out", "--set", "judge=refusal_words")
-    modules = imported(tmp_path, *words)
-    assert (tmp_path / "out/frontier.png").exists()
+def test_a_run_imports_what_its_results_need_but_not_the_dry_run(folder: Path):
+    modules = (folder / "run.txt").read_text().splitlines()
+    assert (folder / "out/frontier.png").exists()
     assert {"matplotlib", "lowtax.judges.refusal_words", "lowtax.analysis.geometry"} <= set(modules)
     assert starting_with(modules, "lowtax.study.dryrun", "lowtax.analysis.landscape.walk") == []
 
