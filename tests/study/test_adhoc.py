@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_study import write_recipe
 from tiny import make_model
 from typer.testing import CliRunner
 
@@ -182,6 +183,15 @@ def test_commands_whose_replies_all_failed_say_why(tmp_path: Path, prompts: Path
     code, said = run("judge", "--replies", out, "--judge", "refusal_words", "--out", tmp_path / "v")
     assert code == 1
     assert "all 5 verdicts failed: too \ufffd long" in said
+    arms, few = {"r1": {"mode": "lora_mlp_r1"}}, {"steps": 1, "batch_size": 2}
+    recipe = write_recipe(tmp_path, model, seeds=[0], arms=arms, train=few, engine=f"{tmp_path}/broken.py:Broken")
+    code, said = run("run", recipe, "--out", tmp_path / "study")
+    assert code == 1
+    assert "replies failed" in said
+    assert (tmp_path / "study/table.md").exists()
+    code, said = run("judge", tmp_path / "study")
+    assert code == 1
+    assert "verdicts failed: too" in said
 
 
 def test_replies_are_in_the_order_of_the_file_and_sets_have_rates_of_their_own(tmp_path: Path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lowtax.common.records import Reply
+    from lowtax.common.records import Reply, Verdict
 
 
 def stored(paths: Iterable[Path]) -> "list[Reply]":
@@ -17,6 +17,14 @@ def stored(paths: Iterable[Path]) -> "list[Reply]":
     from lowtax.common.records import Reply
 
     return [reply for path in paths for reply in read_rows(path, Reply).values()]
+
+
+def report_failed_verdicts(verdicts: "Sequence[Verdict]") -> None:
+    """Say why verdicts failed if all of them did; the command then ends with code 1."""
+    failed = [verdict for verdict in verdicts if verdict.label == "failed"]
+    if failed and len(failed) == len(verdicts):
+        print(f"lowtax: all {len(failed)} verdicts failed: {failed[0].error}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def report_failures(replies: "Sequence[Reply]") -> None:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
@@ -113,6 +114,7 @@ def run(
     with study(out, _recipe(recipe, set_, limit, engine), base_is_the_same) as work:
         work.run()
     _show(out)
+    report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
 def _dry_run(recipe: "Recipe", as_json: bool) -> None:

@@ -1,12 +1,11 @@
 """The commands `sample` and `judge`, for a study or without one."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.failures import report_failures, stored
+from lowtax.cli.failures import report_failed_verdicts, report_failures, stored
 from lowtax.cli.options import (
     ON_HELP,
     Adapters,
@@ -177,12 +176,14 @@ def judge(
 
         with study(folder) as work:
             work.require("prompts")
-            for kind, judged in work.judge(judge_, on, again).items():
+            results = work.judge(judge_, on, again)
+            for kind, judged in results.items():
                 labels = [verdict.label for _, verdict in judged.values()]
                 print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
                 if show:
                     verdicts = {reply_id: verdict for reply_id, (_, verdict) in judged.items()}
                     print(excerpts(stored([work.reply_sheets()[kind].path]), verdicts, show))
+        report_failed_verdicts([verdict for judged in results.values() for _, verdict in judged.values()])
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")
@@ -207,7 +208,4 @@ def judge(
     if show:
         texts, _ = api.stored_replies(replies, Columns(**columns))
         print(excerpts(texts, {verdict.reply_id: verdict for verdict in rows}, show))
-    failed = [verdict for verdict in rows if verdict.label == "failed"]
-    if failed and len(failed) == len(rows):
-        print(f"lowtax: all {len(failed)} verdicts failed: {failed[0].error}", file=sys.stderr)
-        raise typer.Exit(1)
+    report_failed_verdicts(rows)
