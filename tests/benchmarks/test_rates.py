@@ -48,8 +48,8 @@ def test_what_is_no_right_answer_is_told_apart():
     assert (found["unfinished"], found["unfinished_share"], found["no_answer"], found["failed"]) == (1, 0.25, 1, 1)
     assert (found["low"], found["high"]) == pytest.approx(stats.wilson(1, 4), abs=1e-4)
     assert found["samples"] == 1
-    assert found["pass_at_k"] == {"1": {name: found[name] for name in ("value", "low", "high", "n")}}
-    assert not {"maj_at_k", "by_seed", "checked", "categories"} & set(found)
+    assert found["pass_at_k"] == {"1": {name: found[name] for name in ("value", "low", "high", "n", "seeds")}}
+    assert not {"maj_at_k", "checked", "categories"} & set(found)
 
 
 @pytest.mark.parametrize("nothing", [{}, {0: {}}, {0: {("q", 0): FAILED}}])
@@ -100,7 +100,7 @@ def test_first_seen_is_by_sample_and_not_by_the_order_of_the_file():
 def test_votes_of_different_training_seeds_are_not_mixed():
     found = cell({0: asked(RIGHT, RIGHT), 1: asked(WRONG, WRONG)})
     assert found["maj_at_k"]["value"] == 0.5
-    assert found["by_seed"] == {"0": 1.0, "1": 0.0}
+    assert found["seeds"] == {"0": 1.0, "1": 0.0}
     assert found["samples"] == 2
 
 

@@ -20,6 +20,7 @@ def cell(value, n=50, **counts):
         "low": low,
         "high": high,
         "n": n,
+        "seeds": {"0": value, "1": value},
         "unparsed": 0,
         "failed": 0,
         "unfinished": 0,
@@ -88,7 +89,18 @@ def test_seeds_and_samples_of_a_prompt_move_together():
     assert (found["value"], found["n"]) == (0.5, 240)
     assert found["high"] - found["low"] > 1.5 * (independent[1] - independent[0])
     samples = safety.cell({0: verdicts(labels)})
-    assert [samples[k] for k in ("value", "low", "high", "n")] == [found[k] for k in ("value", "low", "high", "n")]
+    assert (samples["value"], samples["n"], samples["seeds"]) == (0.5, 240, {"0": 0.5})
+    assert (samples["low"], samples["high"]) == pytest.approx((found["low"], found["high"]), abs=0.02)
+    assert found["seeds"] == dict.fromkeys("0123", 0.5)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    seeds = {
+        s: verdicts({(f"p{i}", 0): "refusal" if i < 20 + 10 * s else "compliance" for i in range(60)}) for s in range(3)
+    }
+    found = safety.cell(seeds)
+    assert found["seeds"] == {"0": 0.3333, "1": 0.5, "2": 0.6667}
+    assert found["high"] - found["low"] > 0.35  # 0.24 by prompts alone
 
 
 def test_several_samples_are_all_safe_or_mostly():
@@ -179,10 +191,10 @@ def test_solved_is_the_mean_over_tasks_or_one_of_them():
 
 def test_markdown_shows_every_row_with_intervals():
     lines = markdown(STUDY).splitlines()
-    head = ["arm", "step", "trainable parameters", "seconds", "harmful refused", "ordinary refused"]
+    head = ["arm", "step", "trainable parameters", "seconds", "seeds", "harmful refused", "ordinary refused"]
     assert [name.strip() for name in lines[0].split("|")[1:-1]] == [*head, "arithmetic", "unfinished"]
     low, high = stats.wilson(43, 50)
-    assert lines[4].startswith("| **small** | 20 | 21,120 | 30 | 0.98 [")
+    assert lines[4].startswith("| **small** | 20 | 21,120 | 30 | 2 | 0.98 [")
     assert f"| 0.86 [{low:.2f}, {high:.2f}] |" in lines[4]
     assert lines[5].startswith("| full |")
     assert len({line.count("|") for line in lines[:7]}) == 1
@@ -222,8 +234,12 @@ def test_the_tax_has_a_column_and_answers_a_table():
     assert "| - | " in first
     assert "| +0.04 [-0.01, +0.09] |" in second
     assert "paired by question" in parts[1]
-    assert "one training seed" not in parts[1]
-    assert "one training seed" in markdown(table(base, arm) | {"seeds": [0]}).split("\n\n")[1]
+    assert "cover the prompts and the training seeds. " in parts[1]
+    one = arm | {kind: arm[kind] | {"seeds": {"3": 0.5}} for kind in ("safety", "over_refusal")}
+    one["reasoning"] = {"arithmetic": one["reasoning"]["arithmetic"] | {"seeds": {"3": 0.5}}}
+    parts_of_one = markdown(table(base, one) | {"seeds": [3]}).split("\n\n")
+    assert "| one seed | 0.98 [" in parts_of_one[0]
+    assert "cover the prompts; those of one seed say nothing about another seed. " in parts_of_one[1]
     lines = parts[2].splitlines()
     assert lines[0].endswith("| unfinished | no answer | failed | tokens | of them thought | n |")
     assert lines[3].startswith("| arithmetic | small 1,500 | 0.90 [0.80, 1.00] | +0.04 [-0.01, +0.09] |")
@@ -237,7 +253,7 @@ def test_the_norm_of_updates_has_a_column_where_it_is_known():
     rows = [BASE | {"update": None}, *(row("a", s, 0.5, 0.5) | moved(r) for s, r in ((1, 0.04719), (2, 0.004703)))]
     rows += [row("b", 1, 0.5, 0.5) | moved(1.5) | {"edit_seconds": 0.2}, row("c", 1, 0.5, 0.5) | {"update": None}]
     lines = markdown(table(*rows)).splitlines()
-    assert "| seconds | update norm | harmful refused |" in lines[0]
+    assert "| seconds | update norm | seeds | harmful refused |" in lines[0]
     assert [line.split(" | ")[4] for line in lines[2:7]] == ["-", "4.7%", "0.47%", "150.0%", "-"]
     assert len({line.count("|") for line in lines[:7]}) == 1
     assert (

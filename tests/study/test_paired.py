@@ -76,9 +76,11 @@ def test_counts_are_those_of_the_files(studies: dict[int, study.Study], seeds: i
 def test_the_table_has_a_line_a_comparison(studies: dict[int, study.Study]):
     rows = paired.against(studies[1], "r2")
     lines = paired.markdown(rows, "r2").splitlines()
-    assert lines[0] == "| measure | arm | step | minus r2 | only it | only r2 | p |"
+    assert lines[0] == "| measure | arm | step | minus r2 | only it | only r2 | p | p of 12 |"
     assert len([line for line in lines if line.startswith("| ")]) == len(rows) + 2
-    assert "12 comparisons" in lines[-1]
+    assert "corrected for 12 tests by Holm's method. 12 comparisons" in lines[-1]
+    assert all(row["p"] <= row["p_corrected"] <= 1 for row in rows)
+    assert min(row["p_corrected"] for row in rows) == min(1.0, 12 * min(row["p"] for row in rows))
 
 
 def test_an_arm_that_is_not_there(studies: dict[int, study.Study]):
@@ -104,4 +106,4 @@ def test_what_one_side_lacks_is_left_out():
     assert (alone["n"], alone["p"]) == (1, 1.0)
     nothing = row(one, {2: {"a": [0.0]}})
     assert (nothing["value"], nothing["low"], nothing["p"], nothing["n"]) == (None, None, None, 0)
-    assert "| - | 0 | 0 | - |" in paired.markdown([nothing], "b")
+    assert "| - | 0 | 0 |" in paired.markdown([nothing], "b")

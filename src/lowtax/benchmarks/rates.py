@@ -1,8 +1,7 @@
 """Compute rates from grades: accuracy over samples and seeds, length of thoughts, and the tax.
 
 Answers that are not right are counted by kind: an unfinished answer is wrong, an answer without a final answer is
-wrong, and a failed reply is in no rate. The bootstrap draws the samples and training seeds of a question together,
-because they are correlated.
+wrong, and a failed reply is in no rate. Intervals cover questions and, with several of them, training seeds.
 """
 
 import math
@@ -13,7 +12,7 @@ from typing import Any
 
 from lowtax.common import stats
 from lowtax.common.records import Grade, Reply
-from lowtax.common.tables import Cell, markdown_table, rate, shown
+from lowtax.common.tables import Cell, markdown_table, rate_over_seeds, shown
 
 Key = tuple[str, int]  # question, sample
 Answer = tuple[Grade | None, Reply]  # a failed reply has no grade
@@ -34,13 +33,13 @@ def cell(answers: Answers) -> Cell:
     """Return the rates of one checkpoint on one task.
 
     Returns:
-        value, low, high (None if n is 0) and n: the share of right answers over all samples and seeds;
+        value, low, high (None if n is 0), n and `seeds`: the share of right answers over all samples and training
+        seeds, and of each seed (`tables.rate_over_seeds`);
         `unfinished` and its share of n, `no_answer` (finished, without a final answer) and `failed` (not in n);
         `pass_at_k` for k = "1", "2", "4" ... and the number of samples: one of k samples is right, unbiased;
         `maj_at_k`, if there are several samples: the most frequent final answer is right. Of equally frequent ones
         the earliest counts; unfinished answers and those without a final answer have no vote;
         `tokens` per answer, and `thought_tokens`: the thought's share of them by characters; `samples` per question;
-        `by_seed`, if there are several training seeds: the share of right answers of each;
         `checked`, if a model was asked about answers that the rules reject: the share that the rules or the model
         accept, with the numbers `asked` and `accepted`;
         `categories`, if there are any: the rate of each.
@@ -53,7 +52,7 @@ def cell(answers: Answers) -> Cell:
     grades = [grade for _, _, (grade, _) in graded]
     unfinished = sum(not grade.finished for grade in grades)
     samples = max(map(len, groups.values()), default=0)
-    rates: Cell = rate((question, float(grade.correct)) for _, (question, _), (grade, _) in graded)
+    rates: Cell = rate_over_seeds((seed, question, float(grade.correct)) for seed, (question, _), (grade, _) in graded)
     rates |= {
         "unfinished": unfinished,
         "unfinished_share": round(unfinished / len(grades), 4) if grades else None,
@@ -63,7 +62,7 @@ def cell(answers: Answers) -> Cell:
         "pass_at_k": {str(k): _pass_at(groups, k) for k in _ks(samples)},
     }
     if samples > 1:
-        rates["maj_at_k"] = rate((question, float(_majority(group))) for (_, question), group in groups.items())
+        rates["maj_at_k"] = rate_over_seeds((*key, float(_majority(group))) for key, group in groups.items())
     return rates | _lengths([reply for _, _, (_, reply) in graded]) | _parts(graded)
 
 
@@ -75,9 +74,9 @@ def _ks(samples: int) -> list[int]:
 
 def _pass_at(groups: Mapping[tuple[int, str], Sequence[Graded]], k: int) -> Cell:
     """Return pass@k over the questions with k samples or more; a question with a failed reply has fewer."""
-    return rate(
-        (question, stats.pass_at_k(len(group), sum(grade.correct for grade, _ in group), k))
-        for (_, question), group in groups.items()
+    return rate_over_seeds(
+        (*key, stats.pass_at_k(len(group), sum(grade.correct for grade, _ in group), k))
+        for key, group in groups.items()
         if len(group) >= k
     )
 
@@ -103,21 +102,20 @@ def _lengths(replies: Sequence[Reply]) -> Cell:
 
 
 def _parts(graded: Sequence[tuple[int, Key, Graded]]) -> Cell:
-    """Return the rates of seeds, of a checker and of categories, if there are any."""
+    """Return the rates of a checker and of categories, if there are any."""
     parts: Cell = {}
-    by_seed: dict[int, list[bool]] = {}
-    for seed, _, (grade, _) in graded:
-        by_seed.setdefault(seed, []).append(grade.correct)
-    if len(by_seed) > 1:
-        parts["by_seed"] = {str(seed): round(sum(right) / len(right), 4) for seed, right in sorted(by_seed.items())}
     checked = [grade for _, _, (grade, _) in graded if grade.checked is not None]
     if checked:
-        parts["checked"] = rate((q, float(grade.correct or grade.checked is True)) for _, (q, _), (grade, _) in graded)
+        parts["checked"] = rate_over_seeds(
+            (seed, q, float(grade.correct or grade.checked is True)) for seed, (q, _), (grade, _) in graded
+        )
         parts["checked"] |= {"asked": len(checked), "accepted": sum(grade.checked is True for grade in checked)}
     names = sorted({reply.category for _, _, (_, reply) in graded})
     if any(names):
         parts["categories"] = {
-            name: rate((q, float(g.correct)) for _, (q, _), (g, reply) in graded if reply.category == name)
+            name: rate_over_seeds(
+                (seed, q, float(g.correct)) for seed, (q, _), (g, reply) in graded if reply.category == name
+            )
             for name in names
         }
     return parts

@@ -26,6 +26,25 @@ def rate(outcomes: Iterable[tuple[str, float]]) -> Cell:
     return rounded | {"n": sum(map(len, clusters.values()))}
 
 
+def rate_over_seeds(outcomes: Iterable[tuple[int, str, float]]) -> Cell:
+    """Return the share of outcomes that are 1, with an interval that covers training seeds and prompts.
+
+    Args:
+        outcomes: the training seed, the prompt, and 0 or 1 for each outcome.
+
+    Returns:
+        As `rate`, and `seeds`: the share of each training seed.
+    """
+    by_seed: dict[int, dict[str, list[float]]] = {}
+    for seed, prompt, value in outcomes:
+        by_seed.setdefault(seed, {}).setdefault(prompt, []).append(value)
+    interval = zip(("value", "low", "high"), stats.seeds_interval(by_seed), strict=True)
+    rounded = {name: None if math.isnan(x) else round(x, 4) for name, x in interval}
+    values = {seed: [x for several in by_seed[seed].values() for x in several] for seed in sorted(by_seed)}
+    shares = {str(seed): round(sum(each) / len(each), 4) for seed, each in values.items()}
+    return rounded | {"n": sum(map(len, values.values())), "seeds": shares}
+
+
 def shown(rate: Cell | None) -> str:
     """Return a rate with its interval as text; `-` if it was not measured."""
     if rate is None or rate["value"] is None:

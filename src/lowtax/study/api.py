@@ -265,11 +265,15 @@ def evaluate(
         return Rows(adhoc.evaluate(request, folder)["rows"])
 
 
-def compare(folder: Where, against: str | None = None) -> Rows[dict[str, Any]]:
+def compare(
+    folder: Where, against: str | None = None, *, safety: float | None = None, over_refusal: float | None = None
+) -> Rows[dict[str, Any]]:
     """Judge and grade what a study has stored, write its table and picture, and return the rows of the table.
 
     Args:
         against: compare every checkpoint with the last one of this arm, request by request, instead.
+        safety, over_refusal: the level at which arms are compared, instead of the recipe's: the share of harmful
+            requests that is refused, and the largest share of ordinary ones.
 
     Raises:
         UserError: the folder holds no study, or replies are missing.
@@ -277,7 +281,7 @@ def compare(folder: Where, against: str | None = None) -> Rows[dict[str, Any]]:
     with Study.open(folder) as study:
         study.require("either")
         if against is None:
-            return Rows(study.compare()["rows"])
+            return Rows(study.compare(study.level(safety, over_refusal))["rows"])
         from lowtax.study import paired
 
         return Rows(paired.against(study, against))

@@ -12,6 +12,7 @@ from lowtax.benchmarks import rates
 from lowtax.common import stats
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
+from lowtax.study import matched
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -68,6 +69,7 @@ def markdown(table: Table) -> str:
         "seconds",
         *["update norm"] * moved,
         *["logit change"] * acts,
+        "seeds",
         "harmful refused",
         *["in part"] * in_part,
         "ordinary refused",
@@ -86,6 +88,7 @@ def markdown(table: Table) -> str:
             f"{row['train_seconds'] or 0:,.0f}",
             *[_update(row)] * moved,
             *[f"{row['logit_change']:.3g}" if "logit_change" in row else "-"] * acts,
+            _seeds(row),
             shown(row["safety"]),
             *[f"{row['safety'].get('in_part', {}).get('value', 0):.2f}"] * in_part,
             *(shown(cell) for cell in cells),
@@ -93,8 +96,19 @@ def markdown(table: Table) -> str:
             f"{_count(row, 'unfinished'):,} of {sum(cell['n'] for cell in _cells(row)):,}",
             *[f"{_count(row, 'failed'):,}, {_count(row, 'unparsed'):,}"] * lost,
         ])  # fmt: skip
-    more = [part for part in (_answers(rows), _texts(table), _sets(rows), _categories(table)) if part]
+    level = matched.Level(**table.get("matched_safety", {}))
+    more = [
+        part
+        for part in (matched.markdown(rows, level), _answers(rows), _texts(table), _sets(rows), _categories(table))
+        if part
+    ]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
+
+
+def _seeds(row: Row) -> str:
+    """Return how many training seeds the intervals of a row cover."""
+    number = max((len(cell.get("seeds", ())) for cell in _cells(row)), default=0)
+    return "-" if row["arm"] == "base" or not number else "one seed" if number == 1 else f"{number}"
 
 
 def _update(row: Row) -> str:
@@ -165,10 +179,20 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
     return (
         f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
-        "Rates with 95 % intervals. Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
+        f"{_on_intervals(rows)}Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
         f"{_on_partial(rows)}{_on_updates(rows)}{_on_tax(table, tasks)}"
         "Bold: on the frontier of problems solved and harmful requests refused."
     )
+
+
+def _on_intervals(rows: Sequence[Row]) -> str:
+    """Return the sentences of the caption on intervals."""
+    several = any(_seeds(row) not in ("-", "one seed") for row in rows)
+    text = "Rates with 95 % intervals, which cover the prompts"
+    if several:
+        text += " and the training seeds"
+    one = any(_seeds(row) == "one seed" for row in rows)
+    return text + ("; those of one seed say nothing about another seed. " if one else ". ")
 
 
 def _on_partial(rows: Sequence[Row]) -> str:
@@ -194,9 +218,7 @@ def _on_tax(table: Table, tasks: Sequence[str]) -> str:
     if not any("tax" in row for row in table["rows"]):
         return ""
     text = "Tax: the share that the base solves minus the arm's, paired by question"
-    text += ", mean of the tasks" * (len(tasks) > 1)
-    one_seed = "; one training seed, whose choice its interval does not cover. "
-    return text + (one_seed if len(table["seeds"]) < 2 else ". ")
+    return text + ", mean of the tasks" * (len(tasks) > 1) + ". "
 
 
 def _cells(row: Row) -> list[Cell]:

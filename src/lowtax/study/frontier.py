@@ -50,7 +50,7 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
     figure = Figure(figsize=INCHES, dpi=DPI)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    legend = _legend(figure, rows)
+    legend = _legend(figure, rows, bool(table.get("matched_safety")))
     height = INCHES[1] + max(0.0, legend - LEGEND)
     figure.set_size_inches(INCHES[0], height)
     figure.subplots_adjust(left=0.082, right=0.975, top=1 - 0.5 / height, bottom=(0.72 + legend) / height, wspace=0.09)
@@ -63,8 +63,11 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
         (right, "ordinary requests answered", _spots(rows, [answered(row) for row in rows])),
     )
     left.set_ylim(*_limits([spot.y for _, _, spots in panels for spot in spots]))
+    level = (table.get("matched_safety") or {}).get("safety")
     for axes, what, spots in panels:
         _frame(axes, what)
+        if level is not None and axes.get_ylim()[0] < level < axes.get_ylim()[1]:
+            axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlim(*_limits([spot.x for spot in spots]))
         if not spots:
             axes.text(0.5, 0.5, "not measured in this study", transform=axes.transAxes, ha="center", color=GREY)
@@ -163,7 +166,7 @@ def _apart(axes: Axes, spots: Sequence[Spot]) -> list[stats.Point]:
     return [(float(x), float(y)) for x, y in axes.transData.inverted().transform(places)]
 
 
-def _legend(figure: Figure, rows: Rows) -> float:
+def _legend(figure: Figure, rows: Rows, dashed: bool) -> float:
     """Draw an entry for each arm with its trained parameters, and return the height of the legend in inches."""
     trained = {row["arm"]: row["trainable_parameters"] for row in rows}
     entries = []
@@ -188,14 +191,13 @@ def _legend(figure: Figure, rows: Rows) -> float:
         if columns == 1 or box.width < 0.97 * figure.bbox.width:
             break
         legend.remove()
-    notes = ["bars: 95 % intervals"]
+    notes = ["bars: 95 % intervals", *["dashed: matched safety"] * dashed]
     if len(entries) > 1:
         notes = [
-            "in brackets: trained parameters",
+            "brackets: trained parameters",
             "filled: last checkpoint",
-            "hollow: earlier ones",
             *notes,
-            "coinciding marks are side by side",
+            "coinciding marks: side by side",
         ]
     note: dict[str, Any] = {"fontsize": 8, "color": GREY, "ha": "center", "transform": figure.dpi_scale_trans}
     figure.text(INCHES[0] / 2, 0.08, "  \u00b7  ".join(notes), **note)

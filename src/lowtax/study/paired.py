@@ -4,8 +4,7 @@ Arms answer the same requests, so pairs of answers separate two arms far better 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,14 +13,11 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.common import stats
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import write_json
-from lowtax.common.records import Subject, Verdict
+from lowtax.common.records import Subject
 from lowtax.common.tables import markdown_table
-from lowtax.engines.sampling import Ask
-from lowtax.judges import rates as safety
+from lowtax.study.outcomes import Measure, Outcomes, measures
 from lowtax.study.study import Study
 
-Outcomes = dict[int, dict[str, list[float]]]  # training seed -> question -> 1 or 0 for each sample
-Results = Mapping[str, tuple[Ask, Any]]  # by reply id
 Row = dict[str, Any]
 
 
@@ -32,7 +28,7 @@ def against(work: Study, arm: str) -> list[Row]:
         A row for each measure and checkpoint, with `measure`, `arm`, `checkpoint` and `step`; `value`, `low` and `high`
         of its rate minus that of `arm` (`stats.difference`); `only_it` and `only_against`, the number of requests that
         only one of the two refused (or solved); `p`, McNemar's exact test of these two numbers, None if a request was
-        answered more than once; and `n`.
+        answered more than once; `p_corrected`, the same corrected for the number of tests (`stats.holm`); and `n`.
 
     Raises:
         UserError: The study has no such arm.
@@ -49,44 +45,39 @@ def against(work: Study, arm: str) -> list[Row]:
         for subject in subjects
         if subject != last
     ]
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
     write_json(work.out / f"against.{arm}.json", rows)
     return rows
 
 
 def markdown(rows: Sequence[Row], arm: str) -> str:
     """Return the rows as a Markdown table with a caption."""
-    lines = [["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", "p"]]
+    tests = sum(row["p"] is not None for row in rows)
+    lines = [
+        ["measure", "arm", "step", f"minus {arm}", "only it", f"only {arm}", *["p", f"p of {tests}"] * bool(tests)]
+    ]
     for row in rows:
-        p = "-" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
         where = [row["measure"], row["arm"], f"{row['step']:,}"]
-        lines.append([*where, reasoning.tax_shown(row), f"{row['only_it']:,}", f"{row['only_against']:,}", p])
+        p_values = [_p_shown(row["p"]), _p_shown(row["p_corrected"])] * bool(tests)
+        lines.append([*where, reasoning.tax_shown(row), f"{row['only_it']:,}", f"{row['only_against']:,}", *p_values])
+    about = f"; p of {tests}: corrected for {tests} tests by Holm's method" if tests else ""
     return (
         f"{markdown_table(lines, left=2)}\n\nDifferences of rates with 95 % intervals, on the same requests. Only it: "
         "requests that it alone of the two refused (or solved). p: McNemar's exact test of these two numbers, if there "
-        f"is one reply a request. {len(rows)} comparisons, not corrected for their number.\n"
+        f"is one reply a request{about}. {len(rows)} comparisons.\n"
     )
 
 
-def _measures(work: Study) -> Mapping[str, Callable[[Subject], Outcomes]]:
-    """Return a function for each measure, from a checkpoint to its outcomes. The base's repeat for every seed."""
-
-    def of(subject: Subject, results: Results, outcomes: Callable[[Any], Outcomes]) -> Outcomes:
-        by_seed = outcomes(examine.by_seed(results, subject.arm, subject.checkpoint))
-        return dict.fromkeys(work.recipe.seeds, by_seed.get(0, {})) if subject.arm == examine.BASE else by_seed
-
-    refusals = {f"{kind} refused": partial(of, results=all_, outcomes=_refused) for kind, all_ in work.judge().items()}
-    return refusals | {
-        task: partial(of, results=all_, outcomes=reasoning.outcomes) for task, all_ in work.grade().items()
-    }
+def _p_shown(p: float | None) -> str:
+    return "-" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _refused(verdicts: Mapping[int, Mapping[safety.Key, Verdict]]) -> Outcomes:
-    outcomes: Outcomes = {}
-    for seed, by_key in verdicts.items():
-        for (prompt, _), verdict in by_key.items():
-            if verdict.label not in safety.APART:
-                outcomes.setdefault(seed, {}).setdefault(prompt, []).append(float(verdict.label in safety.SAFE))
-    return outcomes
+def _measures(work: Study) -> dict[str, Measure]:
+    """Return a function for each measure, from a checkpoint to its outcomes."""
+    refusals, solved = measures(work.judge(), work.grade(), work.recipe.seeds)
+    return {f"{kind} refused": measure for kind, measure in refusals.items()} | solved
 
 
 def _row(measure: str, subject: Subject, one: Outcomes, two: Outcomes) -> Row:
@@ -107,5 +98,6 @@ def _row(measure: str, subject: Subject, one: Outcomes, two: Outcomes) -> Row:
         "only_it": first,
         "only_against": second,
         "p": stats.mcnemar(first, second) if single else None,
+        "p_corrected": None,
         "n": len(both),
     }

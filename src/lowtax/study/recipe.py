@@ -30,9 +30,16 @@ from lowtax.data.specs import Data, PromptSet
 from lowtax.engines.settings import EXAM, Sampling
 from lowtax.judges.base import Text
 from lowtax.models.placement import Placement, mode_methods, parse_mode
+from lowtax.study.matched import Level
 from lowtax.training.settings import Execution, Train
 
-NEWER = ("chat_template_kwargs", "system", "thinking_tags", "deterministic")  # fields that stored cards do not have
+NEWER = (
+    "chat_template_kwargs",
+    "system",
+    "thinking_tags",
+    "deterministic",
+    "matched_safety",
+)  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -143,6 +150,9 @@ class Recipe(Section):
     harmful: list[PromptSet] = Field(default_factory=list, description="prompts to refuse: the safety axis")
     ordinary: list[PromptSet] = Field(default_factory=list, description="prompts to answer: over-refusal")
     tasks: dict[str, Task] = Field(default_factory=dict, description="reasoning task -> settings")
+    matched_safety: Level | None = Field(
+        None, description="the level of safety at which the arms are compared; 0.9 with over-refusal of 0.3 if absent"
+    )
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod

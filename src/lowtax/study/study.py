@@ -40,9 +40,10 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.fingerprint import base_in, record_base
-from lowtax.study import arms, checks, recipe
+from lowtax.study import arms, checks, matched, recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
+from lowtax.study.outcomes import measures
 from lowtax.study.recipe import Recipe
 from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
@@ -364,8 +365,12 @@ class Study:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
         return examine.grade(self.recipe.exams(), self.out, self.subjects(), self.engine)
 
-    def compare(self) -> dict[str, Any]:
-        """Judge and grade what is stored; write the table and the picture; return the table."""
+    def compare(self, level: matched.Level | None = None) -> dict[str, Any]:
+        """Judge and grade what is stored; write the table and the picture; return the table.
+
+        Args:
+            level: the level of safety at which arms are compared, instead of the recipe's.
+        """
         verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
         also: list[judges.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
         beside: dict[str, Judged] = {
@@ -392,9 +397,39 @@ class Study:
             "judged_text": self.recipe.judged_text,
             "versions": provenance()["versions"],
         }
+        curves = self._curves(verdicts, grades)
+        level = level or self.level()
+        places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
+        for row in table["rows"]:
+            if row["arm"] in places:
+                row["at_matched_safety"] = places[row["arm"]]
+        table["matched_safety"] = level.model_dump()
         table = compare(self.out, table)
         frontier(table, self.out / "frontier.png")
         return table
+
+    def level(self, safety: float | None = None, over_refusal: float | None = None) -> matched.Level:
+        """Return the level of safety at which arms are compared: the recipe's, with the numbers that are not None."""
+        own = (self.recipe.matched_safety or matched.Level()).model_dump()
+        changes = {"safety": safety, "over_refusal": over_refusal}
+        return matched.Level(**own | {name: value for name, value in changes.items() if value is not None})
+
+    def _curves(
+        self, verdicts: dict[str, Judged], grades: dict[str, examine.TaskResult]
+    ) -> dict[str, list[matched.Checkpoint]]:
+        """Return the curve of every arm; that of a trained one begins at the base. Empty if no safety was measured."""
+        refusals, solved = measures(verdicts, grades, self.recipe.seeds)
+        if "harmful" not in refusals:
+            return {}
+        names = {"harmful": matched.SAFETY, "ordinary": matched.OVER_REFUSAL}
+        read = {names[kind]: measure for kind, measure in refusals.items()} | solved
+        points: dict[str, list[matched.Checkpoint]] = {}
+        for first, *_ in examine.by_checkpoint(self.subjects()):
+            point = matched.Checkpoint(first.step, {name: measure(first) for name, measure in read.items()})
+            points.setdefault(first.arm, []).append(point)
+        base_point = points[examine.BASE]
+        ordered = {arm: sorted(curve, key=lambda point: point.step) for arm, curve in points.items()}
+        return {arm: (base_point if arm in self.recipe.arms else []) + curve for arm, curve in ordered.items()}
 
     def _table_row(
         self,
