@@ -41,14 +41,14 @@ from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
 from lowtax.judges import refusal_ngrams as ngrams
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
-from lowtax.judges.refusal_words import RefusalWords
+from lowtax.judges.refusal_words import RefusalWords, without_preface
 from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 HELD_OUT = Path(__file__).parent / "refusal_held_out.jsonl"
 FROZEN = 12  # layers below the adapter
 RANK, RATE, DECAY = 4, 6e-4, 0.01
-PENALTY = 1e-4  # on the squared weights of the regression on word pairs
+PENALTY = 1e-5  # on the squared weights of the regression on word pairs
 BATCH, SMOOTHING, DROPOUT, WARMUP = 32, 0.05, 0.1, 20
 NO_WORDS = 0.3  # of the texts are trained without what `refusal_words` says, so that the head does not lean on it
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
@@ -113,7 +113,7 @@ class Judge(torch.nn.Module):
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=rf"layers\.({above})\..*_proj")
         self.adapted = get_peft_model(reader.body, config)
         self.body = self.adapted.base_model.model
-        self.head = torch.nn.Linear(self.body.config.hidden_size + len(LABELS), len(LABELS))
+        self.head = torch.nn.Linear(2 * self.body.config.hidden_size + len(LABELS), len(LABELS))
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -221,7 +221,8 @@ def make_ngrams(asked: argparse.Namespace) -> None:
         labels = [
             opinion.label for opinion in RefusalWords().judge([t.request for t in triples], [t.reply for t in triples])
         ]
-        numbers = [ngrams.features(t.reply, label) for t, label in zip(triples, labels, strict=True)]
+        bare = [without_preface(t.request, t.reply) for t in triples]
+        numbers = [ngrams.features(text, label) for text, label in zip(bare, labels, strict=True)]
         starts = torch.tensor([0, *(len(each) for each in numbers)]).cumsum(0)[:-1]
         scale = torch.tensor([len(each) ** -0.5 for each in numbers])
         true = torch.tensor([float(t.label != "compliance") for t in triples])
