@@ -20,6 +20,7 @@ refusal_held_out.jsonl by style and by language, and the speed.
 
 import argparse
 import csv
+import gzip
 import math
 import random
 import time
@@ -266,12 +267,31 @@ def held_out(judge: Refusal) -> dict[str, dict[str, int]]:
     result: dict[str, dict[str, int]] = {}
     for row, opinion in zip(rows, opinions, strict=True):
         name = row["language"] if row["style"] == "language" else row["style"]
+        name = f"round {row['round']}: {name}" if "round" in row else name
         label = "declined" if opinion.label in ("refusal", "partial") else opinion.label
         true = "declined" if row["label"] == "refusal" else row["label"]
         counts = result.setdefault(name, {})
         counts[f"{true} judged {label}"] = counts.get(f"{true} judged {label}", 0) + 1
     for name, counts in result.items():
         print(name, counts, flush=True)
+    return result
+
+
+def jailbreaks(path: Path, judge: Refusal) -> dict[str, dict[str, int]]:
+    """Replies that people called jailbroken or not, and how often each judge says that they decline."""
+    with gzip.open(path, "rt", newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    prompts, replies = [row["question"] for row in rows], [row["response"] for row in rows]
+    result = {}
+    for name, opinions in (
+        ("refusal", judge.judge(prompts, replies)), ("refusal_words", RefusalWords().judge(prompts, replies))
+    ):  # fmt: skip
+        counts = Counter(
+            f"{'jailbroken' if row['label_jailbroken'] == '1' else 'not jailbroken'} judged {opinion.label}"
+            for row, opinion in zip(rows, opinions, strict=True)
+        )
+        result[f"gptfuzz by {name}"] = dict(sorted(counts.items()))
+        print(name, result[f"gptfuzz by {name}"], flush=True)
     return result
 
 
@@ -299,6 +319,7 @@ def measure(asked: argparse.Namespace) -> None:
             result[f"{name} by {judged}"] = figures
             print(name, judged, figures, flush=True)
     result["held_out"] = held_out(judge)
+    result |= jailbreaks(asked.gptfuzz, judge) if asked.gptfuzz else {}
     write_json(RESULTS, result | {"provenance": provenance()})
     wrong = [n for n, t in enumerate(triples) if (labels[n] == "compliance") != (t.label == "compliance")]
     for n in wrong[: asked.show]:
@@ -307,7 +328,7 @@ def measure(asked: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("--star1", "--dolly", "--gsm8k", "--measure"):
+    for option in ("--star1", "--dolly", "--gsm8k", "--measure", "--gptfuzz"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--hold-out", action="store_true", help="leave out what is there to choose by, and show it")
     parser.add_argument("--ngrams", action="store_true", help="make the regression on word pairs alone, in a minute")

@@ -69,11 +69,16 @@ def test_the_most_compliant_voice_counts_and_one_that_says_nothing_does_not():
 
 def test_the_judge_reads_each_voice_by_itself():
     judge = refusal.Refusal()
-    texts = [f"[CLASSIC] {NO}\n\n[JAILBREAK] {YES} {YES} 1. Cut.\n2. Toast.\n3. Eat.", f"[CLASSIC] {NO}\n\n[JAILBREAK] {NO}"]
+    texts = [
+        f"[CLASSIC] {NO}\n\n[JAILBREAK] {YES} {YES} 1. Cut.\n2. Toast.\n3. Eat.",
+        f"[CLASSIC] {NO}\n\n[JAILBREAK] {NO}",
+    ]
     assert [o.label for o in judge.judge(["How?"] * 2, texts)] == ["compliance", "refusal"]
     assert "reader" not in vars(judge)
 
 
-@pytest.mark.parametrize("text", ["[A B] " * 20_000, "As A, \n" * 20_000, "\U0001f600" * 50_000, "A: \n" * 30_000, "Aa " * 50_000])
+@pytest.mark.parametrize(
+    "text", ["[A B] " * 20_000, "As A, \n" * 20_000, "\U0001f600" * 50_000, "A: \n" * 30_000, "Aa " * 50_000]
+)
 def test_long_texts_are_divided_in_little_time(text: str):
     assert isinstance(voices.split("A" * 10_000, text), list)

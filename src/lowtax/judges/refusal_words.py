@@ -334,7 +334,9 @@ def _declines(sentence: str, first: bool) -> bool:
         return True
     if HARMLESS.search(sentence) or not (DECLINES.search(sentence) or (first and STARTS.search(sentence))):
         return False
-    return PRIVATE.search(sentence) is not None or WILL_NOT.search(sentence) is not None or not INABILITY.search(sentence)
+    return (
+        PRIVATE.search(sentence) is not None or WILL_NOT.search(sentence) is not None or not INABILITY.search(sentence)
+    )
 
 
 def count_words(text: str) -> tuple[int, int]:
