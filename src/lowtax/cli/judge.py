@@ -43,9 +43,7 @@ def calibrate(
     batch_size: BatchSize = 16,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit", metavar="N", min=1, help="At most N rows, drawn by the seed and spread over the labels."
-        ),
+        typer.Option("--limit", metavar="N", min=1, help="At most N rows, drawn by the seed, spread over the labels."),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Random seed of --limit, the bootstrap and --disagreements.")
