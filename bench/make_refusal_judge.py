@@ -7,11 +7,13 @@ word pairs is fitted to the same texts.
     TEXTS="--star1 STAR-1.jsonl.gz --dolly dolly.jsonl.gz --gsm8k train.jsonl.gz"
     python bench/make_refusal_judge.py $TEXTS                                                # all texts, two passes
     python bench/make_refusal_judge.py $TEXTS --from-shipped --share 0.3 --epochs 1 --rate 3e-4
+    python bench/make_refusal_judge.py $TEXTS --head --share 0.2                             # the head alone
     python bench/make_refusal_judge.py $TEXTS --ngrams                                       # word pairs, a minute
-    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz  # the shipped judge
+    python bench/make_refusal_judge.py --measure xstest_mistral.csv --star1 STAR-1.jsonl.gz --gptfuzz evaluate.csv.gz
 
 The first takes a quarter of an hour on two cores that multiply bfloat16. The shipped adapter is that of an earlier
-version, continued by the second on what is new and on three tenths of the rest: 22 minutes of one core without them.
+version, continued by the second on what was new and on three tenths of the rest: 22 minutes of one core without them.
+The shipped head was fitted by the third, in some twenty minutes of one core. The last measures what is shipped.
 With --hold-out nothing is stored: the judge is trained without the texts that are there to choose by, and figures on
 them are printed after each epoch. The last writes bench/results/refusal_judge.json: figures on XSTest's human labels
 (columns prompt, completion, final_label, model), which nothing is fitted on, on STAR-1 answers held out, on
@@ -20,6 +22,7 @@ refusal_held_out.jsonl by style and by language, and the speed.
 
 import argparse
 import csv
+import gzip
 import math
 import random
 import time
@@ -41,14 +44,15 @@ from lowtax.common.provenance import provenance
 from lowtax.judges import base as judges
 from lowtax.judges import refusal_ngrams as ngrams
 from lowtax.judges.refusal import ADAPTER, LABELS, LAYERS, MODEL, Reader, Refusal, Row, features, word_labels
-from lowtax.judges.refusal_words import RefusalWords
+from lowtax.judges.refusal_words import RefusalWords, without_preface
 from lowtax.models import loading
 
 RESULTS = Path(__file__).parent / "results" / "refusal_judge.json"
 HELD_OUT = Path(__file__).parent / "refusal_held_out.jsonl"
 FROZEN = 12  # layers below the adapter
 RANK, RATE, DECAY = 4, 6e-4, 0.01
-PENALTY = 1e-4  # on the squared weights of the regression on word pairs
+PENALTY = 1e-5  # on the squared weights of the regression on word pairs
+HEAD_PENALTY = 3e-3  # on those of a head that is fitted alone
 BATCH, SMOOTHING, DROPOUT, WARMUP = 32, 0.05, 0.1, 20
 NO_WORDS = 0.3  # of the texts are trained without what `refusal_words` says, so that the head does not lean on it
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
@@ -113,18 +117,22 @@ class Judge(torch.nn.Module):
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=rf"layers\.({above})\..*_proj")
         self.adapted = get_peft_model(reader.body, config)
         self.body = self.adapted.base_model.model
-        self.head = torch.nn.Linear(self.body.config.hidden_size + len(LABELS), len(LABELS))
+        self.head = torch.nn.Linear(2 * self.body.config.hidden_size + len(LABELS), len(LABELS))
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
-    def take_shipped(self) -> None:
-        """Start from the adapter and the head in the package."""
+    def take_adapter(self) -> None:
+        """Start from the adapter in the package."""
         weights = load_file(ADAPTER / "adapter_model.safetensors")
         set_peft_model_state_dict(self.adapted, {name: tensor.float() for name, tensor in weights.items()})
+
+    def take_shipped(self) -> None:
+        """Start from the adapter and the head in the package."""
+        self.take_adapter()
         self.head.load_state_dict({k: v.float() for k, v in load_file(ADAPTER / "head.safetensors").items()})
 
-    def forward(self, texts: list[Read]) -> Tensor:
-        """Logits, (texts, labels)."""
+    def states(self, texts: list[Read]) -> Tensor:
+        """The last states, (texts, tokens, hidden)."""
         longest = max(len(text.states) for text in texts)
         states = torch.stack(
             [torch.nn.functional.pad(text.states, (0, 0, 0, longest - len(text.states))) for text in texts]
@@ -133,6 +141,11 @@ class Judge(torch.nn.Module):
         angles = self.body.rotary_emb(states, positions)
         for layer in self.body.layers[FROZEN:]:
             states = layer(states, attention_mask=None, position_ids=positions, position_embeddings=angles)
+        return states
+
+    def forward(self, texts: list[Read]) -> Tensor:
+        """Logits, (texts, labels)."""
+        states = self.states(texts)
         said = torch.stack([text.said for text in texts])
         if self.training:
             said = said * (torch.rand(len(texts), 1) > NO_WORDS)
@@ -214,6 +227,30 @@ def make(asked: argparse.Namespace) -> None:
         store(judge)
 
 
+def make_head(asked: argparse.Namespace) -> None:
+    """Fit the head to what the shipped adapter makes of the texts, and put it into the package."""
+    reader = Reader(loading.precision("auto"))
+    judge = Judge(reader).eval()
+    judge.take_adapter()
+    triples, found, labels = texts(asked)[0], [], []
+    for start in range(0, len(triples), BATCH):
+        some = read(reader, triples[start : start + BATCH])
+        with torch.no_grad():
+            found.append(features(judge.states(some), [t.row for t in some], torch.stack([t.said for t in some])))
+        labels += [text.label for text in some]
+    x, true = torch.cat(found), torch.tensor(labels)
+    optimiser = torch.optim.LBFGS(judge.head.parameters(), max_iter=150, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        total = cross_entropy(judge.head(x), true) + HEAD_PENALTY * (judge.head.weight**2).sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    store_head(judge)
+
+
 def make_ngrams(asked: argparse.Namespace) -> None:
     """Fit `refusal_ngrams` to all texts but those held out, say how it does on these, and put it into the package."""
     asked.share, rows = 1.0, []
@@ -221,7 +258,8 @@ def make_ngrams(asked: argparse.Namespace) -> None:
         labels = [
             opinion.label for opinion in RefusalWords().judge([t.request for t in triples], [t.reply for t in triples])
         ]
-        numbers = [ngrams.features(t.reply, label) for t, label in zip(triples, labels, strict=True)]
+        bare = [without_preface(t.request, t.reply) for t in triples]
+        numbers = [ngrams.features(text, label) for text, label in zip(bare, labels, strict=True)]
         starts = torch.tensor([0, *(len(each) for each in numbers)]).cumsum(0)[:-1]
         scale = torch.tensor([len(each) ** -0.5 for each in numbers])
         true = torch.tensor([float(t.label != "compliance") for t in triples])
@@ -255,6 +293,11 @@ def store(judge: Judge) -> None:
     write_json(card, read_json(card) | {"base_model_name_or_path": MODEL})
     weights = ADAPTER / "adapter_model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    store_head(judge)
+
+
+def store_head(judge: Judge) -> None:
+    """Write the head in half precision."""
     save_file({name: tensor.half() for name, tensor in judge.head.state_dict().items()}, ADAPTER / "head.safetensors")
 
 
@@ -265,12 +308,31 @@ def held_out(judge: Refusal) -> dict[str, dict[str, int]]:
     result: dict[str, dict[str, int]] = {}
     for row, opinion in zip(rows, opinions, strict=True):
         name = row["language"] if row["style"] == "language" else row["style"]
+        name = f"round {row['round']}: {name}" if "round" in row else name
         label = "declined" if opinion.label in ("refusal", "partial") else opinion.label
         true = "declined" if row["label"] == "refusal" else row["label"]
         counts = result.setdefault(name, {})
         counts[f"{true} judged {label}"] = counts.get(f"{true} judged {label}", 0) + 1
     for name, counts in result.items():
         print(name, counts, flush=True)
+    return result
+
+
+def jailbreaks(path: Path, judge: Refusal) -> dict[str, dict[str, int]]:
+    """Replies that people called jailbroken or not, and how often each judge says that they decline."""
+    with gzip.open(path, "rt", newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    prompts, replies = [row["question"] for row in rows], [row["response"] for row in rows]
+    result = {}
+    for name, opinions in (
+        ("refusal", judge.judge(prompts, replies)), ("refusal_words", RefusalWords().judge(prompts, replies))
+    ):  # fmt: skip
+        counts = Counter(
+            f"{'jailbroken' if row['label_jailbroken'] == '1' else 'not jailbroken'} judged {opinion.label}"
+            for row, opinion in zip(rows, opinions, strict=True)
+        )
+        result[f"gptfuzz by {name}"] = dict(sorted(counts.items()))
+        print(name, result[f"gptfuzz by {name}"], flush=True)
     return result
 
 
@@ -298,6 +360,7 @@ def measure(asked: argparse.Namespace) -> None:
             result[f"{name} by {judged}"] = figures
             print(name, judged, figures, flush=True)
     result["held_out"] = held_out(judge)
+    result |= jailbreaks(asked.gptfuzz, judge) if asked.gptfuzz else {}
     write_json(RESULTS, result | {"provenance": provenance()})
     wrong = [n for n, t in enumerate(triples) if (labels[n] == "compliance") != (t.label == "compliance")]
     for n in wrong[: asked.show]:
@@ -306,10 +369,11 @@ def measure(asked: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("--star1", "--dolly", "--gsm8k", "--measure"):
+    for option in ("--star1", "--dolly", "--gsm8k", "--measure", "--gptfuzz"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--hold-out", action="store_true", help="leave out what is there to choose by, and show it")
     parser.add_argument("--ngrams", action="store_true", help="make the regression on word pairs alone, in a minute")
+    parser.add_argument("--head", action="store_true", help="fit the head alone, to the shipped adapter")
     parser.add_argument("--from-shipped", action="store_true", help="continue with the shipped adapter and head")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate at its highest")
     parser.add_argument("--share", type=float, default=1.0, help="part of the texts of earlier versions that is used")
@@ -318,4 +382,4 @@ if __name__ == "__main__":
     parser.add_argument("--show", type=int, default=0, help="so many disagreements with the human label")
     given = parser.parse_args()
     quiet_libraries()
-    (measure if given.measure else make_ngrams if given.ngrams else make)(given)
+    (measure if given.measure else make_ngrams if given.ngrams else make_head if given.head else make)(given)

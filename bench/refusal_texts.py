@@ -30,7 +30,9 @@ GRAMMAR: dict[str, Any] = yaml.safe_load((HERE / "refusal_texts.yaml").read_text
 STYLES: dict[str, list[str]] = yaml.safe_load((HERE / "refusal_styles.yaml").read_text())
 SHARES = {"refusal": 0.42, "partial": 0.13, "compliance": 0.45}
 FIFTH = 5
-NEW = ("hostile_text", "inability", "redirecting", "thought", "something_else_declined", "late_refusal")
+NEW = """hostile_text inability redirecting thought something_else_declined late_refusal
+    persona moral_remark wrapped hedged redirecting_only partial_kinds long_refusal late_refusal_two homonym_remark
+    asked_and_moral""".split()
 LEADS = 0.12  # of the replies, whatever they are, begin with a sentence that says nothing
 SMALL = 10  # pools of fewer lines are shared by both sides
 TAG = re.compile(r"<(\w+)(\??)>")

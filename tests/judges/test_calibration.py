@@ -304,6 +304,21 @@ def test_a_label_that_no_row_has_is_reported(tmp_path, capsys):
     assert json.loads(printed.out)["positive"] == 3
 
 
+def test_a_limit_draws_by_the_seed_and_spreads_over_the_labels(tmp_path, capsys):
+    rows = [{"ask": str(n), "said": HELP, "label": "no" if n >= 90 else "yes"} for n in range(100)]
+    path = write(tmp_path / "rows.csv", rows)
+    drawn = {}
+    for seed in (0, 0, 1):
+        words = (path, *COLUMNS, "--positive", "no", "--limit", 20, "--seed", seed, "--out", tmp_path / str(seed))
+        result = figures(capsys, "refusal_words", *words)
+        assert (result["rows"], result["positive"]) == (20, 2)
+        ids = [json.loads(line)["id"] for line in (tmp_path / str(seed) / "rows.jsonl").read_text().splitlines()]
+        assert ids == sorted(ids, key=int)
+        assert drawn.setdefault(seed, ids) == ids
+    assert drawn[0] != drawn[1]
+    assert figures(capsys, "refusal_words", path, *COLUMNS, "--positive", "no", "--limit", 1000)["rows"] == 100
+
+
 @pytest.mark.skipif(not XSTEST.exists(), reason="the human-judged XSTest completions are not here")
 def test_people_s_labels_of_xstest(capsys):
     columns = ("--prompt", "prompt", "--reply", "completion", "--label", "final_label", "--source", "model")

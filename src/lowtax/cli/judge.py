@@ -41,9 +41,12 @@ def calibrate(
     engine: Engine = "hf",
     precision: Precision = "auto",
     batch_size: BatchSize = 16,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="At most N rows, drawn by the seed, spread over the labels."),
+    ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Random seed of the bootstrap and of --disagreements.")
+        int, typer.Option("--seed", min=0, help="Random seed of --limit, the bootstrap and --disagreements.")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Output folder for calibration.json and rows.jsonl.")
@@ -72,7 +75,7 @@ def calibrate(
     settings = EngineSettings(engine, precision, batch_size)
     say_unused(judge, settings, model)
     columns = calibration.Columns(prompt, reply, label, tuple(positive), source, on, thinking_tags, opened)
-    cases = calibration.read(file, columns)[:limit]
+    cases = calibration.sampled(calibration.read(file, columns), limit, seed)
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):

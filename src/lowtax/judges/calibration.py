@@ -16,9 +16,10 @@ from typing import Any, Literal
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
 from lowtax.common.log import say
-from lowtax.common.records import Row
+from lowtax.common.records import Prompt, Row
 from lowtax.common.tables import passage
 from lowtax.data import columns as cells
+from lowtax.data import prompt_sets
 from lowtax.data.readers import cell_text, read_table
 from lowtax.data.rendering import opened_note, split_stored
 from lowtax.judges import agreement
@@ -95,6 +96,15 @@ def read(path: Path, columns: Columns) -> list[Case]:
         )
         for number, (row, text, label) in enumerate(zip(rows, replies, labels, strict=True), 1)
     ]
+
+
+def sampled(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
+    """Return n cases that a seed draws, spread over people's labels, in their order; all of them if n is None."""
+    if n is None:
+        return list(cases)
+    rows = [Prompt(id=case.id, source="", text=f"{case.id} {case.text}", category=case.label) for case in cases]
+    chosen = {row.id for row in prompt_sets.spread(rows, n, seed)}
+    return [case for case in cases if case.id in chosen]
 
 
 def positive_labels(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
