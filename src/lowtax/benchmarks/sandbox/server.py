@@ -17,7 +17,7 @@ from typing import Any
 from lowtax.common.errors import UserError
 
 from . import kernel
-from .values import NotPlain, receive, send
+from .values import NotPlain, frame, receive, send
 
 GRACE = 2.0  # seconds that a keeper has to end its program after the time is up
 MODE = "LOWTAX_SANDBOX"
@@ -47,7 +47,7 @@ class Server:
         pairs = [(path, path) for path in shown]
         pairs += [(str(site / name), f"/packages/{name}") for name in PACKAGES if site and (site / name).is_dir()]
         pairs += [(f"/dev/{name}", f"/dev/{name}") for name in DEVICES]
-        folder = tempfile.mkdtemp(prefix="lowtax-root-")
+        self.folder = tempfile.mkdtemp(prefix="lowtax-sandbox-")
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-S", "-c", BOOT, str(Path(__file__).parent)],
@@ -60,7 +60,7 @@ class Server:
             self.socket,
             {
                 "mode": mode,
-                "folder": folder,
+                "folder": self.folder,
                 "shown": pairs,
                 "hidden": hidden,
                 "packages": str(site) if site else "",
@@ -70,13 +70,14 @@ class Server:
         try:
             report = receive(self.socket)
         except (EOFError, NotPlain) as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise UserError(
                 f"The sandbox could not be started (its server ended with code {self.process.wait()}): it needs Linux; "
                 "see docs/explanation/sandbox.md."
             ) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         self.mode, why = str(report["mode"]), "; ".join(report["notes"]) or f"{MODE} asks for it"
+        if self.mode != "plain":  # there the folders of programs are in it; the server removes it at its end
+            shutil.rmtree(self.folder, ignore_errors=True)
         if not self.mode:
             raise UserError(
                 f"The sandbox cannot keep programs from the files of this machine ({why}): grade code where Linux has "
@@ -103,6 +104,7 @@ class Server:
             server = cls._running.get(key)
             if server is not None and server.process.poll() is not None:
                 server.socket.close()
+                shutil.rmtree(server.folder, ignore_errors=True)
                 server = None
             if server is None:
                 server = cls._running[key] = cls(mode)
@@ -111,12 +113,16 @@ class Server:
     def start(
         self, role: str, job: Mapping[str, Any], limits: Mapping[str, Any], handles: Sequence[int]
     ) -> socket.socket:
-        """Start one program; the socket gets the report, and closing it ends the program."""
+        """Start one program; the socket gets the report, and closing it ends the program.
+
+        Raises NotPlain if the job is too large to be sent.
+        """
+        text = frame({"role": role, "job": job, "limits": limits})
         ours, theirs = socket.socketpair()
         with theirs, self.lock:
             socket.send_fds(self.socket, [b"+"], [theirs.fileno(), *handles])
         ours.settimeout(limits["wall_s"] + GRACE + 5)
-        send(ours, {"role": role, "job": job, "limits": limits})
+        ours.sendall(text)
         return ours
 
 

@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from .parallel import without_shared_files
 from .values import receive, send
 
 SPACES = kernel.NEW_PID | kernel.NEW_NS | kernel.NEW_IPC
+UNLIMITED = 254  # the exit code of a probe, beside numbers of errors
 WARM = "abc bisect collections copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools json \
 math operator random re statistics string typing"
 
@@ -54,7 +54,7 @@ class Setup:
     """What lowtax sends to the server.
 
     mode: auto, root, user or plain.
-    folder: an empty one, for the new root.
+    folder: an empty one, for the new root, or for the folders of programs without namespaces.
     shown: files and folders to show, and their paths in the new root.
     hidden: folders to hide in them.
     packages: the folder of packages outside of the new root; empty if there are none.
@@ -105,17 +105,17 @@ class Starter:
             self.notes.append("no Landlock, which Linux has from 5.13 on")
             return
         kernel.prctl(kernel.DUMPABLE, 0)  # no program may open the memory of the server or a keeper
-        library = self._reach_library() if self.root else []
+        handles = self._reach_library() if self.root else []
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
         shown = landlock.readable([path for path, _ in self.setup.shown], self.setup.hidden)
         rules = [(os.open(path, os.O_PATH | os.O_NOFOLLOW), rights) for path, rights in shown]
-        parent = tempfile.mkdtemp(prefix="lowtax-sandbox-")
         if self.root:
-            os.chmod(parent, 0o711)
-        self.files = Files(version, rules, parent, library)
+            os.chmod(self.setup.folder, 0o711)
+        self.files = Files(version, rules, self.setup.folder, handles)
         if code := _works(self._read_as_program):
-            self.notes.append(f"another user cannot read {os.path.dirname(os.__file__)} ({os.strerror(code)})")
+            library = os.path.dirname(os.__file__)
+            self.notes.append(f"no program can run as another user and read {library} ({os.strerror(code)})")
             return
         self.filter = calls.program(kernel.MACHINE, unconfined(version, as_root=self.root))
         self.mode = "plain"
@@ -163,10 +163,13 @@ class Starter:
                 os._exit(os.waitstatus_to_exitcode(os.waitpid(inside, 0)[1]))
             if mode == "user":
                 kernel.map_ids(self.proc, NOBODY, NOBODY, *self.ids)
+                if not _processes_are_limited():
+                    os._exit(UNLIMITED)
             kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV)
 
         if code := _works(probe):
-            self.notes.append(f"no namespaces as {mode} ({os.strerror(code)})")
+            why = "root's processes are under no limit there" if code == UNLIMITED else os.strerror(code)
+            self.notes.append(f"no namespaces as {mode} ({why})")
             return False
         self._enter(mode)
         return True
@@ -207,6 +210,18 @@ def _works(action: Callable[[], None]) -> int:
         code = error.errno or 1
     finally:
         os._exit(code)
+
+
+def _processes_are_limited() -> bool:
+    """Return False if this process may fork beyond its limit, as the kernel lets the machine's root."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    try:
+        if child := os.fork():
+            os.waitpid(child, 0)
+            return False
+    except BlockingIOError:
+        return True
+    os._exit(0)
 
 
 def _reached_by_all(path: str) -> bool:
