@@ -37,7 +37,8 @@ REFUSED = {
     "of a user": (141, 140, [2, 0, 5]), "F_SETOWN": (72, 25, [3, 8]), "F_SETSIG": (72, 25, [3, 10]),
     "F_SETOWN_EX": (72, 25, [3, 15]), "F_SETLEASE": (72, 25, [3, 1024]), "F_NOTIFY": (72, 25, [3, 1026]),
     "F_SETPIPE_SZ": (72, 25, [3, 1031]), "with bits that the kernel drops": (72, 25, [3, 1 << 32 | 8]),
-    "datagram pair": (53, 199, [1, 2, 0]), "raw pair": (53, 199, [1, 3, 0]), "flags on a datagram pair": (53, 199, [1, 0x80802]),
+    "datagram pair": (53, 199, [1, 2, 0]), "raw pair": (53, 199, [1, 3, 0]),
+    "flags on a datagram pair": (53, 199, [1, 0x80802]),
     "a pair of another family": (53, 199, [16, 1, 0]), "everyone": (62, 129, [(1 << 64) - 1, 9]),
     **{name: (*numbers, []) for name, numbers in calls.DENIED.items()},
 }  # fmt: skip
@@ -159,7 +160,7 @@ for version in range(1, landlock.version() + 1):
         rules = [(os.open(path, os.O_PATH), rights) for path, rights in shown]
         landlock.confine(version, rules, os.open(folder, os.O_PATH))
         reached = []
-        for path, flags in ((secret, os.O_RDONLY), (secret, os.O_WRONLY), (library + "/json/tool.py", os.O_RDONLY), ("/", 0)):
+        for path, flags in ((secret, 0), (secret, os.O_WRONLY), (library + "/json/tool.py", 0), ("/", 0)):
             try:
                 os.open(path, flags)
                 reached.append(path)

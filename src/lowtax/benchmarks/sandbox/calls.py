@@ -43,9 +43,9 @@ DENIED = {
     "semop": (65, 193), "semtimedop": (220, 192), "msgget": (68, 186), "msgctl": (71, 187), "msgrcv": (70, 188),
     "msgsnd": (69, 189), "mq_open": (240, 180), "mq_unlink": (241, 181), "mq_notify": (244, 184),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
-    # sockets: `socketpair` alone makes one
+    # sockets: `socketpair` alone makes one, with buffers of the usual size
     "socket": (41, 198), "bind": (49, 200), "connect": (42, 203), "listen": (50, 201), "accept": (43, 202),
-    "accept4": (288, 242),
+    "accept4": (288, 242), "setsockopt": (54, 208),
     # parts of the kernel that no tested program needs
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "syslog": (103, 116), "modify_ldt": (154, NONE),

@@ -210,6 +210,7 @@ class Keeper:
             (resource.RLIMIT_NOFILE, 64, 64),
             (resource.RLIMIT_NPROC, threads + limits["processes"], threads + limits["processes"]),
             (resource.RLIMIT_MSGQUEUE, 0, 0),
+            (resource.RLIMIT_SIGPENDING, 128, 128),
         ):
             resource.setrlimit(kind, (soft, hard))
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)

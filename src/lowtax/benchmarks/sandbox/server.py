@@ -86,8 +86,8 @@ class Server:
         if self.mode == "plain":
             kernel.prctl(kernel.DUMPABLE, 0)  # programs may be the same user, and expected values are in this memory
             print(
-                f"WARNING: the sandbox has NO namespaces here ({why}): Landlock keeps programs from files and signals, "
-                "but they see the names and load of other processes (docs/explanation/sandbox.md).",
+                f"WARNING: the sandbox has NO namespaces here ({why}): Landlock closes files and signals to programs, "
+                "and the disk is limited for each of their files alone (docs/explanation/sandbox.md).",
                 file=sys.stderr,
             )
 
