@@ -29,18 +29,18 @@ LIBRARY = 32  # handles that lead to the library are below; all handles of a pro
 
 @dataclass(frozen=True)
 class Files:
-    """What a program without namespaces may open, and where its folder is.
+    """Files that a program without namespaces may open, and the place of its folder.
 
     version: of Landlock.
     rules: open handles and the rights to them, as `landlock.confine` takes them.
     parent: the folder that holds the programs' folders.
-    library: handles that lead to the library, which a program keeps.
+    path_handles: handles that lead to the library, which a program keeps.
     """
 
     version: int
     rules: list[tuple[int, int]]
     parent: str
-    library: list[int]
+    path_handles: list[int]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Keeper:
         for i, handle in enumerate(high):
             os.dup2(handle, i)
         first = len(high)
-        for handle in sorted(files.library) if files else []:
+        for handle in sorted(files.path_handles) if files else []:
             os.closerange(first, handle)
             first = handle + 1
         os.closerange(first, 1 << 16)

@@ -51,7 +51,7 @@ class Packages:
 
 @dataclass(frozen=True)
 class Setup:
-    """What lowtax sends to the server.
+    """Settings that lowtax sends to the server.
 
     mode: auto, root, user or plain.
     folder: an empty one, for the new root, or for the folders of programs without namespaces.
@@ -99,7 +99,7 @@ class Starter:
         self._without_namespaces()
 
     def _without_namespaces(self) -> None:
-        """Prepare `plain`: Landlock leaves each program the library and a folder of its own."""
+        """Prepare `plain`: Landlock leaves each program the library and a separate folder."""
         version = landlock.version()
         if not version:
             self.notes.append("no Landlock, which Linux has from 5.13 on")

@@ -1,25 +1,13 @@
-"""The programs of tests/hostile/attacks.txt and right.txt in every mode, by root and by an ordinary user.
-
-`tests/support/attacked.py` runs them with real targets: files, a process, listening sockets, lowtax itself.
-"""
+"""The filter of system calls, run as the kernel runs it, for both machines."""
 
 import errno
-import json
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Sequence
-from functools import cache
 
-import attacked
 import pytest
-from places import TESTS
 
-from lowtax.benchmarks.sandbox import calls, landlock, run
-from lowtax.benchmarks.sandbox.run import Limits
+from lowtax.benchmarks.sandbox import calls
 
-DRIVER = TESTS / "support" / "attacked.py"
 EXAMPLES = {  # calls that a program may make: number on x86_64, on aarch64, arguments
     "read": (0, 63, []), "openat": (257, 56, [0, 0, 0]), "mmap": (9, 222, []), "getpid": (39, 172, []),
     "fork by clone": (56, 220, [17]), "a thread": (56, 220, [0x3D0F00]), "own limit": (302, 261, [0, 7]),
@@ -94,115 +82,3 @@ def test_no_number_is_in_two_rules():
         numbers += [pair[column] for pair in (calls.FCNTL, calls.IOCTL, calls.SOCKETPAIR, calls.CLONE, calls.KILL)]
         numbers = [number for number in numbers if number != calls.NONE]
         assert len(set(numbers)) == len(numbers)
-
-
-@cache
-def attack(mode: str, *options: str) -> dict[str, dict]:
-    """Run the driver in one mode and return its results."""
-    done = subprocess.run([sys.executable, str(DRIVER), mode, *options], capture_output=True, text=True, timeout=120)
-    if done.returncode == attacked.CANNOT:
-        pytest.skip("root may not make an ordinary user here")
-    assert done.returncode == 0, done.stderr
-    results: dict[str, dict] = json.loads(done.stdout)
-    return results[mode]
-
-
-@pytest.mark.parametrize(
-    ("user", "mode"),
-    [("root", "root"), ("root", "plain"), ("ordinary", "user"), ("ordinary", "plain")],
-)
-def test_programs_reach_nothing_and_right_ones_pass_alike(user, mode):
-    if os.geteuid() and user == "root":
-        pytest.skip("needs root")
-    options = ["--ordinary"] if user == "ordinary" and not os.geteuid() else []
-    result, first = attack(mode, *options), attack("plain" if os.geteuid() else "root")
-    assert len(result["attacks"]) + len(result["right"]) >= 90
-    assert result["mode"] in (mode, "plain")
-    ends = result["attacks"].items()
-    assert {name: end for name, end in ends if "GOT" in end[1] or not end[1].endswith("TRIED\n")} == {}
-    assert {name: end for name, end in result["right"].items() if end[0] != "passed"} == {}
-    assert [name for name, end in result["right"].items() if end[1] != first["right"][name][1]] == []
-    assert result["reads"] == "failed"
-    assert result["harmed"] == []
-
-
-FORKS = """
-import os, time
-count = 0
-while count < 40:
-    try:
-        if os.fork() == 0:
-            time.sleep(1)
-            os._exit(0)
-    except OSError:
-        break
-    count += 1
-print(count)
-"""
-
-
-def test_processes_are_limited_in_every_mode(monkeypatch):
-    for mode in ("root", "user", "plain"):  # the kernel limits no process of root: there is no `user` for it
-        monkeypatch.setenv("LOWTAX_SANDBOX", mode)
-        outcome = run.run(FORKS, Limits(wall_s=0.5, processes=8))
-        assert outcome.stdout == "7\n", outcome
-
-
-OLDER = """
-import os, sys, tempfile
-sys.path.insert(0, sys.argv[1])
-from lowtax.benchmarks.sandbox import landlock
-folder, secret = tempfile.mkdtemp(), tempfile.mkstemp()[1]
-library = os.path.dirname(os.__file__)
-for version in range(1, landlock.version() + 1):
-    if os.fork() == 0:
-        shown = landlock.readable([library, "/dev/null"], [library + "/json"])
-        rules = [(os.open(path, os.O_PATH), rights) for path, rights in shown]
-        landlock.confine(version, rules, os.open(folder, os.O_PATH))
-        reached = []
-        for path, flags in ((secret, 0), (secret, os.O_WRONLY), (library + "/json/tool.py", 0), ("/", 0)):
-            try:
-                os.open(path, flags)
-                reached.append(path)
-            except PermissionError:
-                pass
-        os.open(library + "/this.py", os.O_RDONLY), os.open("/dev/null", os.O_RDWR)
-        os.mkdir(folder + "/x"), os.rmdir(folder + "/x")
-        print(version, reached, flush=True)
-        os._exit(0)
-    os.wait()
-"""
-
-
-def test_every_version_of_landlock_keeps_files():
-    if not landlock.version():
-        pytest.skip("no Landlock here")
-    source = str(TESTS.parent / "src")
-    done = subprocess.run([sys.executable, "-c", OLDER, source], capture_output=True, text=True)
-    versions = range(1, landlock.version() + 1)
-    assert (done.stdout, done.stderr) == ("".join(f"{version} []\n" for version in versions), "")
-
-
-WITHOUT = """
-import struct, sys
-from lowtax.benchmarks.sandbox import calls, run
-from lowtax.common.errors import UserError
-number = int(sys.argv[1])
-calls.install(struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, number, 0x06, 0, 0, 0x50001, 0x06, 0, 0, 0x7FFF0000))
-try:
-    run.run("pass")
-except UserError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize(("number", "reason"), [(444, "no Landlock"), (157, "no filter of system calls")])
-def test_where_programs_could_read_the_users_files_the_sandbox_refuses(number, reason):
-    if calls.kernel.MACHINE != "x86_64":
-        pytest.skip("numbers of x86_64")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(number)], capture_output=True, text=True,
-        env={**os.environ, "LOWTAX_SANDBOX": "plain"},
-    )  # fmt: skip
-    assert reason in done.stdout, done.stderr
-    assert "docs/explanation/sandbox.md" in done.stdout

@@ -1,6 +1,6 @@
 """Run the programs of tests/hostile with targets that are really there, and report what became of both.
 
-    python attacked.py [--ordinary] MODE ...
+    python hostile_programs.py [--ordinary] MODE ...
 
 Started by root, `--ordinary` makes it an ordinary user, in a mount namespace that shows Python to all users. Prints
 JSON: for each mode the results of attacks and of right programs, and a list of what was harmed or stayed behind.
