@@ -96,6 +96,8 @@ def _ready(group: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     with LOCKS[key]:
         if not path.exists():
             expected = sandbox.outputs(problem.canonical, problem.entry, group["inputs"], LIMITS_EXPECTED)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.chmod(0o700)  # programs may be another user, and must not read what is right
             write_text(path, json.dumps(expected))
     return {**group, "expected": json.loads(path.read_text())}
 

@@ -26,10 +26,14 @@ def sandbox(
 
     Example: lowtax sandbox program.py --timeout 5 --memory 512
     """
-    from lowtax.benchmarks.sandbox.run import Limits, run
+    from lowtax.benchmarks.sandbox.run import LONGEST, Limits, run
+    from lowtax.benchmarks.sandbox.values import LARGEST
 
+    if not 0 < timeout <= LONGEST:
+        raise UserError(f"--timeout is {timeout:g}: give seconds, at most {LONGEST:,}.")
     try:
-        program = file.read_text()
+        with file.open() as text:
+            program = text.read(LARGEST + 1)  # a device may have no end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as a program ({error}): give a Python file in UTF-8.") from error
     limits = Limits(timeout, max(1, round(timeout + 0.5)), memory, files, processes, output)

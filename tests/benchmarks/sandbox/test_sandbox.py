@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import psutil
 import pytest
@@ -330,3 +331,25 @@ def test_the_command_prints_the_outcome_as_json(tmp_path):
     assert (found["status"], found["returned"], found["limits"]["memory_mb"]) == ("timeout", None, 256)
     with pytest.raises(UserError, match="cannot be read"):
         sandbox.sandbox(tmp_path / "missing.py")
+    for seconds in (math.inf, -math.inf, math.nan, 0.0, 1e9):
+        with pytest.raises(UserError, match="--timeout is"):
+            sandbox.sandbox(path, timeout=seconds)
+    for limit in ({"memory": 10**5_000}, {"files": 10**12}, {"processes": 10**30}, {"output": 10**20}):
+        with pytest.raises(UserError, match="give a number from"):
+            sandbox.sandbox(path, **limit)
+    path.write_text("x = '" + "a" * 34_000_000 + "'")
+    with pytest.raises(UserError, match="too long for the sandbox"):
+        sandbox.sandbox(path)
+    with pytest.raises(UserError, match="too long for the sandbox"):
+        sandbox.sandbox(Path("/dev/zero"))
+
+
+def test_a_program_that_is_too_long_is_wrong_and_stops_nothing():
+    long = "def answer(x):\n    return 1\n#" + "a" * 34_000_000
+    assert check(long, "answer", TESTS, TIGHT)[0]["base"].kind == "unloadable"
+    assert check(long, "answer", {**TESTS, "plus": TESTS["base"]}, TIGHT)[0]["plus"].text.startswith(
+        "the program is too"
+    )
+    for limit in ({"wall_s": math.inf}, {"wall_s": math.nan}, {"cpu_s": 0}, {"memory_mb": -1}):
+        with pytest.raises(UserError, match="give a number from"):
+            replace(TIGHT, **limit)

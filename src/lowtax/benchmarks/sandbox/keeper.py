@@ -5,6 +5,7 @@ inside when it ends; without them it adopts the processes that the program leave
 library only.
 """
 
+import fcntl
 import os
 import resource
 import select
@@ -18,11 +19,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import kernel, roles
+from . import calls, kernel, landlock, roles
 from .values import receive, send
 
 FIRST_USER = 1_879_048_192  # of users that no system has; each program is another one, so limits are not shared
 NOBODY = 65534
+LIBRARY = 32  # handles that lead to the library are below; all handles of a program are below 64
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that a program without namespaces may open, and the place of its folder.
+
+    version: of Landlock.
+    rules: open handles and the rights to them, as `landlock.confine` takes them.
+    parent: the folder that holds the programs' folders.
+    path_handles: handles that lead to the library, which a program keeps.
+    """
+
+    version: int
+    rules: list[tuple[int, int]]
+    parent: str
+    path_handles: list[int]
 
 
 @dataclass(frozen=True)
@@ -33,16 +51,16 @@ class KeeperSetup:
     ids: the user and group that started it.
     proc: an open /proc.
     user: a user for this program alone, if root can give it one.
-    keep_reading: see `kernel.give_up_privileges`.
-    filtered: True if the kernel can filter system calls.
+    filter: of system calls, as `calls.program` makes it.
+    files: for plain.
     """
 
     mode: str
     ids: tuple[int, int]
     proc: int
     user: int | None
-    keep_reading: bool
-    filtered: bool
+    filter: bytes
+    files: Files | None
 
 
 class Keeper:
@@ -71,23 +89,23 @@ class Keeper:
         timed_out, status, usage = self._wait(program, began + limits["wall_s"])
         seconds = time.monotonic() - began
         self._end_the_rest()
-        if self.setup.mode == "plain":
+        if self.setup.files:
             os.chdir("/")
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove(self.folder)
         code = os.waitstatus_to_exitcode(status)
         peak = usage.ru_maxrss / 1024
         report = {"timed_out": timed_out, "code": code, "seconds": round(seconds, 4), "peak_mb": round(peak, 1)}
         send(self.control, report | {"cpu_s": round(usage.ru_utime + usage.ru_stime, 4)})
 
     def _make_folder(self, file_mb: int) -> None:
-        if self.setup.mode == "plain":
-            self.folder = tempfile.mkdtemp(prefix="lowtax-sandbox-")
+        if self.setup.files:
+            self.folder = tempfile.mkdtemp(dir=self.setup.files.parent)
             if self.setup.user is not None:
                 os.chown(self.folder, self.setup.user, self.setup.user)
         else:
             owner = f",uid={self.setup.user},gid={self.setup.user}" if self.setup.user else ""
             options = f"mode=700,size={file_mb}m,nr_inodes=4096{owner}"
-            kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, options)
+            kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC, options)
         os.chdir(self.folder)
 
     def _wait(self, program: int, deadline: float) -> tuple[bool, int, resource.struct_rusage]:
@@ -124,16 +142,16 @@ class Keeper:
     def _end_the_rest(self) -> None:
         """End what the program started. In a namespace the kernel does so when this process ends, but later."""
         for attempt in range(2000):
-            if self.setup.mode == "plain":
-                _kill_descendants(self.setup.proc)
-            elif os.getpid() == 1:  # all processes of this namespace, and no other
-                with suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)
-            try:
+            try:  # orphans are this process' children, so without children nothing is left
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             except ChildProcessError:
                 return
+            if self.setup.files:
+                _kill_descendants(self.setup.proc)
+            elif os.getpid() == 1:  # all processes of this namespace, and no other
+                with suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)
             time.sleep(0.0005 if attempt < 20 else 0.005)
 
     def _become(self, job: dict[str, Any]) -> None:
@@ -169,13 +187,19 @@ class Keeper:
 
     def _confine(self, limits: dict[str, int]) -> None:
         os.setsid()
-        alone = self.setup.mode == "plain"
-        threads = _tasks_of(os.getuid(), self.setup.proc) if alone and self.setup.user is None else 0
+        files = self.setup.files
+        threads = _tasks_of(os.getuid(), self.setup.proc) if files and self.setup.user is None else 0
+        if files:
+            landlock.confine(files.version, files.rules, os.open(self.folder, os.O_PATH | os.O_DIRECTORY))
         handles = [os.open("/dev/null", os.O_RDONLY), *self.handles]
-        high = [os.dup2(handle, 100 + i, inheritable=False) for i, handle in enumerate(handles)]
+        high = [fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, LIBRARY) for handle in handles]
         for i, handle in enumerate(high):
             os.dup2(handle, i)
-        os.closerange(len(high), 1 << 16)
+        first = len(high)
+        for handle in sorted(files.path_handles) if files else []:
+            os.closerange(first, handle)
+            first = handle + 1
+        os.closerange(first, 1 << 16)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         megabyte = 2**20
         for kind, soft, hard in (
@@ -185,15 +209,38 @@ class Keeper:
             (resource.RLIMIT_FSIZE, limits["file_mb"] * megabyte, limits["file_mb"] * megabyte),
             (resource.RLIMIT_NOFILE, 64, 64),
             (resource.RLIMIT_NPROC, threads + limits["processes"], threads + limits["processes"]),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
+            (resource.RLIMIT_SIGPENDING, 128, 128),
         ):
             resource.setrlimit(kind, (soft, hard))
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)
-        kernel.give_up_privileges(self.setup.user, self.setup.keep_reading)
-        if self.setup.filtered:
-            kernel.filter_calls(alone)
+        kernel.give_up_privileges(self.setup.user)
+        calls.install(self.setup.filter)
         os.environ.clear()
+        tempfile.tempdir = self.folder
         for name in [name for name in sys.modules if name.split(".")[0] == __package__]:
             del sys.modules[name]
+
+
+def unconfined(version: int, *, as_root: bool) -> list[str]:
+    """Return the groups of system calls (`calls.GROUPS`) that a version of Landlock does not confine.
+
+    as_root: True if each program is another user, who owns no file but those of its folder.
+    """
+    groups = ["signals"] if version < landlock.SIGNALS else []
+    if not as_root:
+        groups += ["attributes"] if version >= landlock.TRUNCATES else ["attributes", "truncation"]
+    return groups
+
+
+def remove(folder: str) -> None:
+    """Remove a folder, however deep it is and whatever rights its parts have."""
+    try:
+        shutil.rmtree(folder)
+    except (OSError, RecursionError):
+        for command in (["/bin/chmod", "-R", "u+rwx", folder], ["/bin/rm", "-rf", folder]):
+            with suppress(OSError):
+                os.waitpid(os.posix_spawn(command[0], command, {}), 0)
 
 
 def _parents(proc: int) -> dict[int, int]:

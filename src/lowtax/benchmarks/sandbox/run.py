@@ -19,17 +19,25 @@ from typing import Any, Literal
 
 from lowtax.common.errors import UserError
 
+from .roles import value_text
 from .server import GRACE, Server
 from .values import NotPlain, receive
 
 Status = Literal["passed", "exited", "failed", "timeout", "killed", "output"]
 Kind = Literal["passed", "failed", "ended", "unloadable", "undecided"]
 
+LONGEST = 1_000_000  # seconds
+BOUNDS = {
+    "wall_s": (0.01, LONGEST), "cpu_s": (1, LONGEST + 1), "memory_mb": (1, 2**24), "file_mb": (1, 2**24),
+    "processes": (1, 2**22), "output_bytes": (0, 2**40),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Limits:
     """Limits of a program: seconds by the clock; for each of its processes seconds of CPU and MB of memory; MB of files
-    in all; processes and threads at once; bytes of output on stdout and stderr together."""
+    in all; processes and threads at once; bytes of output on stdout and stderr together. Raises UserError for one that
+    is not within BOUNDS."""
 
     wall_s: float = 10.0
     cpu_s: int = 10
@@ -37,6 +45,15 @@ class Limits:
     file_mb: int = 64
     processes: int = 16
     output_bytes: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for name, (lowest, highest) in BOUNDS.items():
+            value = getattr(self, name)
+            if not lowest <= value <= highest:  # NaN fails too
+                number = value_text(value)
+                raise UserError(
+                    f"The sandbox's limit {name} is {number}: give a number from {lowest:g} to {highest:g}."
+                )
 
 
 @dataclass(frozen=True)
@@ -82,10 +99,16 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
     began = time.monotonic()
     with ours, theirs:
         job = {"program": program, "token": token}
-        control = server.start("script", job, asdict(limits), [pipes[0][1], pipes[1][1], theirs.fileno()])
+        try:
+            control = server.start("script", job, asdict(limits), [pipes[0][1], pipes[1][1], theirs.fileno()])
+        except NotPlain as error:
+            for end, _ in pipes:
+                os.close(end)
+            raise UserError(f"The program is too long for the sandbox ({error}): give a shorter one.") from error
+        finally:
+            for _, end in pipes:
+                os.close(end)
         theirs.close()
-        for _, end in pipes:
-            os.close(end)
         with control:
             deadline = began + limits.wall_s + GRACE
             texts, too_much = _read([pipes[0][0], pipes[1][0]], limits.output_bytes, deadline)
@@ -164,7 +187,11 @@ def check(
         The result of each group, and the end of the program's process.
     """
     limits = limits or Limits()
-    report, outcome = _joined("test", {"groups": dict(groups), "entry": entry}, program, entry, limits)
+    try:
+        report, outcome = _joined("test", {"groups": dict(groups), "entry": entry}, program, entry, limits)
+    except TooLong as error:
+        failed = GroupOutcome("unloadable", f"the program is too long: {error}")
+        return dict.fromkeys(groups, failed), Outcome("failed", None, "", "", 0.0, isolation=Server.running().mode)
     why = " ".join(outcome.notes) or f"exit code {outcome.returned}"
     if not isinstance(report, dict):
         return dict.fromkeys(groups, GroupOutcome("undecided", f"the tests did not end: {why}")), outcome
@@ -178,7 +205,10 @@ def check(
 def outputs(program: str, entry: str, inputs: Sequence[Any], limits: Limits | None = None) -> list[Any]:
     """Return what a trusted function returns for each input, both as `values.packed` writes them."""
     limits = limits or Limits()
-    report, outcome = _joined("values", {"inputs": list(inputs)}, program, entry, limits)
+    try:
+        report, outcome = _joined("values", {"inputs": list(inputs)}, program, entry, limits)
+    except TooLong as error:
+        raise UserError(f"The solution of {entry} is too long for the sandbox ({error}): leave it out.") from error
     if not isinstance(report, dict) or "values" not in report:
         why = report.get("error") if isinstance(report, dict) else outcome.status
         raise UserError(
@@ -186,6 +216,10 @@ def outputs(program: str, entry: str, inputs: Sequence[Any], limits: Limits | No
             "take another version of the file, or leave this problem out."
         )
     return list(report["values"])
+
+
+class TooLong(ValueError):
+    """Raised for a program that is too long to be sent."""
 
 
 def _joined(
@@ -198,9 +232,18 @@ def _joined(
     with verdict, channel, mine, other, open(os.devnull, "wb") as null:
         quiet = [null.fileno(), null.fileno()]
         caller_limits = replace(limits, wall_s=limits.wall_s + GRACE / 2, processes=1)
-        callee = server.start("serve", {"program": program, "entry": entry}, asdict(limits), [*quiet, other.fileno()])
+        try:
+            callee = server.start(
+                "serve", {"program": program, "entry": entry}, asdict(limits), [*quiet, other.fileno()]
+            )
+        except NotPlain as error:
+            raise TooLong(str(error)) from error
         other.close()
-        caller = server.start(role, job, asdict(caller_limits), [*quiet, channel.fileno(), mine.fileno()])
+        try:
+            caller = server.start(role, job, asdict(caller_limits), [*quiet, channel.fileno(), mine.fileno()])
+        except NotPlain as error:
+            callee.close()
+            raise UserError(f"The tests of {entry} are too long for the sandbox ({error}): leave it out.") from error
         mine.close()
         channel.close()
         with callee, caller:

@@ -130,12 +130,17 @@ def _from_text(kind: str, text: str) -> Any:
     raise NotPlain(f"unknown kind {kind[:20]}")
 
 
-def send(end: socket.socket, message: Any) -> None:
-    """Send one frame: four bytes of length, then JSON."""
+def frame(message: Any) -> bytes:
+    """Return the frame of a message: four bytes of length, then JSON. Raises NotPlain if it is too large."""
     text = json.dumps(message, separators=(",", ":")).encode()
     if len(text) > LARGEST:
-        raise NotPlain(f"{len(text) // 2**20} MiB, more than {LARGEST // 2**20} MiB")
-    end.sendall(struct.pack(">I", len(text)) + text)
+        raise NotPlain(f"{len(text) / 2**20:.1f} MiB, more than {LARGEST // 2**20} MiB")
+    return struct.pack(">I", len(text)) + text
+
+
+def send(end: socket.socket, message: Any) -> None:
+    """Send one frame."""
+    end.sendall(frame(message))
 
 
 def receive(end: socket.socket) -> Any:
