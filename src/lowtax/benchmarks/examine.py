@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
-
 from lowtax.benchmarks import catalog, evaluate
 from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import TABLE, Task, load
@@ -122,8 +120,8 @@ def context_warning(model: str, engine: str, tasks: Mapping[str, Task]) -> str |
     if engine not in ("hf", "vllm") or model.endswith(".gguf"):
         return None
     try:
-        positions = AutoConfig.from_pretrained(loading.resolve(model)).get_text_config().to_dict()
-    except (OSError, ValueError):  # the engine reports what is wrong with the model
+        positions = loading.load_config(model).get_text_config().to_dict()
+    except UserError:  # the engine reports what is wrong with the model
         return None
     room = positions.get("max_position_embeddings")
     if room is None or longest <= room:

@@ -1,5 +1,6 @@
 """The command line: one command for each stage, and `run` for a whole recipe. `--help` does not import torch."""
 
+import errno
 import json
 import signal
 import sys
@@ -23,6 +24,23 @@ from lowtax.common.log import show_progress
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
+
+
+OF_PATHS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTEMPTY,
+    errno.EIO,
+    errno.ESTALE,
+}
+"""Errors of the system about the paths that a user gives, or that a study has; others are bugs."""
 
 
 class Commands(TyperGroup):
@@ -207,9 +225,16 @@ def main() -> None:
     except UserError as error:
         print(f"lowtax: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RecursionError) as error:
+        why = "a value is nested too deeply" if isinstance(error, RecursionError) else "the memory is full"
+        print(f"lowtax: {why}: give a smaller file, or fewer at a time.", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
-            raise
+            if error.errno not in OF_PATHS or error.filename is None:
+                raise
+            print(f"lowtax: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+            sys.exit(2)
         where = f" while writing {error.filename}" if error.filename else ""
         advice = "free some space and repeat the command, which resumes"
         print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)

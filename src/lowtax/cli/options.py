@@ -88,11 +88,11 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
     Raises:
         UserError: It is not a mapping.
     """
-    import yaml
+    from lowtax.common.yaml_files import parse_yaml
 
     try:
-        values = yaml.safe_load(text or "{}")
-    except yaml.YAMLError:
+        values = parse_yaml(text or "{}")
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise UserError(f"--chat-template-kwargs {text!r} is no mapping; write it as '{{reasoning_effort: low}}'.")

@@ -146,13 +146,13 @@ def arm_of(mode: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: The placement is no YAML.
     """
-    import yaml
+    from lowtax.common.yaml_files import parse_yaml
 
     if not mode.lstrip().startswith("{"):
         return mode, {"mode": mode}
     try:
-        return "placement", {"placement": yaml.safe_load(mode)}
-    except yaml.YAMLError as error:
+        return "placement", {"placement": parse_yaml(mode)}
+    except ValueError as error:
         raise UserError(f"--mode {mode!r} is not a placement: write it as '{{modules: [mlp], rank: 4}}'.") from error
 
 
@@ -319,13 +319,9 @@ def placements(
     from lowtax.study.recipe import build
 
     quiet_libraries()
-    import yaml
-
     from lowtax.models.lora import trainable_summary
 
-    key = "placement" if mode.lstrip().startswith("{") else "mode"
-    arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
-    placement = build({"model": model, "arms": {"arm": arm}}, [], "--mode").arms["arm"].where()
+    placement = build({"model": model, "arms": {"arm": arm_of(mode)[1]}}, [], "--mode").arms["arm"].where()
     summary = trainable_summary(model, placement)
     print(json.dumps(summary.as_json()) if as_json else summary.describe())
 

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from lowtax.common.borders import parse_json, read_bytes, reason
 from lowtax.common.errors import FULL_DISK, UserError
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
+MAKE_AGAIN = "delete it and repeat the command that makes it"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -26,12 +28,12 @@ def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
     """Return the rows of a JSONL file by id; the last row with an id counts. Empty if the file does not exist.
 
     Raises:
-        UserError: a line is not a row of this kind.
+        UserError: the path is no file, or a line is not a row of this kind.
     """
     rows: dict[str, R] = {}
     if not path.exists():
         return rows
-    text = path.read_bytes()
+    text = read_bytes(path)
     whole, _, _ = text.rpartition(b"\n")
     for number, line in enumerate(whole.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
         if not line.strip():
@@ -112,39 +114,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = MAKE_AGAIN) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        advice: what to do with a damaged file, for its error.
 
     Raises:
         UserError: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, an endless number, or too deep
-        raise UserError(
-            f"{path} is not valid JSON ({error}); delete it and repeat the command that makes it."
-        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({reason(error)}); {advice}.") from error
 
 
-def read_mapping(path: Path, *keys: str) -> dict[str, Any]:
+def read_mapping(path: Path, *keys: str, advice: str = MAKE_AGAIN) -> dict[str, Any]:
     """Return the content of a JSON file that holds an object.
 
     Args:
         keys: that the object must have.
+        advice: what to do with a damaged file, for its error.
 
     Raises:
         UserError: the file cannot be read, is not JSON, holds something else, or lacks a key.
     """
-    value = read_json(path)
+    value = read_json(path, advice)
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path} is damaged: it holds a {type(value).__name__} and not an object; delete it and repeat the command "
-            "that makes it."
-        )
+        raise UserError(f"{path} is damaged: it holds a {type(value).__name__} and not an object; {advice}.")
     if missing := [key for key in keys if key not in value]:
-        raise UserError(f"{path} is damaged: it has no {missing[0]!r}; delete it and repeat the command that makes it.")
+        raise UserError(f"{path} is damaged: it has no {missing[0]!r}; {advice}.")
     return value
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
 
 
@@ -31,7 +32,7 @@ def resolve(family: str, name: str, table: dict[str, str]) -> type[Any]:
         return _class_of(importlib.import_module(module), attribute, name)
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return _class_of(_module_at(Path(path).expanduser(), name), attribute, name)
+        return _class_of(_module_at(expanded(path), name), attribute, name)
     raise UserError(
         f"There is no {family} {name!r}; {did_you_mean(name, table)} Give a class of yours as path/to/file.py:Class."
     )

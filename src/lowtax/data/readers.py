@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lowtax.common.borders import brief, exists, expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import tables
 from lowtax.data.tables import BINARY_FORMATS, COMPRESSED, TEXT_FORMATS, Row
 
+LONGEST = 250  # characters of a source that does not exist
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOADED = [
     *(f"*{end}" for end in BINARY_FORMATS),
@@ -84,10 +86,13 @@ def load(
         DataNotAvailable: The data set is not on this machine and cannot be downloaded.
         UserError: The source cannot be read, or has no such subset or split.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = expanded(source)
+    there = exists(path)
+    if not there and (len(source) > LONGEST or not source.isprintable()):
+        raise UserError(f"{brief(source)} cannot be a data set: give a file, a folder or owner/name on the hub.")
+    if there and path.is_dir():
         return _folder(path, subset, split, path.name, strict=strict)
-    if path.is_file() or not is_hub_id(source):
+    if there or not is_hub_id(source):
         if subset or revision:
             raise UserError(f"{source!r} is a file: `subset` and `revision` are for folders and data sets of the hub.")
         file = tables.read(path, strict)

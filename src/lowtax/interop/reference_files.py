@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lowtax.common.cards import FolderCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_json, read_rows, write_text
 from lowtax.common.records import Reply, Verdict, row_id
@@ -70,7 +71,7 @@ def _of_study(where: Path) -> tuple[dict[str, Any], str]:
 
 
 def _of_card(where: Path) -> dict[str, Any] | None:
-    return read_json(where / "card.json").get("sampling") if (where / "card.json").exists() else None
+    return read_card(where / "card.json", FolderCard).get("sampling") if (where / "card.json").exists() else None
 
 
 def _chosen(verdicts: list[Verdict], judge: str | None, on: str | None, headline: str | None) -> dict[str, Verdict]:

@@ -298,15 +298,13 @@ def _require_same(folder: Path, ref: str, name: str, key: str) -> None:
         UserError: it differs.
     """
     import torch
-    from safetensors import safe_open
 
     from lowtax.models.weights import open_weights
 
     match = COPIES.match(name.removeprefix(PREFIX))
     assert match is not None
     own = match["name"]
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        copy = opened.get_tensor(key)
+    copy = tensor_files.tensor(folder / WEIGHTS, key)
     weights = open_weights(ref)
     base = weights[own] if own in weights else None  # noqa: SIM401
     if base is None or base.shape != copy.shape or not torch.equal(base.to(copy.dtype), copy):
@@ -323,22 +321,18 @@ def _require_finite(folder: Path) -> None:
     Raises:
         UserError: a weight is infinite or not a number.
     """
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            if not opened.get_tensor(name).float().isfinite().all():
-                raise UserError(f"The adapter in {folder} has values that are not finite, in {name}: train it again.")
+    for name, tensor in tensor_files.tensors(folder / WEIGHTS):
+        if not tensor.float().isfinite().all():
+            raise UserError(f"The adapter in {folder} has values that are not finite, in {name}: train it again.")
 
 
 def _copy(folder: Path, config: "LoraConfig", keys: Mapping[str, str]) -> Path:
     """Write a copy of an adapter with other names, in a folder that is deleted when the process ends."""
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     copy = Path(tempfile.mkdtemp(prefix="lowtax-adapter-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        save_file({new: opened.get_tensor(key) for key, new in keys.items()}, copy / WEIGHTS, {"format": "pt"})
+    renamed = {keys[key]: tensor for key, tensor in tensor_files.tensors(folder / WEIGHTS, keys)}
+    save_file(renamed, copy / WEIGHTS, {"format": "pt"})
     config.save_pretrained(str(copy))
     return copy

@@ -16,8 +16,12 @@ from jinja2 import Environment, Template
 from pydantic import BaseModel, ConfigDict
 
 from lowtax import __version__
+from lowtax.common.borders import border
+from lowtax.common.errors import UserError
+from lowtax.common.yaml_files import parse_yaml
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 CARRIED = ("datasets", "license", "license_name", "license_link", "language")
 """Front matter of an adapter that a merged model keeps."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -127,7 +131,8 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
     """
     adapter = _parse(adapter_card)
-    carried = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
+    carried = {key: value for key in CARRIED if _is_plain(value := adapter.data.get(key))} if adapter else {}
+    tags = adapter.data.get("tags") if adapter else None
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
@@ -139,9 +144,14 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them "
         f"unchanged; the cosine between the applied and the intended update is {merged['cosine']:.4f}.",
         adapter_card=re.sub(r"^#", "###", adapter.text.strip(), flags=re.MULTILINE)
-        if adapter and "lowtax" in adapter.data.get("tags", [])
+        if adapter and isinstance(tags, list) and "lowtax" in tags
         else None,
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value of front matter is text, or a list of texts."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def hub_id(ref: str) -> str | None:
@@ -206,9 +216,12 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool,
 
 def _parse(card: str) -> ModelCard | None:
     """Parse a card; None if it has no valid front matter."""
+    match = FRONT_MATTER.match(card)
     try:
-        return ModelCard(card, ignore_metadata_errors=True) if card.startswith("---") else None
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # not YAML, no mapping, or fields of a wrong shape
+        facts = parse_yaml(match[1]) if match else None
+        with border("The card of the adapter cannot be read", "correct its front matter"):
+            return ModelCard(card, ignore_metadata_errors=True) if isinstance(facts, dict) else None
+    except (ValueError, UserError):
         return None
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from lowtax.common.borders import expanded
+from lowtax.common.cards import EditedCard, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping, write_json
+from lowtax.common.files import write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
@@ -39,7 +41,7 @@ def training_card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """
     if not (folder / "card.json").exists():
         raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
-    return read_mapping(folder / "card.json", "job", "checkpoints", "trainable_parameters")
+    return read_card(folder / "card.json", TrainedCard)
 
 
 def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
@@ -88,7 +90,7 @@ def check(name: str, arm: EditedArm) -> None:
                 if isinstance(ref := spec.get(field), str):
                     loading.resolve(ref)
             if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
-                check_adapter(Path(spec["to"]).expanduser())
+                check_adapter(expanded(spec["to"]))
         except UserError as error:
             raise UserError(f"edited.{name}: {error}") from error
         if not isinstance(configured.method, Edit):
@@ -135,7 +137,7 @@ class EditPlan:
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            before = read_mapping(self.folder / file)
+            before = read_card(self.folder / file, EditedCard)
             differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
             settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
@@ -156,7 +158,7 @@ class EditPlan:
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
         under_way = self.folder / UNDER_WAY
-        rows = read_mapping(under_way, "checkpoints")["checkpoints"] if under_way.exists() else []
+        rows = read_card(under_way, EditedCard)["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
@@ -187,7 +189,7 @@ class EditPlan:
             )
         jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
         self.refuse_another(jobs)
-        card = read_mapping(self.folder / CARD, "checkpoints", "trainable_parameters")
+        card = read_card(self.folder / CARD, EditedCard)
         return [
             EditedSubject(
                 arm=self.name,

@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
-    NonNegativeInt,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -22,8 +20,10 @@ from pydantic import (
 )
 
 from lowtax.benchmarks.base import Task
-from lowtax.common.config import Section
+from lowtax.common.borders import brief
+from lowtax.common.config import SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.yaml_files import parse_yaml, read_yaml
 from lowtax.data import thinking_tags
 from lowtax.data.conversations import Conversation
 from lowtax.data.specs import Data, PromptSet
@@ -74,7 +74,9 @@ class EditedArm(Section):
     edits: list[dict[str, Any]] = Field(
         min_length=1, description="edits in order, from `lowtax methods`: {name: safe_lora, aligned: REF}"
     )
-    rank: PositiveInt | None = Field(None, description="after every edit, truncate the changed matrices to this rank")
+    rank: PositiveInt | None = Field(
+        None, le=1_000_000, description="after every edit, truncate the changed matrices to this rank"
+    )
     checkpoints: Literal["all", "last"] = Field("last", description="the checkpoints of the arm that are edited")
 
     def end(self, edit: dict[str, Any]) -> str | None:
@@ -118,11 +120,13 @@ class Recipe(Section):
         None, description="a system prompt of all training rows, prompts and problems that have none of their own"
     )
     engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
-    batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
+    batch_size: PositiveInt = Field(64, le=1_000_000, description="rows that the engine decodes together")
     deterministic: bool = Field(
         False, description="decode every reply in a fixed batch, so that a resumed run draws the same in any precision"
     )
-    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
+    seeds: list[Annotated[int, Field(ge=0, le=SEED)]] = Field(
+        [0], min_length=1, max_length=10_000, description="every arm is trained once for each seed"
+    )
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
     train: Train = Field(Train(), description="training settings of every arm")
     execution: Execution = Field(Execution(), description="how training runs on the hardware")
@@ -256,31 +260,10 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     Raises:
         UserError: The file cannot be read, or a key or a value is wrong.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
-    except OSError as error:
-        raise UserError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(Path(path), f"The recipe {str(path)!r}")
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
     return build(values, settings or [], str(path))
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML without programs, in which a key that is there twice is an error; YAML itself takes the last one."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping.
-
-        Raises:
-            YAMLError: It has a key twice.
-        """
-        node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice in the section that begins {node.start_mark}")
-        return node
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:
@@ -316,9 +299,9 @@ def _override(values: dict[str, Any], setting: str) -> None:
         else:
             raise UserError(f"--set {setting!r}: {part!r} is not a section of the recipe.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting!r}: the value is not valid YAML.") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {brief(setting)}: the value is not valid YAML: {error}.") from error
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
@@ -337,7 +320,7 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
             hint = did_you_mean(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
             raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
         message = problem["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        value = "" if isinstance(problem["input"], dict) else f" (found {brief(problem['input'])})"
         raise UserError(f"{where}: {place}: {message}{value}.") from error
 
 

@@ -25,8 +25,9 @@ from rich.text import Text
 
 from lowtax.benchmarks import examine
 from lowtax.common import launch
+from lowtax.common.cards import Effects, StudyCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import locked, read_json, read_mapping, write_json, write_text
+from lowtax.common.files import locked, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, Verdict
@@ -375,7 +376,7 @@ class Study:
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
-        effects = read_json(self.out / EFFECTS) if (self.out / EFFECTS).exists() else {}
+        effects = read_card(self.out / EFFECTS, Effects) if (self.out / EFFECTS).exists() else {}
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
         table = {
             "rows": [
@@ -443,7 +444,7 @@ class Study:
     def _write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
-        earlier = read_mapping(path).get("seconds", []) if path.exists() else []
+        earlier = read_card(path, StudyCard).get("seconds", []) if path.exists() else []
         write_json(
             path,
             {

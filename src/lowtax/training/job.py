@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.cards import FinishedCard, JobRecord, Progress, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
@@ -83,8 +83,10 @@ class Job:
         """Return the card of this job, if a folder has its finished run; None also if that run was shorter."""
         if not (out / "card.json").exists():
             return None
-        card = read_mapping(out / "card.json", "job", "checkpoints")
-        return None if _differences(_flat(card["job"]), _flat(self.describe())) else card
+        card = read_card(out / "card.json", TrainedCard)
+        if _differences(_flat(card["job"]), _flat(self.describe())):
+            return None
+        return read_card(out / "card.json", FinishedCard)
 
     def require_same(self, out: Path) -> None:
         """Check that a folder has no run of another job. A run without a checkpoint or a state does not count.
@@ -183,20 +185,20 @@ def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
     """Return the jobs of which a folder has a run, and whether that is finished."""
     stored = list[tuple[dict[str, Any], bool]]()
     if (out / "card.json").exists():
-        stored.append((read_mapping(out / "card.json", "job")["job"], True))
+        stored.append((read_card(out / "card.json", TrainedCard)["job"], True))
     if _resumable(out):
         if (out / "job.json").exists():
-            stored.append((read_mapping(out / "job.json"), False))
+            stored.append((read_card(out / "job.json", JobRecord), False))
         elif not stored and (out / STATE / "progress.json").exists():  # job.json is gone
             progress = _progress(out / STATE / "progress.json")
-            stored += [(progress["job"], False)] if "job" in progress else []
+            stored += [(progress["job"], False)] if progress.get("job") else []
     return stored
 
 
 def _progress(path: Path) -> dict[str, Any]:
     """Return the progress in a saved state; empty if it is damaged, which loading it deals with."""
     try:
-        return read_mapping(path)
+        return read_card(path, Progress)
     except UserError:
         return {}
 

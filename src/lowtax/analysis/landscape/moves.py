@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtax.analysis.landscape.slices import Place, Slice
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
 from lowtax.common.records import row_id
@@ -177,7 +178,7 @@ class Walk:
         if slice_.along == "adapter" and adapter is not None:
             self.mixtures = Mixtures(None, adapter, scratch, engine.ref)
         elif to is not None and is_adapter(to):
-            self.mixtures = Mixtures(adapter, Path(to).expanduser(), scratch, engine.ref)
+            self.mixtures = Mixtures(adapter, expanded(to), scratch, engine.ref)
         elif to is not None:
             self.other = counterpart(engine.model, loading.load_model(to, precision, torch.device("cpu")), to)
         # Take the names now: PEFT renames the modules with the first adapter, and keeps their weights.

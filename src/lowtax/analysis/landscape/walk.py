@@ -24,6 +24,7 @@ from typing import Any
 from lowtax.analysis.landscape.moves import Walk
 from lowtax.analysis.landscape.report import Point, perplexity, report
 from lowtax.analysis.landscape.slices import Place, Slice, check_ends
+from lowtax.common.borders import expanded
 from lowtax.common.files import append_rows, read_rows, write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
@@ -89,7 +90,7 @@ def landscape(ask: Ask, out: Path) -> dict[str, Any]:
     """
     check_ends(ask.slice.along, ask.adapter, ask.to)
     judges.check(ask.judge)
-    adapters = [ask.adapter, Path(ask.to).expanduser() if ask.to and is_adapter(ask.to) else None]
+    adapters = [ask.adapter, expanded(ask.to) if ask.to and is_adapter(ask.to) else None]
     for folder in filter(None, adapters):
         check_adapter(folder)
         if not ask.engine.base_is_the_same:
@@ -157,7 +158,7 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
 def _identity(end: str) -> str:
     """Return a text that differs between versions of an adapter or a model."""
     if is_adapter(end):
-        return fingerprint(Path(end).expanduser())
+        return fingerprint(expanded(end))
     return row_id(end, identity(end))
 
 

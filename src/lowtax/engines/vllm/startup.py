@@ -9,10 +9,10 @@ from textwrap import shorten
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig
 
 from lowtax.common.errors import UserError
 from lowtax.engines.vllm import adapters
+from lowtax.models import loading
 
 SLOTS = 8  # maximum number of adapters in one batch on GPUs: each takes memory beside the model
 KEPT = 64  # minimum number of adapters that main memory may hold
@@ -83,7 +83,7 @@ class Server:
         for server in list(Server.known):
             _close(server.up)
         llm = self._start(room, gpus, max(KEPT, len(ranks)))
-        config = AutoConfig.from_pretrained(self.where).get_text_config().to_dict()
+        config = loading.load_config(self.ref).get_text_config().to_dict()
         positions = config.get("max_position_embeddings") or 0
         if (fit := llm.llm_engine.vllm_config.model_config.max_model_len) < positions:
             print(
@@ -145,7 +145,7 @@ def tensor_parallel(gpus: int, heads: int, key_value_heads: int) -> int:
 
 
 def _gpus(where: str) -> int:
-    config = AutoConfig.from_pretrained(where).get_text_config()
+    config = loading.load_config(where).get_text_config()
     heads = int(config.num_attention_heads)
     return tensor_parallel(torch.cuda.device_count(), heads, config.to_dict().get("num_key_value_heads") or heads)
 
