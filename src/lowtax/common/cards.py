@@ -53,7 +53,7 @@ class TrainedCard(Card):
     job: JobRecord
     jobs: dict[Text, JobRecord] = {}
     checkpoints: list[TrainedCheckpoint]
-    trainable_parameters: Count = 0
+    trainable_parameters: Count
 
 
 class SavedCheckpoint(TrainedCheckpoint):
@@ -90,11 +90,16 @@ class EditedCheckpoint(TrainedCheckpoint):
     edit_seconds: Seconds
 
 
-class EditedCard(Card):
-    """The card of an edited arm, or what is made of it so far."""
+class EditsUnderWay(Card):
+    """The checkpoints of an edited arm that are made so far."""
 
     checkpoints: list[EditedCheckpoint]
-    trainable_parameters: Count = 0
+
+
+class EditedCard(EditsUnderWay):
+    """The card of an edited arm."""
+
+    trainable_parameters: Count
 
 
 class _Update(Card):

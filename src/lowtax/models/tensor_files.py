@@ -113,7 +113,7 @@ def tensors(file: Path, names: Iterable[str] | None = None) -> Iterator[tuple[st
     with opened:
         for name in chosen:
             with border(sentence, advice):
-                tensor = opened.get_tensor(name)
+                tensor: Tensor = opened.get_tensor(name)  # type: ignore[no-untyped-call]
             yield name, tensor
 
 

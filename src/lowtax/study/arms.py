@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from lowtax.common.borders import expanded
-from lowtax.common.cards import EditedCard, TrainedCard, read_card
+from lowtax.common.cards import EditedCard, EditsUnderWay, TrainedCard, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json
 from lowtax.common.log import say
@@ -137,7 +137,7 @@ class EditPlan:
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            before = read_card(self.folder / file, EditedCard)
+            before = read_card(self.folder / file, EditsUnderWay)
             differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
             settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
@@ -158,7 +158,7 @@ class EditPlan:
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
         under_way = self.folder / UNDER_WAY
-        rows = read_card(under_way, EditedCard)["checkpoints"] if under_way.exists() else []
+        rows = read_card(under_way, EditsUnderWay)["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:

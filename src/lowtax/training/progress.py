@@ -128,7 +128,7 @@ def _step(line: str) -> dict[str, Any] | None:
     if not isinstance(row, dict):
         return None
     numbers = [row.get(name) for name in ("step", "tokens", "loss")]
-    return row if all(type(number) in (int, float) and abs(number) < MOST for number in numbers) else None
+    return row if all(isinstance(number, int | float) and abs(number) < MOST for number in numbers) else None
 
 
 def diverged(step: int, reason: str, lr: float, checkpoint: str | None) -> UserError:

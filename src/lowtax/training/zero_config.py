@@ -1,5 +1,6 @@
 """Read a user's DeepSpeed JSON, check it against the recipe, and fill in what lowtax's loop does itself."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
