@@ -116,7 +116,7 @@ def attack(read: Callable[[Any], Any], inputs: Iterator[Any], kinds: type | tupl
         inputs: files as bytes, or values.
         kinds: the types of what it returns.
     """
-    read_, refused = 0, 0
+    read_, refused, number = 0, 0, -1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for number, data in enumerate(inputs):
         try:
@@ -125,12 +125,12 @@ def attack(read: Callable[[Any], Any], inputs: Iterator[Any], kinds: type | tupl
             assert isinstance(value, kinds), f"returned {type(value).__name__}"
             read_ += 1
         except UserError as error:
-            assert str(error).strip(), f"input {number}: {data!r} has no sentence"
-            refused += 1
+            refused += bool(str(error).strip())
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise AssertionError(f"input {number}: {type(error).__name__}: {error}\n{_shown(data)}") from error
+    assert read_ + refused == number + 1, "an error has no sentence"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     assert grown < MEMORY, f"the process grew by {grown >> 20} MB"
     return read_, refused

@@ -14,6 +14,7 @@ from lowtax.common.borders import DEEPEST, read_text, reason
 from lowtax.common.errors import UserError
 
 LARGEST = 1 << 18  # characters of a text
+MOST_WRITTEN = 10_000  # values in a text
 MOST = 100_000  # values, with those that aliases repeat
 DIGITS = 400  # characters of a number or a date
 
@@ -24,6 +25,25 @@ class _OutOfBounds(ValueError):
 
 class _Loader(yaml.SafeLoader):
     """YAML without programs, in which a key that is twice in a mapping is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.written = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Return a value.
+
+        Raises:
+            _OutOfBounds: It is inside of too many others, or there are too many.
+        """
+        self.depth, self.written = self.depth + 1, self.written + 1
+        if self.depth > DEEPEST + 1:
+            raise _OutOfBounds("its values are nested too deeply")
+        if self.written > MOST_WRITTEN:
+            raise _OutOfBounds(f"it has more than {MOST_WRITTEN:,} values")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return a mapping.
