@@ -22,12 +22,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from lowtax.common.borders import border
 from lowtax.common.errors import UserError
 from lowtax.common.log import say
 from lowtax.models import tensor_files
@@ -91,6 +93,11 @@ def fitted(
         return Fit(folder)
     say(f"  {folder}: names of another tool are read as those of {ref}")
     return Fit(_copy(folder, config, keys), True)
+
+
+def unfit(folder: Path, ref: str) -> AbstractContextManager[None]:
+    """Return the border of everything that PEFT does with the files of an adapter and a model."""
+    return border(f"The adapter in {folder} does not fit the model {ref!r}", "give its own base, or save it again")
 
 
 def _require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
@@ -246,14 +253,10 @@ def _layout(folder: Path, ref: str, config: "LoraConfig", model: "PreTrainedMode
 
     config = deepcopy(config)
     config.init_lora_weights = True  # of tensors without values
-    try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            adapted = PeftModelForCausalLM(deepcopy(model), config)
-            state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, re.error) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The adapter in {folder} does not fit the model {ref!r}: {reason}") from error
+    with unfit(folder, ref), warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        adapted = PeftModelForCausalLM(deepcopy(model), config)
+        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

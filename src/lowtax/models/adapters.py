@@ -174,9 +174,9 @@ def _pattern(text: str) -> str:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("error")
             re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise ValueError(f"it is no regular expression: {reason(error)}") from error
     return text
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lowtax.common.borders import parse_json, read_bytes
+from lowtax.common.borders import parse_json, read_bytes, require_regular
 from lowtax.common.cards import BaseRecord, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
@@ -134,6 +134,7 @@ def _of_file(file: Path) -> str:
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name  # the hub's cache names large files by their hash
     try:
+        require_regular(file)
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         cache = embedded.cache() / CACHE

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -35,6 +36,8 @@ from lowtax.models.names import MOST_LAYERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 250  # characters of a reference; the hub allows fewer
+TOKENIZER = "tokenizer.json"
+HUGE_NUMBER = re.compile(rb'"\s*:\s*[0-9]{8,}')  # the value of a key in JSON
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTS = re.compile(r"layer|depth|expert|block(?!_size)|heads?$|_head_count", re.IGNORECASE)  # of which models have few
 LARGEST = 1 << 31  # of any other number in a configuration
@@ -186,6 +189,7 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         UserError: it cannot be loaded.
     """
     where, options = source(ref)
+    _require_few_tokens(ref, where, options.get("revision"))
     with readable(ref):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     template = tokenizer.chat_template
@@ -194,6 +198,21 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     ):
         raise UserError(f"The chat template of {ref!r} is no text ({brief(template)}): copy its tokenizer again.")
     return tokenizer
+
+
+def _require_few_tokens(ref: str, where: str, revision: str | None) -> None:
+    """Check that no token of a tokenizer on this machine has a huge number: all smaller ones would be gone through.
+
+    Raises:
+        UserError: one has.
+    """
+    file = Path(where) / TOKENIZER if exists(Path(where)) else None
+    if file is None and where.count("/") == 1:
+        cached = try_to_load_from_cache(where, TOKENIZER, revision=revision)
+        file = Path(cached) if isinstance(cached, str) else None
+    if file is not None and file.is_file() and (huge := HUGE_NUMBER.search(file.read_bytes())):
+        number = huge[0].decode("ascii").lstrip('" :\t\r\n')
+        raise UserError(f"{file} has the number {number[:20]}, which no tokenizer needs: copy the tokenizer again.")
 
 
 def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models import loading
-from lowtax.models.adapter_fit import fitted
+from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import check_base, fingerprint, plain_config, require_base
 from lowtax.models.model_card import merged_card
 from lowtax.models.rounding import Rounding
@@ -118,8 +118,9 @@ def _load(adapter: Path, ref: str) -> PeftModel:
     precision = "float32" if loading.resolve(ref).endswith(".gguf") else "auto"
     model = loading.load_model(ref, precision, torch.device("cpu"))
     config = plain_config(fit.folder, supported=SUPPORTED, remedy=REMEDY)
-    adapted = PeftModelForCausalLM(model, config)
-    adapted.load_adapter(str(fit.folder), "default", torch_device="cpu")
+    with unfit(adapter, ref):
+        adapted = PeftModelForCausalLM(model, config)
+        adapted.load_adapter(str(fit.folder), "default", torch_device="cpu")
     return adapted
 
 
