@@ -106,14 +106,6 @@ def test_adapter_configs_that_peft_cannot_have_written(tmp_path: Path, adapter: 
         refused(lambda: fitted(folder, str(tiny_model)))
 
 
-def test_regular_expressions_of_an_adapter_are_bounded(tmp_path: Path, adapter: Path, tiny_model: Path):
-    folder = tmp_path / "a"
-    shutil.copytree(adapter, folder)
-    config = json.loads((adapter / adapters.CONFIG).read_text())
-    (folder / adapters.CONFIG).write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())
-    assert fitted(folder, str(tiny_model)).folder == folder  # with a byte-order mark
-
-
 def test_weights_of_an_adapter_that_are_none(tmp_path: Path, adapter: Path, tiny_model: Path):
     folder = tmp_path / "a"
     shutil.copytree(adapter, folder)

@@ -40,6 +40,7 @@ TOKENIZER = "tokenizer.json"
 HUGE_NUMBER = re.compile(rb'"\s*:\s*[0-9]{8,}')  # the value of a key in JSON
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTS = re.compile(r"layer|depth|expert|block(?!_size)|heads?$|_head_count", re.IGNORECASE)  # of which models have few
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 LARGEST = 1 << 31  # of any other number in a configuration
 # Quantised checkpoints that transformers reads into plain bfloat16 weights.
 DEQUANTISED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
@@ -168,7 +169,9 @@ def _require_sizes(ref: str, fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, dict):
             _require_sizes(ref, value)
-        elif isinstance(value, int) and not -LARGEST < value < (MOST_LAYERS if PARTS.search(name) else LARGEST):
+        elif isinstance(value, int) and not (
+            (1 if name in DEPTHS else -LARGEST) <= value < (MOST_LAYERS if PARTS.search(name) else LARGEST)
+        ):
             raise UserError(f"The configuration of {ref!r} has {name}: {brief(value)}, which no model has.")
 
 
