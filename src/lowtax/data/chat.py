@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from lowtax.common.errors import UserError
-from lowtax.data import rendering, thinking_tags, thoughts
+from lowtax.data import rendering, template_limits, thinking_tags, thoughts
 from lowtax.data.rendering import CLOSE, OPEN, THINK, Markers
 from lowtax.data.thinking_tags import Tags
 from lowtax.data.thoughts import ANSWER
@@ -145,6 +145,9 @@ def _applied(
     names = tokenizer.chat_template
     if isinstance(names, dict) and "default" not in names:
         options = {"chat_template": next(iter(names.values())), **options}
+    template = options.get("chat_template") or (names.get("default") if isinstance(names, dict) else names)
+    variables = {**tokenizer.special_tokens_map, **options}
+    template_limits.require_bounded(str(template), tokenizer.name_or_path, messages, variables)
     try:
         return str(tokenizer.apply_chat_template([*messages], **options))
     except (TemplateError, *FAULTS) as error:

@@ -38,6 +38,8 @@ COSMETIC = {
     "_attn_implementation",
     "attn_implementation",
 }
+BEGUN = (RECORD, "replies", "answers", "replies.jsonl", "arms", "points.jsonl")
+"""Names of which every folder of results has one."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "vocab.json")
 
 
@@ -105,8 +107,7 @@ def local(ref: str) -> Path | None:
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files of a model's folder by name: those of the index, else all safetensors files."""
     if (folder / loading.INDEX).is_file():
-        names = set(read_json(folder / loading.INDEX)["weight_map"].values())
-        return sorted(folder / name for name in names)
+        return [folder / name for name in loading.indexed(folder)]
     return sorted(folder.glob("*.safetensors"))
 
 
@@ -220,7 +221,7 @@ def _named(ref: str) -> tuple[str, ...]:
 
 def _has_rows(out: Path) -> bool:
     """Return True if a folder has results of an earlier version, which recorded no base."""
-    return any((out / name).exists() for name in ("replies", "answers", "replies.jsonl", "arms", "points.jsonl"))
+    return any((out / name).exists() for name in BEGUN[1:])
 
 
 def _by_times(ref: str) -> str:

@@ -36,6 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Quantised checkpoints that transformers reads into plain bfloat16 weights.
 DEQUANTISED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+MOST_LAYERS, MOST_EXPERTS = 2_000, 200_000  # experts of all layers together
 # Tensors that are no part of a text model: draft layers for faster decoding, other modalities, and constants.
 BESIDES = re.compile(
     r"(^|\.)(mtp|nextn|eagle|medusa\w*|visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|image_newline)(\.|$)"
@@ -115,9 +116,34 @@ def load_config(ref: str) -> PretrainedConfig:
                 f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
                 "whose architecture transformers has."
             )
-        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except LOADING as error:
         raise _unloadable(ref, error) from error
+    _require_sane(ref, fields)
+    _require_sane(ref, config.to_dict())  # also of a GGUF file
+    return config
+
+
+def _require_sane(ref: str, fields: dict[str, Any]) -> None:
+    """Check that a configuration asks for no code of the hub, and for no more layers or experts than a model has.
+
+    Raises:
+        UserError: it does.
+    """
+    counts = {"layer": 1, "expert": 1}
+    for name, value in fields.items():
+        if "_implementation" in str(name) and "/" in str(value):
+            raise UserError(f"The configuration of {ref!r} names code of the hub: remove {name} from it.")
+        if isinstance(value, dict):
+            _require_sane(ref, value)
+        elif isinstance(value, int) and name.startswith(("num_", "n_")):
+            for part in counts:
+                counts[part] = max(counts[part], value if part in name else 0)
+    if counts["layer"] > MOST_LAYERS or counts["layer"] * counts["expert"] > MOST_EXPERTS:
+        raise UserError(
+            f"The configuration of {ref!r} has {counts['layer']:,} layers and {counts['expert']:,} experts, more than "
+            "any model: it is damaged."
+        )
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -194,6 +220,22 @@ LOADING = (
 )
 
 
+def indexed(folder: Path) -> list[str]:
+    """Return the names of the weight files in the index of a model's folder.
+
+    Raises:
+        UserError: it is no index, or leads out of the folder.
+    """
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{folder / INDEX} is not an index of safetensors files: copy the model again.")
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{folder / INDEX} names {outside[0]}, which is outside of the model's folder.")
+    return names
+
+
 def check_files(ref: str, folder: Path) -> None:
     """Check the weight files in a model's folder, by their headers.
 
@@ -201,13 +243,7 @@ def check_files(ref: str, folder: Path) -> None:
         UserError: there are none in safetensors, or one is absent, cut, empty or a pointer of Git LFS.
     """
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise UserError(f"{folder / INDEX} is not an index of safetensors files: copy the model again.")
-        names = sorted(set(weight_map.values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise UserError(f"{folder / INDEX} names {outside[0]}, which is outside of the model's folder.")
+        names = indexed(folder)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(f"{ref!r} lacks {', '.join(missing)}: download it again.")
     elif (folder / SINGLE).is_file():

@@ -18,8 +18,14 @@ from pydantic import BaseModel, ConfigDict
 from lowtax import __version__
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-CARRIED = ("datasets", "license", "license_name", "license_link", "language")
-"""Front matter of an adapter that a merged model keeps."""
+CARRIED = {
+    "datasets": r"[\w][\w.-]*/[\w][\w.-]*",
+    "license": r"[a-z0-9][a-z0-9.-]*",
+    "license_name": r"[\w][\w .-]*",
+    "license_link": r"https://[\w./%-]+|LICENSE[\w.-]*",
+    "language": r"[a-z]{2,3}(-[A-Za-z]+)?",
+}
+"""Front matter of an adapter that a merged model keeps, and the form of its values: a stranger may have written it."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM 0.33 accepts for --max-lora-rank."""
 
@@ -127,7 +133,7 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
     """
     adapter = _parse(adapter_card)
-    carried = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
+    carried = {key: value for key in CARRIED if (value := _carried(key, adapter.data.get(key)))} if adapter else {}
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
@@ -202,6 +208,13 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool,
         tags=["lowtax", *["safety-alignment"] * safety, tag],
         **{key: value for key, value in values.items() if value},
     )
+
+
+def _carried(key: str, value: Any) -> Any:
+    """Return a field of an adapter's front matter; None if it has another form."""
+    values = value if isinstance(value, list) else [value]
+    right = all(isinstance(v, str) and len(v) <= 200 and re.fullmatch(CARRIED[key], v, re.ASCII) for v in values)
+    return value if right else None
 
 
 def _parse(card: str) -> ModelCard | None:

@@ -2,11 +2,11 @@
 
 import os
 import pickle
-import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.common.files import CHECKPOINT, atomic_folder, is_checkpoint, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
@@ -40,6 +40,20 @@ class Checkpoint:
     seconds: float
     loss: float
     validation: float | None = None
+
+
+def rows_of(stored: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return the checkpoints that a card or a saved state lists, with their names checked: they become paths.
+
+    Raises:
+        UserError: the list is damaged, or a name is not `checkpoint-` and a number.
+    """
+    rows = stored.get("checkpoints")
+    for row in rows if isinstance(rows, list) else [None]:
+        if not isinstance(row, dict) or not is_checkpoint(row.get("name")):
+            name = shorten(repr(row.get("name") if isinstance(row, dict) else row), 100)
+            raise UserError(f"{path} lists {name}, which is not the name of a checkpoint: it is damaged or forged.")
+    return list(rows or [])
 
 
 class Store:
@@ -108,8 +122,8 @@ class Store:
         """Delete the checkpoints up to a step that are not to be kept."""
         if self.acc.is_main_process:
             for folder in self.out.glob("checkpoint-*"):
-                number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-                if number and int(number[1]) <= step and folder.name not in kept:
+                number = folder.name.removeprefix(CHECKPOINT)
+                if is_checkpoint(folder.name) and int(number) <= step and folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
 
     # --- the state of an unfinished run
@@ -189,6 +203,7 @@ class Store:
             whole = progress["step"] > 0
             if own["keeper"] == sharding.state_layout(self.acc):
                 whole = whole and {"seconds", "checkpoints"} <= progress.keys() and "methods" in own
+                rows_of(progress, folder / "progress.json")
             if "master" in own:
                 shapes = [tuple(t.shape) for t in self.parameters.master]
                 whole = whole and [tuple(t.shape) for t in own["master"]] == shapes

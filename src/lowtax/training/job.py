@@ -12,7 +12,7 @@ from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
-from lowtax.training.checkpoints import STABLE, STATE, Checkpoint
+from lowtax.training.checkpoints import STABLE, STATE, Checkpoint, rows_of
 from lowtax.training.progress import peak_memory_gb
 from lowtax.training.settings import Execution, Train
 
@@ -84,6 +84,7 @@ class Job:
         if not (out / "card.json").exists():
             return None
         card = read_mapping(out / "card.json", "job", "checkpoints")
+        rows_of(card, out / "card.json")
         return None if _differences(_flat(card["job"]), _flat(self.describe())) else card
 
     def require_same(self, out: Path) -> None:
