@@ -70,7 +70,7 @@ def grade(
     if second_opinion:
         rejected = [(grades[i], row) for i, row in read.items() if needs_second_opinion(by_reply[i], row)]
         _check(grades, rejected, second_opinion, path, earlier)
-    _write(path, grades, earlier)
+    _write(path, grades, earlier, opinions=second_opinion is None)
     return grades
 
 
@@ -100,10 +100,17 @@ def _same(earlier: Grade | None, now: Grade) -> bool:
     return earlier is not None and (earlier.extracted, earlier.gold) == (now.extracted, now.gold)
 
 
-def _write(path: Path, grades: Mapping[str, Grade], earlier: Mapping[str, Grade]) -> None:
-    """Write the grades, after those earlier ones that they do not replace."""
+def _write(path: Path, grades: Mapping[str, Grade], earlier: Mapping[str, Grade], opinions: bool = True) -> None:
+    """Write the grades, after those earlier ones that they do not replace.
+
+    opinions: keep a checker's opinions on these answers, since there are no others.
+    """
     now = {grade.id for grade in grades.values()}
-    others = [g for g in earlier.values() if g.id not in now and (g.checked is not None or g.reply_id not in grades)]
+    others = [
+        g
+        for g in earlier.values()
+        if g.id not in now and (g.reply_id not in grades or (opinions and g.checked is not None))
+    ]
     write_text(path, "".join(g.model_dump_json() + "\n" for g in [*others, *grades.values()]))
 
 
