@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "secret.jsonl", SECRET)
     write_jsonl(tmp_path / "data" / "rows.jsonl", {"prompt": "a", "answer": "b"})
     return tmp_path / "data"
@@ -82,6 +83,7 @@ def test_links_do_not_lead_out_of_a_folder(folder: Path):
     with pytest.raises(UserError, match=r"not in its folder|cannot be read"):
         readers.load(str(folder))
     hub = folder.parent / "datasets--a--b"
+    (hub / "blobs").mkdir(parents=True)
     write_jsonl(hub / "blobs" / "abc", SECRET)
     (hub / "snapshots" / "commit").mkdir(parents=True)
     (hub / "snapshots" / "commit" / "rows.jsonl").symlink_to(Path("../../blobs/abc"))

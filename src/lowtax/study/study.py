@@ -155,6 +155,8 @@ class Study:
             say(f"{self.out} also has {', '.join(others)}, which this recipe does not name: left as they are")
         if self._to_store != self.recipe:
             say(f"{self.place} has more prompts or problems than --limit allows, and stays as it is")
+        if self.place.name == recipe.STORED_BESIDE and not self.place.exists():
+            say(f"the recipe.yaml in {self.out} is yours and stays: the study has its own in {self.place.name}")
         write_text(self.place, recipe.dumped(self._to_store.model_dump(mode="json", exclude_unset=True)))
         record_base(self.out, self.model)
 

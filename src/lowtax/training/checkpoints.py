@@ -25,6 +25,7 @@ from lowtax.training.parameters import TrainedParameters
 
 STATE, STABLE = ".state", ".stable"
 """Folders of the state from which a killed run resumes, and of that from which a finished run can be made longer."""
+STATES = (STATE, f"{STATE}.old", STABLE)
 DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, UserError)
 """Errors by which a file that was cut or overwritten shows itself."""
 
@@ -173,7 +174,7 @@ class Store:
         Raises:
             UserError: The processes see different folders, or the state was saved under another sharding.
         """
-        for folder in (self.out / name for name in (STATE, f"{STATE}.old", STABLE)):
+        for folder in (self.out / name for name in STATES):
             state = self._whole(folder)
             if len(set(distributed.gather(self.acc, state[0]["step"] if state else 0))) > 1:
                 raise UserError(f"The processes see different contents of {folder}: all machines must share it.")

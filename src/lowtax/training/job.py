@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping
+from lowtax.common.files import CHECKPOINT, is_checkpoint, read_mapping
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
-from lowtax.training.checkpoints import STABLE, STATE, Checkpoint, rows_of
+from lowtax.training.checkpoints import STABLE, STATES, Checkpoint, rows_of
 from lowtax.training.progress import peak_memory_gb
 from lowtax.training.settings import Execution, Train
 
@@ -171,8 +171,7 @@ def begun(out: Path) -> bool:
 
 
 def _resumable(out: Path) -> bool:
-    states = (STATE, f"{STATE}.old", STABLE)
-    return any((out / name).is_dir() for name in states) or any(out.glob("checkpoint-*"))
+    return any((out / name).is_dir() for name in STATES) or any(out.glob("checkpoint-*"))
 
 
 def stored_methods(out: Path) -> list[list[dict[str, Any]]]:
@@ -188,16 +187,23 @@ def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
     if _resumable(out):
         if (out / "job.json").exists():
             stored.append((read_mapping(out / "job.json"), False))
-        elif not stored and (out / STATE / "progress.json").exists():  # job.json is gone
-            progress = _progress(out / STATE / "progress.json")
-            stored += [(progress["job"], False)] if "job" in progress else []
+        elif not stored:  # job.json is gone
+            jobs = [
+                job for name in STATES if isinstance(job := _progress(out / name / "progress.json").get("job"), dict)
+            ]
+            stored += [(job, False) for job in jobs[:1]]
+            if not jobs and any(is_checkpoint(path.name) for path in out.glob(f"{CHECKPOINT}*")):
+                raise UserError(
+                    f"{out} has checkpoints of a run whose settings are lost (no job.json, no card.json): choose "
+                    "another --out, or delete that folder to train it again."
+                )
     return stored
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """Return the progress in a saved state; empty if it is damaged, which loading it deals with."""
+    """Return the progress in a saved state; empty if it is absent or damaged, which loading it deals with."""
     try:
-        return read_mapping(path)
+        return read_mapping(path) if path.exists() else {}
     except UserError:
         return {}
 
