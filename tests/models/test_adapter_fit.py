@@ -217,14 +217,8 @@ def test_a_configuration_with_wrong_types(base: Path, adapter: Path, fields: dic
         fitted(adapter, str(base))
 
 
-def test_patterns_of_strangers_end_in_time(adapter: Path, base: Path):
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    slow = "(([a-z._0-9])+)+X"
-    configure(adapter, exclude_modules=slow)
-    with pytest.raises(UserError, match="takes too long"):
-        fitted(adapter, str(base))
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    configure(adapter, alpha_pattern={slow: 2})
+def test_a_pattern_that_would_never_end_is_refused_without_a_model(adapter: Path, base: Path):
+    configure(adapter, alpha_pattern={"(([a-z._0-9])+)+X": 2})
     with pytest.raises(UserError, match="takes too long"):
         read_adapter(adapter)
     configure(adapter, target_modules=r".*\.(gate|up|down)_proj", alpha_pattern={r"layers\.[0-9]+\.mlp\.up_proj": 4})

@@ -124,7 +124,7 @@ def require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[s
 # stranger, and Python's matcher cannot be interrupted.
 TRY = """
 import json, re, resource, sys
-for limit, value in ((resource.RLIMIT_CPU, 3), (resource.RLIMIT_AS, 2**30)):
+for limit, value in ((resource.RLIMIT_CPU, 2), (resource.RLIMIT_AS, 2**30)):
     try:
         resource.setrlimit(limit, (value, value))
     except (ValueError, OSError):

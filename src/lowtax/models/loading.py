@@ -116,10 +116,10 @@ def load_config(ref: str) -> PretrainedConfig:
                 f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
                 "whose architecture transformers has."
             )
+        _require_sane(ref, fields)
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except LOADING as error:
         raise _unloadable(ref, error) from error
-    _require_sane(ref, fields)
     _require_sane(ref, config.to_dict())  # also of a GGUF file
     return config
 
