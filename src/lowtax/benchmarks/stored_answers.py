@@ -13,7 +13,7 @@ from lowtax.benchmarks.evaluate import UNFINISHED, shown
 from lowtax.benchmarks.grading import pool
 from lowtax.common import stats
 from lowtax.common.errors import UserError
-from lowtax.common.files import write_json, write_text
+from lowtax.common.files import refuse_inputs, write_json, write_text
 from lowtax.common.log import quiet_libraries, say
 from lowtax.common.records import Grade, Prompt, Rows, row_id
 from lowtax.common.tables import passage
@@ -61,6 +61,8 @@ def grade(
     Raises:
         UserError: the file, a column or the benchmark is missing.
     """
+    if out is not None:
+        refuse_inputs(Path(out), ("grades.jsonl", "grades.json"), Path(answers), Path(file) if file else None)
     path, settings = Path(answers), Task(preset=preset, file=file, checker=checker)
     stored = read(path, Columns(reply, gold, question, finish, choices, thinking_tags, opened), path.name)
     if checker:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
-from lowtax.cli.options import Same
+from lowtax.cli.options import Same, Trust
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
 from lowtax.common.log import show_progress
@@ -83,26 +83,23 @@ Limit = Annotated[
 Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
 
 
-def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
+def _recipe(path: Path, settings: list[str] | None, engine: str | None, trust: bool) -> "Recipe":
     from lowtax.study.recipe import load
 
-    recipe = load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])])
-    if limit:
-        from lowtax.study.study import limited
-
-        recipe = limited(recipe, limit)
-    return recipe
+    return load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])], trust)
 
 
 @contextmanager
-def study(out: Path, recipe: "Recipe | None" = None, same: bool = False) -> Iterator["Study"]:
+def study(
+    out: Path, recipe: "Recipe | None" = None, same: bool = False, trust: bool = False, limit: int | None = None
+) -> Iterator["Study"]:
     """Open the study in a folder, and keep other processes out of the folder meanwhile."""
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.study import Study
 
-    with Study(recipe, out, same) if recipe else Study.open(out, same) as work:
+    with Study(recipe, out, same, limit) if recipe else Study.open(out, same, trust) as work:
         yield work
 
 
@@ -114,6 +111,7 @@ def run(
     limit: Limit = None,
     engine: Engine = None,
     base_is_the_same: Same = False,
+    trust: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
@@ -124,25 +122,26 @@ def run(
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
     if dry_run:
-        return _dry_run(_recipe(recipe, set_, limit, engine), as_json)
+        return _dry_run(_recipe(recipe, set_, engine, trust), limit, as_json)
     if as_json:
         raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
-    with study(out, _recipe(recipe, set_, limit, engine), base_is_the_same) as work:
+    with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
         work.run()
     _show(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
-def _dry_run(recipe: "Recipe", as_json: bool) -> None:
+def _dry_run(recipe: "Recipe", limit: int | None, as_json: bool) -> None:
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.dryrun.plan import plan
     from lowtax.study.dryrun.show import show
+    from lowtax.study.study import limited
 
-    planned = plan(recipe)
+    planned = plan(limited(recipe, limit) if limit else recipe)
     print(json.dumps(asdict(planned))) if as_json else show(planned)
 
 
@@ -168,6 +167,7 @@ def compare(
     against: Annotated[
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write the table and the figure of a study.
 
@@ -176,7 +176,7 @@ def compare(
 
     Example: lowtax compare runs/quickstart
     """
-    with study(folder) as work:
+    with study(folder, trust=trust) as work:
         work.require("either")
         if against is not None:
             from lowtax.study import paired

@@ -32,6 +32,9 @@ Same = Annotated[
     bool,
     typer.Option("--base-is-the-same", help="The model is the one that adapters and results were made with."),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python files (file.py:Class) that the recipe or the study names.")
+]
 Revision = Annotated[
     str | None, typer.Option("--model-revision", metavar="REV", help="Commit, tag or branch of a model of the hub.")
 ]

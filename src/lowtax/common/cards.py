@@ -179,5 +179,7 @@ def read_card(path: Path, kind: type[BaseModel], advice: str = MAKE_AGAIN) -> di
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:80]
-        raise UserError(f"{path} is damaged: {where} is {brief(first['input'])} ({first['msg']}); {advice}.") from error
+        raise UserError(
+            f"{path} is damaged or forged: {where} is {brief(first['input'])} ({first['msg']}); {advice}."
+        ) from error
     return value

@@ -16,6 +16,11 @@ from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
 
 
+def is_program(name: str) -> bool:
+    """Return whether a name is that of a class in a Python file, which runs when it is resolved."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
 def resolve(family: str, name: str, table: dict[str, str]) -> type[Any]:
     """Return the class that `name` stands for.
 
@@ -30,8 +35,8 @@ def resolve(family: str, name: str, table: dict[str, str]) -> type[Any]:
     if name in table:
         module, _, attribute = table[name].partition(":")
         return _class_of(importlib.import_module(module), attribute, name)
-    path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
+    if is_program(name):
+        path, _, attribute = name.rpartition(":")
         return _class_of(_module_at(expanded(path), name), attribute, name)
     raise UserError(
         f"There is no {family} {name!r}; {did_you_mean(name, table)} Give a class of yours as path/to/file.py:Class."

@@ -4,6 +4,7 @@ An alias stands for everything that its anchor has, so a few lines can stand for
 counted before any is made. A key that is twice in a mapping is an error; YAML itself takes the last one.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from lowtax.common.borders import DEEPEST, read_text, reason
 from lowtax.common.errors import UserError
 
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 LARGEST = 1 << 18  # characters of a text
 MOST_WRITTEN = 10_000  # values in a text
 MOST = 100_000  # values, with those that aliases repeat

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from lowtax.common.borders import reason
 from lowtax.common.errors import UserError
-from lowtax.data import rendering, thinking_tags, thoughts
+from lowtax.data import rendering, template_limits, thinking_tags, thoughts
 from lowtax.data.rendering import CLOSE, OPEN, THINK, Markers
 from lowtax.data.thinking_tags import Tags
 from lowtax.data.thoughts import ANSWER
@@ -145,6 +145,9 @@ def _applied(
     names = tokenizer.chat_template
     if isinstance(names, dict) and "default" not in names:
         options = {"chat_template": next(iter(names.values())), **options}
+    template = options.get("chat_template") or (names.get("default") if isinstance(names, dict) else names)
+    variables = {**tokenizer.special_tokens_map, **options}
+    template_limits.require_bounded(str(template), tokenizer.name_or_path, messages, variables)
     try:
         return _written(tokenizer, messages, options)
     except TemplateError as error:

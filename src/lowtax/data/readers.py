@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from lowtax.common.borders import brief, exists, expanded
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.data import tables
+from lowtax.data import data_folders, tables
 from lowtax.data.tables import BINARY_FORMATS, COMPRESSED, TEXT_FORMATS, Row
 
 LONGEST = 250  # characters of a source that does not exist
@@ -133,14 +133,11 @@ def _folder(
 
     _check_shards(name, (path.name for path in folder.rglob("*-of-*")))
     saved = bool({"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()})
+    data_folders.require_saved_inside(folder) if saved else data_folders.require_patterns_inside(folder)
     try:
-        # Streaming reads the files themselves and leaves no copy of them in a second cache.
-        splits: Any = (
-            datasets.load_from_disk(str(folder))
-            if saved
-            else datasets.load_dataset(str(folder), subset, streaming=True)
-        )
-        table = Table([dict(row) for row in _of_split(splits, split, name)], name, revision)
+        splits: Any = datasets.load_from_disk(str(folder)) if saved else _streamed(folder, subset)
+        rows = data_folders.as_stored(_of_split(splits, split, name))
+        table = Table([dict(row) for row in rows], name, revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         files = [] if saved else _files(folder, subset, split, name) or _other_files(folder, subset, split)
         if not files:
@@ -149,6 +146,17 @@ def _folder(
     if not table.rows:
         raise UserError(f"{name} has no rows.")
     return table
+
+
+def _streamed(folder: Path, subset: str | None) -> Any:
+    """Open the splits of a folder. Streaming reads the files themselves and leaves no copy of them in a cache."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder), subset)
+    data_folders.require_inside(
+        folder, (file for files in (builder.config.data_files or {}).values() for file in files)
+    )
+    return builder.as_streaming_dataset()
 
 
 def _files(folder: Path, subset: str | None, split: str | None, name: str) -> list[Path]:
@@ -160,7 +168,8 @@ def _files(folder: Path, subset: str | None, split: str | None, name: str) -> li
     except (OSError, ValueError, datasets.exceptions.DatasetsError):
         return []
     paths = [Path(file) for file in _of_split({str(key): inner for key, inner in files.items()}, split, name)]
-    return paths if all(path.is_relative_to(folder.absolute()) and path.is_file() for path in paths) else []
+    data_folders.require_inside(folder, paths)
+    return paths if all(path.is_file() for path in paths) else []
 
 
 def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Path]:
@@ -168,7 +177,9 @@ def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Pa
     if subset or split:
         return []
     known = (*TEXT_FORMATS, *BINARY_FORMATS)
-    return sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+    data_folders.require_inside(folder, paths)
+    return paths
 
 
 def _file_by_file(files: list[Path], name: str, revision: str | None, strict: bool) -> Table:

@@ -110,8 +110,8 @@ def _origin(where: Path) -> tuple[str, Json, Json]:
     """Return the model, package versions, and settings by task and prompt set, as far as the folder has them."""
     card: Json = read_card(where / "card.json", FolderCard) if (where / "card.json").exists() else {}
     packages = card.get("versions", {})
-    if (where / "recipe.yaml").exists():
-        study = recipe.load(where / "recipe.yaml")
+    if (path := recipe.stored_in(where)) is not None:
+        study = recipe.load(path, trust=True)  # it is read only: no class of it is used
         tasks = {name: task.model_dump(mode="json") for name, task in study.tasks.items()}
         return study.model, packages, {SETS: {"sampling": study.sampling.model_dump(mode="json")}, **tasks}
     return (
@@ -141,7 +141,7 @@ def _prompt_sets(where: Path, prompts: str | None, judge: str | None, on: str | 
     """Return the replies of every prompt set with their verdicts."""
     verdicts: list[tuple[Path, Verdict]] = []
     by_set: dict[str, list[Reply]] = {}
-    if (where / "recipe.yaml").exists() or (where / "replies").is_dir():
+    if recipe.stored_in(where) is not None or (where / "replies").is_dir():
         for file in sorted((where / "replies").glob("*.jsonl")):
             by_set[file.stem] = list(read_rows(file, Reply).values())
         files = sorted((where / "verdicts").glob("*.jsonl"))

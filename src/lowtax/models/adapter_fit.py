@@ -80,7 +80,7 @@ def fitted(
     stored = tensor_files.header(folder / WEIGHTS)
     model = frame(ref)
     names, extra = _module_names(folder, stored)
-    _require_quick_patterns(folder, config, [*names.values(), *(name for name, _ in model.named_modules())])
+    require_quick_patterns(folder, config, [*names.values(), *(name for name, _ in model.named_modules())])
     prefix = _prefix(folder, ref, names, model)
     if prefix is not None:
         config = _spelled_out(config, names, prefix, model)
@@ -100,36 +100,55 @@ def unfit(folder: Path, ref: str) -> AbstractContextManager[None]:
     return border(f"The adapter in {folder} does not fit the model {ref!r}", "give its own base, or save it again")
 
 
-def _require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
+def require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
     """Check that the regular expressions of a configuration end in time: a stranger's may take for ever.
 
     Raises:
         UserError: one does not.
     """
-    given = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ()), *(config.alpha_pattern or ())]
-    patterns = [pattern for pattern in given if isinstance(pattern, str) and set(pattern) & set("*+{")]
+    fields = (config.target_modules, config.exclude_modules, config.layers_pattern)
+    texts = [text for field in fields for text in ([field] if isinstance(field, str) else field or ())]
+    texts += [*(config.rank_pattern or ()), *(config.alpha_pattern or ())]
+    patterns = [text for text in texts if isinstance(text, str) and not re.fullmatch(r"[\w.]*", text)]
     if not patterns:
         return
+    task = json.dumps({"patterns": patterns, "names": list(dict.fromkeys(names))})
+    command = [sys.executable, "-I", "-c", TRY]
     try:
-        task = json.dumps({"patterns": patterns, "names": list(dict.fromkeys(names))})
-        subprocess.run([sys.executable, "-c", TRY], input=task, text=True, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired as error:
+        done = subprocess.run(
+            command, input=task, text=True, timeout=PATIENCE, check=False, stderr=subprocess.DEVNULL
+        ).returncode
+    except subprocess.TimeoutExpired:
+        done = None
+    if done != 0:
         raise UserError(
             f"The adapter in {folder} selects its modules by {shorten(patterns[0], 80)!r}, which takes too long to "
             "match: name the modules."
-        ) from error
+        )
 
 
-# Matches patterns as PEFT does, in a process that can be ended.
+# Matches patterns as PEFT does, in a process with limits on its processor time and memory: a pattern's author may be a
+# stranger, and Python's matcher cannot be interrupted.
 TRY = """
-import json, re, sys
+import json, re, resource, sys
+for limit, value in ((resource.RLIMIT_CPU, 2), (resource.RLIMIT_AS, 2**30)):
+    try:
+        resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError):
+        pass
 task = json.load(sys.stdin)
 for pattern in task["patterns"]:
-    for name in task["names"]:
-        re.fullmatch(pattern, name)
-        re.match(rf"(.*\\.)?({pattern})$", name)
+    forms = pattern, rf"(.*\\.)?({pattern})$", rf".*\\.{pattern}\\.(\\d+)\\."
+    for form in forms:
+        try:
+            compiled = re.compile(form)
+        except (re.error, OverflowError, RecursionError):
+            continue
+        for name in task["names"]:
+            compiled.match(name)
+            compiled.fullmatch(name)
 """
-PATIENCE = 10.0  # seconds
+PATIENCE = 60.0  # seconds, on a busy machine
 
 
 def _module_names(folder: Path, stored: Collection[str]) -> tuple[dict[str, str], list[str]]:

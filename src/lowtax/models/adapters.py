@@ -354,6 +354,10 @@ def read_adapter(folder: Path, ref: str | None = None) -> Adapter:
         raise UserError(f"The adapter in {folder} has only one factor of {half[0]}: save it again.")
     if not parts:
         raise UserError(f"The adapter in {folder} has no LoRA factors: save it again.")
+    if ref is None:
+        from lowtax.models.adapter_fit import require_quick_patterns
+
+        require_quick_patterns(folder, config, list(parts))
     scales = {module: _scale(config, module, pair["a"].shape[0]) for module, pair in parts.items()}
     factors = {
         module: Factors(pair["a"].T * scales[module], pair["b"].T)

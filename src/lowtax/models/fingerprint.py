@@ -41,6 +41,8 @@ COSMETIC = {
     "_attn_implementation",
     "attn_implementation",
 }
+BEGUN = (RECORD, "replies", "answers", "replies.jsonl", "arms", "points.jsonl")
+"""Names of which every folder of results has one."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "vocab.json")
 
 
@@ -229,7 +231,7 @@ def _named(ref: str) -> tuple[str, ...]:
 
 def _has_rows(out: Path) -> bool:
     """Return True if a folder has results of an earlier version, which recorded no base."""
-    return any((out / name).exists() for name in ("replies", "answers", "replies.jsonl", "arms", "points.jsonl"))
+    return any((out / name).exists() for name in BEGUN[1:])
 
 
 def _by_times(ref: str) -> str:

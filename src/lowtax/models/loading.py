@@ -32,7 +32,6 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.log import say
 from lowtax.models import embedded, tensor_files
-from lowtax.models.names import MOST_LAYERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 250  # characters of a reference; the hub allows fewer
@@ -41,9 +40,10 @@ HUGE_NUMBER = re.compile(rb'"\s*:\s*[0-9]{8,}')  # the value of a key in JSON
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTS = re.compile(r"layer|depth|expert|block(?!_size)|heads?$|_head_count", re.IGNORECASE)  # of which models have few
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-LARGEST = 1 << 31  # of any other number in a configuration
+MOST_PARTS, LARGEST = 10_000, 1 << 31  # of these, and of any other number in a configuration
 # Quantised checkpoints that transformers reads into plain bfloat16 weights.
 DEQUANTISED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+MOST_LAYERS, MOST_EXPERTS = 2_000, 200_000  # experts of all layers together
 # Tensors that are no part of a text model: draft layers for faster decoding, other modalities, and constants.
 BESIDES = re.compile(
     r"(^|\.)(mtp|nextn|eagle|medusa\w*|visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|image_newline)(\.|$)"
@@ -153,26 +153,37 @@ def load_config(ref: str) -> PretrainedConfig:
                 f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
                 "whose architecture transformers has."
             )
-        _require_sizes(ref, fields)
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-        if "gguf_file" in options:
-            _require_sizes(ref, config.to_dict())
+        _require_sane(ref, fields)
+        config: PretrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    _require_sane(ref, config.to_dict())  # also of a GGUF file
     return config
 
 
-def _require_sizes(ref: str, fields: dict[str, Any]) -> None:
-    """Check that the numbers in a configuration can be those of a model: millions of layers would take for ever.
+def _require_sane(ref: str, fields: dict[str, Any]) -> None:
+    """Check that a configuration asks for no code of the hub, and that its numbers can be those of a model.
+
+    Millions of layers or experts would take for ever.
 
     Raises:
-        UserError: one cannot be.
+        UserError: it does, or one cannot be.
     """
+    counts = {"layer": 1, "expert": 1}
     for name, value in fields.items():
+        if "_implementation" in str(name) and "/" in str(value):
+            raise UserError(f"The configuration of {ref!r} names code of the hub: remove {name} from it.")
         if isinstance(value, dict):
-            _require_sizes(ref, value)
-        elif isinstance(value, int) and not (
-            (1 if name in DEPTHS else -LARGEST) <= value < (MOST_LAYERS if PARTS.search(name) else LARGEST)
-        ):
-            raise UserError(f"The configuration of {ref!r} has {name}: {brief(value)}, which no model has.")
+            _require_sane(ref, value)
+        elif isinstance(value, int):
+            if not (1 if name in DEPTHS else -LARGEST) <= value < (MOST_PARTS if PARTS.search(name) else LARGEST):
+                raise UserError(f"The configuration of {ref!r} has {name}: {brief(value)}, which no model has.")
+            for part in counts:
+                named = name.startswith(("num_", "n_")) and part in name
+                counts[part] = max(counts[part], value if named else 0)
+    if counts["layer"] > MOST_LAYERS or counts["layer"] * counts["expert"] > MOST_EXPERTS:
+        raise UserError(
+            f"The configuration of {ref!r} has {counts['layer']:,} layers and {counts['expert']:,} experts, more than "
+            "any model: it is damaged."
+        )
 
 
 def model_class(config: PretrainedConfig) -> Any:

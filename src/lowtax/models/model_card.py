@@ -18,12 +18,17 @@ from pydantic import BaseModel, ConfigDict
 from lowtax import __version__
 from lowtax.common.borders import border
 from lowtax.common.errors import UserError
-from lowtax.common.yaml_files import parse_yaml
+from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-CARRIED = ("datasets", "license", "license_name", "license_link", "language")
-"""Front matter of an adapter that a merged model keeps."""
+CARRIED = {
+    "datasets": r"[\w][\w.-]*/[\w][\w.-]*",
+    "license": r"[a-z0-9][a-z0-9.-]*",
+    "license_name": r"[\w][\w .-]*",
+    "license_link": r"https://[\w./%-]+|LICENSE[\w.-]*",
+    "language": r"[a-z]{2,3}(-[A-Za-z]+)?",
+}
+"""Front matter of an adapter that a merged model keeps, and the form of its values: a stranger may have written it."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM 0.33 accepts for --max-lora-rank."""
 
@@ -131,8 +136,8 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
     """
     adapter = _parse(adapter_card)
-    carried = {key: value for key in CARRIED if _is_plain(value := adapter.data.get(key))} if adapter else {}
     tags = adapter.data.get("tags") if adapter else None
+    carried = {key: value for key in CARRIED if (value := _carried(key, adapter.data.get(key)))} if adapter else {}
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
@@ -147,11 +152,6 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         if adapter and isinstance(tags, list) and "lowtax" in tags
         else None,
     )
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value of front matter is text, or a list of texts."""
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def hub_id(ref: str) -> str | None:
@@ -212,6 +212,13 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool,
         tags=["lowtax", *["safety-alignment"] * safety, tag],
         **{key: value for key, value in values.items() if value},
     )
+
+
+def _carried(key: str, value: Any) -> Any:
+    """Return a field of an adapter's front matter; None if it has another form."""
+    values = value if isinstance(value, list) else [value]
+    right = all(isinstance(v, str) and len(v) <= 200 and re.fullmatch(CARRIED[key], v, re.ASCII) for v in values)
+    return value if right else None
 
 
 def _parse(card: str) -> ModelCard | None:

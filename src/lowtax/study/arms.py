@@ -10,6 +10,7 @@ They are sampled, judged and compared like trained arms. A checkpoint appears as
 made twice.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,12 @@ from typing import Any
 from lowtax.common.borders import expanded
 from lowtax.common.cards import EditedCard, EditsUnderWay, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import write_json
+from lowtax.common.files import below, beside, read_mapping, write_json
 from lowtax.common.log import say
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
 from lowtax.methods.base import Edit
-from lowtax.methods.editing import CARD, edit
+from lowtax.methods.editing import CARD, MADE_BY, edit
 from lowtax.methods.loading import load
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter, fingerprint
@@ -105,6 +106,23 @@ def cost(group: Sequence[Subject]) -> dict[str, float]:
     return {"edit_seconds": round(mean(seconds), 1)} if seconds else {}
 
 
+def _remove_unlisted(folder: Path) -> None:
+    """Delete a checkpoint that was edited right before a kill, so that it is not listed; it is made again.
+
+    Raises:
+        UserError: the folder is not one that `lowtax edit` wrote.
+    """
+    if not os.path.lexists(folder):
+        return
+    card = read_mapping(folder / CARD) if (folder / CARD).is_file() and not folder.is_symlink() else {}
+    if card.get("made_by") != MADE_BY:
+        raise UserError(
+            f"{folder} is where an edited checkpoint goes, and lowtax did not edit what is there: move it away, or "
+            "give the edited arm another name."
+        )
+    shutil.rmtree(folder)
+
+
 @dataclass(frozen=True)
 class EditPlan:
     """The plan of one edited arm for one seed: its edits, and its folder in that of all arms."""
@@ -167,7 +185,7 @@ class EditPlan:
         write_json(
             self.folder / CARD,
             {
-                "made_by": "lowtax edit",
+                "made_by": MADE_BY,
                 **decided,
                 "checkpoints": rows,
                 "edit_seconds": round(sum(row["edit_seconds"] for row in rows), 2),
@@ -208,19 +226,15 @@ class EditPlan:
 
     def _one(self, checkpoint: Card) -> Card:
         """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
-        out, began = self.folder / checkpoint["name"], time.perf_counter()
-        between = self.folder / f".{checkpoint['name']}.edits"
-        source, cards = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
-        for partial in (out, between):  # left by a kill: finished checkpoints are listed and not made again
-            shutil.rmtree(partial, ignore_errors=True)
-        try:
+        out, began = below(self.folder, checkpoint["name"]), time.perf_counter()
+        source, cards = below(self._folder_of(self.arm.of), checkpoint["name"]), list[Card]()
+        _remove_unlisted(out)
+        with beside(out.with_name(f"{out.name}.edits")) as between:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
                 result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank)
                 cards.append(result.card)
                 source = to
-        finally:
-            shutil.rmtree(between, ignore_errors=True)
         seconds = time.perf_counter() - began
         seconds_of_ends = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
         return {

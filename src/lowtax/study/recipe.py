@@ -3,13 +3,15 @@
 Unknown keys are refused.
 """
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -23,6 +25,8 @@ from lowtax.benchmarks.base import Task
 from lowtax.common.borders import brief
 from lowtax.common.config import SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.files import sharing
+from lowtax.common.registry import is_program
 from lowtax.common.yaml_files import parse_yaml, read_yaml
 from lowtax.data import thinking_tags
 from lowtax.data.conversations import Conversation
@@ -33,6 +37,8 @@ from lowtax.models.placement import Placement, mode_methods, parse_mode
 from lowtax.training.settings import Execution, Train
 
 NEWER = ("chat_template_kwargs", "system", "thinking_tags", "deterministic")  # fields that stored cards do not have
+STORED, STORED_BESIDE = "recipe.yaml", "study.yaml"
+"""The recipe in the folder of a study; the second name where the first is a file of the user's own."""
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -173,6 +179,13 @@ class Recipe(Section):
                 raise ValueError(f"arm name {name!r}: letters, digits, '.', '-' and '_' only, and not 'base'")
         return arms
 
+    @field_validator("tasks")
+    @classmethod
+    def _own_files(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        if shared := sharing(tasks):
+            raise ValueError(f"{shared[0]!r} and {shared[1]!r} would share one file: give one another name")
+        return tasks
+
     @model_validator(mode="after")
     def _edits_of_trained_arms(self) -> "Recipe":
         for name, arm in self.edited.items():
@@ -238,6 +251,14 @@ class Recipe(Section):
             return sampling
         return sampling.model_copy(update={"system": self.system})
 
+    def programs(self) -> list[str]:
+        """Return the classes in Python files that it names (path/to/file.py:Class): they run when they are used."""
+        specs = [spec for arm in self.arms.values() for spec in arm.methods]
+        specs += [spec for arm in self.edited.values() for spec in arm.edits]
+        names = [self.engine, self.judge, *(spec.get("name") for spec in specs)]
+        names += [task.benchmark or name for name, task in self.tasks.items()]
+        return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_program(name)))
+
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""
         specs = self.arms[arm].data
@@ -251,19 +272,75 @@ def _with_tokens(sampling: Sampling, tokens: int, known: Sampling | None) -> Sam
     return sampling.model_copy(update={"max_new_tokens": known.max_new_tokens if known else tokens})
 
 
-def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
+def load(path: str | Path, settings: list[str] | None = None, trust: bool = False) -> Recipe:
     """Read a YAML recipe.
 
     Args:
         settings: `dotted.key=value` overrides, with values in YAML.
+        trust: accept classes in Python files (path/to/file.py:Class), which run when the recipe is used. Those that
+            an override names are accepted anyway.
 
     Raises:
-        UserError: The file cannot be read, or a key or a value is wrong.
+        UserError: The file cannot be read, a key or a value is wrong, or it names Python files and is not trusted.
     """
     values = read_yaml(Path(path), f"The recipe {str(path)!r}")
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
-    return build(values, settings or [], str(path))
+    recipe = build(values, settings or [], str(path))
+    if not trust:
+        refuse_programs(recipe.programs(), str(path), settings or [])
+    return recipe
+
+
+def refuse_programs(names: Iterable[str], where: str, told: Sequence[str] = ()) -> None:
+    """Refuse classes in Python files that a recipe names: whoever wrote the recipe would run code on this machine.
+
+    Args:
+        names: the classes.
+        where: the recipe, for the error.
+        told: texts of the command line; the classes in them are the user's own choice.
+
+    Raises:
+        UserError: There is one.
+    """
+    if foreign := [name for name in names if not any(name in text for text in told)]:
+        raise UserError(
+            f"{where} names {foreign[0]}, a Python file that would run with your rights: read it, and add --trust "
+            "(in Python trust=True) if you trust it."
+        )
+
+
+def stored_in(out: Path) -> Path | None:
+    """Return the file of a folder that has the recipe of its study; None if it has none."""
+    names = (STORED_BESIDE, STORED)
+    return next((out / name for name in names if os.path.exists(out / name)), None)  # also where a name is too long
+
+
+def place_in(out: Path, begun: bool) -> Path:
+    """Return the file of a folder to which the recipe of its study is written; a user's own recipe is never replaced.
+
+    A recipe.yaml is the user's own where no study has begun, and where it is not as lowtax writes it: with comments.
+
+    Args:
+        begun: the folder has a study.
+    """
+    own, beside = out / STORED, out / STORED_BESIDE
+    if os.path.exists(beside) or (os.path.exists(own) and not (begun and _is_as_dumped(own))):
+        return beside
+    return own
+
+
+def dumped(values: Any) -> str:
+    """Return the values of a recipe as lowtax writes them to a file."""
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def _is_as_dumped(path: Path) -> bool:
+    try:
+        text = path.read_text()
+        return dumped(parse_yaml(text)) == text
+    except (OSError, ValueError):
+        return False
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:

@@ -1,7 +1,6 @@
 """Checkpoints of a training run, and the state from which a killed run resumes; each appears whole or not at all."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowtax.common.borders import border
 from lowtax.common.cards import Progress, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import atomic_folder, read_json, write_json, write_text
+from lowtax.common.files import CHECKPOINT, atomic_folder, is_checkpoint, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
@@ -28,6 +27,7 @@ STATE, STABLE = ".state", ".stable"
 """Folders of the state from which a killed run resumes, and of that from which a finished run can be made longer."""
 DELETE = "delete the folder that it is in, so that an older state is used, or training begins again"
 """What to do with a damaged state, for its error."""
+STATES = (STATE, f"{STATE}.old", STABLE)
 
 State = tuple[dict[str, Any], dict[str, Any]]  # progress.json and own.pt
 
@@ -109,8 +109,8 @@ class Store:
         """Delete the checkpoints up to a step that are not to be kept."""
         if self.acc.is_main_process:
             for folder in self.out.glob("checkpoint-*"):
-                number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-                if number and int(number[1]) <= step and folder.name not in kept:
+                number = folder.name.removeprefix(CHECKPOINT)
+                if is_checkpoint(folder.name) and int(number) <= step and folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
 
     # --- the state of an unfinished run
@@ -160,7 +160,7 @@ class Store:
         Raises:
             UserError: The processes see different folders, or the state was saved under another sharding.
         """
-        for folder in (self.out / name for name in (STATE, f"{STATE}.old", STABLE)):
+        for folder in (self.out / name for name in STATES):
             state = self._whole(folder)
             if len(set(distributed.gather(self.acc, state[0]["step"] if state else 0))) > 1:
                 raise UserError(f"The processes see different contents of {folder}: all machines must share it.")

@@ -6,13 +6,14 @@ from typing import Any
 
 from lowtax.common.cards import FinishedCard, JobRecord, Progress, TrainedCard, read_card
 from lowtax.common.errors import UserError
+from lowtax.common.files import CHECKPOINT, is_checkpoint
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
-from lowtax.training.checkpoints import STABLE, STATE, Checkpoint
+from lowtax.training.checkpoints import STABLE, STATES, Checkpoint
 from lowtax.training.progress import peak_memory_gb
 from lowtax.training.settings import Execution, Train
 
@@ -172,8 +173,7 @@ def begun(out: Path) -> bool:
 
 
 def _resumable(out: Path) -> bool:
-    states = (STATE, f"{STATE}.old", STABLE)
-    return any((out / name).is_dir() for name in states) or any(out.glob("checkpoint-*"))
+    return any((out / name).is_dir() for name in STATES) or any(out.glob("checkpoint-*"))
 
 
 def stored_methods(out: Path) -> list[list[dict[str, Any]]]:
@@ -189,16 +189,23 @@ def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
     if _resumable(out):
         if (out / "job.json").exists():
             stored.append((read_card(out / "job.json", JobRecord), False))
-        elif not stored and (out / STATE / "progress.json").exists():  # job.json is gone
-            progress = _progress(out / STATE / "progress.json")
-            stored += [(progress["job"], False)] if progress.get("job") else []
+        elif not stored:  # job.json is gone
+            jobs = [
+                job for name in STATES if isinstance(job := _progress(out / name / "progress.json").get("job"), dict)
+            ]
+            stored += [(job, False) for job in jobs[:1]]
+            if not jobs and any(is_checkpoint(path.name) for path in out.glob(f"{CHECKPOINT}*")):
+                raise UserError(
+                    f"{out} has checkpoints of a run whose settings are lost (no job.json, no card.json): choose "
+                    "another --out, or delete that folder to train it again."
+                )
     return stored
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """Return the progress in a saved state; empty if it is damaged, which loading it deals with."""
+    """Return the progress in a saved state; empty if it is absent or damaged, which loading it deals with."""
     try:
-        return read_card(path, Progress)
+        return read_card(path, Progress) if path.exists() else {}
     except UserError:
         return {}
 

@@ -218,7 +218,7 @@ class TrainingRun:
         self.losses = progress.get("losses", [])
         self.jobs = progress.get("jobs", {})
         listed = [Checkpoint(**row) for row in progress["checkpoints"]]
-        self.checkpoints = [c for c in listed if (self.out / c.name).is_dir()]
+        self.checkpoints = [c for c in listed if any((self.out / c.name).glob("*.safetensors"))]
         if lost := [c.name for c in listed if c not in self.checkpoints]:
             say(f"  {', '.join(lost)} is no longer in {self.out}, and card.json will not list it")
         if (before := progress.get("job")) and before != self.job.describe():

@@ -77,7 +77,7 @@ class Server:
             raise UserError(
                 "vLLM serves adapters on a GPU in bfloat16 only, not in float32: set precision to bfloat16."
             )
-        gpus = _gpus(self.where)
+        gpus = _gpus(self.ref)
         setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
         print(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...", file=sys.stderr)
         for server in list(Server.known):
@@ -107,6 +107,7 @@ class Server:
                 max_num_seqs=self.batch_size,
                 max_model_len=-1,  # that of the model, or what fits into memory
                 load_format="safetensors",
+                trust_remote_code=False,
                 generation_config="vllm",
                 skip_tokenizer_init=True,
                 enable_prefix_caching=True,
@@ -144,8 +145,8 @@ def tensor_parallel(gpus: int, heads: int, key_value_heads: int) -> int:
     return max(sizes, default=0)
 
 
-def _gpus(where: str) -> int:
-    config = loading.load_config(where).get_text_config()
+def _gpus(ref: str) -> int:
+    config = loading.load_config(ref).get_text_config()
     heads = int(config.num_attention_heads)
     return tensor_parallel(torch.cuda.device_count(), heads, config.to_dict().get("num_key_value_heads") or heads)
 
