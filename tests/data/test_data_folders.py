@@ -112,3 +112,34 @@ def test_pictures_are_not_opened(folder: Path):
     table = datasets.Dataset.from_list([{"prompt": "a", "picture": "http://127.0.0.1:9/x.png"}])
     rows = table.cast_column("picture", datasets.Image())
     assert next(iter(data_folders.as_stored(rows)))["picture"]["path"] == "http://127.0.0.1:9/x.png"
+
+
+def test_folders_that_end_parsers_are_one_sentence(tmp_path: Path):
+    deep = b"[" * 200_000
+    files = {
+        "lines.jsonl": b'{"prompt": "x"}\n{"prompt": ' + deep + b"]" * 200_000 + b"}\n",
+        "cut.jsonl": b'{"prompt": "x"}\n{"prompt": ' + deep + b"\n",
+        "whole.json": b'[{"prompt": ' + deep + b"]" * 200_000 + b"}]",
+        "spread.json": b"[\n" * 300 + b"]\n" * 300,
+        "script.py": b"raise SystemExit",
+        "bad.tar": b"x" * 600,
+        "bad.h5": b"\x89HDF\r\n\x1a\n" + bytes(100),
+        "bad.parquet": b"PAR1" + b"\xff" * 50 + b"PAR1",
+        "bad.zip": b"PK\x03\x04" + bytes(50),
+        "bad.arrow": b"ARROW1\x00\x00" + b"\xff" * 50,
+        "bad.csv": b'a,b\n"',
+        "state.json": b"[]",
+        "dataset_dict.json": b'{"splits": 5}',
+        "README.md": b"---\nconfigs: 5\n---\n",
+    }
+    for name, data in files.items():
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        with pytest.raises(UserError) as error:
+            readers.load(str(folder))
+        assert str(error.value).endswith(".")
+    (tmp_path / "good").mkdir()
+    braces = json.dumps({"prompt": "[" * 500 + '"' + "{" * 500}) + "\n"
+    (tmp_path / "good" / "a.jsonl").write_text(braces)
+    assert readers.load(str(tmp_path / "good")).rows[0]["prompt"].startswith("[[")

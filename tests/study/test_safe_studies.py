@@ -1,5 +1,6 @@
 """Somebody else's study: opening it runs no code, deletes nothing and reads nothing else; one's own files stay."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def test_a_card_that_names_another_folder_deletes_and_opens_nothing(folder: Path
         shutil.move(folder.parent / "half", half)
         card.write_bytes((FOLDER / "study" / "arms" / "r1" / "seed-0" / "card.json").read_bytes())
         with pytest.raises(UserError, match="damaged or forged"):
-            read_card(_progress(tmp_path / "progress.json", chosen), Progress)
+            read_card(_progress(folder.parent / "progress.json", chosen), Progress)
     assert (victim / "thesis.tex").read_text() == "x"
 
 

@@ -85,7 +85,7 @@ def require_regular(path: Path) -> None:
         raise UserError(f"{str(path)!r} cannot be the name of a file: {reason(error)}.") from error
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in KINDS if is_kind(mode)), "no file")
-        raise UserError(f"{path} is {kind}, not a file: write its content to a file and give that.")
+        raise UserError(f"{path} cannot be read: it is {kind}, not a file; write its content to a file and give that.")
 
 
 def expanded(path: str | Path) -> Path:

@@ -72,7 +72,7 @@ class FinishedCard(TrainedCard):
 
 
 class Progress(Card):
-    """How far an unfinished run is, beside its state."""
+    """The progress of an unfinished run, beside its state."""
 
     step: Annotated[Count, Field(gt=0)]
     total: Annotated[Count, Field(gt=0)] | None = None
@@ -113,7 +113,7 @@ class Updates(RootModel[dict[Text, _Update]]):
 
 
 class Effects(RootModel[dict[Text, Number]]):
-    """What adapters change, by checkpoint."""
+    """The changes of logits that adapters make, by checkpoint."""
 
 
 class StudyCard(Card):

@@ -114,7 +114,7 @@ def _require_bounded(root: yaml.Node) -> None:
 
     def measure(node: yaml.Node, level: int) -> tuple[int, int]:
         if level > DEEPEST:
-            raise _OutOfBounds("its values are nested too deeply, or an alias is inside of its own anchor")
+            raise _OutOfBounds("its values are nested too deeply, or an alias repeats itself")
         if id(node) in sizes:
             return sizes[id(node)]
         if isinstance(node, yaml.ScalarNode):

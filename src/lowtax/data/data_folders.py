@@ -6,16 +6,19 @@ name as pictures.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lowtax.common.borders import read_text
+from lowtax.common.borders import DEEPEST, border, read_text
 from lowtax.common.errors import UserError
 from lowtax.common.files import below, read_mapping
 from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
+from lowtax.data import compression, tables
 
+STRING, BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL), re.compile(rb"[\[\]{}]")
 PLACES = ("data_files", "data_dir")  # fields of a configuration that become paths
 
 
@@ -104,6 +107,37 @@ def require_inside(folder: Path, files: Iterable[str | os.PathLike[str]]) -> Non
         path = os.path.realpath(file)
         if not any(path.startswith(root.rstrip(os.sep) + os.sep) for root in roots):
             raise _outside(folder, str(file))
+
+
+def require_shallow(files: Iterable[str | os.PathLike[str]]) -> None:
+    """Check JSON files for brackets that are nested deeply: they end the process in the parser of `datasets`.
+
+    Raises:
+        UserError: one has them, or cannot be read.
+    """
+    for path in map(Path, files):
+        if tables.format_of(path) not in (".json", ".jsonl", ".ndjson"):
+            continue
+        with border(f"The data file {str(path)!r} cannot be read", "download or copy it again"):
+            data = compression.content(path)
+        lines = data.split(b"\n")
+        # Brackets that lines open and do not close are those of a document over several lines.
+        texts = lines if all(line.count(b"{") == line.count(b"}") for line in lines) else [*lines, data]
+        if any(_openings(text) > DEEPEST and _depth(text) > DEEPEST for text in texts):
+            raise UserError(f"The data file {str(path)!r} has brackets that are nested too deeply: correct it.")
+
+
+def _openings(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
+def _depth(text: bytes) -> int:
+    """Return how many brackets of a JSON text are inside each other."""
+    depth = deepest = 0
+    for bracket in BRACKET.findall(STRING.sub(b"", text)):
+        depth = max(0, depth + (1 if bracket in b"[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def as_stored(rows: Any) -> Any:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lowtax.common.borders import brief, exists, expanded
+from lowtax.common.borders import border, brief, exists, expanded, reason
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import data_folders, tables
-from lowtax.data.tables import BINARY_FORMATS, COMPRESSED, TEXT_FORMATS, Row
+from lowtax.data.compression import COMPRESSED
+from lowtax.data.tables import BINARY_FORMATS, TEXT_FORMATS, Row
 
 LONGEST = 250  # characters of a source that does not exist
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -138,10 +139,12 @@ def _folder(
         splits: Any = datasets.load_from_disk(str(folder)) if saved else _streamed(folder, subset)
         rows = data_folders.as_stored(_of_split(splits, split, name))
         table = Table([dict(row) for row in rows], name, revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: scripts, archives and files that are not what their name says
         files = [] if saved else _files(folder, subset, split, name) or _other_files(folder, subset, split)
         if not files:
-            raise UserError(f"The data of {name} cannot be read: {_first_line(error)}") from error
+            raise UserError(f"The data of {name} cannot be read: {reason(error)}.") from error
         table = _file_by_file(files, name, revision, strict)
     if not table.rows:
         raise UserError(f"{name} has no rows.")
@@ -153,9 +156,9 @@ def _streamed(folder: Path, subset: str | None) -> Any:
     import datasets
 
     builder = datasets.load_dataset_builder(str(folder), subset)
-    data_folders.require_inside(
-        folder, (file for files in (builder.config.data_files or {}).values() for file in files)
-    )
+    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    data_folders.require_inside(folder, files)
+    data_folders.require_shallow(files)
     return builder.as_streaming_dataset()
 
 
@@ -164,8 +167,9 @@ def _files(folder: Path, subset: str | None, split: str | None, name: str) -> li
     import datasets
 
     try:
-        files = datasets.load_dataset_builder(str(folder), subset).config.data_files
-    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        with border(f"The data of {name} cannot be read", "download it again"):
+            files = datasets.load_dataset_builder(str(folder), subset).config.data_files or {}
+    except UserError:
         return []
     paths = [Path(file) for file in _of_split({str(key): inner for key, inner in files.items()}, split, name)]
     data_folders.require_inside(folder, paths)

@@ -5,10 +5,8 @@ A file is one of JSON lines, a JSON document (a list of objects, a list for each
 file of another kind is refused with what to do about it.
 """
 
-import bz2
 import csv
 import difflib
-import gzip
 import io
 import json
 import lzma
@@ -20,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowtax.common.borders import border, exists, parse_json, read_bytes, reason
+from lowtax.common.borders import border, exists, parse_json, reason
 from lowtax.common.errors import UserError
+from lowtax.data import compression
+from lowtax.data.compression import COMPRESSED
 
 Row = dict[str, Any]
-COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 BINARY_FORMATS = (".parquet", ".pq", ".feather", ".arrow")
 BOM = "\ufeff"  # also between files that were joined
@@ -51,7 +50,6 @@ WRAPPERS = {"data", "rows", "examples", "instances", "items", "records", "sample
 NOT_UTF_8 = "is not UTF-8 text (Latin-1 or Windows-1252?)"
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # may be an escaped half of a surrogate pair
 UNDECODED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8
-LARGEST, MOST_PACKED = 1 << 28, 200  # bytes that a compressed file may unpack to, and times its own size
 END = "\x00"  # a last line of CSV that a quote without an end would swallow
 csv.field_size_limit(1 << 30)  # a long thought exceeds csv's own limit of 131,072 characters
 
@@ -95,7 +93,7 @@ def read(path: Path, strict: bool = True) -> FileRows:
         UserError: The file cannot be read, is of another kind, is malformed or has no rows.
     """
     try:
-        data = _decompressed(path)
+        data = compression.content(path)
         whole = _binary(data, path) or _text(data, path, strict)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
@@ -111,37 +109,6 @@ def _neighbour(path: Path) -> str:
         return ""
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1, cutoff=0.8)
     return f" (is it {str(path.with_name(near[0]))!r}?)" if near else ""
-
-
-def _decompressed(path: Path) -> bytes:
-    """Return the bytes of a file; the suffix, or else the first bytes, decide the compression."""
-    data = read_bytes(path)
-    by_bytes = (suffix for suffix, magic in COMPRESSED.items() if data.startswith(magic))
-    compression = path.suffix if path.suffix in COMPRESSED else next(by_bytes, "")
-    if not compression:
-        return data
-    most = max(LARGEST, MOST_PACKED * len(data))
-    try:
-        with _unpacked(data, compression) as stream:
-            content = bytes(stream.read(most + 1))
-    except ValueError as error:  # bz2's error for a file that was cut, and pyarrow's for all
-        raise EOFError(str(error)) from error
-    if len(content) > most:
-        raise UserError(
-            f"The data file {str(path)!r} unpacks to more than {most:,} bytes, from {len(data):,}: unpack it yourself "
-            "if you trust it."
-        )
-    return content
-
-
-def _unpacked(data: bytes, compression: str) -> Any:
-    """Return a stream of the bytes in a compressed file."""
-    if compression == ".zst":
-        import pyarrow  # type: ignore[import-untyped]
-
-        return pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd")
-    how: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return how[compression](io.BytesIO(data))
 
 
 def _binary(data: bytes, path: Path) -> FileRows | None:
@@ -165,23 +132,19 @@ def _columnar(data: bytes, path: Path, kind: str) -> list[Row]:
     import pyarrow.feather  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    most = 1_000_000 + 100 * len(data)  # rows of a file that is not made to fill the memory
     source, article = pyarrow.BufferReader(data), "an" if kind == "arrow" else "a"
     with border(f"The data file {str(path)!r} is not {article} {kind} file", "download or write it again"):
         if kind == "parquet":
             rows = pyarrow.parquet.ParquetFile(source).metadata.num_rows
-            table = pyarrow.parquet.read_table(source) if rows < _most_rows(data) else None
+            table = pyarrow.parquet.read_table(source) if rows < most else None
         elif data.startswith((b"ARROW1", b"FEA1")):
             table = pyarrow.feather.read_table(source)
         else:
             table = pyarrow.ipc.open_stream(source).read_all()
-        if table is not None and table.num_rows < _most_rows(data):
+        if table is not None and table.num_rows < most:
             return list(table.to_pylist())
     raise UserError(f"The data file {str(path)!r} claims more rows than its {len(data):,} bytes can hold.")
-
-
-def _most_rows(data: bytes) -> int:
-    """Return more rows than a file of so many bytes has, unless it is made to fill the memory."""
-    return 1_000_000 + 100 * len(data)
 
 
 # --- text
@@ -351,7 +314,7 @@ def _json_line(line: str, where: str) -> Row:
     if isinstance(value, json.JSONDecodeError):
         raise _Bad(where, f"is not valid JSON ({value.msg})")
     if isinstance(value, Exception):
-        raise _Bad(where, f"is not valid JSON ({reason(value)})")
+        raise _Bad(where, "is not valid JSON (too deep, or a number of too many digits)")
     return _object(value, where)
 
 

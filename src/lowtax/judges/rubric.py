@@ -16,9 +16,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lowtax.common.borders import expanded
+from lowtax.common.borders import expanded, read_text
 from lowtax.common.errors import UserError
-from lowtax.common.yaml_files import parse_yaml, read_yaml
+from lowtax.common.yaml_files import parse_yaml
 from lowtax.engines.base import Completion, Request, completion_text
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Opinion, require_model
@@ -69,8 +69,13 @@ def load(file: str) -> Scale:
     """
     if not file:
         return Scale.model_validate(parse_yaml(SCALE.read_text("utf-8")))
+    text = read_text(expanded(file), file)
     try:
-        return Scale.model_validate(read_yaml(expanded(file), f"The rubric {file!r}"))
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as a rubric: {error}.") from error
+    try:
+        return Scale.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "rubric"

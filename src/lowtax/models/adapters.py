@@ -10,20 +10,18 @@ so that they are written as they were read. The checks need neither torch nor PE
 """
 
 import hashlib
-import re
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
-
-from lowtax.common.borders import border, brief, exists, expanded, reason
+from lowtax.common.borders import border, exists, expanded
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, read_mapping, write_json
 from lowtax.models import tensor_files
-from lowtax.models.names import MOST_LAYERS, matches
+from lowtax.models.adapter_fields import require_fields
+from lowtax.models.names import matches
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -152,65 +150,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG, COPY)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type", "unknown") if isinstance(config, dict) else "unknown"
-        raise UserError(f"{folder} holds an adapter of type {brief(kind)}, and lowtax handles LoRA only.")
-    try:
-        _Fields.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, value = ".".join(str(part) for part in first["loc"])[:80], brief(first["input"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{folder / CONFIG}: {where} is {value}, which PEFT cannot have written ({message}); copy or save the "
-            "adapter again."
-        ) from error
+        raise UserError(f"{folder} holds an adapter of type {shorten(str(kind), 40)}, and lowtax handles LoRA only.")
+    require_fields(folder / CONFIG, config)
     return config
-
-
-def _pattern(text: str) -> str:
-    """Return a regular expression.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(text)
-    except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise ValueError(f"it is no regular expression: {reason(error)}") from error
-    return text
-
-
-Pattern = Annotated[str, Field(max_length=10_000), AfterValidator(_pattern)]
-Rank = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
-Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9)]
-Layer = Annotated[int, Field(strict=True, ge=0, lt=MOST_LAYERS)]
-
-
-class _Fields(BaseModel):
-    """The fields of an adapter_config.json that decide how its factors act; others are left to PEFT."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    base_model_name_or_path: str | None = Field(None, max_length=4096)
-    revision: str | None = Field(None, max_length=4096)
-    task_type: str | None = None
-    r: Rank = 8
-    lora_alpha: Number = 8
-    lora_dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
-    target_modules: Pattern | list[str] | None = None
-    exclude_modules: Pattern | list[str] | None = None
-    rank_pattern: dict[Pattern, Rank] | None = None
-    alpha_pattern: dict[Pattern, Number] | None = None
-    layers_to_transform: Layer | list[Layer] | None = None
-    layers_pattern: Pattern | list[Pattern] | None = None
-    bias: str = "none"
-    use_rslora: StrictBool | None = None
-    fan_in_fan_out: StrictBool | None = None
-    inference_mode: StrictBool | None = None
-    init_lora_weights: StrictBool | str | None = None
-    modules_to_save: list[str] | None = None
-    target_parameters: list[str] | None = None
 
 
 def extras(config: Mapping[str, Any], supported: Collection[str] = ()) -> dict[str, str]:

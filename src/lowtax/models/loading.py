@@ -175,7 +175,10 @@ def _require_sane(ref: str, fields: dict[str, Any]) -> None:
             _require_sane(ref, value)
         elif isinstance(value, int):
             if not (1 if name in DEPTHS else -LARGEST) <= value < (MOST_PARTS if PARTS.search(name) else LARGEST):
-                raise UserError(f"The configuration of {ref!r} has {name}: {brief(value)}, which no model has.")
+                raise UserError(
+                    f"The model {ref!r} could not be loaded: its configuration has {name}: {brief(value)}, which is "
+                    "less or more than any model has."
+                )
             for part in counts:
                 named = name.startswith(("num_", "n_")) and part in name
                 counts[part] = max(counts[part], value if named else 0)

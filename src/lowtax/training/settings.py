@@ -27,7 +27,7 @@ class Train(Section):
         }
     )
 
-    lr: PositiveFloat = Field(5e-5, le=1e6, description="peak learning rate")
+    lr: PositiveFloat = Field(5e-5, description="peak learning rate")
     steps: PositiveInt | None = Field(None, le=MANY, description="optimiser steps; exclusive with epochs")
     epochs: PositiveFloat | None = Field(None, le=1e6, description="passes over the data; exclusive with steps")
     batch_size: PositiveInt = Field(8, le=MANY, description="examples per optimiser step")
