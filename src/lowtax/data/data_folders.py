@@ -122,7 +122,8 @@ def require_shallow(files: Iterable[str | os.PathLike[str]]) -> None:
             data = compression.content(path)
         lines = data.split(b"\n")
         # Brackets that lines open and do not close are those of a document over several lines.
-        texts = lines if all(line.count(b"{") == line.count(b"}") for line in lines) else [*lines, data]
+        closed = all(_openings(line) == line.count(b"]") + line.count(b"}") for line in lines)
+        texts = lines if closed else [*lines, data]
         if any(_openings(text) > DEEPEST and _depth(text) > DEEPEST for text in texts):
             raise UserError(f"The data file {str(path)!r} has brackets that are nested too deeply: correct it.")
 
