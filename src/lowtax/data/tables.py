@@ -128,7 +128,7 @@ def _binary(data: bytes, path: Path) -> FileRows | None:
 
 
 def _columnar(data: bytes, path: Path, kind: str) -> list[Row]:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     import pyarrow.feather  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
