@@ -1,11 +1,12 @@
 """A folder may be a stranger's: nothing outside of it is written, emptied or deleted, and nothing that is not ours."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from lowtax.common import files
+from lowtax.common import files, provenance
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Verdict
 
@@ -163,3 +164,26 @@ def test_files_of_the_users_are_not_replaced_by_results(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match=r"would be replaced by the table\.md"):
         files.refuse_inputs(tmp_path / "link", ["table.md"], tmp_path / "table.md")
+
+
+def test_a_repository_of_a_strangers_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "x.txt").write_text("x")
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "x")):
+        git(*arguments)
+    monkeypatch.chdir(tmp_path)
+    assert (provenance.provenance()["git"] or {})["clean"] is True
+    (tmp_path / "x.txt").write_text("y")
+    assert (provenance.provenance()["git"] or {})["clean"] is False
+    (tmp_path / "evil.sh").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "evil.sh").chmod(0o755)
+    git("config", "core.fsmonitor", f"{tmp_path}/evil.sh")
+    assert (provenance.provenance()["git"] or {})["clean"] is False
+    (tmp_path / ".gitattributes").write_text("*.txt filter=evil\n")
+    (tmp_path / "included").write_text(f'[filter "evil"]\n\tclean = {tmp_path}/evil.sh\n')
+    git("config", "include.path", f"{tmp_path}/included")
+    assert (provenance.provenance()["git"] or {})["clean"] is None
+    assert not (tmp_path / "ran").exists()
