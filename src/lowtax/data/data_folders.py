@@ -12,7 +12,8 @@ from textwrap import shorten
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import below, read_mapping
+from lowtax.common.files import read_mapping
+from lowtax.common.names import below
 
 PLACES = ("data_files", "data_dir")  # fields of a configuration that become paths
 

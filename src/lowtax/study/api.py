@@ -14,8 +14,9 @@ from typing import Any, Literal
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.examine import context_warning
 from lowtax.common.errors import UserError
-from lowtax.common.files import locked, read_rows, refuse_inputs
+from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
+from lowtax.common.names import refuse_inputs
 from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.sampling import reply_tokens

@@ -25,7 +25,7 @@ from pydantic import (
 from lowtax.benchmarks.base import Task
 from lowtax.common.config import Section
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import sharing
+from lowtax.common.names import sharing
 from lowtax.common.registry import is_program
 from lowtax.data import thinking_tags
 from lowtax.data.conversations import Conversation
@@ -325,7 +325,7 @@ def place_in(out: Path, begun: bool) -> Path:
         begun: the folder has a study.
     """
     own, beside = out / STORED, out / STORED_BESIDE
-    if os.path.exists(beside) or (os.path.exists(own) and not (begun and _is_as_dumped(own))):
+    if os.path.exists(beside) or (os.path.exists(own) and not (begun and is_as_dumped(own))):
         return beside
     return own
 
@@ -335,7 +335,8 @@ def dumped(values: Any) -> str:
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def _is_as_dumped(path: Path) -> bool:
+def is_as_dumped(path: Path) -> bool:
+    """Return whether a recipe is written as lowtax writes them, without comments."""
     try:
         text = path.read_text()
         return dumped(yaml.load(text, UniqueKeys)) == text

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import CHECKPOINT, is_checkpoint, read_mapping
+from lowtax.common.files import read_mapping
+from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
