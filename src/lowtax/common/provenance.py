@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +13,12 @@ PACKAGES = ("lowtax", "torch", "transformers", "peft", "accelerate", "tokenizers
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+@lru_cache
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def hardware() -> dict[str, Any]:

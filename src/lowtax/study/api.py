@@ -149,22 +149,15 @@ def sample(
     Raises:
         UserError: a prompt set is not available, or the model or an adapter cannot be served.
     """
+    drawing = (thinking, base_is_the_same, chat_template_kwargs or {}, thinking_tags, deterministic)
     with _folder(out) as folder:
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, *drawing)
         request = adhoc.Ask(
             model,
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
             adhoc.sampling(preset, sampling, lambda: reply_tokens(model, engine, thinking_tags, embedded=PLAIN)),
-            EngineSettings(
-                engine,
-                resolve_precision(precision),
-                batch_size,
-                thinking,
-                base_is_the_same,
-                chat_template_kwargs or {},
-                thinking_tags,
-                deterministic,
-            ),
+            settings,
             limit,
         )
         return Rows(adhoc.sample(request, folder))
@@ -268,17 +261,9 @@ def evaluate(
     else:
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
+    drawing = (thinking, base_is_the_same, chat_template_kwargs or {}, thinking_tags, deterministic)
     with _folder(out) as folder:
-        settings = EngineSettings(
-            engine,
-            resolve_precision(precision),
-            batch_size,
-            thinking,
-            base_is_the_same,
-            chat_template_kwargs or {},
-            thinking_tags,
-            deterministic,
-        )
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, *drawing)
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
