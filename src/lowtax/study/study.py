@@ -48,7 +48,7 @@ from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
 SETS = ("harmful", "ordinary")
-RESULTS = ("table.json", "table.md", "frontier.png", "card.json", "updates.json", "effects.json", recipe.STORED_BESIDE)
+RESULTS = ("table.json", "table.md", "frontier.png", "card.json")  # that a user may have files of the same name as
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
 
