@@ -5,14 +5,18 @@ The embedded model lives in the user's cache, as in use.
 
 import gc
 import os
+import signal
 from pathlib import Path
 
+import pytest
 from places import PUBLISHED
 
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-import pytest
+quick = Path(__file__).parent / "support" / "without_sklearn"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(quick), os.environ.get("PYTHONPATH"))))
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, where tests of Ctrl-C would fail
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

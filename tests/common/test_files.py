@@ -1,11 +1,12 @@
 """A folder may be a stranger's: nothing outside of it is written, emptied or deleted, and nothing that is not ours."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from lowtax.common import files
+from lowtax.common import files, names, provenance
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Verdict
 
@@ -141,25 +142,48 @@ def test_a_lock_whose_file_is_deleted_or_replaced_still_holds(tmp_path: Path):
 
 def test_names_that_a_stranger_writes(tmp_path: Path):
     for name in ("checkpoint-1", "checkpoint-0", "checkpoint-123456789012345"):
-        assert files.is_checkpoint(name)
+        assert names.is_checkpoint(name)
     for name in ("", "..", "/x", "checkpoint-", "checkpoint--1", "checkpoint-1/..", "checkpoint-1\n", "checkpoint-²",
                  "checkpoint-1.0", "../checkpoint-1", "checkpoint-" + "1" * 16, None, 3, ["checkpoint-1"]):  # fmt: skip
-        assert not files.is_checkpoint(name)
-    assert files.below(tmp_path, "a", "alpha=0.5", "ä b") == tmp_path / "a" / "alpha=0.5" / "ä b"
+        assert not names.is_checkpoint(name)
+    assert names.below(tmp_path, "a", "alpha=0.5", "ä b") == tmp_path / "a" / "alpha=0.5" / "ä b"
     for name in ("", ".", "..", "/etc", "a/b", "a\\b", "a\0", "x" * 256):
         with pytest.raises(UserError, match="lead out of"):
-            files.below(tmp_path, "a", name)
-    assert files.sharing(["a", "b", "a-b", "a_b"]) is None
-    assert files.sharing(["x", "a b", "a_b"]) == ("a b", "a_b")
-    assert files.sharing(["GSM8K", "gsm8k"]) == ("GSM8K", "gsm8k")
+            names.below(tmp_path, "a", name)
+    assert names.sharing(["a", "b", "a-b", "a_b"]) is None
+    assert names.sharing(["x", "a b", "a_b"]) == ("a b", "a_b")
+    assert names.sharing(["GSM8K", "gsm8k"]) == ("GSM8K", "gsm8k")
 
 
 def test_files_of_the_users_are_not_replaced_by_results(tmp_path: Path):
     (tmp_path / "table.md").write_bytes(THEIRS)
     with pytest.raises(UserError, match=r"already has table\.md"):
-        files.refuse_foreign(tmp_path, ["base.json"], ["table.json", "table.md"])
+        names.refuse_foreign(tmp_path, ["base.json"], ["table.json", "table.md"])
     (tmp_path / "base.json").write_text("{}")
-    files.refuse_foreign(tmp_path, ["base.json"], ["table.json", "table.md"])
+    names.refuse_foreign(tmp_path, ["base.json"], ["table.json", "table.md"])
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match=r"would be replaced by the table\.md"):
-        files.refuse_inputs(tmp_path / "link", ["table.md"], tmp_path / "table.md")
+        names.refuse_inputs(tmp_path / "link", ["table.md"], tmp_path / "table.md")
+
+
+def test_a_repository_of_a_strangers_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "x.txt").write_text("x")
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "x")):
+        git(*arguments)
+    monkeypatch.chdir(tmp_path)
+    assert (provenance.provenance()["git"] or {})["clean"] is True
+    (tmp_path / "x.txt").write_text("y")
+    assert (provenance.provenance()["git"] or {})["clean"] is False
+    (tmp_path / "evil.sh").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "evil.sh").chmod(0o755)
+    git("config", "core.fsmonitor", f"{tmp_path}/evil.sh")
+    assert (provenance.provenance()["git"] or {})["clean"] is False
+    (tmp_path / ".gitattributes").write_text("*.txt filter=evil\n")
+    (tmp_path / "included").write_text(f'[filter "evil"]\n\tclean = {tmp_path}/evil.sh\n')
+    git("config", "include.path", f"{tmp_path}/included")
+    assert (provenance.provenance()["git"] or {})["clean"] is None
+    assert not (tmp_path / "ran").exists()

@@ -24,10 +24,11 @@ for name, more in (("train", []), ("run", ["--set", "judge=refusal_words"])):
     except SystemExit as end:
         if end.code:
             raise
-    (folder / f"{name}.txt").write_text("\\n".join(sys.modules))
+    (folder / f"{name}.txt").write_text("\\n".join(name for name, module in sys.modules.items() if module))
 """
 FOR_RESULTS = (
     "matplotlib",
+    "sklearn",  # transformers imports it where it is installed
     *(place.partition(":")[0] for place in BUILTIN.values()),
     "lowtax.judges.model_judge",
     "lowtax.judges.calibration",

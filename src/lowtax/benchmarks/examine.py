@@ -12,7 +12,7 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.rates import Answer, Key
 from lowtax.common.errors import UserError
-from lowtax.common.files import file_name, sharing
+from lowtax.common.names import file_name, sharing
 from lowtax.common.records import Subject
 from lowtax.common.tables import Cell
 from lowtax.engines.sampling import Ask, Sheet, replies_of

@@ -137,9 +137,9 @@ def program(answer: str, target: Target) -> tuple[str | None, str]:
     text = answer.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
     fenced = _fenced(text)
     for each in _readings(text, fenced):
-        found = _found(each, fenced if each == text else _fenced(each), target)
-        if found is not None:
-            return found
+        read = _read(each, fenced if each == text else _fenced(each), target)
+        if read is not None:
+            return read
     return _broken(text, fenced, target)
 
 
@@ -155,7 +155,7 @@ def _fenced(text: str) -> list[Block]:
     return [block for block in blocks(text) if block.code.strip()] if "```" in text or "~~~" in text else []
 
 
-def _found(text: str, fenced: Sequence[Block], target: Target) -> tuple[str, str] | None:
+def _read(text: str, fenced: Sequence[Block], target: Target) -> tuple[str, str] | None:
     """Return the program in one reading of an answer, and the rule that found it."""
     python = [block for block in fenced if PYTHON.fullmatch(block.language)]
     for group in (python, fenced if len(fenced) > len(python) else []):

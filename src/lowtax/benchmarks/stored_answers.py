@@ -13,8 +13,9 @@ from lowtax.benchmarks.evaluate import UNFINISHED, shown
 from lowtax.benchmarks.grading import pool
 from lowtax.common import stats
 from lowtax.common.errors import UserError
-from lowtax.common.files import refuse_inputs, write_json, write_text
+from lowtax.common.files import write_json, write_text
 from lowtax.common.log import quiet_libraries, say
+from lowtax.common.names import refuse_inputs
 from lowtax.common.records import Grade, Prompt, Rows, row_id
 from lowtax.common.tables import passage
 from lowtax.data.columns import require, text, texts, value

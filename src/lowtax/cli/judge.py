@@ -63,8 +63,9 @@ def calibrate(
     """
     if disagreements and out is None:
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
-    from lowtax.common.files import refuse_inputs, write_text
+    from lowtax.common.files import write_text
     from lowtax.common.log import quiet_libraries
+    from lowtax.common.names import refuse_inputs
     from lowtax.engines.settings import EngineSettings
     from lowtax.judges import base as judges
     from lowtax.judges import calibration

@@ -4,8 +4,8 @@ A JSONL file is only ever appended to, one whole line a write. A line that a kil
 append drops it, and its row is made again. Every other file or folder is written beside its place, under a name that
 nobody else has, and renamed into it.
 
-A folder may be a stranger's work. Names in its files are checked when they are read (`below`, `file_name`), and what is
-written to it goes through no link (`refuse_links`).
+A folder may be a stranger's work: what is written to it goes through no link, and `lowtax.common.names` checks the
+names in its files.
 """
 
 import errno
@@ -16,8 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -26,6 +25,7 @@ from pydantic import ValidationError
 
 from lowtax.common.borders import parse_json, read_bytes, reason
 from lowtax.common.errors import FULL_DISK, UserError
+from lowtax.common.names import is_link, refuse_links
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
@@ -33,9 +33,6 @@ MAKE_AGAIN = "delete it and repeat the command that makes it"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ROW_START = b'{"id":'
 LOCK = ".lock"
-CHECKPOINT = "checkpoint-"  # and the number of its step
-WRITTEN = ("data", "replies", "verdicts", "answers", "grades", "arms", "arms/*", "arms/*/*")
-"""The folders that lowtax writes to inside a study or an output folder."""
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -121,7 +118,7 @@ def _open(path: Path) -> IO[bytes]:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise _is_link(path) from error
+        raise is_link(path) from error
     kind = os.fstat(number).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
         os.close(number)
@@ -311,97 +308,6 @@ def _lock_folder(number: int) -> None:
         raise
     except OSError:  # NFS locks files only
         return
-
-
-def refuse_links(folder: Path) -> None:
-    """Check that no link leads out of the places in a folder that lowtax writes to.
-
-    A checkpoint may be a link: it is only read. So may the folder itself, whose name is the user's own.
-
-    Raises:
-        UserError: a link does.
-    """
-    for place in WRITTEN:
-        for path in folder.glob(place):
-            if path.is_symlink():
-                raise _is_link(path)
-            if path.is_dir():
-                for entry in path.iterdir():
-                    if entry.is_symlink() and not is_checkpoint(entry.name):
-                        raise _is_link(entry)
-
-
-def _is_link(path: Path) -> UserError:
-    return UserError(
-        f"{path} is a link, and lowtax writes through none that is inside of a folder: put what it leads to in its "
-        "place, or delete it."
-    )
-
-
-def is_checkpoint(name: Any) -> bool:
-    """Return whether a value is the name of a checkpoint's folder: checkpoint-40."""
-    number = name.removeprefix(CHECKPOINT) if isinstance(name, str) and name.startswith(CHECKPOINT) else ""
-    return number.isascii() and number.isdigit() and len(number) <= 15
-
-
-def below(folder: Path, *parts: str) -> Path:
-    """Return a path below a folder, whose parts are names from a file that a stranger may have written.
-
-    Raises:
-        UserError: one of them is no plain name.
-    """
-    for part in parts:
-        if part in ("", ".", "..") or set(part) & set("/\\\0") or len(os.fsencode(part)) > 255:
-            raise UserError(f"{part[:100]!r} would lead out of {folder}: it must be the name of a file in it.")
-    return folder.joinpath(*parts)
-
-
-def file_name(name: str) -> str:
-    """Return a name that is valid for a file."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def sharing(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return two names that would be the name of one file, also where case is ignored; None if there are none."""
-    first: dict[str, str] = {}
-    for name in names:
-        if (other := first.setdefault(unicodedata.normalize("NFC", file_name(name)).casefold(), name)) != name:
-            return other, name
-    return None
-
-
-def refuse_inputs(out: Path, names: Collection[str], *inputs: Path | None) -> None:
-    """Refuse an output folder in which a result would replace a file that is read.
-
-    Args:
-        names: of the files that are written there.
-
-    Raises:
-        UserError: an input is one of them.
-    """
-    for path in inputs:
-        for name in names:
-            if path is not None and (out / name).exists() and path.exists() and (out / name).samefile(path):
-                raise UserError(f"{path} would be replaced by the {name} of this command: choose another --out.")
-
-
-def refuse_foreign(out: Path, begun: Collection[str], names: Collection[str]) -> None:
-    """Refuse an output folder that has files which results would replace, and that lowtax has not written to yet.
-
-    Args:
-        begun: names of which a folder that lowtax has written to has at least one.
-        names: of the results.
-
-    Raises:
-        UserError: there are such files.
-    """
-    if any(os.path.lexists(out / name) for name in begun):
-        return
-    if theirs := [name for name in names if os.path.lexists(out / name)]:
-        raise UserError(
-            f"{out} already has {', '.join(theirs)}, which the results would replace, and lowtax has not written to "
-            "that folder: choose another --out, or move the file away."
-        )
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lowtax.common import unused
 from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
 
@@ -55,6 +56,7 @@ def _module_at(path: Path, name: str) -> ModuleType:
             raise UserError(f"Python cannot import {path}; is it a Python file?")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
+        unused.let_in()
         try:
             spec.loader.exec_module(module)
         except BaseException:

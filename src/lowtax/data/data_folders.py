@@ -14,7 +14,8 @@ from typing import Any
 
 from lowtax.common.borders import DEEPEST, border, read_text
 from lowtax.common.errors import UserError
-from lowtax.common.files import below, read_mapping
+from lowtax.common.files import read_mapping
+from lowtax.common.names import below
 from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
 from lowtax.data import compression, tables
 

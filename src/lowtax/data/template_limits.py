@@ -1,7 +1,7 @@
 """Limits on chat templates, which strangers write: a template is a program, and may take for ever or fill the memory.
 
 jinja2's sandbox keeps a template away from the machine, and limits neither time nor memory. So a template that could
-grow is first rendered on trial, in a process of its own with 1 GB of memory and 10 seconds: the first conversation that
+grow is first rendered on trial, in a separate process with 1 GB of memory and 10 seconds: the first conversation that
 it is used for, and a long one. Templates that only go once through the messages cannot grow and need no trial. A limit
 in this process would not do: one multiplication of a text may take all memory, and cannot be interrupted.
 """

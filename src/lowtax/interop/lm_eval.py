@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from lowtax.common import unused
 from lowtax.common.errors import UserError
 from lowtax.common.records import row_id
 from lowtax.common.yaml_files import parse_yaml
@@ -246,6 +247,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
 
 def main(arguments: Sequence[str]) -> None:
     """Run lm-eval's command line with the model `lowtax`, and with our tasks unless another folder is included."""
+    unused.let_in()
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 

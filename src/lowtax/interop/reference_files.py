@@ -24,7 +24,8 @@ from typing import Any, Literal, cast
 
 from lowtax.common.cards import FolderCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import below, read_json, read_rows, write_text
+from lowtax.common.files import read_json, read_rows, write_text
+from lowtax.common.names import below
 from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.data.rendering import split_stored, unopened
 

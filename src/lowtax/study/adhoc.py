@@ -14,8 +14,9 @@ from typing import Any
 from lowtax.benchmarks import examine
 from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import read_rows, refuse_foreign, write_json, write_text
+from lowtax.common.files import read_rows, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, rate, shown

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.examine import context_warning
 from lowtax.common.errors import UserError
-from lowtax.common.files import locked, read_rows, refuse_inputs
+from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
+from lowtax.common.names import refuse_inputs
 from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.sampling import reply_tokens
@@ -148,22 +149,15 @@ def sample(
     Raises:
         UserError: a prompt set is not available, or the model or an adapter cannot be served.
     """
+    drawing = (thinking, base_is_the_same, chat_template_kwargs or {}, thinking_tags, deterministic)
     with _folder(out) as folder:
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, *drawing)
         request = adhoc.Ask(
             model,
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
             adhoc.sampling(preset, sampling, lambda: reply_tokens(model, engine, thinking_tags, embedded=PLAIN)),
-            EngineSettings(
-                engine,
-                resolve_precision(precision),
-                batch_size,
-                thinking,
-                base_is_the_same,
-                chat_template_kwargs or {},
-                thinking_tags,
-                deterministic,
-            ),
+            settings,
             limit,
         )
         return Rows(adhoc.sample(request, folder))
@@ -267,17 +261,9 @@ def evaluate(
     else:
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         chosen = tasklist.tasks(names, preset, {**(exam or {}), "n": limit}, sampling)
+    drawing = (thinking, base_is_the_same, chat_template_kwargs or {}, thinking_tags, deterministic)
     with _folder(out) as folder:
-        settings = EngineSettings(
-            engine,
-            resolve_precision(precision),
-            batch_size,
-            thinking,
-            base_is_the_same,
-            chat_template_kwargs or {},
-            thinking_tags,
-            deterministic,
-        )
+        settings = EngineSettings(engine, resolve_precision(precision), batch_size, *drawing)
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)

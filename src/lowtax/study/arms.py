@@ -22,8 +22,9 @@ from typing import Any
 from lowtax.common.borders import expanded
 from lowtax.common.cards import EditedCard, EditsUnderWay, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import below, beside, read_mapping, write_json
+from lowtax.common.files import beside, read_mapping, write_json
 from lowtax.common.log import say
+from lowtax.common.names import below
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
 from lowtax.methods.base import Edit

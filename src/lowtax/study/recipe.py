@@ -15,6 +15,7 @@ import yaml
 from pydantic import (
     BaseModel,
     Field,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -25,7 +26,7 @@ from lowtax.benchmarks.base import Task
 from lowtax.common.borders import brief
 from lowtax.common.config import SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import sharing
+from lowtax.common.names import sharing
 from lowtax.common.registry import is_program
 from lowtax.common.yaml_files import parse_yaml, read_yaml
 from lowtax.data import thinking_tags
@@ -130,7 +131,7 @@ class Recipe(Section):
     deterministic: bool = Field(
         False, description="decode every reply in a fixed batch, so that a resumed run draws the same in any precision"
     )
-    seeds: list[Annotated[int, Field(ge=0, le=SEED)]] = Field(
+    seeds: list[Annotated[NonNegativeInt, Field(le=SEED)]] = Field(
         [0], min_length=1, max_length=10_000, description="every arm is trained once for each seed"
     )
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
@@ -325,7 +326,7 @@ def place_in(out: Path, begun: bool) -> Path:
         begun: the folder has a study.
     """
     own, beside = out / STORED, out / STORED_BESIDE
-    if os.path.exists(beside) or (os.path.exists(own) and not (begun and _is_as_dumped(own))):
+    if os.path.exists(beside) or (os.path.exists(own) and not (begun and is_as_dumped(own))):
         return beside
     return own
 
@@ -335,7 +336,8 @@ def dumped(values: Any) -> str:
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def _is_as_dumped(path: Path) -> bool:
+def is_as_dumped(path: Path) -> bool:
+    """Return whether a recipe is written as lowtax writes them, without comments."""
     try:
         text = path.read_text()
         return dumped(parse_yaml(text)) == text

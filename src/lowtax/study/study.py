@@ -26,8 +26,9 @@ from lowtax.benchmarks import examine
 from lowtax.common import launch
 from lowtax.common.cards import Effects, StudyCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import file_name, locked, refuse_foreign, write_json, write_text
+from lowtax.common.files import locked, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import file_name, refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
@@ -48,7 +49,7 @@ from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
 SETS = ("harmful", "ordinary")
-RESULTS = ("table.json", "table.md", "frontier.png", "card.json", "updates.json", "effects.json", recipe.STORED_BESIDE)
+RESULTS = ("table.json", "table.md", "frontier.png", "card.json")  # that a user may have files of the same name as
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
 
@@ -69,10 +70,10 @@ class Study:
         self.out, self.limit = Path(out), limit
         begun = any(os.path.exists(self.out / name) for name in BEGUN)
         self.place = recipe.place_in(self.out, begun)
-        known = _stored_recipe(self.out) if begun else None
+        known = _stored_recipe(self.out, begun)
         whole = _with_tokens(settings, known)
         self.recipe = limited(whole, limit) if limit else whole
-        self._to_store = _as_wide(self.recipe, known, limit) if limit and known else self.recipe
+        self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
@@ -478,11 +479,13 @@ def _refuse_launch(stage: str) -> None:
         raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
 
 
-def _stored_recipe(out: Path) -> Recipe | None:
-    """Return the recipe that a folder has; None if it has none, or a damaged one, which is written again."""
+def _stored_recipe(out: Path, begun: bool) -> Recipe | None:
+    """Return the recipe of the study in a folder; None if it has none, a damaged one, or a new one of the user's."""
     path = recipe.stored_in(out)
+    if path is None or not (begun or recipe.is_as_dumped(path)):
+        return None
     with suppress(UserError):
-        return recipe.load(path, trust=True) if path else None  # it is compared only: no class of it is used
+        return recipe.load(path, trust=True)  # it is compared only: no class of it is used
     return None
 
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowtax.common.borders import border
 from lowtax.common.cards import Progress, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import CHECKPOINT, atomic_folder, is_checkpoint, read_json, write_json, write_text
+from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
 from lowtax.training.parameters import TrainedParameters

@@ -6,7 +6,7 @@ from typing import Any
 
 from lowtax.common.cards import FinishedCard, JobRecord, Progress, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import CHECKPOINT, is_checkpoint
+from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables

@@ -25,8 +25,9 @@ from lowtax.analysis.landscape.moves import Walk
 from lowtax.analysis.landscape.report import Point, perplexity, report
 from lowtax.analysis.landscape.slices import Place, Slice, check_ends
 from lowtax.common.borders import expanded
-from lowtax.common.files import append_rows, beside, read_rows, refuse_foreign, write_json
+from lowtax.common.files import append_rows, beside, read_rows, write_json
 from lowtax.common.log import say
+from lowtax.common.names import refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Row, Subject, Verdict, row_id
 from lowtax.data import readers, shipped, special_tokens

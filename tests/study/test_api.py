@@ -13,11 +13,14 @@ from golden_study import FOLDER, rows, stub_model
 from typer.testing import CliRunner
 
 import lowtax as lt
+from lowtax.benchmarks.base import Task, load
+from lowtax.benchmarks.grading import pool
 from lowtax.cli.main import app
 from lowtax.common.cards import Progress, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, read_rows, write_json
-from lowtax.common.records import Grade, Reply, Verdict
+from lowtax.common.records import Grade, Prompt, Reply, Verdict
+from lowtax.data import template_limits
 from lowtax.interop import reference_files
 from lowtax.methods import editing
 from lowtax.study import recipe, study
@@ -156,6 +159,17 @@ def test_a_stored_study_runs_no_python_file_unless_told(folder: Path):
     code, said = run("judge", folder, "--judge", name)
     assert "--trust" not in said
     assert (folder / "ran").exists()
+
+
+def test_modules_in_the_working_folder_are_not_imported(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    for name in ("json.py", "resource.py", "jinja2.py", "math_verify.py", "lowtax.py"):
+        (folder / name).write_text(PROGRAM + "raise ImportError\n")
+    with pool._Pool(load("gsm8k", Task(file="none")), 1) as workers:
+        score = workers.grade([(Prompt(id="1", source="s", text="?", gold="2"), "It is \\boxed{2}.")])[0]
+    assert score.correct
+    template_limits.require_bounded("{% set here = 1 %}{{ here }}", "ours", [], {})
+    assert not (folder / "ran").exists()
 
 
 def test_export_stays_below_its_folder(folder: Path):

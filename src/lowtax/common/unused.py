@@ -1,0 +1,23 @@
+"""Libraries that others import where they are installed, and that no command of lowtax uses.
+
+transformers imports scikit-learn for assisted decoding, which takes four of the ten seconds of a command's start. In a
+process of the command line it counts as not installed, until a file of the user's is run, which may import anything.
+Python has a mark for it: a module that is None in `sys.modules` cannot be imported.
+"""
+
+import sys
+
+NAMES = ("sklearn",)
+
+
+def leave_out() -> None:
+    """Make the libraries impossible to import in this process, unless they are already there."""
+    for name in NAMES:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def let_in() -> None:
+    """Make them possible to import again."""
+    for name in NAMES:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
