@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo test test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
+.PHONY: setup demo test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
 
 PYTHON = python3
 VENV = .venv
@@ -20,6 +20,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Damaged files of every kind, many more than in `test`: minutes. `make fuzz LOWTAX_FUZZ=1000` is what `test` does.
+fuzz: $(VENV)/.installed-dev
+	LOWTAX_FUZZ="$${LOWTAX_FUZZ:-20000}" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 tests/fuzz
 
 # Sixty families of models, each with every step; minutes. `zoo` also writes docs/reference/architectures.md.
 test-zoo: $(VENV)/.installed-dev

@@ -121,11 +121,13 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+HUGE = 10_000  # bounds from here on only refuse what no study has
+
+
 def _type(annotation: Any, metadata: list[Any]) -> str:
     """Return a type as a reader of YAML knows it."""
-    bounds = [
-        f"{sign} {getattr(mark, key)}" for kind, key, sign in BOUNDS for mark in metadata if isinstance(mark, kind)
-    ]
+    marks = [(sign, getattr(mark, key)) for kind, key, sign in BOUNDS for mark in metadata if isinstance(mark, kind)]
+    bounds = [f"{sign} {value}" for sign, value in marks if value < HUGE]
     return " ".join([_plain(annotation), " and ".join(bounds)]).strip()
 
 

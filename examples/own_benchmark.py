@@ -1,6 +1,7 @@
 """A benchmark of your own: spell a word backwards.
 
-Use it in a recipe (`tasks: {backwards: {benchmark: "examples/own_benchmark.py:Backwards", n: 20}}`) or by itself:
+Use it in a recipe (`tasks: {backwards: {benchmark: "examples/own_benchmark.py:Backwards", n: 20}}`) that is run with
+`--trust`, or by itself:
 `lowtax evaluate --model M --task examples/own_benchmark.py:Backwards --out exam`.
 """
 

@@ -1,6 +1,6 @@
 """A judge of your own: a reply refuses if it is short and apologises.
 
-Use it in a recipe (`judge: examples/own_judge.py:ShortApology`) or by itself:
+Use it in a recipe (`judge: examples/own_judge.py:ShortApology`, and `--trust` on the command line) or by itself:
 `lowtax judge --replies DIR --judge examples/own_judge.py:ShortApology --out verdicts`.
 """
 

@@ -1,8 +1,8 @@
 """A training method of your own: keep every update small.
 
-Use it in a recipe: `methods: [{name: examples/own_method.py:SmallUpdate, beta: 0.01}]`. A method is a frozen pydantic
-class. Its fields are its hyper-parameters, and it overrides the moments at which it acts: `prepare`, `penalty`,
-`after_backward`, `after_step`, `edit`. A site is one adapted matrix: W, and dW as factors.
+Use it in a recipe that is run with `--trust`: `methods: [{name: examples/own_method.py:SmallUpdate, beta: 0.01}]`. A
+method is a frozen pydantic class. Its fields are its hyper-parameters, and it overrides the moments at which it acts:
+`prepare`, `penalty`, `after_backward`, `after_step`, `edit`. A site is one adapted matrix: W, and dW as factors.
 
 Source: ours, for illustration. It is weight decay on dW, in place of weight decay on the factors.
 

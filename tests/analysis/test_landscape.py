@@ -279,8 +279,6 @@ def test_after_a_walk_every_weight_is_what_it_was(tiny_model: Path, adapters: li
     assert len(set(said)) > 3
     assert engine.loaded is not None  # PEFT has renamed the modules
     assert all(torch.equal(W, before[name]) for name, W in held.items())
-    walk.close()
-    assert not (tmp_path / "adapters").exists()
 
 
 def test_beside_an_adapter_the_random_direction_is_orthogonal_to_it(

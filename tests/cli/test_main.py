@@ -186,3 +186,46 @@ def test_another_architecture_runs(tmp_path, monkeypatch, capsys):
     )
     code, printed = call(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
     assert code == 0, printed
+
+
+def test_an_output_folder_that_cannot_be_one_is_one_sentence(tmp_path, tiny_model, monkeypatch, capsys):
+    path, prompts, replies = (
+        write_recipe(tmp_path, tiny_model, engine="fake"),
+        tmp_path / "p.jsonl",
+        tmp_path / "r.jsonl",
+    )
+    prompts.write_text('{"prompt": "How?"}\n')
+    replies.write_text('{"prompt": "How?", "response": "So."}\n')
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+    commands = {
+        "run": (path,),
+        "train": (path,),
+        "sample": ("--model", tiny_model, "--prompts", prompts, "--engine", "fake"),
+        "judge": ("--replies", replies, "--judge", "refusal_words"),
+    }
+    for out in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / "dangling", tmp_path / ("a" * 300)):
+        for command, words in commands.items():
+            code, printed = call(monkeypatch, capsys, command, *words, "--out", out)
+            assert code == 2, (command, out, printed)
+            assert "Traceback" not in printed
+            assert printed.splitlines()[-1].startswith("lowtax: "), printed
+    assert (tmp_path / "file").read_text() == "x"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_no_file_may_do_to_the_process_is_one_sentence(monkeypatch, capsys):
+    for error in (MemoryError(), RecursionError("x"), PermissionError(13, "Permission denied", "/x/y")):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(main, "app", fail)
+        code, _, printed = in_process(monkeypatch, capsys)
+        assert code == 2
+        assert printed.startswith("lowtax: ")
+        assert printed.count("\n") == 1
+    for bug in (KeyError("x"), OSError(22, "Invalid argument"), AssertionError()):
+        monkeypatch.setattr(main, "app", lambda bug=bug: (_ for _ in ()).throw(bug))
+        with pytest.raises(type(bug)):
+            main.main()

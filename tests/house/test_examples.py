@@ -38,7 +38,7 @@ def study(tmp_path: Path, tiny_model: Path) -> lt.Study:
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
-    return lt.Study(lt.load_recipe(path), tmp_path / "study")
+    return lt.Study(lt.load_recipe(path, trust=True), tmp_path / "study")
 
 
 def test_a_users_own_method_judge_engine_and_benchmark(study: lt.Study):

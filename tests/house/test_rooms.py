@@ -12,14 +12,14 @@ from places import ROOT, TESTS
 SOURCE = ROOT / "src" / "lowtax"
 ROOMS = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").exists())
 # Folders of tests that are not a room: what they hold has no single place in the source.
-BESIDE_ROOMS = {"support", "oracles", "house", "hostile", "golden", "zoo"}
+BESIDE_ROOMS = {"support", "oracles", "house", "hostile", "golden", "zoo", "fuzz"}
 # Tests named after a topic of their room and not after a module.
 TOPICS = {
     "benchmarks": {"exams"},
     "benchmarks/grading": {"pipeline"},
     "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
-    "models": {"quantised", "updates"},
+    "models": {"quantised", "strangers", "updates"},
     "engines": {"hf", "hf_adapters", "hf_batch"},
     "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},

@@ -215,3 +215,11 @@ def test_a_configuration_with_wrong_types(base: Path, adapter: Path, fields: dic
     configure(adapter, **fields)
     with pytest.raises(UserError):
         fitted(adapter, str(base))
+
+
+def test_a_pattern_that_would_never_end_is_refused_without_a_model(adapter: Path, base: Path):
+    configure(adapter, alpha_pattern={"(([a-z._0-9])+)+X": 2})
+    with pytest.raises(UserError, match="takes too long"):
+        read_adapter(adapter)
+    configure(adapter, target_modules=r".*\.(gate|up|down)_proj", alpha_pattern={r"layers\.[0-9]+\.mlp\.up_proj": 4})
+    assert fitted(adapter, str(base)).folder == adapter

@@ -166,3 +166,19 @@ def test_references_with_a_revision(model: Path):
     at = shutil.copytree(model, model.with_name("m@1"))
     assert loading.source(str(at)) == (str(at), {})
     loading.load_model(str(at))
+
+
+def test_a_configuration_asks_for_no_code_of_the_hub_and_for_a_finite_model(model: Path):
+    for fields, word in (
+        ({"num_hidden_layers": 1_000_000}, "more than any model"),
+        ({"attn_implementation": "someone/kernel"}, "code of the hub"),
+        ({"_attn_implementation": {"": "someone/kernel:f"}}, "code of the hub"),
+        ({"text_config": {"experts_implementation": "someone/kernel"}}, "code of the hub"),
+        ({"num_hidden_layers": 1_000, "num_local_experts": 1_000_000}, "more than any model"),
+    ):
+        before = (model / "config.json").read_bytes()
+        mark(model, **fields)
+        for load in (loading.load_config, loading.load_model):
+            with pytest.raises(UserError, match=word):
+                load(str(model))
+        (model / "config.json").write_bytes(before)

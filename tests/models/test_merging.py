@@ -331,10 +331,10 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, tiny_model: Path):
         merge(tmp_path / "adapter", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "out" / "mine.txt").unlink()
-    (tmp_path / ".out.tmp").mkdir()  # what a killed merge left
+    (tmp_path / ".out.tmp").mkdir()  # the user's, whatever its name is
     (tmp_path / ".out.tmp" / "half.safetensors").write_text("half")
     merge(tmp_path / "adapter", tmp_path / "out")
-    assert not (tmp_path / ".out.tmp").exists()
+    assert (tmp_path / ".out.tmp" / "half.safetensors").exists()
     assert not (tmp_path / "out" / "half.safetensors").exists()
 
 
@@ -347,6 +347,35 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, tiny_model: Path, monkeypatc
     with pytest.raises(UserError, match=r"No space left.*free some disk space"):
         merge(tmp_path / "adapter", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def _refuse_what_has_changed(out: Path) -> None:
+    """A merged model whose files the user has replaced, or whose marker is forged, is not deleted."""
+    names = sorted(path.name for path in out.iterdir())
+    before = {name: (out / name).read_bytes() for name in names}
+    for name in ("model.safetensors", "README.md"):
+        for kind in ("other", "longer", "link", "folder"):
+            path = out / name
+            path.unlink()
+            if kind == "link":
+                (out.parent / "elsewhere").write_bytes(before[name])
+                path.symlink_to(out.parent / "elsewhere")
+            elif kind == "folder":
+                path.mkdir()
+            else:
+                path.write_bytes(b"a fine-tune of mine" if kind == "other" else before[name] + b" ")
+            with pytest.raises(UserError, match="have changed since"):
+                delete_merged(out)
+            assert sorted(path.name for path in out.iterdir()) == names
+            path.rmdir() if kind == "folder" else path.unlink()
+            path.write_bytes(before[name])
+    marker = json.loads(before["merge.json"])
+    for files in (None, [], names, dict.fromkeys(names), dict.fromkeys(names, 5), {"../elsewhere": "x"}):
+        (out / "merge.json").write_text(json.dumps(marker | {"files": files}))
+        with pytest.raises(UserError, match=r"no hashes|have changed|did not write"):
+            delete_merged(out)
+        assert sorted(path.name for path in out.iterdir()) == names
+    (out / "merge.json").write_bytes(before["merge.json"])
 
 
 def test_only_what_a_merge_made_is_deleted(tmp_path: Path, tiny_model: Path):
@@ -371,6 +400,7 @@ def test_only_what_a_merge_made_is_deleted(tmp_path: Path, tiny_model: Path):
         delete_merged(out)
     assert (out / "model.safetensors").exists()
     (out / "results.json").unlink()
+    _refuse_what_has_changed(out)
     (out / "model.safetensors").unlink()  # a delete that was killed half way
     delete_merged(out)
     assert not out.exists()

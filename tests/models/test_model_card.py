@@ -171,6 +171,28 @@ def test_a_merged_card_has_the_sections_and_figures_of_the_adapter():
     assert "two matrices" in merged_card(MERGED | {"untied": True}, adapter)
 
 
+def test_a_merged_card_takes_only_plain_fields_of_a_strangers_card():
+    front = {
+        "tags": ["lowtax"],
+        "license": "mit\n---\n# mine",
+        "license_name": "<img src=x>",
+        "license_link": "javascript:alert(1)",
+        "datasets": ["a/b", "<script>"],
+        "language": 5,
+    }
+    for fields in (front, front | {"datasets": {"a": 1}, "license": ["mit", 5], "language": "x" * 300}):
+        data = ModelCard(merged_card(MERGED, f"---\n{yaml.safe_dump(fields)}---\nText")).data.to_dict()
+        assert not {"license", "license_name", "license_link", "datasets", "language"} & data.keys()
+    right = {
+        "license": "other",
+        "license_name": "My licence 2.0",
+        "license_link": "https://x.org/a",
+        "language": ["en"],
+    }
+    data = ModelCard(merged_card(MERGED, f"---\n{yaml.safe_dump(right)}---\n")).data.to_dict()
+    assert {key: data[key] for key in right} == right
+
+
 def test_measured_rates_are_in_the_model_index():
     assert "model-index" not in ModelCard(model_card(facts())).data.to_dict()
     data = ModelCard(model_card(facts(row=ROW))).data

@@ -185,11 +185,11 @@ def test_commands_whose_replies_all_failed_say_why(tmp_path: Path, prompts: Path
     assert "all 5 verdicts failed: too \ufffd long" in said
     arms, few = {"r1": {"mode": "lora_mlp_r1"}}, {"steps": 1, "batch_size": 2}
     recipe = write_recipe(tmp_path, model, seeds=[0], arms=arms, train=few, engine=f"{tmp_path}/broken.py:Broken")
-    code, said = run("run", recipe, "--out", tmp_path / "study")
+    code, said = run("run", recipe, "--out", tmp_path / "study", "--trust")
     assert code == 1
     assert "replies failed" in said
     assert (tmp_path / "study/table.md").exists()
-    code, said = run("judge", tmp_path / "study")
+    code, said = run("judge", tmp_path / "study", "--trust")
     assert code == 1
     assert "verdicts failed: too" in said
 

@@ -236,8 +236,15 @@ def test_other_settings_are_noticed_without_job_json(tiny_model: Path, tmp_path:
     with pytest.raises(Killed), progress_to(at("step 10/", kill)):
         train(job(tiny_model, steps=20, checkpoint_steps=5), tmp_path)
     (tmp_path / "job.json").unlink()
-    with pytest.raises(UserError, match=r"holds an unfinished run with other settings \(settings.lr was 0.01, now 0.5"):
-        train(job(tiny_model, steps=20, checkpoint_steps=5, lr=0.5), tmp_path)
+    for state, moved in ((".state", ".state"), (".state", ".state.old"), (".state.old", ".stable")):
+        (tmp_path / state).rename(tmp_path / moved)
+        with pytest.raises(UserError, match=r"an unfinished run with other settings \(settings.lr was 0.01, now 0.5"):
+            train(job(tiny_model, steps=20, checkpoint_steps=5, lr=0.5), tmp_path)
+    shutil.rmtree(tmp_path / ".stable")
+    for settings in ({"lr": 0.5}, {}):
+        with pytest.raises(UserError, match="settings are lost"):
+            train(job(tiny_model, steps=20, checkpoint_steps=5, **settings), tmp_path)
+    assert (tmp_path / "checkpoint-5" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

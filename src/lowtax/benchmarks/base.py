@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lowtax.common import registry
-from lowtax.common.config import Section
+from lowtax.common.config import SEED, Section
 from lowtax.common.records import Prompt
 from lowtax.engines.settings import Sampling
 
@@ -19,11 +19,13 @@ class Task(Section):
     )
     file: str | None = Field(None, description="a local copy of the benchmark's questions, or your own questions")
     n: PositiveInt | None = Field(
-        None, description="number of problems, chosen by the seed; all if absent, 100 if generated"
+        None, le=1_000_000, description="number of problems, chosen by the seed; all if absent, 100 if generated"
     )
     split: str | None = Field(None, description="the split; the one that is usually evaluated if absent")
     subset: str | None = Field(None, description="mmlu: subjects, separated by commas; reasoning_gym: a data set")
-    seed: NonNegativeInt = Field(0, description="decides problems and order of options, the same for every arm")
+    seed: NonNegativeInt = Field(
+        0, le=SEED, description="decides problems and order of options, the same for every arm"
+    )
     preset: Literal["default", "paper", "reference"] = Field(
         "default",
         description="paper: the paper's prompts; reference: its code's extraction of answers, too, from whole replies",

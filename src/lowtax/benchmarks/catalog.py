@@ -9,10 +9,10 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lowtax.benchmarks.base import Task
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import readers
 from lowtax.data.catalog import DatasetRecord, LocalCopies, NamedDataset
@@ -48,7 +48,7 @@ def read(name: str, task: Task) -> Questions:
         return _read_own(name, task)
     if task.subset and named.subset != "all":
         raise UserError(f"The task {name} has no subsets: remove {task.subset!r}.")
-    file = Path(task.file).expanduser() if task.file else None
+    file = expanded(task.file) if task.file else None
     usual = task.split in (None, named.split)
     table = named.open(file, task.split)
     if file and file.is_file() and not usual:
@@ -64,7 +64,7 @@ def _read_own(name: str, task: Task) -> Questions:
             f"The task {name} comes without questions: give its file (`file` in a recipe, or the file itself as the "
             "task), a .jsonl, .json, .csv or .parquet file."
         )
-    path = Path(task.file).expanduser()
+    path = expanded(task.file)
     if path.is_dir() or (not path.is_file() and readers.is_hub_id(task.file)):
         table = readers.load(task.file, task.subset, task.split)
         return Questions(name=name, origin=table.origin, revision=table.revision, rows=table.rows)

@@ -41,6 +41,8 @@ def grade(
 ) -> dict[str, Grade]:
     """Return the grades by reply id and write them to `path` as a whole; failed replies have none.
 
+    Stored grades of other replies, and those with a checker's opinion, stay in the file.
+
     rows: the questions by prompt id.
     """
     answered = [reply for reply in replies if reply.finish != "failed"]
@@ -50,8 +52,9 @@ def grade(
     read = {reply.id: rows[reply.prompt_id] for reply in answered if reply.id in texts}
     scores = pool.grade_all(benchmark, [(row, texts[reply_id]) for reply_id, row in read.items()])
     by_reply = dict(zip(read, scores, strict=True))
+    earlier = read_rows(path, Grade)
     checker_key = [second_opinion.model, second_opinion.preset] if second_opinion else []
-    grades = {}
+    grades = dict[str, Grade]()
     for reply in answered:
         score = by_reply.get(reply.id, UNFINISHED)
         grades[reply.id] = Grade(
@@ -66,16 +69,20 @@ def grade(
         )
     if second_opinion:
         rejected = [(grades[i], row) for i, row in read.items() if needs_second_opinion(by_reply[i], row)]
-        _check(grades, rejected, second_opinion, path)
-    _write(path, grades)
+        _check(grades, rejected, second_opinion, path, earlier)
+    _write(path, grades, earlier, opinions=second_opinion is None)
     return grades
 
 
 def _check(
-    grades: dict[str, Grade], rejected: Sequence[tuple[Grade, Prompt]], second_opinion: Checker, path: Path
+    grades: dict[str, Grade],
+    rejected: Sequence[tuple[Grade, Prompt]],
+    second_opinion: Checker,
+    path: Path,
+    stored_rows: Mapping[str, Grade],
 ) -> None:
-    """Put the checker's opinions into the grades of rejected answers; opinions that are in `path` are kept."""
-    earlier = {row.id: row for row in read_rows(path, Grade).values() if row.checked is not None}
+    """Put the checker's opinions into the grades of rejected answers; opinions that are stored are kept."""
+    earlier = {id_: row for id_, row in stored_rows.items() if row.checked is not None}
     stored = {grade.reply_id: earlier[grade.id].checked for grade, _ in rejected if _same(earlier.get(grade.id), grade)}
     grades |= model_checker.checked({i: grades[i] for i in stored}, stored)
     new = [(grade, row) for grade, row in rejected if grade.reply_id not in stored]
@@ -86,15 +93,25 @@ def _check(
     for start in range(0, len(new), CHUNK):
         opinions = model_checker.check(new[start : start + CHUNK], engine, second_opinion.preset)
         grades |= model_checker.checked(grades, opinions)
-        _write(path, grades)
+        _write(path, grades, stored_rows)
 
 
 def _same(earlier: Grade | None, now: Grade) -> bool:
     return earlier is not None and (earlier.extracted, earlier.gold) == (now.extracted, now.gold)
 
 
-def _write(path: Path, grades: Mapping[str, Grade]) -> None:
-    write_text(path, "".join(g.model_dump_json() + "\n" for g in grades.values()))
+def _write(path: Path, grades: Mapping[str, Grade], earlier: Mapping[str, Grade], opinions: bool = True) -> None:
+    """Write the grades, after those earlier ones that they do not replace.
+
+    opinions: keep a checker's opinions on these answers, since there are no others.
+    """
+    now = {grade.id for grade in grades.values()}
+    others = [
+        g
+        for g in earlier.values()
+        if g.id not in now and (g.reply_id not in grades or (opinions and g.checked is not None))
+    ]
+    write_text(path, "".join(g.model_dump_json() + "\n" for g in [*others, *grades.values()]))
 
 
 def shown(row: Prompt) -> str:

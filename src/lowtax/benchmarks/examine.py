@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
-
 from lowtax.benchmarks import catalog, evaluate
 from lowtax.benchmarks import rates as reasoning
 from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.rates import Answer, Key
+from lowtax.common.errors import UserError
+from lowtax.common.names import file_name, sharing
 from lowtax.common.records import Subject
 from lowtax.common.tables import Cell
 from lowtax.engines.sampling import Ask, Sheet, replies_of
@@ -24,13 +24,14 @@ TaskResult = dict[str, tuple[Ask, Answer]]  # by reply id
 BASE = "base"
 
 
-def file_name(name: str) -> str:
-    """Return a name that is valid for a file."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
 def sheets(tasks: Mapping[str, Task], out: Path) -> dict[str, Sheet]:
-    """Return the problems of every task with the path of their answers."""
+    """Return the problems of every task with the path of their answers.
+
+    Raises:
+        UserError: two tasks would share a file, or one does not exist.
+    """
+    if shared := sharing(tasks):
+        raise UserError(f"The tasks {shared[0]!r} and {shared[1]!r} would share one file: give one another name.")
     return {
         name: Sheet(out / "answers" / f"{file_name(name)}.jsonl", load(name, task).rows(), task.sampling)
         for name, task in tasks.items()
@@ -122,8 +123,8 @@ def context_warning(model: str, engine: str, tasks: Mapping[str, Task]) -> str |
     if engine not in ("hf", "vllm") or model.endswith(".gguf"):
         return None
     try:
-        positions = AutoConfig.from_pretrained(loading.resolve(model)).get_text_config().to_dict()
-    except (OSError, ValueError):  # the engine reports what is wrong with the model
+        positions = loading.load_config(model).get_text_config().to_dict()
+    except UserError:  # the engine reports what is wrong with the model
         return None
     room = positions.get("max_position_embeddings")
     if room is None or longest <= room:

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
-import yaml
-
 from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading.extract import boxed
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt, row_id
+from lowtax.common.yaml_files import parse_yaml
 
 ASK = "{}\n\nPlease reason step by step, and give your final answer, and nothing else, as <answer>your answer</answer>."
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -106,8 +105,8 @@ def _parsed(subset: str | None) -> tuple[str, dict[str, Any]]:
         )
     name, *pairs = PAIR.split(subset)
     try:
-        return name.strip(), {key.strip(): yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
-    except (ValueError, yaml.YAMLError) as error:
+        return name.strip(), {key.strip(): parse_yaml(value) for key, value in (p.split("=", 1) for p in pairs)}
+    except ValueError as error:
         raise UserError(f"The settings in {subset!r} cannot be read; write NAME,KEY=VALUE,KEY=VALUE.") from error
 
 

@@ -15,6 +15,7 @@ from lowtax.common import stats
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json, write_text
 from lowtax.common.log import quiet_libraries, say
+from lowtax.common.names import refuse_inputs
 from lowtax.common.records import Grade, Prompt, Rows, row_id
 from lowtax.common.tables import passage
 from lowtax.data.columns import require, text, texts, value
@@ -61,6 +62,8 @@ def grade(
     Raises:
         UserError: the file, a column or the benchmark is missing.
     """
+    if out is not None:
+        refuse_inputs(Path(out), ("grades.jsonl", "grades.json"), Path(answers), Path(file) if file else None)
     path, settings = Path(answers), Task(preset=preset, file=file, checker=checker)
     stored = read(path, Columns(reply, gold, question, finish, choices, thinking_tags, opened), path.name)
     if checker:

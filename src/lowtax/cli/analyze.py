@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowtax.cli.options import Trust
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def analyze(
         bool, typer.Option("--exact", help="Decompose large matrices completely: minutes for each.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder for geometry.json and figures.")] = None,
+    trust: Trust = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every site.")] = False,
 ) -> None:
     """Measure the geometry of weight updates.
@@ -52,7 +54,7 @@ def analyze(
 
     settings = Settings(top=top, exact=exact)
     if run is not None:
-        report, out = _of_study(run, settings), out or run
+        report, out = _of_study(run, settings, trust), out or run
     else:
         from lowtax.study import api
 
@@ -62,12 +64,12 @@ def analyze(
     print(json.dumps(report) if as_json else described(report))
 
 
-def _of_study(run: Path, settings: "Settings") -> dict[str, Any]:
+def _of_study(run: Path, settings: "Settings", trust: bool) -> dict[str, Any]:
     from lowtax.analysis import geometry as analysis
     from lowtax.cli import main
     from lowtax.models.weights import open_weights
 
-    with main.study(run) as work:
+    with main.study(run, trust=trust) as work:
         weights = open_weights(work.recipe.model)
         return analysis.analyze(weights, analysis.of_study(work.subjects(), weights), settings)
 

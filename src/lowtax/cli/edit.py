@@ -79,7 +79,7 @@ def fields(settings: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A setting has another form.
     """
-    import yaml
+    from lowtax.common.yaml_files import parse_yaml
 
     values = {}
     for setting in settings:
@@ -87,8 +87,8 @@ def fields(settings: list[str]) -> dict[str, Any]:
         if not (field and equals):
             raise UserError(f"--set {setting!r} is not of the form FIELD=VALUE, such as --set k=16.")
         try:
-            values[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            values[field] = parse_yaml(value)
+        except ValueError as error:
             raise UserError(f"--set {setting!r}: {value!r} is not a YAML value; quote it.") from error
     return values
 

@@ -22,6 +22,7 @@ from lowtax.cli.options import (
     TemplateKwargs,
     Thinking,
     ThinkingTags,
+    Trust,
     at_revision,
     template_kwargs,
 )
@@ -76,6 +77,7 @@ def evaluate(
     thinking_tags: ThinkingTags = None,
     deterministic: Deterministic = False,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    trust: Trust = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Sample and grade answers to reasoning tasks.
@@ -90,7 +92,7 @@ def evaluate(
     if folder:
         if model or adapter or task or out:
             raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
-        return _study(folder, as_json, base_is_the_same)
+        return _study(folder, as_json, base_is_the_same, trust)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
     from lowtax.common.files import read_json
@@ -123,11 +125,11 @@ def evaluate(
     print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
-def _study(folder: Path, as_json: bool, same: bool) -> None:
+def _study(folder: Path, as_json: bool, same: bool, trust: bool) -> None:
     """Sample and grade the answers of a study, and print the rates."""
     from lowtax.cli.main import study
 
-    with study(folder, same=same) as work:
+    with study(folder, same=same, trust=trust) as work:
         from lowtax.benchmarks import examine
 
         work.require("tasks")

@@ -68,10 +68,13 @@ def calibrate(
         raise UserError("--disagreements needs --out DIR, the folder to write them to.")
     from lowtax.common.files import write_text
     from lowtax.common.log import quiet_libraries
+    from lowtax.common.names import refuse_inputs
     from lowtax.engines.settings import EngineSettings
     from lowtax.judges import base as judges
     from lowtax.judges import calibration
 
+    if out is not None:
+        refuse_inputs(out, ("calibration.json", "rows.jsonl", "disagreements.md"), file)
     settings = EngineSettings(engine, precision, batch_size)
     say_unused(judge, settings, model)
     columns = calibration.Columns(prompt, reply, label, tuple(positive), source, on, thinking_tags, opened)

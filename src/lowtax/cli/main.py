@@ -1,5 +1,6 @@
 """The command line: one command for each stage, and `run` for a whole recipe. `--help` does not import torch."""
 
+import errno
 import json
 import signal
 import sys
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
-from lowtax.cli.options import Same
+from lowtax.cli.options import Same, Trust
 from lowtax.common import unused
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
@@ -24,6 +25,23 @@ from lowtax.common.log import show_progress
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
+
+
+OF_PATHS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTEMPTY,
+    errno.EIO,
+    errno.ESTALE,
+}
+"""Errors of the system about the paths that a user gives, or that a study has; others are bugs."""
 
 
 class Commands(TyperGroup):
@@ -66,26 +84,23 @@ Limit = Annotated[
 Engine = Annotated[str | None, typer.Option("--engine", help="Engine: hf, vllm, openai, fake or file.py:Class.")]
 
 
-def _recipe(path: Path, settings: list[str] | None, limit: int | None, engine: str | None) -> "Recipe":
+def _recipe(path: Path, settings: list[str] | None, engine: str | None, trust: bool) -> "Recipe":
     from lowtax.study.recipe import load
 
-    recipe = load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])])
-    if limit:
-        from lowtax.study.study import limited
-
-        recipe = limited(recipe, limit)
-    return recipe
+    return load(path, [*(settings or []), *([f"engine={engine}"] if engine else [])], trust)
 
 
 @contextmanager
-def study(out: Path, recipe: "Recipe | None" = None, same: bool = False) -> Iterator["Study"]:
+def study(
+    out: Path, recipe: "Recipe | None" = None, same: bool = False, trust: bool = False, limit: int | None = None
+) -> Iterator["Study"]:
     """Open the study in a folder, and keep other processes out of the folder meanwhile."""
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.study import Study
 
-    with Study(recipe, out, same) if recipe else Study.open(out, same) as work:
+    with Study(recipe, out, same, limit) if recipe else Study.open(out, same, trust) as work:
         yield work
 
 
@@ -97,6 +112,7 @@ def run(
     limit: Limit = None,
     engine: Engine = None,
     base_is_the_same: Same = False,
+    trust: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
@@ -107,25 +123,26 @@ def run(
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
     """
     if dry_run:
-        return _dry_run(_recipe(recipe, set_, limit, engine), as_json)
+        return _dry_run(_recipe(recipe, set_, engine, trust), limit, as_json)
     if as_json:
         raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
-    with study(out, _recipe(recipe, set_, limit, engine), base_is_the_same) as work:
+    with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
         work.run()
     _show(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
-def _dry_run(recipe: "Recipe", as_json: bool) -> None:
+def _dry_run(recipe: "Recipe", limit: int | None, as_json: bool) -> None:
     from lowtax.common.log import quiet_libraries
 
     quiet_libraries()
     from lowtax.study.dryrun.plan import plan
     from lowtax.study.dryrun.show import show
+    from lowtax.study.study import limited
 
-    planned = plan(recipe)
+    planned = plan(limited(recipe, limit) if limit else recipe)
     print(json.dumps(asdict(planned))) if as_json else show(planned)
 
 
@@ -161,6 +178,7 @@ def compare(
         float | None,
         typer.Option(min=0, max=0.99, help="Largest share of ordinary requests refused there; 0.3 by default."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write the table and the figure of a study.
 
@@ -169,7 +187,7 @@ def compare(
 
     Example: lowtax compare runs/quickstart
     """
-    with study(folder) as work:
+    with study(folder, trust=trust) as work:
         work.require("either")
         if against is not None:
             from lowtax.study import paired
@@ -219,9 +237,16 @@ def main() -> None:
     except UserError as error:
         print(f"lowtax: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RecursionError) as error:
+        why = "a value is nested too deeply" if isinstance(error, RecursionError) else "the memory is full"
+        print(f"lowtax: {why}: give a smaller file, or fewer at a time.", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
-            raise
+            if error.errno not in OF_PATHS or error.filename is None:
+                raise
+            print(f"lowtax: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+            sys.exit(2)
         where = f" while writing {error.filename}" if error.filename else ""
         advice = "free some space and repeat the command, which resumes"
         print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)

@@ -32,6 +32,9 @@ Same = Annotated[
     bool,
     typer.Option("--base-is-the-same", help="The model is the one that adapters and results were made with."),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python files (file.py:Class) that the recipe or the study names.")
+]
 Revision = Annotated[
     str | None, typer.Option("--model-revision", metavar="REV", help="Commit, tag or branch of a model of the hub.")
 ]
@@ -88,11 +91,11 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
     Raises:
         UserError: It is not a mapping.
     """
-    import yaml
+    from lowtax.common.yaml_files import parse_yaml
 
     try:
-        values = yaml.safe_load(text or "{}")
-    except yaml.YAMLError:
+        values = parse_yaml(text or "{}")
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise UserError(f"--chat-template-kwargs {text!r} is no mapping; write it as '{{reasoning_effort: low}}'.")

@@ -23,6 +23,7 @@ from lowtax.cli.options import (
     Text,
     Thinking,
     ThinkingTags,
+    Trust,
     at_revision,
     say_unused,
     template_kwargs,
@@ -73,6 +74,7 @@ def sample(
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set, spread over its categories."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Sample replies to prompts.
 
@@ -87,7 +89,7 @@ def sample(
 
         if model or prompts or adapter:
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
-        with study(folder, same=base_is_the_same) as work:
+        with study(folder, same=base_is_the_same, trust=trust) as work:
             work.require("prompts")
             sheets = list(work.reply_sheets().values())
             work.sample(sheets)
@@ -150,11 +152,14 @@ def judge(
     opened: Opened = None,
     on: Annotated[Text | None, typer.Option("--on", help=ON_HELP)] = None,
     out: Out = None,
-    again: Annotated[bool, typer.Option("--again", help="Discard stored verdicts and judge again.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Judge again, and replace this judge's verdicts on this text.")
+    ] = False,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Print N replies beside their verdicts.")] = 0,
     engine: Engine = "hf",
     precision: Precision = "auto",
     batch_size: BatchSize = 16,
+    trust: Trust = False,
 ) -> None:
     """Judge stored replies.
 
@@ -174,7 +179,7 @@ def judge(
         from lowtax.cli.main import study
         from lowtax.judges.verdicts import excerpts
 
-        with study(folder) as work:
+        with study(folder, trust=trust) as work:
             work.require("prompts")
             results = work.judge(judge_, on, again)
             for kind, judged in results.items():

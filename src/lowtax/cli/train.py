@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lowtax.cli.options import Revision, TemplateKwargs, ThinkingTags, at_revision, template_kwargs
+from lowtax.cli.options import Revision, TemplateKwargs, ThinkingTags, Trust, at_revision, template_kwargs
 from lowtax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,18 +146,23 @@ def arm_of(mode: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: The placement is no YAML.
     """
-    import yaml
+    from lowtax.common.yaml_files import parse_yaml
 
     if not mode.lstrip().startswith("{"):
         return mode, {"mode": mode}
     try:
-        return "placement", {"placement": yaml.safe_load(mode)}
-    except yaml.YAMLError as error:
+        return "placement", {"placement": parse_yaml(mode)}
+    except ValueError as error:
         raise UserError(f"--mode {mode!r} is not a placement: write it as '{{modules: [mlp], rank: 4}}'.") from error
 
 
 def recipe_of(
-    path: Path | None, model: str | None, mode: str | None, data: list[str] | None, settings: list[str]
+    path: Path | None,
+    model: str | None,
+    mode: str | None,
+    data: list[str] | None,
+    settings: list[str],
+    trust: bool = False,
 ) -> "Recipe":
     """Return the recipe of `lowtax train`: that of a file, or a study of one arm from the options.
 
@@ -171,7 +176,7 @@ def recipe_of(
             raise UserError(
                 "A recipe has its own model, arms and data: remove --model, --mode and --data, or the recipe."
             )
-        return recipe.load(path, settings)
+        return recipe.load(path, settings, trust)
     if not (model and mode and data):
         raise UserError("lowtax train needs a recipe, or all of --model, --mode and --data.")
     arm, where = arm_of(mode)
@@ -216,6 +221,7 @@ def train(
     show: Annotated[int, typer.Option("--show", min=0, help="Print N examples as they are trained, and stop.")] = 0,
     push_to_hub: PushToHub = None,
     public: Public = False,
+    trust: Trust = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
     set_: Set = None,
 ) -> None:
@@ -256,7 +262,7 @@ def train(
     }
     first, data = as_reference(flags, data or [], set_ or []) if as_reference_ else ([], data)
     settings = [*first, *settings_of(flags, int(os.environ.get("WORLD_SIZE", "1"))), *(set_ or [])]
-    work = recipe_of(recipe, at_revision(model, model_revision), mode, data, settings)
+    work = recipe_of(recipe, at_revision(model, model_revision), mode, data, settings, trust)
     if show:
         return _show(work, arm, show)
     if out is None:
@@ -264,7 +270,7 @@ def train(
     if recipe is None:
         from lowtax.study.adding import with_stored
 
-        work, arm = with_stored(work, out), arm_of(str(mode))[0]
+        work, arm = with_stored(work, out, trust), arm_of(str(mode))[0]
     _train(work, out, arm, push_to_hub, not public)
 
 
@@ -319,13 +325,9 @@ def placements(
     from lowtax.study.recipe import build
 
     quiet_libraries()
-    import yaml
-
     from lowtax.models.lora import trainable_summary
 
-    key = "placement" if mode.lstrip().startswith("{") else "mode"
-    arm = {key: yaml.safe_load(mode) if key == "placement" else mode}
-    placement = build({"model": model, "arms": {"arm": arm}}, [], "--mode").arms["arm"].where()
+    placement = build({"model": model, "arms": {"arm": arm_of(mode)[1]}}, [], "--mode").arms["arm"].where()
     summary = trainable_summary(model, placement)
     print(json.dumps(summary.as_json()) if as_json else summary.describe())
 

@@ -4,6 +4,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+SEED = 2**63 - 1  # the largest that torch takes
+MANY = 10**9  # more steps, rows or tokens than anyone has
+
 
 class Section(BaseModel):
     """A part of a recipe. It is immutable, and an unknown key is an error.
@@ -12,7 +15,7 @@ class Section(BaseModel):
         the cards and row ids of those studies stay as they are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     later: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")

@@ -4,6 +4,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+LONGEST = 100  # characters of a name that are compared with known ones
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,5 +26,5 @@ class Stopped(KeyboardInterrupt):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest known name, or all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:LONGEST], names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}."

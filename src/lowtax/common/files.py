@@ -1,39 +1,53 @@
-"""Files on disk, written so that a kill at any moment loses nothing.
+"""Files on disk, written so that a kill at any moment loses nothing, and nothing outside of a folder is touched.
 
 A JSONL file is only ever appended to, one whole line a write. A line that a kill cut short has no newline; the next
-append drops it, and its row is made again. Every other file or folder is written beside its place and renamed into it.
+append drops it, and its row is made again. Every other file or folder is written beside its place, under a name that
+nobody else has, and renamed into it.
+
+A folder may be a stranger's work: what is written to it goes through no link, and `lowtax.common.names` checks the
+names in its files.
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
+from lowtax.common.borders import parse_json, read_bytes, reason
 from lowtax.common.errors import FULL_DISK, UserError
+from lowtax.common.names import is_link, refuse_links
 from lowtax.common.records import Row
 
 R = TypeVar("R", bound=Row)
+MAKE_AGAIN = "delete it and repeat the command that makes it"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ROW_START = b'{"id":'
+LOCK = ".lock"
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
     """Return the rows of a JSONL file by id; the last row with an id counts. Empty if the file does not exist.
 
     Raises:
-        UserError: a line is not a row of this kind.
+        UserError: the path is no file, or a line is not a row of this kind.
     """
     rows: dict[str, R] = {}
     if not path.exists():
         return rows
-    text = path.read_bytes()
-    whole, _, _ = text.rpartition(b"\n")
-    for number, line in enumerate(whole.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
+    whole, _, last = read_bytes(path).rpartition(b"\n")
+    lines = whole.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    _require_cut(last, path, kind)
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue  # editors leave blank lines, and some of them a byte-order mark
         try:
@@ -48,17 +62,68 @@ def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append whole lines and flush them to disk; a last line that a kill cut short is dropped first."""
+    """Append whole lines and flush them to disk; a last line that a kill cut short is dropped first.
+
+    Raises:
+        UserError: the path is a link, or its last line is cut short and no row.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as handle:
+    rows = list(rows)
+    with _open(path) as handle:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(0, size - 1))
-        if size and handle.read(1) != b"\n":
+        if rows and size and handle.read(1) != b"\n":
             handle.seek(0)
-            handle.truncate(handle.read().rfind(b"\n") + 1)
+            whole, newline, last = handle.read().rpartition(b"\n")
+            _require_cut(last, path, type(rows[0]))
+            handle.truncate(len(whole) + len(newline))
         handle.write(b"".join(row.model_dump_json().encode() + b"\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _require_cut(last: bytes, path: Path, kind: type[Row]) -> None:
+    """Check that the text after the last newline of a file of rows is the beginning of a row, which may be dropped.
+
+    Raises:
+        UserError: it is something else, so that lowtax did not write it.
+    """
+    text = last.removeprefix(BYTE_ORDER_MARK).strip(b"\0 \r\t")  # zeros are what a crash of the machine may leave
+    if not text or ROW_START.startswith(text):
+        return
+    if text.startswith(ROW_START):
+        try:
+            json.loads(text)
+            kind.model_validate_json(text)
+        except ValidationError:
+            pass  # a whole object of another kind
+        except (ValueError, RecursionError):
+            return  # cut
+        else:
+            return  # a whole row that lacks its newline alone
+    raise UserError(
+        f"The last line of {path} is no {kind.__name__} row of lowtax: choose another --out, or move that file away."
+    )
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading and appending; it is made if it is absent.
+
+    Raises:
+        UserError: it is a link, or no file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise is_link(path) from error
+    kind = os.fstat(number).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
+        os.close(number)
+        raise UserError(f"{path} is no file: choose another --out, or move it away.")
+    return os.fdopen(number, "ab+")
 
 
 @contextmanager
@@ -67,38 +132,92 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     If the block raises, `path` is unchanged and nothing is left beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.tmp")
-    try:
+    with beside(path, folder=False) as work:
         yield work
         with work.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(work, path)
-    finally:
-        work.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Write a folder as a whole or not at all: yield an empty one beside it, renamed to it at the end of the block.
 
-    If the block raises, `path` is unchanged and nothing is left beside it. One writer at a time: what a killed one
-    left beside it is deleted.
+    If the block raises, `path` is unchanged and nothing is left beside it.
 
     Args:
         path: the folder to write; absent or empty, unless it may be replaced.
-        replace: delete an existing folder before the renaming.
+        replace: delete an existing folder after the new one has its name.
     """
-    work = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
+    with beside(path) as work:
         yield work
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(work, path)
+        if not (replace and os.path.lexists(path)):
+            os.replace(work, path)
+            return
+        old = path.with_name(_temporary_name(path, os.lstat(path).st_ino))
+        os.replace(path, old)
+        try:
+            os.replace(work, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+        _remove(old)
+
+
+@contextmanager
+def beside(path: Path, *, folder: bool = True) -> Iterator[Path]:
+    """Make a new file or folder beside a path, and remove it at the end if it is still there.
+
+    Its name has a hash of its inode, by which what a killed process left is known as ours, and removed by the next one
+    that writes to the path. It is locked meanwhile, so that no other process takes it for such a rest.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_rests(path)
+    first = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    if folder:
+        first.mkdir()
+        number = os.open(first, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        number = os.open(first, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    work = path.with_name(_temporary_name(path, os.fstat(number).st_ino))
+    if os.path.lexists(work):
+        work = first
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(first, work)
+        yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
+        _remove(first)
+        os.close(number)
+
+
+def _temporary_name(path: Path, inode: int) -> str:
+    """Return the name of an unfinished file or folder that will become `path`."""
+    start = path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")
+    proof = hashlib.sha256(f"lowtax {inode} {path.name}".encode(errors="surrogateescape")).hexdigest()[:16]
+    return f".{start}.{proof}.tmp"
+
+
+def _remove_rests(path: Path) -> None:
+    """Remove what killed processes left of unfinished versions of a path."""
+    with os.scandir(path.parent) as entries:
+        rests = [e for e in entries if e.name.endswith(".tmp") and e.name == _temporary_name(path, e.inode())]
+    for entry in rests:
+        with suppress(OSError), ExitStack() as stack:
+            number = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, number)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            _remove(Path(entry.path))
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,39 +231,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = MAKE_AGAIN) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        advice: what to do with a damaged file, for its error.
 
     Raises:
         UserError: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, an endless number, or too deep
-        raise UserError(
-            f"{path} is not valid JSON ({error}); delete it and repeat the command that makes it."
-        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({reason(error)}); {advice}.") from error
 
 
-def read_mapping(path: Path, *keys: str) -> dict[str, Any]:
+def read_mapping(path: Path, *keys: str, advice: str = MAKE_AGAIN) -> dict[str, Any]:
     """Return the content of a JSON file that holds an object.
 
     Args:
         keys: that the object must have.
+        advice: what to do with a damaged file, for its error.
 
     Raises:
         UserError: the file cannot be read, is not JSON, holds something else, or lacks a key.
     """
-    value = read_json(path)
+    value = read_json(path, advice)
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path} is damaged: it holds a {type(value).__name__} and not an object; delete it and repeat the command "
-            "that makes it."
-        )
+        raise UserError(f"{path} is damaged: it holds a {type(value).__name__} and not an object; {advice}.")
     if missing := [key for key in keys if key not in value]:
-        raise UserError(f"{path} is damaged: it has no {missing[0]!r}; delete it and repeat the command that makes it.")
+        raise UserError(f"{path} is damaged: it has no {missing[0]!r}; {advice}.")
     return value
 
 
@@ -152,24 +270,44 @@ def read_mapping(path: Path, *keys: str) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Make a run folder and lock it for this process; the kernel releases the lock if the process ends.
 
+    Two locks are held, of `.lock` in the folder and of the folder itself, which stays when that file is deleted.
+
     Raises:
-        UserError: another process holds it, or it cannot be a folder that is written to.
+        UserError: another process holds it, it cannot be a folder that is written to, or links lead out of it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        raise unwritable(folder, error) from error
-    with handle:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, number)
+            handle = stack.enter_context(_open(folder / LOCK))
+        except OSError as error:
+            if error.errno in FULL_DISK:
+                raise
+            raise unwritable(folder, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(number)
         except BlockingIOError as error:
             raise UserError(
                 f"Another lowtax process is working in {folder}; wait for it, or choose another folder."
             ) from error
+        refuse_links(folder)
         yield
+
+
+def _lock_folder(number: int) -> None:
+    """Lock a folder itself, where its file system has such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # NFS locks files only
+        return
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:

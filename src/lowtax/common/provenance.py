@@ -1,5 +1,6 @@
 """Provenance of a result: package versions, hardware, and the git commit of the working folder."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -37,13 +38,25 @@ def provenance() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return the commit of the working folder's repository and whether it is clean; None outside of a repository."""
-    outputs = []
-    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
-        if not shutil.which("git"):
-            return None
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            return None
-        outputs.append(done.stdout.strip())
-    return {"commit": outputs[0], "clean": not outputs[1]}
+    """Return the commit of the working folder's repository and whether it is clean; None outside of a repository.
+
+    The folder may be a stranger's, and the configuration of a repository can name programs. Those that `git status`
+    would run are switched off; where there are filters, which cannot be, it is not called, and `clean` is None.
+    """
+    if not shutil.which("git") or (commit := _asked_git("rev-parse", "HEAD")) is None:
+        return None
+    names = _asked_git("config", "--list", "--show-scope", "--includes", "--name-only") or ""
+    if any(name.startswith(("local\tfilter.", "worktree\tfilter.")) for name in names.splitlines()):
+        return {"commit": commit, "clean": None}
+    status = _asked_git("status", "--porcelain", "--ignore-submodules=all")
+    return None if status is None else {"commit": commit, "clean": not status}
+
+
+def _asked_git(*arguments: str) -> str | None:
+    """Return what git prints, without programs of the repository's own; None if it fails."""
+    options = ["--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    environment = os.environ | {"GIT_NO_LAZY_FETCH": "1"}
+    done = subprocess.run(
+        ["git", *options, *arguments], capture_output=True, text=True, errors="replace", check=False, env=environment
+    )
+    return None if done.returncode else done.stdout.strip()

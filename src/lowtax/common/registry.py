@@ -13,7 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from lowtax.common import unused
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
+
+
+def is_program(name: str) -> bool:
+    """Return whether a name is that of a class in a Python file, which runs when it is resolved."""
+    return name.rpartition(":")[0].endswith(".py")
 
 
 def resolve(family: str, name: str, table: dict[str, str]) -> type[Any]:
@@ -30,9 +36,9 @@ def resolve(family: str, name: str, table: dict[str, str]) -> type[Any]:
     if name in table:
         module, _, attribute = table[name].partition(":")
         return _class_of(importlib.import_module(module), attribute, name)
-    path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _class_of(_module_at(Path(path).expanduser(), name), attribute, name)
+    if is_program(name):
+        path, _, attribute = name.rpartition(":")
+        return _class_of(_module_at(expanded(path), name), attribute, name)
     raise UserError(
         f"There is no {family} {name!r}; {did_you_mean(name, table)} Give a class of yours as path/to/file.py:Class."
     )

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.data import readers
 from lowtax.data.readers import DataNotAvailable, Table
@@ -42,7 +43,7 @@ class LocalCopies:
         value = os.environ.get(self.variable)
         if not value:
             return None
-        folder = Path(value).expanduser()
+        folder = expanded(value)
         if not folder.is_dir():
             raise UserError(
                 f"{self.variable} is {value!r}, which is no folder: set it to the one that holds your {self.contents}."
@@ -108,7 +109,7 @@ class NamedDataset:
         if self.copies and (path := self.copies.find(stems)):
             return path
         value = os.environ.get(self.override) if self.override else None
-        return Path(value).expanduser() if value else None
+        return expanded(value) if value else None
 
     def _from_hub(self, split: str | None) -> Table:
         if not self.hub:

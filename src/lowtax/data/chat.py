@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
+from lowtax.common.borders import reason
 from lowtax.common.errors import UserError
-from lowtax.data import rendering, thinking_tags, thoughts
+from lowtax.data import rendering, template_limits, thinking_tags, thoughts
 from lowtax.data.rendering import CLOSE, OPEN, THINK, Markers
 from lowtax.data.thinking_tags import Tags
 from lowtax.data.thoughts import ANSWER
@@ -36,7 +37,6 @@ RESERVED = frozenset(
 )
 QUESTION = "What is asked?"
 MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]+\]")  # texts that are special tokens in the models that use them
-FAULTS = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # of a template, on unexpected messages
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,33 @@ def _applied(
     names = tokenizer.chat_template
     if isinstance(names, dict) and "default" not in names:
         options = {"chat_template": next(iter(names.values())), **options}
+    template = options.get("chat_template") or (names.get("default") if isinstance(names, dict) else names)
+    variables = {**tokenizer.special_tokens_map, **options}
+    template_limits.require_bounded(str(template), tokenizer.name_or_path, messages, variables)
+    try:
+        return _written(tokenizer, messages, options)
+    except TemplateError as error:
+        refusal = error
+    try:
+        return _written(tokenizer, messages, {**options, "tools": []})
+    except TemplateError:
+        raise refusal from None
+
+
+def _written(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], options: dict[str, Any]
+) -> str:
+    """Return what the template writes: the border of all templates.
+
+    Raises:
+        TemplateError: The template refuses the messages, or fails on them in any way.
+    """
     try:
         return str(tokenizer.apply_chat_template([*messages], **options))
-    except (TemplateError, *FAULTS) as error:
-        refusal = error if isinstance(error, TemplateError) else TemplateError(str(error))
-    try:
-        return str(tokenizer.apply_chat_template([*messages], **options, tools=[]))
-    except (TemplateError, *FAULTS):
-        raise refusal from None
+    except TemplateError:
+        raise
+    except Exception as error:
+        raise TemplateError(reason(error)) from error
 
 
 def _checked(tokenizer: "PreTrainedTokenizerBase", variables: Variables) -> dict[str, Any]:

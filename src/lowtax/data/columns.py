@@ -6,11 +6,11 @@ response.body.choices.0.message                the same with the thought that is
 output                                         ZeroEval: a list of samples
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import parse_json
 from lowtax.common.errors import UserError
 from lowtax.data.readers import cell_text, find_column
 from lowtax.data.rendering import CLOSE, OPEN
@@ -44,8 +44,8 @@ def value(row: Any, column: str) -> Any:
     """
     if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
         try:
-            row = json.loads(row)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(row)
+        except ValueError as error:
             raise UserError(
                 f"A value on the way to {column!r} is not the JSON text of an object: {row[:60]!r}."
             ) from error

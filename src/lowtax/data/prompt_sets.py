@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import brief, exists, expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Prompt, row_id
 from lowtax.data import readers, shipped
@@ -115,13 +115,13 @@ def spread(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
 def _parse(spec: str) -> tuple[str, str]:
     """Return source and column of `SOURCE[:COLUMN]`. The path of an existing file may itself contain a colon."""
     source, colon, column = spec.rpartition(":")
-    return (source, column) if colon and not Path(spec).expanduser().exists() else (spec, "")
+    return (source, column) if colon and not exists(expanded(spec)) else (spec, "")
 
 
 def _read(source: str, split: str | None, columns: Columns) -> PromptList:
-    path = Path(source).expanduser()
-    if not path.exists() and not path.suffix and "/" not in source:
-        raise UserError(f"There is no prompt set and no file {source!r}; {did_you_mean(source, PROMPT_SETS)}")
+    path = expanded(source)
+    if not exists(path) and not path.suffix and "/" not in source:
+        raise UserError(f"There is no prompt set and no file {brief(source)}; {did_you_mean(source, PROMPT_SETS)}")
     table = readers.load(source, split=split)
     if not table.rows:
         raise UserError(f"{source} has no prompts in split {split!r}.")
@@ -130,7 +130,7 @@ def _read(source: str, split: str | None, columns: Columns) -> PromptList:
     rows = [row for row, left_out in zip(table.rows, empty, strict=True) if not left_out]
     if not rows:
         raise UserError(f"{source} has no prompts: its column {column!r} is empty in all {len(table.rows)} rows.")
-    prompts, others = _prompts(source, source, rows, columns, own=path.exists())
+    prompts, others = _prompts(source, source, rows, columns, own=exists(path))
     repeated = len(rows) - len(prompts)
     notes = [
         f"{sum(empty)} empty, left out" if any(empty) else "",

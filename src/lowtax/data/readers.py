@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lowtax.common.borders import border, brief, exists, expanded, reason
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.data import tables
-from lowtax.data.tables import BINARY_FORMATS, COMPRESSED, TEXT_FORMATS, Row
+from lowtax.data import data_folders, tables
+from lowtax.data.compression import COMPRESSED
+from lowtax.data.tables import BINARY_FORMATS, TEXT_FORMATS, Row
 
+LONGEST = 250  # characters of a source that does not exist
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOADED = [
     *(f"*{end}" for end in BINARY_FORMATS),
@@ -84,10 +87,13 @@ def load(
         DataNotAvailable: The data set is not on this machine and cannot be downloaded.
         UserError: The source cannot be read, or has no such subset or split.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = expanded(source)
+    there = exists(path)
+    if not there and (len(source) > LONGEST or not source.isprintable()):
+        raise UserError(f"{brief(source)} cannot be a data set: give a file, a folder or owner/name on the hub.")
+    if there and path.is_dir():
         return _folder(path, subset, split, path.name, strict=strict)
-    if path.is_file() or not is_hub_id(source):
+    if there or not is_hub_id(source):
         if subset or revision:
             raise UserError(f"{source!r} is a file: `subset` and `revision` are for folders and data sets of the hub.")
         file = tables.read(path, strict)
@@ -128,22 +134,32 @@ def _folder(
 
     _check_shards(name, (path.name for path in folder.rglob("*-of-*")))
     saved = bool({"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()})
+    data_folders.require_saved_inside(folder) if saved else data_folders.require_patterns_inside(folder)
     try:
-        # Streaming reads the files themselves and leaves no copy of them in a second cache.
-        splits: Any = (
-            datasets.load_from_disk(str(folder))
-            if saved
-            else datasets.load_dataset(str(folder), subset, streaming=True)
-        )
-        table = Table([dict(row) for row in _of_split(splits, split, name)], name, revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        splits: Any = datasets.load_from_disk(str(folder)) if saved else _streamed(folder, subset)
+        rows = data_folders.as_stored(_of_split(splits, split, name))
+        table = Table([dict(row) for row in rows], name, revision)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: scripts, archives and files that are not what their name says
         files = [] if saved else _files(folder, subset, split, name) or _other_files(folder, subset, split)
         if not files:
-            raise UserError(f"The data of {name} cannot be read: {_first_line(error)}") from error
+            raise UserError(f"The data of {name} cannot be read: {reason(error)}.") from error
         table = _file_by_file(files, name, revision, strict)
     if not table.rows:
         raise UserError(f"{name} has no rows.")
     return table
+
+
+def _streamed(folder: Path, subset: str | None) -> Any:
+    """Open the splits of a folder. Streaming reads the files themselves and leaves no copy of them in a cache."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder), subset)
+    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    data_folders.require_inside(folder, files)
+    data_folders.require_shallow(files)
+    return builder.as_streaming_dataset()
 
 
 def _files(folder: Path, subset: str | None, split: str | None, name: str) -> list[Path]:
@@ -151,11 +167,13 @@ def _files(folder: Path, subset: str | None, split: str | None, name: str) -> li
     import datasets
 
     try:
-        files = datasets.load_dataset_builder(str(folder), subset).config.data_files
-    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        with border(f"The data of {name} cannot be read", "download it again"):
+            files = datasets.load_dataset_builder(str(folder), subset).config.data_files or {}
+    except UserError:
         return []
     paths = [Path(file) for file in _of_split({str(key): inner for key, inner in files.items()}, split, name)]
-    return paths if all(path.is_relative_to(folder.absolute()) and path.is_file() for path in paths) else []
+    data_folders.require_inside(folder, paths)
+    return paths if all(path.is_file() for path in paths) else []
 
 
 def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Path]:
@@ -163,7 +181,9 @@ def _other_files(folder: Path, subset: str | None, split: str | None) -> list[Pa
     if subset or split:
         return []
     known = (*TEXT_FORMATS, *BINARY_FORMATS)
-    return sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and tables.format_of(path) in known)
+    data_folders.require_inside(folder, paths)
+    return paths
 
 
 def _file_by_file(files: list[Path], name: str, revision: str | None, strict: bool) -> Table:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from lowtax.common.config import Section
+from lowtax.common.config import MANY, SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data.rendering import RENDERINGS
 
@@ -46,9 +46,11 @@ class Data(Section):
     where: dict[str, str | bool | int | float] = Field(
         default_factory=dict, description="use only rows with these values: {column: value}, ignoring case"
     )
-    first: PositiveInt | None = Field(None, description="only the first N of these rows, in file order")
-    n: PositiveInt | None = Field(None, description="number of rows, chosen by the seed; all if absent")
-    ratio: PositiveFloat | None = Field(None, description="size relative to the other sources that have a ratio")
+    first: PositiveInt | None = Field(None, le=MANY, description="only the first N of these rows, in file order")
+    n: PositiveInt | None = Field(None, le=MANY, description="number of rows, chosen by the seed; all if absent")
+    ratio: PositiveFloat | None = Field(
+        None, le=1e6, description="size relative to the other sources that have a ratio"
+    )
     answers: Literal["given", "self"] = Field(
         "given", description="self: train on the untrained model's own answers to the prompts"
     )
@@ -91,10 +93,10 @@ class PromptSet(Section):
     split: str | None = Field(None, description="train, validation or test of a built-in set")
     column: str | None = Field(None, description="the prompt's column; one of the usual names if absent")
     n: PositiveInt | None = Field(
-        None, description="only n prompts, the first ones unless `seed` is set; all if absent"
+        None, le=MANY, description="only n prompts, the first ones unless `seed` is set; all if absent"
     )
     seed: NonNegativeInt | None = Field(
-        None, description="draw the n prompts by this seed, spread over the categories of the set"
+        None, le=SEED, description="draw the n prompts by this seed, spread over the categories of the set"
     )
     later: ClassVar[frozenset[str]] = frozenset({"seed"})
 

@@ -5,10 +5,8 @@ A file is one of JSON lines, a JSON document (a list of objects, a list for each
 file of another kind is refused with what to do about it.
 """
 
-import bz2
 import csv
 import difflib
-import gzip
 import io
 import json
 import lzma
@@ -20,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import border, exists, parse_json, reason
 from lowtax.common.errors import UserError
+from lowtax.data import compression
+from lowtax.data.compression import COMPRESSED
 
 Row = dict[str, Any]
-COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 BINARY_FORMATS = (".parquet", ".pq", ".feather", ".arrow")
 BOM = "\ufeff"  # also between files that were joined
@@ -93,10 +93,10 @@ def read(path: Path, strict: bool = True) -> FileRows:
         UserError: The file cannot be read, is of another kind, is malformed or has no rows.
     """
     try:
-        data = _decompressed(path)
+        data = compression.content(path)
         whole = _binary(data, path) or _text(data, path, strict)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
         raise UserError(f"The data file {str(path)!r} cannot be read: {why}{_neighbour(path)}.") from error
     if not whole.rows:
         raise UserError(f"The data file {str(path)!r} has no rows.")
@@ -105,26 +105,10 @@ def read(path: Path, strict: bool = True) -> FileRows:
 
 def _neighbour(path: Path) -> str:
     """Return a hint at the file of the same folder that a name which does not exist may mean."""
-    if path.exists() or not path.parent.is_dir():
+    if exists(path) or not exists(path.parent) or not path.parent.is_dir():
         return ""
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1, cutoff=0.8)
     return f" (is it {str(path.with_name(near[0]))!r}?)" if near else ""
-
-
-def _decompressed(path: Path) -> bytes:
-    """Return the bytes of a file; the suffix, or else the first bytes, decide the compression."""
-    data = path.read_bytes()
-    by_bytes = (suffix for suffix, magic in COMPRESSED.items() if data.startswith(magic))
-    compression = path.suffix if path.suffix in COMPRESSED else next(by_bytes, "")
-    if compression == ".zst":
-        import pyarrow  # type: ignore[import-untyped]
-
-        return bytes(pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read())
-    how = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-    try:
-        return how[compression](data) if compression else data
-    except ValueError as error:  # bz2's error for a file that was cut
-        raise EOFError(str(error)) from error
 
 
 def _binary(data: bytes, path: Path) -> FileRows | None:
@@ -144,23 +128,23 @@ def _binary(data: bytes, path: Path) -> FileRows | None:
 
 
 def _columnar(data: bytes, path: Path, kind: str) -> list[Row]:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     import pyarrow.feather  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    source = pyarrow.BufferReader(data)
-    try:
+    most = 1_000_000 + 100 * len(data)  # rows of a file that is not made to fill the memory
+    source, article = pyarrow.BufferReader(data), "an" if kind == "arrow" else "a"
+    with border(f"The data file {str(path)!r} is not {article} {kind} file", "download or write it again"):
         if kind == "parquet":
-            table = pyarrow.parquet.read_table(source)
+            rows = pyarrow.parquet.ParquetFile(source).metadata.num_rows
+            table = pyarrow.parquet.read_table(source) if rows < most else None
         elif data.startswith((b"ARROW1", b"FEA1")):
             table = pyarrow.feather.read_table(source)
         else:
             table = pyarrow.ipc.open_stream(source).read_all()
-    except (pyarrow.ArrowException, OSError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
-        article = "an" if kind == "arrow" else "a"
-        raise UserError(f"The data file {str(path)!r} is not {article} {kind} file: {why}.") from error
-    return list(table.to_pylist())
+        if table is not None and table.num_rows < most:
+            return list(table.to_pylist())
+    raise UserError(f"The data file {str(path)!r} claims more rows than its {len(data):,} bytes can hold.")
 
 
 # --- text
@@ -287,8 +271,8 @@ def _json(text: str, path: Path, strict: bool) -> FileRows:
 def _parsed(text: str) -> Any:
     """Return the value of a JSON text, or the error."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and too many brackets
+        return parse_json(text)
+    except ValueError as error:  # also numbers of too many digits, and too many brackets
         return error
 
 

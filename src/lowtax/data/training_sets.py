@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
+from lowtax.common.borders import exists, expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.log import say
 from lowtax.common.records import Prompt, Reply
@@ -238,8 +238,8 @@ def _table(spec: Data) -> Table:
 
 def _check_name(place: str) -> None:
     """Refuse a word that is neither a file nor a name that there is."""
-    path = Path(place).expanduser()
-    if path.exists() or path.suffix or "/" in place:
+    path = expanded(place)
+    if exists(path) or path.suffix or "/" in place:
         return
     names = [*TRAINING_SETS, *(shipped.PREFIX + name for name in ("refusals", "chat", "arithmetic"))]
     plain = {name.replace("-", ""): name for name in names}

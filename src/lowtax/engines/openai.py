@@ -28,6 +28,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.data.chat import Switch
 from lowtax.engines import openai_requests
@@ -135,7 +136,7 @@ class OpenAI:
         """Return the served name of the model (None) or of an adapter folder."""
         if adapter is None:
             return self.model
-        folder = Path(adapter).expanduser().resolve()
+        folder = expanded(adapter).resolve()
         if folder in self.settings.adapters:
             return self.settings.adapters[folder]
         roots = {name: Path(root).resolve() for name, root in (served or {}).items() if root and name != self.model}
@@ -384,5 +385,5 @@ def _adapter_names() -> dict[Path, str]:
         name, _, path = pair.strip().partition("=")
         if not name or not path:
             raise UserError(f"LOWTAX_ADAPTERS has {pair.strip()!r}: write it as name=path,name=path.")
-        names[Path(path).expanduser().resolve()] = name
+        names[expanded(path).resolve()] = name
     return names

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowtax.common.cards import Effects, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import append_rows, read_json, read_rows, write_json
+from lowtax.common.files import append_rows, read_rows, write_json
 from lowtax.common.log import say
 from lowtax.common.records import Prompt, Reply, Subject, row_id
 from lowtax.data import chat, rendering
@@ -149,7 +150,7 @@ def _store_effects(path: Path, effects: Mapping[str, float], subjects: Sequence[
     """Add what the adapters of these subjects change to a file."""
     new = {s.made_by: effects[s.adapter] for s in subjects if s.adapter is not None and s.adapter in effects}
     if new:
-        write_json(path, (read_json(path) if path.exists() else {}) | new)
+        write_json(path, (read_card(path, Effects) if path.exists() else {}) | new)
 
 
 def _in_fixed_batches(engine: base.Engine, missing: list[Ask], plan: list[Ask], size: int) -> Iterator[base.Completion]:

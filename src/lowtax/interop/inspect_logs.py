@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.cards import FolderCard, SafetyCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import read_json, read_rows
+from lowtax.common.files import read_rows
 from lowtax.common.records import Grade, Reply, Verdict, row_id
 from lowtax.judges.own_replies import Columns
 from lowtax.judges.rates import APART, SAFE, prompt_set
@@ -107,10 +108,10 @@ def _answers(where: Path) -> list[Path]:
 
 def _origin(where: Path) -> tuple[str, Json, Json]:
     """Return the model, package versions, and settings by task and prompt set, as far as the folder has them."""
-    card: Json = read_json(where / "card.json") if (where / "card.json").exists() else {}
+    card: Json = read_card(where / "card.json", FolderCard) if (where / "card.json").exists() else {}
     packages = card.get("versions", {})
-    if (where / "recipe.yaml").exists():
-        study = recipe.load(where / "recipe.yaml")
+    if (path := recipe.stored_in(where)) is not None:
+        study = recipe.load(path, trust=True)  # it is read only: no class of it is used
         tasks = {name: task.model_dump(mode="json") for name, task in study.tasks.items()}
         return study.model, packages, {SETS: {"sampling": study.sampling.model_dump(mode="json")}, **tasks}
     return (
@@ -140,7 +141,7 @@ def _prompt_sets(where: Path, prompts: str | None, judge: str | None, on: str | 
     """Return the replies of every prompt set with their verdicts."""
     verdicts: list[tuple[Path, Verdict]] = []
     by_set: dict[str, list[Reply]] = {}
-    if (where / "recipe.yaml").exists() or (where / "replies").is_dir():
+    if recipe.stored_in(where) is not None or (where / "replies").is_dir():
         for file in sorted((where / "replies").glob("*.jsonl")):
             by_set[file.stem] = list(read_rows(file, Reply).values())
         files = sorted((where / "verdicts").glob("*.jsonl"))
@@ -182,7 +183,7 @@ def _judged(where: Path) -> list[Reply]:
     """Return the replies in a folder of `sample`, or those that the verdicts in a folder of `judge` are about."""
     if (where / "replies.jsonl").exists() or not (where / "safety.json").exists():
         return list(read_rows(where / "replies.jsonl", Reply).values())
-    origin = read_json(where / "safety.json").get("replies")
+    origin = read_card(where / "safety.json", SafetyCard).get("replies")
     if not origin:
         raise UserError(
             f"{where} has verdicts and no replies: judge again with --out {where}, or give the replies' folder."

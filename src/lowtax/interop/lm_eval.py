@@ -16,11 +16,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import yaml
-
 from lowtax.common import unused
 from lowtax.common.errors import UserError
 from lowtax.common.records import row_id
+from lowtax.common.yaml_files import parse_yaml
 from lowtax.data import chat, rendering
 from lowtax.engines import base
 from lowtax.engines.base import Completion, Request
@@ -77,7 +76,7 @@ class Lowtax(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.adapter, self.thinking, self.thoughts, self.chat = adapter, thinking, thoughts, chat
         text = chat_template_kwargs
-        self.variables: Mapping[str, Any] = yaml.safe_load(text) if isinstance(text, str) else text or {}
+        self.variables: Mapping[str, Any] = parse_yaml(text) if isinstance(text, str) else text or {}
         self.seed, self.max_gen_toks = seed, max_gen_toks
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
         self.pretrained = str(pretrained)

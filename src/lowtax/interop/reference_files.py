@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lowtax.common.cards import FolderCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_json, read_rows, write_text
+from lowtax.common.names import below
 from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.data.rendering import split_stored, unopened
 
@@ -51,7 +53,7 @@ def read_stored(where: Path, judge: str | None = None, on: str | None = None, pr
         UserError: there are no replies, or verdicts of several judges or texts without a choice.
     """
     file, where = (where, where.parent) if where.is_file() else (where / "replies.jsonl", where)
-    study = (where / "recipe.yaml").exists()
+    study = _recipe_in(where) is not None
     path = where / "replies" / f"{prompts}.jsonl" if study else file
     replies = list(read_rows(path, Reply).values())
     if not replies:
@@ -62,15 +64,21 @@ def read_stored(where: Path, judge: str | None = None, on: str | None = None, pr
     return Stored(replies, _chosen(verdicts, judge, on, headline), sampling)
 
 
+def _recipe_in(where: Path) -> Path | None:
+    from lowtax.study.recipe import stored_in
+
+    return stored_in(where)
+
+
 def _of_study(where: Path) -> tuple[dict[str, Any], str]:
     from lowtax.study.recipe import load
 
-    recipe = load(where / "recipe.yaml")
+    recipe = load(_recipe_in(where) or where, trust=True)  # it is read only: no class of it is used
     return recipe.sampling.model_dump(), recipe.judged_text
 
 
 def _of_card(where: Path) -> dict[str, Any] | None:
-    return read_json(where / "card.json").get("sampling") if (where / "card.json").exists() else None
+    return read_card(where / "card.json", FolderCard).get("sampling") if (where / "card.json").exists() else None
 
 
 def _chosen(verdicts: list[Verdict], judge: str | None, on: str | None, headline: str | None) -> dict[str, Verdict]:
@@ -100,7 +108,7 @@ def write(stored: Stored, out: Path) -> Iterator[str]:
     """Write the files of every checkpoint, and yield a line for each."""
     groups: dict[Path, list[Reply]] = {}
     for reply in stored.replies:
-        groups.setdefault(out / _folder(reply), []).append(reply)
+        groups.setdefault(_folder(out, reply), []).append(reply)
     for folder, replies in groups.items():
         by_prompt = {reply.prompt: reply for reply in replies if reply.finish != "failed"}
         responses = {prompt: reply.text.strip() for prompt, reply in by_prompt.items()}
@@ -119,13 +127,17 @@ def write(stored: Stored, out: Path) -> Iterator[str]:
         yield f"{line}, safety score {'null' if score is None else f'{score:.4f}'}"
 
 
-def _folder(reply: Reply) -> Path:
-    """Return the relative folder of a checkpoint's files; the name of an arm may have several parts."""
+def _folder(out: Path, reply: Reply) -> Path:
+    """Return the folder of a checkpoint's files below `out`; the name of an arm may have several parts.
+
+    Raises:
+        UserError: a name in the row would lead out of it.
+    """
     parts = [part for part in reply.arm.split("/") if part not in ("", ".", "..")]
     parts += [] if reply.seed is None else [f"seed-{reply.seed}"]
     parts += [] if reply.checkpoint is None else [reply.checkpoint]
     parts += [f"sample-{reply.sample}"] if reply.sample else []
-    return Path(*parts)
+    return below(out, *parts)
 
 
 def _parameters(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Ids, order and texts are those of the file. A reply is split into thought and answer like one of ours.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import parse_json, require_regular
 from lowtax.common.log import say
 from lowtax.common.records import Reply, row_id
 from lowtax.data import columns as cells
@@ -62,11 +62,12 @@ class Columns:
 
 def is_ours(path: Path) -> bool:
     """Return whether a file has the replies that `lowtax sample` writes."""
+    require_regular(path)
     with path.open("rb") as file:
         first = file.readline()
     try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
+        row = parse_json(first)
+    except ValueError:
         return False
     return isinstance(row, dict) and row.keys() >= OURS
 

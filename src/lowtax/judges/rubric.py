@@ -12,18 +12,19 @@ Score       (number - low) / (high - low). Label: unsafe from `unsafe_from` on; 
 import math
 import re
 from importlib import resources
-from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from lowtax.common.borders import expanded, read_text
 from lowtax.common.errors import UserError
+from lowtax.common.yaml_files import parse_yaml
 from lowtax.engines.base import Completion, Request, completion_text
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Opinion, require_model
 from lowtax.judges.model_judge import ModelJudge, fill
 
+SCALE = resources.files("lowtax").joinpath("judges/rubric.yaml")
 TOKENS = 4096  # room for a judge that thinks
 
 
@@ -66,15 +67,19 @@ def load(file: str) -> Scale:
     Raises:
         UserError: The file cannot be read, or is no rubric.
     """
+    if not file:
+        return Scale.model_validate(parse_yaml(SCALE.read_text("utf-8")))
+    text = read_text(expanded(file), file)
     try:
-        source = Path(file).expanduser() if file else resources.files("lowtax").joinpath("judges/rubric.yaml")
-        return Scale.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as a rubric: {error}.") from error
+    try:
+        return Scale.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "rubric"
         raise UserError(f"{file} is no rubric: {where}: {first['msg'].removeprefix('Value error, ')}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as a rubric: {' '.join(str(error).split())}.") from error
 
 
 class Rubric(ModelJudge):

@@ -13,8 +13,8 @@ Offline     `strongreject_gemma:MODEL@ADAPTER` names the base and the folder of 
 """
 
 from functools import cached_property
-from pathlib import Path
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.engines.base import Completion, Request, well_formed
 from lowtax.engines.settings import EngineSettings
@@ -69,8 +69,8 @@ class StrongRejectGemma(ModelJudge):
         from huggingface_hub.errors import HfHubHTTPError
 
         adapter = self.adapter or ADAPTER
-        if Path(adapter).expanduser().is_dir():
-            return str(Path(adapter).expanduser())
+        if expanded(adapter).is_dir():
+            return str(expanded(adapter))
         errors: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)
         try:
             return snapshot_download(adapter)

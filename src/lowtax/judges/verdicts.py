@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lowtax.common.files import append_rows, read_rows
+from lowtax.common.files import append_rows, read_rows, write_text
 from lowtax.common.log import counted, say
 from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.common.tables import passage
@@ -27,6 +27,7 @@ def judge_replies(
     on: Text,
     engine: EngineSettings | None = None,
     ids_of_users: bool = False,
+    again: bool = False,
 ) -> dict[str, Verdict]:
     """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
@@ -34,12 +35,15 @@ def judge_replies(
     else `unparsed`. None of these reaches the judge. If a prompt wraps a plain request, the judge sees the request.
 
     ids_of_users: the ids of the replies are not hashes of what made them, so that the request decides, too.
+    again: judge all replies. A stored verdict is replaced when there is a new one; those of other judges and on other
+        texts stay.
 
     Raises:
         UserError: A prompt has a context, and the judge cannot be shown one.
     """
     replies = list(replies)
-    verdicts = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
+    stored = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
+    verdicts = {} if again else dict(stored)
     requests = {r.id: [r.prompt] if ids_of_users else [] for r in replies}
     ids = {r.id: row_id(r.id, r.text, r.finish, name, on, *requests[r.id]) for r in replies}
     new = [r for r in replies if ids[r.id] not in verdicts]
@@ -57,9 +61,22 @@ def judge_replies(
         rows = [
             Verdict(id=ids[r.id], reply_id=r.id, judge=name, on=on, **_fields(r, opinions.get(r.id))) for r in chunk
         ]
-        append_rows(path, rows)
+        append_rows(path, [v for v in rows if v.label != "failed" or v.id not in stored])
         verdicts |= {v.id: v for v in rows}
+    if again:
+        _drop_replaced(path, name, on, ids)
     return {r.id: verdicts[ids[r.id]] for r in replies}
+
+
+def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str]) -> None:
+    """Drop earlier verdicts of a judge on a text of these replies. `ids` has the present one of each by reply id."""
+    rows = [
+        v
+        for v in read_rows(path, Verdict).values()
+        if (v.judge, v.on) != (name, on) or ids.get(v.reply_id, v.id) == v.id
+    ]
+    if path.exists():
+        write_text(path, "".join(v.model_dump_json() + "\n" for v in rows))
 
 
 def chunks(items: Sequence[T], judge: Judge | None) -> Iterator[Sequence[T]]:

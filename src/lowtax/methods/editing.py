@@ -32,7 +32,7 @@ from lowtax.models.weights import Weights, open_weights
 
 Updates = Mapping[str, Factors]
 EXACT = 1e-5  # relative; more than float32 rounding loses
-CARD = "card.json"
+CARD, MADE_BY = "card.json", "lowtax edit"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def sites_from(adapter: Adapter, weights: Weights) -> Sites:
 def _facts(spec: dict[str, Any], configured: ConfiguredMethod) -> dict[str, Any]:
     """Return what the card says about the method."""
     return {
-        "made_by": "lowtax edit",
+        "made_by": MADE_BY,
         "version": __version__,
         "method": spec["name"],
         "fields": configured.method.model_dump(),

@@ -13,10 +13,9 @@ Fails: refused if the other adapter changes an embedding that this one does not,
 both: sample between.
 """
 
-from pathlib import Path
-
 from torch import Tensor
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
 from lowtax.methods.base import Edit, Probe
@@ -35,7 +34,7 @@ class Interpolate(Edit):
 
     def prepare(self, sites: Sites, probe: Probe) -> Ends:
         """Read the updates of the other adapter."""
-        other = read_adapter(Path(self.to).expanduser())
+        other = read_adapter(expanded(self.to))
         if unmatched := other.embeddings - set(sites):
             raise UserError(
                 f"{self.to} changes the embedding {min(unmatched)}, and the edited adapter does not: leave it out."

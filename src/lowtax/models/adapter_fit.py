@@ -22,12 +22,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from lowtax.common.borders import border
 from lowtax.common.errors import UserError
 from lowtax.common.log import say
 from lowtax.models import tensor_files
@@ -78,7 +80,7 @@ def fitted(
     stored = tensor_files.header(folder / WEIGHTS)
     model = frame(ref)
     names, extra = _module_names(folder, stored)
-    _require_quick_patterns(folder, config, [*names.values(), *(name for name, _ in model.named_modules())])
+    require_quick_patterns(folder, config, [*names.values(), *(name for name, _ in model.named_modules())])
     prefix = _prefix(folder, ref, names, model)
     if prefix is not None:
         config = _spelled_out(config, names, prefix, model)
@@ -93,36 +95,60 @@ def fitted(
     return Fit(_copy(folder, config, keys), True)
 
 
-def _require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
+def unfit(folder: Path, ref: str) -> AbstractContextManager[None]:
+    """Return the border of everything that PEFT does with the files of an adapter and a model."""
+    return border(f"The adapter in {folder} does not fit the model {ref!r}", "give its own base, or save it again")
+
+
+def require_quick_patterns(folder: Path, config: "LoraConfig", names: Sequence[str]) -> None:
     """Check that the regular expressions of a configuration end in time: a stranger's may take for ever.
 
     Raises:
         UserError: one does not.
     """
-    given = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ()), *(config.alpha_pattern or ())]
-    patterns = [pattern for pattern in given if isinstance(pattern, str) and set(pattern) & set("*+{")]
+    fields = (config.target_modules, config.exclude_modules, config.layers_pattern)
+    texts = [text for field in fields for text in ([field] if isinstance(field, str) else field or ())]
+    texts += [*(config.rank_pattern or ()), *(config.alpha_pattern or ())]
+    patterns = [text for text in texts if isinstance(text, str) and not re.fullmatch(r"[\w.]*", text)]
     if not patterns:
         return
+    task = json.dumps({"patterns": patterns, "names": list(dict.fromkeys(names))})
+    command = [sys.executable, "-I", "-c", TRY]
     try:
-        task = json.dumps({"patterns": patterns, "names": list(dict.fromkeys(names))})
-        subprocess.run([sys.executable, "-c", TRY], input=task, text=True, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired as error:
+        done = subprocess.run(
+            command, input=task, text=True, timeout=PATIENCE, check=False, stderr=subprocess.DEVNULL
+        ).returncode
+    except subprocess.TimeoutExpired:
+        done = None
+    if done != 0:
         raise UserError(
             f"The adapter in {folder} selects its modules by {shorten(patterns[0], 80)!r}, which takes too long to "
             "match: name the modules."
-        ) from error
+        )
 
 
-# Matches patterns as PEFT does, in a process that can be ended.
+# Matches patterns as PEFT does, in a process with limits on its processor time and memory: a pattern's author may be a
+# stranger, and Python's matcher cannot be interrupted.
 TRY = """
-import json, re, sys
+import json, re, resource, sys
+for limit, value in ((resource.RLIMIT_CPU, 2), (resource.RLIMIT_AS, 2**30)):
+    try:
+        resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError):
+        pass
 task = json.load(sys.stdin)
 for pattern in task["patterns"]:
-    for name in task["names"]:
-        re.fullmatch(pattern, name)
-        re.match(rf"(.*\\.)?({pattern})$", name)
+    forms = pattern, rf"(.*\\.)?({pattern})$", rf".*\\.{pattern}\\.(\\d+)\\."
+    for form in forms:
+        try:
+            compiled = re.compile(form)
+        except (re.error, OverflowError, RecursionError):
+            continue
+        for name in task["names"]:
+            compiled.match(name)
+            compiled.fullmatch(name)
 """
-PATIENCE = 10.0  # seconds
+PATIENCE = 60.0  # seconds, on a busy machine
 
 
 def _module_names(folder: Path, stored: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -246,14 +272,10 @@ def _layout(folder: Path, ref: str, config: "LoraConfig", model: "PreTrainedMode
 
     config = deepcopy(config)
     config.init_lora_weights = True  # of tensors without values
-    try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            adapted = PeftModelForCausalLM(deepcopy(model), config)
-            state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, re.error) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The adapter in {folder} does not fit the model {ref!r}: {reason}") from error
+    with unfit(folder, ref), warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        adapted = PeftModelForCausalLM(deepcopy(model), config)
+        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -298,15 +320,13 @@ def _require_same(folder: Path, ref: str, name: str, key: str) -> None:
         UserError: it differs.
     """
     import torch
-    from safetensors import safe_open
 
     from lowtax.models.weights import open_weights
 
     match = COPIES.match(name.removeprefix(PREFIX))
     assert match is not None
     own = match["name"]
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        copy = opened.get_tensor(key)
+    copy = tensor_files.tensor(folder / WEIGHTS, key)
     weights = open_weights(ref)
     base = weights[own] if own in weights else None  # noqa: SIM401
     if base is None or base.shape != copy.shape or not torch.equal(base.to(copy.dtype), copy):
@@ -323,22 +343,18 @@ def _require_finite(folder: Path) -> None:
     Raises:
         UserError: a weight is infinite or not a number.
     """
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            if not opened.get_tensor(name).float().isfinite().all():
-                raise UserError(f"The adapter in {folder} has values that are not finite, in {name}: train it again.")
+    for name, tensor in tensor_files.tensors(folder / WEIGHTS):
+        if not tensor.float().isfinite().all():
+            raise UserError(f"The adapter in {folder} has values that are not finite, in {name}: train it again.")
 
 
 def _copy(folder: Path, config: "LoraConfig", keys: Mapping[str, str]) -> Path:
     """Write a copy of an adapter with other names, in a folder that is deleted when the process ends."""
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     copy = Path(tempfile.mkdtemp(prefix="lowtax-adapter-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        save_file({new: opened.get_tensor(key) for key, new in keys.items()}, copy / WEIGHTS, {"format": "pt"})
+    renamed = {keys[key]: tensor for key, tensor in tensor_files.tensors(folder / WEIGHTS, keys)}
+    save_file(renamed, copy / WEIGHTS, {"format": "pt"})
     config.save_pretrained(str(copy))
     return copy

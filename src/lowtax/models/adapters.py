@@ -13,11 +13,14 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from lowtax.common.borders import border, exists, expanded
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json, write_json
+from lowtax.common.files import read_json, read_mapping, write_json
 from lowtax.models import tensor_files
+from lowtax.models.adapter_fields import require_fields
 from lowtax.models.names import matches
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from lowtax.common.linalg import Factors
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "lowtax_base.json"
+COPY = "copy or save the adapter again"
 PREFIX = "base_model.model."
 PARTS = {  # suffix of a factor's name -> which factor, and True for an embedding
     ".lora_A.weight": ("a", False),
@@ -73,7 +77,7 @@ class Adapter:
 
 def is_adapter(ref: str | Path) -> bool:
     """Return True if a path is a folder with a PEFT configuration."""
-    return (Path(ref).expanduser() / CONFIG).is_file()
+    return (expanded(ref) / CONFIG).is_file()
 
 
 def fingerprint(folder: Path, *, weights_only: bool = False, prefix: bytes = b"") -> str:
@@ -97,7 +101,7 @@ def fingerprint(folder: Path, *, weights_only: bool = False, prefix: bytes = b""
 def base_of(config: Mapping[str, Any]) -> str:
     """Return the model reference that an adapter's configuration names, with its revision if it has one."""
     name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
-    return f"{name}@{revision}" if revision and not Path(name).exists() and "@" not in name else name
+    return f"{name}@{revision}" if revision and not exists(Path(name)) and "@" not in name else name
 
 
 def require_base(folder: Path) -> str:
@@ -129,25 +133,25 @@ def write_base(folder: Path, ref: str) -> None:
 
 def is_zero(folder: Path) -> bool:
     """Return True if the second factors of an adapter are all zero, so that it is the base."""
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        seconds = [name for name in opened.keys() if "lora_B" in name or "lora_embedding_B" in name]  # noqa: SIM118
-        return not any(opened.get_tensor(name).any() for name in seconds)
+    file = folder / WEIGHTS
+    seconds = [name for name in tensor_files.header(file) if "lora_B" in name or "lora_embedding_B" in name]
+    return not any(tensor.any() for _, tensor in tensor_files.tensors(file, seconds))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of adapter_config.json in the PEFT folder of a LoRA adapter.
 
     Raises:
-        UserError: the folder is not a PEFT folder with safetensors weights, or its adapter is not LoRA.
+        UserError: the folder is not a PEFT folder with safetensors weights, its adapter is not LoRA, or a field of its
+            configuration has a value that cannot be.
     """
     for name in (CONFIG, WEIGHTS):
         _require(folder, name)
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, COPY)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type", "unknown") if isinstance(config, dict) else "unknown"
-        raise UserError(f"{folder} holds an adapter of type {kind}, and lowtax handles LoRA only.")
+        raise UserError(f"{folder} holds an adapter of type {shorten(str(kind), 40)}, and lowtax handles LoRA only.")
+    require_fields(folder / CONFIG, config)
     return config
 
 
@@ -203,9 +207,8 @@ def check_base(folder: Path, ref: str, word: str = "add --base-is-the-same") -> 
     from lowtax.models.fingerprint import fingerprint
 
     _require(folder, CONFIG)
-    config = read_json(folder / CONFIG)
-    named = base_of(config) if isinstance(config, dict) else ""
-    recorded = read_json(folder / BASE) if (folder / BASE).is_file() else {}
+    named = base_of(read_mapping(folder / CONFIG, advice=COPY))
+    recorded = read_json(folder / BASE, COPY) if (folder / BASE).is_file() else {}
     known = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not known and (not named or _same_place(named, ref)):
         return
@@ -230,8 +233,8 @@ def _same_place(named: str, ref: str) -> bool:
     """Return True if two references name one model: in words, as a path, or as a hub model's folder in its cache."""
     if named == ref:
         return True
-    one, two = Path(named).expanduser(), Path(ref).expanduser()
-    if one.exists() and two.exists():
+    one, two = expanded(named), expanded(ref)
+    if exists(one) and exists(two):
         return one.resolve() == two.resolve()
     cached = {f"models--{name.partition('@')[0].replace('/', '--')}" for name in (named, ref)}
     return any(part in cached for path in (one, two) if path.is_absolute() for part in path.parts)
@@ -256,10 +259,8 @@ def plain_config(folder: Path, *, supported: Collection[str] = (), remedy: str =
     from peft import PeftConfig
 
     check_adapter(folder, supported=supported, remedy=remedy)
-    try:
+    with border(f"{folder / CONFIG} cannot be read by PEFT", COPY):
         config: LoraConfig = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read by PEFT: {error}.") from error
     return config
 
 
@@ -295,6 +296,10 @@ def read_adapter(folder: Path, ref: str | None = None) -> Adapter:
         raise UserError(f"The adapter in {folder} has only one factor of {half[0]}: save it again.")
     if not parts:
         raise UserError(f"The adapter in {folder} has no LoRA factors: save it again.")
+    if ref is None:
+        from lowtax.models.adapter_fit import require_quick_patterns
+
+        require_quick_patterns(folder, config, list(parts))
     scales = {module: _scale(config, module, pair["a"].shape[0]) for module, pair in parts.items()}
     factors = {
         module: Factors(pair["a"].T * scales[module], pair["b"].T)
@@ -349,11 +354,8 @@ def _require(folder: Path, name: str) -> None:
 
 def _tensors(file: Path) -> "dict[str, Tensor]":
     """Read the tensors of an adapter, without the copies of the base's embeddings that PEFT may add."""
-    from safetensors import safe_open
-
-    names = tensor_files.header(file)
-    with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in names if not name.endswith(COPIES)}
+    names = [name for name in tensor_files.header(file) if not name.endswith(COPIES)]
+    return dict(tensor_files.tensors(file, names))
 
 
 def _scale(config: "LoraConfig", module: str, rank: int) -> float:

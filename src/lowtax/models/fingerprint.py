@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.borders import parse_json, read_bytes, require_regular
+from lowtax.common.cards import BaseRecord, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
 from lowtax.common.log import say
@@ -23,6 +25,7 @@ from lowtax.common.records import row_id
 from lowtax.models import embedded, loading
 
 CACHE, RECORD = "fingerprints.json", "base.json"
+RESTORE = "it says which model the results are of: restore it from a copy, or choose another --out"
 LARGE = 5e9  # bytes, whose hash takes seconds
 # Fields of config.json that change nothing of what the model computes.
 COSMETIC = {
@@ -38,6 +41,8 @@ COSMETIC = {
     "_attn_implementation",
     "attn_implementation",
 }
+BEGUN = (RECORD, "replies", "answers", "replies.jsonl", "arms", "points.jsonl")
+"""Names of which every folder of results has one."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "vocab.json")
 
 
@@ -103,16 +108,19 @@ def local(ref: str) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model's folder by name: those of the index, else all safetensors files."""
+    """Return the weight files of a model's folder by name: those of the index, else all safetensors files.
+
+    Raises:
+        UserError: the index is damaged.
+    """
     if (folder / loading.INDEX).is_file():
-        names = set(read_json(folder / loading.INDEX)["weight_map"].values())
-        return sorted(folder / name for name in names)
+        return [folder / name for name in loading.indexed(folder)]
     return sorted(folder.glob("*.safetensors"))
 
 
 def _decisive(folder: Path) -> Any:
     """Return the content of config.json without what changes nothing."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json", "copy the model again") if (folder / "config.json").is_file() else {}
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):
@@ -128,6 +136,7 @@ def _of_file(file: Path) -> str:
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name  # the hub's cache names large files by their hash
     try:
+        require_regular(file)
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         cache = embedded.cache() / CACHE
@@ -146,10 +155,12 @@ def _of_file(file: Path) -> str:
 def _cached(cache: Path) -> dict[str, str]:
     """Return the cached hashes; none if the cache is absent or damaged, since it can be made again."""
     try:
-        stored = json.loads(cache.read_text())
-    except (OSError, ValueError):
+        stored = parse_json(read_bytes(cache))
+    except (OSError, ValueError, UserError):
         return {}
-    return stored if isinstance(stored, dict) else {}
+    if not isinstance(stored, dict):
+        return {}
+    return {key: digest for key, digest in stored.items() if isinstance(digest, str)}
 
 
 def _keep(cache: Path, stored: dict[str, str]) -> None:
@@ -181,11 +192,11 @@ def base_in(out: Path, ref: str, *, same: bool = False) -> Base:
     """
     record = out / RECORD
     try:
-        stored = read_json(record) if record.is_file() else None
+        stored = read_card(record, BaseRecord, RESTORE) if record.is_file() else None
         old = _has_rows(out)  # of a version without fingerprints: the ids in its rows have names, sizes and times
     except OSError:  # a path that cannot be one; the lock of the folder says so
         stored, old = None, False
-    if not isinstance(stored, dict) or "made_by" not in stored:
+    if stored is None:
         made_by = row_id(ref, _by_times(ref)) if old else row_id(*_named(ref))
         return Base(ref, made_by, fingerprint(ref), text_fingerprint(ref))
     now = Base(ref, stored["made_by"], fingerprint(ref), text_fingerprint(ref))
@@ -220,7 +231,7 @@ def _named(ref: str) -> tuple[str, ...]:
 
 def _has_rows(out: Path) -> bool:
     """Return True if a folder has results of an earlier version, which recorded no base."""
-    return any((out / name).exists() for name in ("replies", "answers", "replies.jsonl", "arms", "points.jsonl"))
+    return any((out / name).exists() for name in BEGUN[1:])
 
 
 def _by_times(ref: str) -> str:

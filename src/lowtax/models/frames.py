@@ -27,14 +27,9 @@ def skeleton(ref: str, config: PretrainedConfig | None = None) -> PreTrainedMode
         UserError: There is no such model, or its configuration cannot be read.
     """
     chosen = config or loading.load_config(ref)
-    try:
-        with torch.device("meta"):
-            return loading.model_class(chosen).from_config(chosen, trust_remote_code=False)
-    except loading.LOADING as error:
-        raise UserError(
-            f"The configuration of {ref!r} could not be read ({str(error).strip().splitlines()[0]}); check the name, "
-            "the folder, or your access to the hub."
-        ) from error
+    with loading.readable(ref), torch.device("meta"):
+        model: PreTrainedModel = loading.model_class(chosen).from_config(chosen, trust_remote_code=False)
+    return model
 
 
 @cache

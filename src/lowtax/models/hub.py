@@ -8,9 +8,9 @@ from pathlib import Path
 from textwrap import shorten
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_json
+from lowtax.common.files import read_mapping
 from lowtax.common.log import say
-from lowtax.models.adapters import CONFIG, is_adapter
+from lowtax.models.adapters import CONFIG, COPY, is_adapter
 from lowtax.models.model_card import hub_id
 
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"
@@ -163,7 +163,7 @@ def _check(folder: Path) -> None:
         )
     if not is_adapter(folder):
         return
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    base = read_mapping(folder / CONFIG, advice=COPY).get("base_model_name_or_path")
     if not hub_id(str(base)):
         say(
             f"  the adapter's base is {base!r}, which is not on the hub: anyone who loads it needs a copy of that model"

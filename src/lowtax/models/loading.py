@@ -5,13 +5,13 @@ weights of a forward pass in bfloat16, with float32 adapters (LoRA) or float32 m
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,15 +27,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lowtax.common.borders import border, brief, exists, expanded, reason, require_regular
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.log import say
 from lowtax.models import embedded, tensor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST = 250  # characters of a reference; the hub allows fewer
+TOKENIZER = "tokenizer.json"
+HUGE_NUMBER = re.compile(rb'"\s*:\s*[0-9]{8,}')  # the value of a key in JSON
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PARTS = re.compile(r"layer|depth|expert|block(?!_size)|heads?$|_head_count", re.IGNORECASE)  # of which models have few
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+MOST_PARTS, LARGEST = 10_000, 1 << 31  # of these, and of any other number in a configuration
 # Quantised checkpoints that transformers reads into plain bfloat16 weights.
 DEQUANTISED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+MOST_LAYERS, MOST_EXPERTS = 2_000, 200_000  # experts of all layers together
 # Tensors that are no part of a text model: draft layers for faster decoding, other modalities, and constants.
 BESIDES = re.compile(
     r"(^|\.)(mtp|nextn|eagle|medusa\w*|visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|image_newline)(\.|$)"
@@ -81,9 +89,11 @@ def resolve(ref: str) -> str:
     """
     if ref.startswith("builtin:"):
         return str(embedded.folder(ref.removeprefix("builtin:")))
-    path = Path(ref).expanduser()
-    if path.exists():
+    path = expanded(ref)
+    if exists(path):
         return str(path)
+    if len(ref) > LONGEST or not ref.isprintable():
+        raise UserError(f"{brief(ref)} cannot be a model: give a folder, a .gguf file, a hub id or builtin:NAME.")
     if ref.partition("@")[0].startswith((".", "/", "~")) or ref.count("/") > 1 or ref.endswith(".gguf"):
         raise UserError(
             f"There is no model at {ref!r}: give a folder, a .gguf file, a hub id such as owner/name or "
@@ -95,10 +105,38 @@ def resolve(ref: str) -> str:
 def source(ref: str) -> tuple[str, dict[str, str]]:
     """Return what transformers loads: a folder or hub id, and its arguments `revision` and `gguf_file`, if any."""
     where = resolve(ref)
+    _require_files(Path(where))
     if where.endswith(".gguf"):
         return str(Path(where).parent), {"gguf_file": Path(where).name}
     name, at, revision = where.partition("@")
-    return (name, {"revision": revision}) if at and not Path(where).exists() else (where, {})
+    return (name, {"revision": revision}) if at and not exists(Path(where)) else (where, {})
+
+
+def _require_files(where: Path) -> None:
+    """Refuse a local model with a pipe or a device among its files, which would be waited for.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not exists(where):
+        return
+    for path in where.iterdir() if where.is_dir() else [where]:
+        if exists(path) and not path.is_dir():
+            require_regular(path)
+
+
+@contextmanager
+def readable(ref: str) -> Iterator[None]:
+    """Turn whatever transformers raises over the files of a model into one sentence: the border of all of them.
+
+    Raises:
+        UserError: the block raises anything.
+    """
+    with border(f"The model {ref!r} could not be loaded", "check the name, the folder, or your access to the hub"):
+        try:
+            yield
+        except ImportError as error:
+            raise UserError(f"The model {ref!r} needs another package: {reason(error)}.") from error
 
 
 def load_config(ref: str) -> PretrainedConfig:
@@ -108,16 +146,47 @@ def load_config(ref: str) -> PretrainedConfig:
         UserError: it cannot be loaded, or only with code from the hub.
     """
     where, options = source(ref)
-    try:
+    with readable(ref):
         fields = {} if "gguf_file" in options else PretrainedConfig.get_config_dict(where, **options)[0]
         if fields.get("auto_map") and fields.get("model_type") not in CONFIG_MAPPING:
             raise UserError(
                 f"The model {ref!r} needs its own Python code from the hub, which lowtax does not run: give a model "
                 "whose architecture transformers has."
             )
-        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    except LOADING as error:
-        raise _unloadable(ref, error) from error
+        _require_sane(ref, fields)
+        config: PretrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    _require_sane(ref, config.to_dict())  # also of a GGUF file
+    return config
+
+
+def _require_sane(ref: str, fields: dict[str, Any]) -> None:
+    """Check that a configuration asks for no code of the hub, and that its numbers can be those of a model.
+
+    Millions of layers or experts would take for ever.
+
+    Raises:
+        UserError: it does, or one cannot be.
+    """
+    counts = {"layer": 1, "expert": 1}
+    for name, value in fields.items():
+        if "_implementation" in str(name) and "/" in str(value):
+            raise UserError(f"The configuration of {ref!r} names code of the hub: remove {name} from it.")
+        if isinstance(value, dict):
+            _require_sane(ref, value)
+        elif isinstance(value, int):
+            if not (1 if name in DEPTHS else -LARGEST) <= value < (MOST_PARTS if PARTS.search(name) else LARGEST):
+                raise UserError(
+                    f"The model {ref!r} could not be loaded: its configuration has {name}: {brief(value)}, which is "
+                    "less or more than any model has."
+                )
+            for part in counts:
+                named = name.startswith(("num_", "n_")) and part in name
+                counts[part] = max(counts[part], value if named else 0)
+    if counts["layer"] > MOST_LAYERS or counts["layer"] * counts["expert"] > MOST_EXPERTS:
+        raise UserError(
+            f"The configuration of {ref!r} has {counts['layer']:,} layers and {counts['expert']:,} experts, more than "
+            "any model: it is damaged."
+        )
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -137,10 +206,30 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         UserError: it cannot be loaded.
     """
     where, options = source(ref)
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except LOADING as error:
-        raise _unloadable(ref, error) from error
+    _require_few_tokens(ref, where, options.get("revision"))
+    with readable(ref):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    template = tokenizer.chat_template
+    if not all(
+        isinstance(text, str) for text in (template.values() if isinstance(template, dict) else [template or ""])
+    ):
+        raise UserError(f"The chat template of {ref!r} is no text ({brief(template)}): copy its tokenizer again.")
+    return tokenizer
+
+
+def _require_few_tokens(ref: str, where: str, revision: str | None) -> None:
+    """Check that no token of a tokenizer on this machine has a huge number: all smaller ones would be gone through.
+
+    Raises:
+        UserError: one has.
+    """
+    file = Path(where) / TOKENIZER if exists(Path(where)) else None
+    if file is None and where.count("/") == 1:
+        cached = try_to_load_from_cache(where, TOKENIZER, revision=revision)
+        file = Path(cached) if isinstance(cached, str) else None
+    if file is not None and file.is_file() and (huge := HUGE_NUMBER.search(file.read_bytes())):
+        number = huge[0].decode("ascii").lstrip('" :\t\r\n')
+        raise UserError(f"{file} has the number {number[:20]}, which no tokenizer needs: copy the tokenizer again.")
 
 
 def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None) -> PreTrainedModel:
@@ -162,7 +251,7 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
     config = load_config(ref)
     if not gguf:
         options |= _dequantising(ref, config)
-    try:
+    with readable(ref):
         model, report = model_class(config).from_pretrained(
             where,
             dtype=DTYPES.get(dtype, "auto"),
@@ -171,27 +260,10 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
             output_loading_info=True,
             **options,
         )
-    except LOADING as error:
-        raise _unloadable(ref, error) from error
     _require_complete(ref, model, report)
     if gguf:
         model = without_quantisation_mark(model)
     return model.to(on or device()).eval()
-
-
-# What transformers raises for what users can mend: no such model, another architecture, a missing package, a damaged
-# file, a configuration with values of wrong types.
-LOADING = (
-    OSError,
-    ValueError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    StrictDataclassError,
-)
 
 
 def check_files(ref: str, folder: Path) -> None:
@@ -201,13 +273,7 @@ def check_files(ref: str, folder: Path) -> None:
         UserError: there are none in safetensors, or one is absent, cut, empty or a pointer of Git LFS.
     """
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise UserError(f"{folder / INDEX} is not an index of safetensors files: copy the model again.")
-        names = sorted(set(weight_map.values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise UserError(f"{folder / INDEX} names {outside[0]}, which is outside of the model's folder.")
+        names = indexed(folder)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(f"{ref!r} lacks {', '.join(missing)}: download it again.")
     elif (folder / SINGLE).is_file():
@@ -224,6 +290,22 @@ def check_files(ref: str, folder: Path) -> None:
         raise UserError(f"{ref!r} has neither {SINGLE} nor {INDEX}: give a model in safetensors, or a .gguf file.")
     for name in names:
         tensor_files.header(folder / name)
+
+
+def indexed(folder: Path) -> list[str]:
+    """Return the names of the weight files in a model's index, sorted.
+
+    Raises:
+        UserError: it is no index, or names a file outside of its folder.
+    """
+    index = read_json(folder / INDEX, "copy the model again")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{folder / INDEX} is not an index of safetensors files: copy the model again.")
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if Path(name).name != name or not name.isprintable() or len(name) > 255]:
+        raise UserError(f"{folder / INDEX} names {brief(outside[0])}, which is outside of the model's folder.")
+    return names
 
 
 def _dequantising(ref: str, config: PretrainedConfig) -> dict[str, Any]:
@@ -304,13 +386,3 @@ def require_tokens(largest: int, model: PreTrainedModel, ref: str) -> None:
             f"The tokenizer of {ref!r} gives token {largest}, but the model has {rows:,} embeddings: it is the "
             "tokenizer of another model, or the embeddings were not resized when tokens were added."
         )
-
-
-def _unloadable(ref: str, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, ImportError):
-        return UserError(f"The model {ref!r} needs another package: {shorten(first, 240)}")
-    return UserError(
-        f"The model {ref!r} could not be loaded ({shorten(first, 240)}); check the name, the folder, or your access to "
-        "the hub."
-    )

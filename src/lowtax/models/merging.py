@@ -7,6 +7,7 @@ a small update vanishes (see `rounding`), which is why lowtax evaluates adapters
 Memory: the base in its stored precision and one float32 matrix; the whole model in float32 only with that `dtype`.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -25,7 +26,7 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.models import loading
-from lowtax.models.adapter_fit import fitted
+from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import check_base, fingerprint, plain_config, require_base
 from lowtax.models.model_card import merged_card
 from lowtax.models.rounding import Rounding
@@ -118,8 +119,9 @@ def _load(adapter: Path, ref: str) -> PeftModel:
     precision = "float32" if loading.resolve(ref).endswith(".gguf") else "auto"
     model = loading.load_model(ref, precision, torch.device("cpu"))
     config = plain_config(fit.folder, supported=SUPPORTED, remedy=REMEDY)
-    adapted = PeftModelForCausalLM(model, config)
-    adapted.load_adapter(str(fit.folder), "default", torch_device="cpu")
+    with unfit(adapter, ref):
+        adapted = PeftModelForCausalLM(model, config)
+        adapted.load_adapter(str(fit.folder), "default", torch_device="cpu")
     return adapted
 
 
@@ -156,23 +158,31 @@ def _round_the_rest(model: PreTrainedModel, to: torch.dtype) -> None:
 
 
 def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
-    """Write the folder of the merged model, with a marker that lists its files."""
+    """Write the folder of the merged model, with a marker that has the hash of each of its files."""
     out, card = merged.folder, Path(merged.adapter) / "README.md"
     try:
         with atomic_folder(out) as work:
             model.save_pretrained(work, max_shard_size=SHARD)
             loading.load_tokenizer(ref).save_pretrained(work)
-            write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
-            names = sorted([*(path.name for path in work.iterdir()), MARKER])
-            write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
+            text = card.read_text("utf-8-sig", "replace") if card.is_file() else ""
+            write_text(work / "README.md", merged_card(merged.facts(), text))
+            files = {path.name: _hash(path) for path in sorted(work.iterdir())}
+            write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": files})
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how the libraries report a full disk
         raise UserError(
             f"{out} could not be written ({shorten(str(error), 200)}); free some disk space and repeat the command."
         ) from error
 
 
+def _hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def delete_merged(folder: Path) -> None:
-    """Delete a folder that `merge` made, and nothing else. The marker is deleted last: a killed call can be repeated.
+    """Delete a folder that `merge` made, and nothing else: every file must be the one that was written.
+
+    The marker is deleted last, so that a killed call can be repeated.
 
     Raises:
         UserError: no such folder, no marker of `merge` in it, or files in it that `merge` did not write.
@@ -183,11 +193,23 @@ def delete_merged(folder: Path) -> None:
     marker = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
     if not isinstance(marker, dict) or marker.get("made_by") != MADE_BY:
         raise UserError(f"{folder} was not made by `lowtax merge` (it has no {MARKER} of that command); {unchanged}.")
-    foreign = sorted({path.name for path in folder.iterdir()} - set(marker["files"]))
-    if foreign:
+    hashes = marker.get("files")
+    if not isinstance(hashes, dict):
         raise UserError(
-            f"{folder} has files that `lowtax merge` did not write ({', '.join(foreign[:3])}); {unchanged}."
+            f"{folder / MARKER} has no hashes of the files, so that nobody can tell whether they have changed; "
+            f"{unchanged}: delete the folder yourself."
         )
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MARKER]
+    foreign = [path.name for path in paths if path.name not in hashes]
+    changed = [path.name for path in paths if path.name in hashes and not _is_as_written(path, hashes[path.name])]
+    if foreign or changed:
+        what = "files that `lowtax merge` did not write" if foreign else "files that have changed since"
+        raise UserError(f"{folder} has {what} ({', '.join((foreign or changed)[:3])}); {unchanged}.")
+    for path in [*paths, folder / MARKER]:
         path.unlink()
-    folder.rmdir()
+    folder.resolve().rmdir()
+
+
+def _is_as_written(path: Path, digest: Any) -> bool:
+    """Return whether a file is the one with this hash; links and folders are not."""
+    return path.is_file() and not path.is_symlink() and _hash(path) == digest

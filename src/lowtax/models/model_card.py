@@ -16,10 +16,19 @@ from jinja2 import Environment, Template
 from pydantic import BaseModel, ConfigDict
 
 from lowtax import __version__
+from lowtax.common.borders import border
+from lowtax.common.errors import UserError
+from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-CARRIED = ("datasets", "license", "license_name", "license_link", "language")
-"""Front matter of an adapter that a merged model keeps."""
+CARRIED = {
+    "datasets": r"[\w][\w.-]*/[\w][\w.-]*",
+    "license": r"[a-z0-9][a-z0-9.-]*",
+    "license_name": r"[\w][\w .-]*",
+    "license_link": r"https://[\w./%-]+|LICENSE[\w.-]*",
+    "language": r"[a-z]{2,3}(-[A-Za-z]+)?",
+}
+"""Front matter of an adapter that a merged model keeps, and the form of its values: a stranger may have written it."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM 0.33 accepts for --max-lora-rank."""
 
@@ -127,7 +136,8 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
     """
     adapter = _parse(adapter_card)
-    carried = {key: adapter.data.get(key) for key in CARRIED} if adapter else {}
+    tags = adapter.data.get("tags") if adapter else None
+    carried = {key: value for key in CARRIED if (value := _carried(key, adapter.data.get(key)))} if adapter else {}
     name = Path(merged["adapter"]).resolve().name
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
@@ -139,7 +149,7 @@ def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
         f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them "
         f"unchanged; the cosine between the applied and the intended update is {merged['cosine']:.4f}.",
         adapter_card=re.sub(r"^#", "###", adapter.text.strip(), flags=re.MULTILINE)
-        if adapter and "lowtax" in adapter.data.get("tags", [])
+        if adapter and isinstance(tags, list) and "lowtax" in tags
         else None,
     )
 
@@ -204,11 +214,21 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool,
     )
 
 
+def _carried(key: str, value: Any) -> Any:
+    """Return a field of an adapter's front matter; None if it has another form."""
+    values = value if isinstance(value, list) else [value]
+    right = all(isinstance(v, str) and len(v) <= 200 and re.fullmatch(CARRIED[key], v, re.ASCII) for v in values)
+    return value if right else None
+
+
 def _parse(card: str) -> ModelCard | None:
     """Parse a card; None if it has no valid front matter."""
+    match = FRONT_MATTER.match(card)
     try:
-        return ModelCard(card, ignore_metadata_errors=True) if card.startswith("---") else None
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # not YAML, no mapping, or fields of a wrong shape
+        facts = parse_yaml(match[1]) if match else None
+        with border("The card of the adapter cannot be read", "correct its front matter"):
+            return ModelCard(card, ignore_metadata_errors=True) if isinstance(facts, dict) else None
+    except (ValueError, UserError):
         return None
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
+from lowtax.common.borders import brief
 from lowtax.common.errors import UserError, did_you_mean
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -20,6 +21,7 @@ LAYERS_FORMS = "[10, 19], '10-19', '3, 5, 9-12', 'first half', 'middle third', '
 Share = tuple[Fraction, Fraction]
 
 
+MOST_LAYERS = 10_000  # more than any model has
 STACK = r"(?:layers|h|blocks)"  # what families call the list of transformer layers
 OTHER_MODALITY = re.compile(r"(^|[._])(vision|visual|image|audio|speech|video)")
 
@@ -68,6 +70,8 @@ def read_layers(text: str) -> set[int] | Share:
     Raises:
         UserError: the text has none of the forms.
     """
+    if len(text) > 1000:
+        raise UserError(f"layers has a text of {len(text):,} characters; the forms are {LAYERS_FORMS}.")
     clean = re.sub(r" *([-,]) *", r"\1", " ".join(text.lower().split()))
     if words := re.fullmatch(rf"(first|middle|last) ({'|'.join(SHARES)})", clean):
         share = SHARES[words[2]]
@@ -77,11 +81,11 @@ def read_layers(text: str) -> set[int] | Share:
         low, high = Fraction(ends[1]), Fraction(ends[2])
         if low < high <= 1:
             return low, high
-    elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", clean):
+    elif re.fullmatch(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*", clean):
         pairs = [[int(end) for end in part.split("-")] for part in clean.split(",")]
-        if all(pair[0] <= pair[-1] for pair in pairs):
+        if all(pair[0] <= pair[-1] < MOST_LAYERS for pair in pairs):
             return {i for pair in pairs for i in range(pair[0], pair[-1] + 1)}
-    raise UserError(f"layers {text!r} has none of the forms {LAYERS_FORMS}, with ends in ascending order.")
+    raise UserError(f"layers {brief(text)} has none of the forms {LAYERS_FORMS}, with ends in ascending order.")
 
 
 def layers_in(layers: tuple[int, int] | str | None, n_layers: int) -> list[int]:

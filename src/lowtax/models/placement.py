@@ -11,21 +11,31 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
 
+from lowtax.common.borders import brief
 from lowtax.common.errors import UserError
-from lowtax.models.names import LAYERS_FORMS, MLP, chosen, in_layer, layers_in, matches, near, read_layers, spelled_out
+from lowtax.models.names import (
+    LAYERS_FORMS,
+    MLP,
+    MOST_LAYERS,
+    chosen,
+    in_layer,
+    layers_in,
+    matches,
+    near,
+    read_layers,
+    spelled_out,
+)
 
 _DORA = "no engine serves DoRA beside the base and other adapters; train plain LoRA, of a higher rank or with rslora."
 _START = (
@@ -43,25 +53,31 @@ class Targets:
     parameters: list[str]
 
 
+Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
+Rank = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
 class Placement(BaseModel):
     """Full fine-tuning, or LoRA: factors of `rank` on `modules` and `parameters` of `layers`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["full", "lora"] = Field("lora", description="full: every weight; lora: low-rank factors")
     modules: tuple[str, ...] = Field(
         MLP, description="linear modules by name, or mlp, attention, all-linear; none if only parameters are given"
     )
     parameters: tuple[str, ...] = Field((), description="weights of no linear module, such as mlp.experts.down_proj")
-    layers: tuple[NonNegativeInt, NonNegativeInt] | str | None = Field(
+    layers: tuple[Layer, Layer] | str | None = Field(
         None, description="all if absent; first and last, both included; or text such as 'middle third'"
     )
-    rank: PositiveInt = Field(1, description="rank of the factors")
-    ranks: dict[str, PositiveInt] = Field(
+    rank: Rank = Field(1, description="rank of the factors")
+    ranks: dict[str, Rank] = Field(
         default_factory=dict, description="name -> its own rank; the first name that matches counts"
     )
-    alpha: PositiveFloat = Field(16.0, description="the product of the factors is scaled by alpha / rank")
-    alpha_per_rank: PositiveFloat | None = Field(None, description="alpha is this times the rank, instead of alpha")
+    alpha: PositiveFloat = Field(16.0, le=1e9, description="the product of the factors is scaled by alpha / rank")
+    alpha_per_rank: PositiveFloat | None = Field(
+        None, le=1e9, description="alpha is this times the rank, instead of alpha"
+    )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
     dropout: float = Field(0.05, ge=0, lt=1, description="on what enters the factors; 0 with parameters")
 
@@ -199,7 +215,7 @@ ALIASES = (
     Alias("lora_mlp_orthogonal_norm_both_rR_betaB_kK", "MLP, all regularised", RAW | RELATIVE | BOTH),
     Alias("lora_mlp_orthogonal_uniform_norm_both_rR_betaB_kK", "MLP, all regularised", RAW | UNIFORM | RELATIVE | BOTH),
 )
-PARTS = {"M": ".+?", "I": r"\d+", "J": r"\d+", "R": r"\d+", "B": r"[\d.]+(?:e-?\d+)?", "K": r"\d+"}
+PARTS = {"M": ".+?", "B": r"[\d.]+(?:e-?\d+)?"} | dict.fromkeys("IJRK", r"[0-9]{1,6}")
 
 
 def _read(mode: str) -> tuple[Alias, dict[str, str]]:
@@ -208,9 +224,9 @@ def _read(mode: str) -> tuple[Alias, dict[str, str]]:
         if match := re.fullmatch(pattern, mode):
             return alias, match.groupdict()
     forms = [alias.form for alias in ALIASES]
-    nearest = difflib.get_close_matches(mode, forms, n=3, cutoff=0.5) or forms[:5]
+    nearest = difflib.get_close_matches(mode[:100], forms, n=3, cutoff=0.5) or forms[:5]
     raise UserError(
-        f"Unknown mode {mode!r}; the nearest forms are {', '.join(nearest)}, with R a rank, M a module such as "
+        f"Unknown mode {brief(mode)}; the nearest forms are {', '.join(nearest)}, with R a rank, M a module such as "
         "up_proj, I and J layers, B a weight such as 0.1 and K a number of singular directions."
     )
 

@@ -1,19 +1,24 @@
-"""Headers of safetensors files, checked before a tensor is read: an absent, empty, cut or foreign file is one sentence.
+"""The one place where safetensors files are read: an absent, empty, cut or foreign file is one sentence.
 
 A header lists the name, the precision and the shape of every tensor, and where its bytes are. A download that was
 interrupted, and the pointer that git leaves in place of a large file, are thus told apart from weights in no time.
 """
 
-import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lowtax.common.borders import border, parse_json, reason, require_regular
 from lowtax.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POINTER = b"version https://git-lfs"
 LARGEST_HEADER = 100 * 2**20  # bytes, the limit of the safetensors library
+LONGEST = 2**63  # no file has more bytes, and no tensor more entries
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
@@ -49,6 +54,7 @@ def header(file: Path) -> dict[str, Stored]:
 def _entries(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """Return the entries of a header, and the length that the file must have."""
     try:
+        require_regular(file)
         size = file.stat().st_size
         with file.open("rb") as handle:
             start = handle.read(len(POINTER))
@@ -69,11 +75,53 @@ def _entries(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): download or copy it again.") from error
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         entries.pop("__metadata__", None)
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        if not all(isinstance(n, int) for entry in entries.values() for n in entry["shape"]):
-            raise ValueError("a shape is not made of numbers")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise UserError(f"{file} is not a safetensors file: its header cannot be read ({error}).") from error
+        end = max((_end(entry) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not a safetensors file: its header cannot be read ({reason(error)}).") from error
     return entries, 8 + length + end
+
+
+def _end(entry: dict[str, Any]) -> int:
+    """Return where the bytes of a tensor end.
+
+    Raises:
+        ValueError, KeyError, TypeError: the entry does not describe a tensor.
+    """
+    begin, end = entry["data_offsets"]
+    numbers = [begin, end, *entry["shape"]]
+    if not all(type(n) is int and 0 <= n < LONGEST for n in numbers) or prod(entry["shape"]) >= LONGEST:
+        raise ValueError("a shape or a place is not made of numbers")
+    if not isinstance(entry["dtype"], str) or not isinstance(entry["shape"], list) or begin > end:
+        raise ValueError("a tensor has no precision or no place")
+    return int(end)
+
+
+def tensors(file: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, "Tensor"]]:
+    """Yield the tensors of a safetensors file with their names, one at a time; all in its order, or those named.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from safetensors import safe_open
+
+    chosen = header(file) if names is None else names
+    sentence, advice = f"{file} cannot be read", "download or copy it again"
+    with border(sentence, advice):
+        opened = safe_open(file, framework="pt")
+    with opened:
+        for name in chosen:
+            with border(sentence, advice):
+                tensor: Tensor = opened.get_tensor(name)  # type: ignore[no-untyped-call]
+            yield name, tensor
+
+
+def tensor(file: Path, name: str) -> "Tensor":
+    """Return one tensor of a safetensors file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    [(_, value)] = tensors(file, [name])
+    return value

@@ -12,7 +12,6 @@ from textwrap import shorten
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from lowtax.common.errors import UserError, did_you_mean
@@ -41,8 +40,7 @@ class Weights(Mapping[str, Tensor]):
         if name in self._loaded:
             return self._loaded[name].float()
         matrix = self._files[name]
-        with safe_open(matrix.file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(matrix.key)
+        tensor = tensor_files.tensor(matrix.file, matrix.key)
         if tensor.dtype not in UNQUANTISED:
             raise UserError(
                 f"{self.ref!r} is quantised ({name} is {str(tensor.dtype).removeprefix('torch.')}): give the same "

@@ -1,6 +1,5 @@
 """Arms added to a stored study: a second mode or seed in the same folder, where the rest of the recipe agrees."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,21 @@ SHARED = ("model", "precision", "thinking")
 """Fields on which all arms of a study must agree: with others, its base and its arms could not be compared."""
 
 
-def with_stored(new: Recipe, out: Path) -> Recipe:
+def with_stored(new: Recipe, out: Path, trust: bool = False) -> Recipe:
     """Return the stored recipe of a folder with the one arm of a new recipe added; the new one if none is stored.
 
     Prompts, tasks, judge and the other arms stay as they are. Data and settings that differ from the stored ones are
     those of the new arm alone. Arms that options made and that were refused before they trained are left out.
 
+    Args:
+        trust: accept the classes in Python files that the stored recipe names.
+
     Raises:
-        UserError: The two recipes cannot be one study.
+        UserError: The two recipes cannot be one study, or the stored one names Python files and is not trusted.
     """
-    if not os.path.exists(out / "recipe.yaml"):  # unlike Path.exists, false also where the name is too long
+    if (path := recipes.stored_in(out)) is None:
         return new
-    stored, (name, arm) = recipes.load(out / "recipe.yaml"), next(iter(new.arms.items()))
+    stored, (name, arm) = recipes.load(path, trust=trust), next(iter(new.arms.items()))
     arms = {known: its for known, its in stored.arms.items() if its.mode != known or _begun(out, known)}
     others = [known for known in arms if known != name]
     if not (arms or stored.harmful or stored.ordinary or stored.tasks):
@@ -37,7 +39,7 @@ def with_stored(new: Recipe, out: Path) -> Recipe:
         raise UserError(
             f"The study in {out} has the seeds {_listed(stored.seeds)} for {', '.join(others)}, and now {name} is to "
             f"have {_listed(new.seeds)}: every arm of a study has the same seeds; choose another --out, or add the "
-            f"seed to {out / 'recipe.yaml'} and run `lowtax train {out / 'recipe.yaml'} --out {out}`."
+            f"seed to {path} and run `lowtax train {path} --out {out}`."
         )
     first = stored if arms else new
     fields = {key: getattr(stored, key) for key in stored.model_fields_set} | {

@@ -16,6 +16,7 @@ from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_rows, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, rate, shown
@@ -27,8 +28,9 @@ from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies, judged_text
 from lowtax.models.adapters import fingerprint
-from lowtax.models.fingerprint import Base, base_in, record_base
+from lowtax.models.fingerprint import BEGUN, Base, base_in, record_base
 
+JUDGED = ("judged.jsonl", "safety.json", "safety.md")  # what `judge` writes, beside its verdicts
 PRESETS = {"paper": {"temperature": 1.0, "max_new_tokens": 2048}}  # the code of arXiv:2507.17075
 
 
@@ -66,6 +68,7 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     for set_ in sets:
         if set_.note:
             say(f"  {set_.name}: {set_.note}")
+    refuse_foreign(out, BEGUN, ("card.json", "effects.json"))
     model = base_in(out, ask.model, same=ask.engine.base_is_the_same)
     subjects = _subjects(ask.model, ask.adapters, model)
     record_base(out, model)
@@ -106,6 +109,7 @@ def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
 
     Answers that are in the folder are kept.
     """
+    refuse_foreign(out, BEGUN, ("card.json", "effects.json", "reasoning.json", "reasoning.md"))
     model = base_in(out, exam.model, same=exam.engine.base_is_the_same)
     subjects = _subjects(exam.model, exam.adapters, model)
     record_base(out, model)
@@ -173,9 +177,8 @@ def judge(
         origin: the file of the replies and its columns, if they are from a file.
     """
     path = out / "verdicts.jsonl"
-    if again:
-        path.unlink(missing_ok=True)
-    verdicts = judge_replies(rows, path, name, on, through, ids_of_users)
+    refuse_foreign(out, [path.name], JUDGED)
+    verdicts = judge_replies(rows, path, name, on, through, ids_of_users, again)
     groups: dict[str, dict[str, list[Reply]]] = {}
     for row in rows:
         groups.setdefault(_subject_name(row), {}).setdefault(safety.prompt_set(row), []).append(row)

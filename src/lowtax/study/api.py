@@ -16,6 +16,7 @@ from lowtax.benchmarks.examine import context_warning
 from lowtax.common.errors import UserError
 from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
+from lowtax.common.names import refuse_inputs
 from lowtax.common.records import Reply, Rows, Verdict
 from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.sampling import reply_tokens
@@ -48,6 +49,7 @@ def train(
     thinking_tags: str | None = None,
     system: str | None = None,
     execution: Mapping[str, Any] | None = None,
+    trust: bool = False,
     **settings: Any,
 ) -> Path:
     """Train one arm, and return the folder of its last checkpoint: a PEFT adapter, or a model for mode `full`.
@@ -63,6 +65,7 @@ def train(
         system: a system prompt of all rows that have none.
         settings: fields of `train` in a recipe: epochs, steps, lr, batch_size ...
         execution: fields of `execution` in a recipe.
+        trust: accept the classes in Python files that the study in `out` names; they run.
 
     Raises:
         UserError: the model, the data, the mode or a setting is not usable, or `out` has a run with other settings.
@@ -81,7 +84,7 @@ def train(
     }
     recipe = one_arm(values, mode, methods, "lt.train")
     arm = next(iter(recipe.arms))
-    with Study(with_stored(recipe, Path(out)), out) as study:
+    with Study(with_stored(recipe, Path(out), trust), out) as study:
         study.check()
         study.train(arm)
         last = next(s for s in reversed(study.trained(arm)) if s.seed == seed)
@@ -178,7 +181,7 @@ def judge(
         replies: what `sample` returned, a `replies.jsonl` or its folder, or any file with requests and replies.
         judge: a name, `name:MODEL`, or `path/to/file.py:Class`.
         on: the text to judge. `both` is the reply as it was written, thought and answer.
-        again: discard stored verdicts.
+        again: judge anew, and replace the stored verdicts of this judge on this text.
         engine, precision, batch_size: for judges that are models.
         columns: of a file of your own, those of `prompt`, `reply`, `id`, `category` and `source` (the model), the
             usual names by default; and `thinking_tags` and `opened`, as in `grade`.
@@ -190,6 +193,8 @@ def judge(
     if isinstance(replies, str | Path):
         named = Columns(**(columns or {}))
         rows, own = stored_replies(Path(replies), named)
+        if out is not None:
+            refuse_inputs(Path(out), (*adhoc.JUDGED, "verdicts.jsonl"), Path(replies))
         origin = {"file": str(Path(replies).resolve()), "columns": vars(named)}
     else:
         rows = list(replies)
@@ -266,7 +271,12 @@ def evaluate(
 
 
 def compare(
-    folder: Where, against: str | None = None, *, safety: float | None = None, over_refusal: float | None = None
+    folder: Where,
+    against: str | None = None,
+    *,
+    safety: float | None = None,
+    over_refusal: float | None = None,
+    trust: bool = False,
 ) -> Rows[dict[str, Any]]:
     """Judge and grade what a study has stored, write its table and picture, and return the rows of the table.
 
@@ -274,11 +284,12 @@ def compare(
         against: compare every checkpoint with the last one of this arm, request by request, instead.
         safety, over_refusal: the level at which arms are compared, instead of the recipe's: the share of harmful
             requests that is refused, and the largest share of ordinary ones.
+        trust: accept the classes in Python files that the study names; they run.
 
     Raises:
-        UserError: the folder holds no study, or replies are missing.
+        UserError: the folder holds no study, replies are missing, or it names Python files and is not trusted.
     """
-    with Study.open(folder) as study:
+    with Study.open(folder, trust=trust) as study:
         study.require("either")
         if against is None:
             return Rows(study.compare(study.level(safety, over_refusal))["rows"])

@@ -10,6 +10,7 @@ They are sampled, judged and compared like trained arms. A checkpoint appears as
 made twice.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from lowtax.common.borders import expanded
+from lowtax.common.cards import EditedCard, EditsUnderWay, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping, write_json
+from lowtax.common.files import beside, read_mapping, write_json
 from lowtax.common.log import say
+from lowtax.common.names import below
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, row_id
 from lowtax.methods.base import Edit
-from lowtax.methods.editing import CARD, edit
+from lowtax.methods.editing import CARD, MADE_BY, edit
 from lowtax.methods.loading import load
 from lowtax.models import loading
 from lowtax.models.adapters import check_adapter, fingerprint
@@ -39,7 +43,7 @@ def training_card(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """
     if not (folder / "card.json").exists():
         raise UserError(f"Arm {arm!r}, seed {seed} is not trained yet: `lowtax run` or `lowtax train` finishes it.")
-    return read_mapping(folder / "card.json", "job", "checkpoints", "trainable_parameters")
+    return read_card(folder / "card.json", TrainedCard)
 
 
 def trained_subjects(folder: Path, arm: str, seed: int, full: bool, base: Subject) -> list[Subject]:
@@ -88,7 +92,7 @@ def check(name: str, arm: EditedArm) -> None:
                 if isinstance(ref := spec.get(field), str):
                     loading.resolve(ref)
             if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
-                check_adapter(Path(spec["to"]).expanduser())
+                check_adapter(expanded(spec["to"]))
         except UserError as error:
             raise UserError(f"edited.{name}: {error}") from error
         if not isinstance(configured.method, Edit):
@@ -101,6 +105,23 @@ def cost(group: Sequence[Subject]) -> dict[str, float]:
     """Return `edit_seconds` of one checkpoint of an edited arm, the mean over its seeds; empty for a trained arm."""
     seconds = [subject.edit_seconds for subject in group if isinstance(subject, EditedSubject)]
     return {"edit_seconds": round(mean(seconds), 1)} if seconds else {}
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Delete a checkpoint that was edited right before a kill, so that it is not listed; it is made again.
+
+    Raises:
+        UserError: the folder is not one that `lowtax edit` wrote.
+    """
+    if not os.path.lexists(folder):
+        return
+    card = read_mapping(folder / CARD) if (folder / CARD).is_file() and not folder.is_symlink() else {}
+    if card.get("made_by") != MADE_BY:
+        raise UserError(
+            f"{folder} is where an edited checkpoint goes, and lowtax did not edit what is there: move it away, or "
+            "give the edited arm another name."
+        )
+    shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -135,7 +156,7 @@ class EditPlan:
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
-            before = read_mapping(self.folder / file)
+            before = read_card(self.folder / file, EditsUnderWay)
             differs = [key for key in now if row_id(now[key]) != row_id(before.get(key))]
             settings = [f"{key} was {before.get(key)}, now {now[key]}" for key in differs if key not in JOBS]
             if differs:
@@ -156,7 +177,7 @@ class EditPlan:
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
         source, decided = self._trained(self.arm.of), self._decided(jobs)
         under_way = self.folder / UNDER_WAY
-        rows = read_mapping(under_way, "checkpoints")["checkpoints"] if under_way.exists() else []
+        rows = read_card(under_way, EditsUnderWay)["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
@@ -165,7 +186,7 @@ class EditPlan:
         write_json(
             self.folder / CARD,
             {
-                "made_by": "lowtax edit",
+                "made_by": MADE_BY,
                 **decided,
                 "checkpoints": rows,
                 "edit_seconds": round(sum(row["edit_seconds"] for row in rows), 2),
@@ -187,7 +208,7 @@ class EditPlan:
             )
         jobs = {name: self._trained(name)["job"] for name in self.arm.made_of()}
         self.refuse_another(jobs)
-        card = read_mapping(self.folder / CARD, "checkpoints", "trainable_parameters")
+        card = read_card(self.folder / CARD, EditedCard)
         return [
             EditedSubject(
                 arm=self.name,
@@ -206,19 +227,15 @@ class EditPlan:
 
     def _one(self, checkpoint: Card) -> Card:
         """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
-        out, began = self.folder / checkpoint["name"], time.perf_counter()
-        between = self.folder / f".{checkpoint['name']}.edits"
-        source, cards = self._folder_of(self.arm.of) / checkpoint["name"], list[Card]()
-        for partial in (out, between):  # left by a kill: finished checkpoints are listed and not made again
-            shutil.rmtree(partial, ignore_errors=True)
-        try:
+        out, began = below(self.folder, checkpoint["name"]), time.perf_counter()
+        source, cards = below(self._folder_of(self.arm.of), checkpoint["name"]), list[Card]()
+        _remove_unlisted(out)
+        with beside(out.with_name(f"{out.name}.edits")) as between:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
                 result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank)
                 cards.append(result.card)
                 source = to
-        finally:
-            shutil.rmtree(between, ignore_errors=True)
         seconds = time.perf_counter() - began
         seconds_of_ends = sum(self._trained(name)["checkpoints"][-1]["seconds"] for name in self.arm.ends())
         return {

@@ -12,7 +12,7 @@ from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
 from lowtax.models import hub, loading
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
-from lowtax.study.recipe import Recipe
+from lowtax.study.recipe import STORED, Recipe, stored_in
 from lowtax.training import loop, optimizers, trackers, zero_config
 from lowtax.training.job import Job
 
@@ -147,14 +147,14 @@ def nothing_to_do(recipe: Recipe, out: Path, of: str) -> str | None:
         "prompts": f"give --prompts without a study: `lowtax sample {subject} --prompts strongreject --out DIR`",
         "tasks": f"give --task without a study: `lowtax evaluate {subject} --task gsm8k --out DIR`",
     }
+    where = stored_in(out) or out / STORED
     if of == "either":
         if prompts or tasks:
             return None
         return (
             f"The study in {out} has neither prompts nor tasks, so there is nothing to compare: add {add['prompts']}, "
-            f"or {add['tasks']}, to {out / 'recipe.yaml'}, then `lowtax sample {out}` and `lowtax evaluate {out}`."
+            f"or {add['tasks']}, to {where}, then `lowtax sample {out}` and `lowtax evaluate {out}`."
         )
     if prompts if of == "prompts" else tasks:
         return None
-    where = out / "recipe.yaml"
     return f"The study in {out} has no {of}: add {add[of]} to {where} and repeat the command, or {alone[of]}."

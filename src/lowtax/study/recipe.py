@@ -3,12 +3,13 @@
 Unknown keys are refused.
 """
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -22,8 +23,12 @@ from pydantic import (
 )
 
 from lowtax.benchmarks.base import Task
-from lowtax.common.config import Section
+from lowtax.common.borders import brief
+from lowtax.common.config import SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.common.names import sharing
+from lowtax.common.registry import is_program
+from lowtax.common.yaml_files import parse_yaml, read_yaml
 from lowtax.data import thinking_tags
 from lowtax.data.conversations import Conversation
 from lowtax.data.specs import Data, PromptSet
@@ -40,6 +45,8 @@ NEWER = (
     "deterministic",
     "matched_safety",
 )  # fields that stored cards do not have
+STORED, STORED_BESIDE = "recipe.yaml", "study.yaml"
+"""The recipe in the folder of a study; the second name where the first is a file of the user's own."""
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -81,7 +88,9 @@ class EditedArm(Section):
     edits: list[dict[str, Any]] = Field(
         min_length=1, description="edits in order, from `lowtax methods`: {name: safe_lora, aligned: REF}"
     )
-    rank: PositiveInt | None = Field(None, description="after every edit, truncate the changed matrices to this rank")
+    rank: PositiveInt | None = Field(
+        None, le=1_000_000, description="after every edit, truncate the changed matrices to this rank"
+    )
     checkpoints: Literal["all", "last"] = Field("last", description="the checkpoints of the arm that are edited")
 
     def end(self, edit: dict[str, Any]) -> str | None:
@@ -125,11 +134,13 @@ class Recipe(Section):
         None, description="a system prompt of all training rows, prompts and problems that have none of their own"
     )
     engine: str = Field("hf", description="the engine: hf, vllm, openai, fake (for tests) or path/to/file.py:Class")
-    batch_size: PositiveInt = Field(64, description="rows that the engine decodes together")
+    batch_size: PositiveInt = Field(64, le=1_000_000, description="rows that the engine decodes together")
     deterministic: bool = Field(
         False, description="decode every reply in a fixed batch, so that a resumed run draws the same in any precision"
     )
-    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once for each seed")
+    seeds: list[Annotated[NonNegativeInt, Field(le=SEED)]] = Field(
+        [0], min_length=1, max_length=10_000, description="every arm is trained once for each seed"
+    )
     data: list[Data] = Field(default_factory=list, description="training data of every arm")
     train: Train = Field(Train(), description="training settings of every arm")
     execution: Execution = Field(Execution(), description="how training runs on the hardware")
@@ -178,6 +189,13 @@ class Recipe(Section):
             if name == "base" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"arm name {name!r}: letters, digits, '.', '-' and '_' only, and not 'base'")
         return arms
+
+    @field_validator("tasks")
+    @classmethod
+    def _own_files(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        if shared := sharing(tasks):
+            raise ValueError(f"{shared[0]!r} and {shared[1]!r} would share one file: give one another name")
+        return tasks
 
     @model_validator(mode="after")
     def _edits_of_trained_arms(self) -> "Recipe":
@@ -244,6 +262,14 @@ class Recipe(Section):
             return sampling
         return sampling.model_copy(update={"system": self.system})
 
+    def programs(self) -> list[str]:
+        """Return the classes in Python files that it names (path/to/file.py:Class): they run when they are used."""
+        specs = [spec for arm in self.arms.values() for spec in arm.methods]
+        specs += [spec for arm in self.edited.values() for spec in arm.edits]
+        names = [self.engine, self.judge, *(spec.get("name") for spec in specs)]
+        names += [task.benchmark or name for name, task in self.tasks.items()]
+        return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_program(name)))
+
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""
         specs = self.arms[arm].data
@@ -257,40 +283,76 @@ def _with_tokens(sampling: Sampling, tokens: int, known: Sampling | None) -> Sam
     return sampling.model_copy(update={"max_new_tokens": known.max_new_tokens if known else tokens})
 
 
-def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
+def load(path: str | Path, settings: list[str] | None = None, trust: bool = False) -> Recipe:
     """Read a YAML recipe.
 
     Args:
         settings: `dotted.key=value` overrides, with values in YAML.
+        trust: accept classes in Python files (path/to/file.py:Class), which run when the recipe is used. Those that
+            an override names are accepted anyway.
 
     Raises:
-        UserError: The file cannot be read, or a key or a value is wrong.
+        UserError: The file cannot be read, a key or a value is wrong, or it names Python files and is not trusted.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
-    except OSError as error:
-        raise UserError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(Path(path), f"The recipe {str(path)!r}")
     if not isinstance(values, dict):
         raise UserError(f"The recipe {str(path)!r} holds no keys: it must be a YAML mapping such as `model: ...`.")
-    return build(values, settings or [], str(path))
+    recipe = build(values, settings or [], str(path))
+    if not trust:
+        refuse_programs(recipe.programs(), str(path), settings or [])
+    return recipe
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML without programs, in which a key that is there twice is an error; YAML itself takes the last one."""
+def refuse_programs(names: Iterable[str], where: str, told: Sequence[str] = ()) -> None:
+    """Refuse classes in Python files that a recipe names: whoever wrote the recipe would run code on this machine.
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping.
+    Args:
+        names: the classes.
+        where: the recipe, for the error.
+        told: texts of the command line; the classes in them are the user's own choice.
 
-        Raises:
-            YAMLError: It has a key twice.
-        """
-        node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice in the section that begins {node.start_mark}")
-        return node
+    Raises:
+        UserError: There is one.
+    """
+    if foreign := [name for name in names if not any(name in text for text in told)]:
+        raise UserError(
+            f"{where} names {foreign[0]}, a Python file that would run with your rights: read it, and add --trust "
+            "(in Python trust=True) if you trust it."
+        )
+
+
+def stored_in(out: Path) -> Path | None:
+    """Return the file of a folder that has the recipe of its study; None if it has none."""
+    names = (STORED_BESIDE, STORED)
+    return next((out / name for name in names if os.path.exists(out / name)), None)  # also where a name is too long
+
+
+def place_in(out: Path, begun: bool) -> Path:
+    """Return the file of a folder to which the recipe of its study is written; a user's own recipe is never replaced.
+
+    A recipe.yaml is the user's own where no study has begun, and where it is not as lowtax writes it: with comments.
+
+    Args:
+        begun: the folder has a study.
+    """
+    own, beside = out / STORED, out / STORED_BESIDE
+    if os.path.exists(beside) or (os.path.exists(own) and not (begun and is_as_dumped(own))):
+        return beside
+    return own
+
+
+def dumped(values: Any) -> str:
+    """Return the values of a recipe as lowtax writes them to a file."""
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def is_as_dumped(path: Path) -> bool:
+    """Return whether a recipe is written as lowtax writes them, without comments."""
+    try:
+        text = path.read_text()
+        return dumped(parse_yaml(text)) == text
+    except (OSError, ValueError):
+        return False
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:
@@ -326,9 +388,9 @@ def _override(values: dict[str, Any], setting: str) -> None:
         else:
             raise UserError(f"--set {setting!r}: {part!r} is not a section of the recipe.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting!r}: the value is not valid YAML.") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {brief(setting)}: the value is not valid YAML: {error}.") from error
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
@@ -347,7 +409,7 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
             hint = did_you_mean(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
             raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
         message = problem["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        value = "" if isinstance(problem["input"], dict) else f" (found {brief(problem['input'])})"
         raise UserError(f"{where}: {place}: {message}{value}.") from error
 
 

@@ -1,7 +1,7 @@
 """A study: a recipe's arms x checkpoints x seeds in one folder, stage by stage. Every stage can be repeated.
 
 ```
-DIR/recipe.yaml                          the recipe, resolved
+DIR/recipe.yaml                          the recipe, resolved; study.yaml where recipe.yaml is the user's own file
 DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for full fine-tuning; edited arms, too
 DIR/data/*.jsonl                         the model's own answers, if the recipe trains on them
 DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
@@ -20,14 +20,15 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from rich.text import Text
 
 from lowtax.benchmarks import examine
 from lowtax.common import launch
+from lowtax.common.cards import Effects, StudyCard, read_card
 from lowtax.common.errors import UserError, did_you_mean
-from lowtax.common.files import locked, read_json, read_mapping, write_json, write_text
+from lowtax.common.files import locked, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import file_name, refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
@@ -39,7 +40,7 @@ from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
-from lowtax.models.fingerprint import base_in, record_base
+from lowtax.models.fingerprint import BEGUN, base_in, record_base
 from lowtax.study import arms, checks, matched, recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
@@ -49,6 +50,7 @@ from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
 SETS = ("harmful", "ordinary")
+RESULTS = ("table.json", "table.md", "frontier.png", "card.json")  # that a user may have files of the same name as
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
 
@@ -59,14 +61,20 @@ class Study:
         settings: the recipe.
         out: the folder.
         same: the user's word that the model is the one that the folder's results were made with, although it differs.
+        limit: work on at most so many prompts of a set and problems of a task; those that are stored stay.
 
     Raises:
         UserError: the folder has results of another model, tokenizer or chat template.
     """
 
-    def __init__(self, settings: Recipe, out: str | Path, same: bool = False) -> None:
-        self.out = Path(out)
-        self.recipe = _with_tokens(settings, self.out)
+    def __init__(self, settings: Recipe, out: str | Path, same: bool = False, limit: int | None = None) -> None:
+        self.out, self.limit = Path(out), limit
+        begun = any(os.path.exists(self.out / name) for name in BEGUN)
+        self.place = recipe.place_in(self.out, begun)
+        known = _stored_recipe(self.out, begun)
+        whole = _with_tokens(settings, known)
+        self.recipe = limited(whole, limit) if limit else whole
+        self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
@@ -85,22 +93,31 @@ class Study:
         self.base = Subject("base", None, None, 0, settings.model, None, self.model.made_by)
 
     @classmethod
-    def open(cls, out: str | Path, same: bool = False) -> "Study":
+    def open(cls, out: str | Path, same: bool = False, trust: bool = False) -> "Study":
         """Open the study that an earlier `run` or `train` started in a folder.
 
+        Args:
+            trust: accept the classes in Python files that its recipe names; they run.
+
         Raises:
-            UserError: The folder holds no study.
+            UserError: The folder holds no study, or one that names Python files and is not trusted.
         """
         out = Path(out)
-        if not (out / "recipe.yaml").exists():
+        if (path := recipe.stored_in(out)) is None:
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-        return cls(recipe.load(out / "recipe.yaml"), out, same)
+        return cls(recipe.load(path, trust=trust), out, same)
 
     def __enter__(self) -> "Study":
         """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
         self._lock.enter_context(locked(self.out) if self.is_main else nullcontext())
-        if self.is_main and (self.out / "recipe.yaml").exists():
-            record_base(self.out, self.model)
+        if self.is_main:
+            try:
+                refuse_foreign(self.out, BEGUN, RESULTS)
+            except UserError:
+                self._lock.close()
+                raise
+            if self.place.exists():
+                record_base(self.out, self.model)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,10 +156,11 @@ class Study:
         folders = sorted(folder for folder in self.out.glob("arms/*/seed-*") if begun(folder))
         if others := list(dict.fromkeys(f.parent.name for f in folders if f.parent.name not in named)):
             say(f"{self.out} also has {', '.join(others)}, which this recipe does not name: left as they are")
-        write_text(
-            self.out / "recipe.yaml",
-            yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
-        )
+        if self._to_store != self.recipe:
+            say(f"{self.place} has more prompts or problems than --limit allows, and stays as it is")
+        if self.place.name == recipe.STORED_BESIDE and not self.place.exists():
+            say(f"the recipe.yaml in {self.out} is yours and stays: the study has its own in {self.place.name}")
+        write_text(self.place, recipe.dumped(self._to_store.model_dump(mode="json", exclude_unset=True)))
         record_base(self.out, self.model)
 
     # --- train
@@ -333,23 +351,23 @@ class Study:
         Args:
             name: a judge other than the recipe's.
             on: a text other than the recipe's.
-            again: delete the stored verdicts of this judge first.
+            again: judge anew, and replace the stored verdicts of this judge on this text.
         """
         subjects = self.subjects()
-        for kind in SETS if again else ():
-            self._verdicts(kind, name).unlink(missing_ok=True)
-        return {kind: self._judged(kind, name, on, subjects) for kind in self.reply_sheets()}
+        return {kind: self._judged(kind, name, on, subjects, again) for kind in self.reply_sheets()}
 
-    def _judged(self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject]) -> Judged:
+    def _judged(
+        self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject], again: bool = False
+    ) -> Judged:
         name, on = name or self.recipe.judge, on or self.recipe.judged_text
         stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
         verdicts = judge_replies(
-            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine
+            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine, again=again
         )
         return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
 
     def _verdicts(self, kind: str, name: str | None) -> Path:
-        return self.out / "verdicts" / f"{kind}.{examine.file_name(name or self.recipe.judge)}.jsonl"
+        return self.out / "verdicts" / f"{kind}.{file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
         """Warn about replies that are cut in their thoughts, and about answers that do not fit the model's context."""
@@ -380,7 +398,7 @@ class Study:
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
 
-        effects = read_json(self.out / EFFECTS) if (self.out / EFFECTS).exists() else {}
+        effects = read_card(self.out / EFFECTS, Effects) if (self.out / EFFECTS).exists() else {}
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
         table = {
             "rows": [
@@ -478,7 +496,7 @@ class Study:
     def _write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
-        earlier = read_mapping(path).get("seconds", []) if path.exists() else []
+        earlier = read_card(path, StudyCard).get("seconds", []) if path.exists() else []
         write_json(
             path,
             {
@@ -496,7 +514,17 @@ def _refuse_launch(stage: str) -> None:
         raise UserError(f"Only `lowtax train` runs in several processes: run `lowtax {stage}` without a launcher.")
 
 
-def _with_tokens(settings: Recipe, out: Path) -> Recipe:
+def _stored_recipe(out: Path, begun: bool) -> Recipe | None:
+    """Return the recipe of the study in a folder; None if it has none, a damaged one, or a new one of the user's."""
+    path = recipe.stored_in(out)
+    if path is None or not (begun or recipe.is_as_dumped(path)):
+        return None
+    with suppress(UserError):
+        return recipe.load(path, trust=True)  # it is compared only: no class of it is used
+    return None
+
+
+def _with_tokens(settings: Recipe, known: Recipe | None) -> Recipe:
     """Return a recipe with the most tokens of a reply where it does not say: as stored, or what the model needs.
 
     A stored recipe without a number is of a version that had 96 for all models; its replies stay valid.
@@ -504,13 +532,22 @@ def _with_tokens(settings: Recipe, out: Path) -> Recipe:
     drawn = [settings.sampling, *(task.sampling for task in settings.tasks.values())]
     if all("max_new_tokens" in sampling.model_fields_set for sampling in drawn):
         return settings
-    known = None
-    if os.path.exists(out / "recipe.yaml"):
-        with suppress(UserError):  # a damaged one is written again
-            known = recipe.load(out / "recipe.yaml")
     answers = EMBEDDED if settings.model.startswith(BUILTIN) else EXAM
     replies = EMBEDDED if known else reply_tokens(settings.model, settings.engine, settings.thinking_tags)
     return settings.with_tokens(replies, answers, known)
+
+
+def _as_wide(settings: Recipe, stored: Recipe, n: int) -> Recipe:
+    """Return a limited recipe with the stored prompt sets and tasks that differ from its own in their numbers alone."""
+    narrow = limited(stored, n)
+    sets = {kind: list(getattr(settings, kind)) for kind in SETS}
+    for kind, specs in sets.items():
+        known = list(zip(getattr(narrow, kind), getattr(stored, kind), strict=True))
+        sets[kind] = [next((whole for part, whole in known if part == spec), spec) for spec in specs]
+    tasks = {
+        name: stored.tasks[name] if task == narrow.tasks.get(name) else task for name, task in settings.tasks.items()
+    }
+    return settings.model_copy(update={**sets, "tasks": tasks})
 
 
 def limited(settings: Recipe, n: int) -> Recipe:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.benchmarks.base import TABLE, Task
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.data import readers
 from lowtax.engines.settings import Sampling
@@ -57,7 +58,7 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
         return spec, {}
     if colon and path.endswith(".py"):
         return attribute, {"benchmark": spec}
-    where = Path(spec).expanduser()
+    where = expanded(spec)
     if where.is_file():
         return where.name.split(".")[0], {"file": spec, "benchmark": _kind(where)}
     raise UserError(

@@ -14,8 +14,9 @@ from statistics import mean
 from typing import Any
 
 from lowtax.analysis.geometry import of_tuned
+from lowtax.common.cards import Updates, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping, write_json
+from lowtax.common.files import write_json
 from lowtax.common.linalg import Dense
 from lowtax.common.log import say
 from lowtax.common.records import Subject
@@ -32,7 +33,7 @@ def measured(subjects: Sequence[Subject], model: str, path: Path) -> dict[str, U
     Matrices that cannot be read (a deleted checkpoint, fused experts, a quantised base) are reported and left out: the
     rest of the table does not need them.
     """
-    figures: dict[str, Update] = read_mapping(path) if path.exists() else {}
+    figures: dict[str, Update] = read_card(path, Updates) if path.exists() else {}
     missing = [subject for subject in subjects if subject.checkpoint is not None and subject.made_by not in figures]
     try:
         base = open_weights(model) if missing else None

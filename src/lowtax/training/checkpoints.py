@@ -1,8 +1,6 @@
 """Checkpoints of a training run, and the state from which a killed run resumes; each appears whole or not at all."""
 
 import os
-import pickle
-import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,17 +14,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lowtax.common.borders import border
+from lowtax.common.cards import Progress, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
+from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.models.adapters import write_base
 from lowtax.training import distributed, sharding
 from lowtax.training.parameters import TrainedParameters
 
 STATE, STABLE = ".state", ".stable"
 """Folders of the state from which a killed run resumes, and of that from which a finished run can be made longer."""
-DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, UserError)
-"""Errors by which a file that was cut or overwritten shows itself."""
+DELETE = "delete the folder that it is in, so that an older state is used, or training begins again"
+"""What to do with a damaged state, for its error."""
+STATES = (STATE, f"{STATE}.old", STABLE)
 
 State = tuple[dict[str, Any], dict[str, Any]]  # progress.json and own.pt
 
@@ -108,8 +110,8 @@ class Store:
         """Delete the checkpoints up to a step that are not to be kept."""
         if self.acc.is_main_process:
             for folder in self.out.glob("checkpoint-*"):
-                number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-                if number and int(number[1]) <= step and folder.name not in kept:
+                number = folder.name.removeprefix(CHECKPOINT)
+                if is_checkpoint(folder.name) and int(number) <= step and folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
 
     # --- the state of an unfinished run
@@ -159,7 +161,7 @@ class Store:
         Raises:
             UserError: The processes see different folders, or the state was saved under another sharding.
         """
-        for folder in (self.out / name for name in (STATE, f"{STATE}.old", STABLE)):
+        for folder in (self.out / name for name in STATES):
             state = self._whole(folder)
             if len(set(distributed.gather(self.acc, state[0]["step"] if state else 0))) > 1:
                 raise UserError(f"The processes see different contents of {folder}: all machines must share it.")
@@ -171,11 +173,12 @@ class Store:
                     f"{self.out} holds the state of a run by {own['keeper']}, which {layout} cannot resume: launch it "
                     f"as before, or delete {folder} to start again."
                 )
-            if not sharding.load_parts(self.acc, self.wrapped, optimizer, folder):
-                for master, saved in zip(self.parameters.master, own["master"], strict=True):
-                    master.copy_(saved)
-                self.parameters.publish()
-                optimizer.load_state_dict(own["optimizer"])
+            with border(f"The saved state in {folder} cannot be restored", DELETE):
+                if not sharding.load_parts(self.acc, self.wrapped, optimizer, folder):
+                    for master, saved in zip(self.parameters.master, own["master"], strict=True):
+                        master.copy_(saved)
+                    self.parameters.publish()
+                    optimizer.load_state_dict(own["optimizer"])
             return progress, own["methods"]
         return None
 
@@ -184,26 +187,46 @@ class Store:
         if not folder.is_dir():
             return None
         try:
-            progress = read_json(folder / "progress.json")
-            own = torch.load(folder / "own.pt", map_location="cpu", weights_only=True)
-            whole = progress["step"] > 0
-            if own["keeper"] == sharding.state_layout(self.acc):
-                whole = whole and {"seconds", "checkpoints"} <= progress.keys() and "methods" in own
-            if "master" in own:
-                shapes = [tuple(t.shape) for t in self.parameters.master]
-                whole = whole and [tuple(t.shape) for t in own["master"]] == shapes
+            progress, own = read_state(folder)
         except PermissionError as error:
             raise UserError(
                 f"{folder} cannot be read ({error.strerror}): give yourself the right to read it."
             ) from error
-        except DAMAGE as error:
-            whole, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
-        else:
-            reason = "it is incomplete, or of another model"
+        except UserError as error:
+            say(f"  the saved state in {folder} is damaged and not used ({str(error).removesuffix('.')})")
+            return None
+        parts = {"methods"} if sharding.keeps_masters(self.acc) else {"methods", "master", "optimizer"}
+        whole = own["keeper"] != sharding.state_layout(self.acc) or parts <= own.keys()
+        if "master" in own:
+            shapes = [tuple(t.shape) for t in self.parameters.master]
+            whole = whole and [tuple(t.shape) for t in own["master"]] == shapes
         if whole:
             return progress, own
-        say(f"  the saved state in {folder} is damaged and not used ({reason})")
+        say(f"  the saved state in {folder} is damaged and not used (it is incomplete, or of another model)")
         return None
+
+
+def read_state(folder: Path) -> State:
+    """Return the progress and the tensors of a saved state: the border of its files.
+
+    Raises:
+        UserError: a file of it is absent, cut or damaged.
+        PermissionError: a file of it may not be read.
+    """
+    progress = read_card(folder / "progress.json", Progress, DELETE)
+    file = folder / "own.pt"
+    if not file.is_file():
+        raise UserError(f"{file} is absent.")
+    with file.open("rb") as handle, border(f"{file} cannot be read", DELETE):
+        own = torch.load(handle, map_location="cpu", weights_only=True)
+        if not isinstance(own, dict) or not isinstance(own.get("keeper"), str):
+            raise ValueError("own.pt does not say how it was saved")
+        tensors = own.get("master", [])
+        if not isinstance(tensors, list) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise ValueError("own.pt has no tensors")
+        if not isinstance(own.get("methods", []), list) or not isinstance(own.get("optimizer", {}), dict):
+            raise ValueError("own.pt has no state of the methods or of the optimiser")
+    return progress, own
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:

@@ -4,15 +4,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowtax.common.cards import FinishedCard, JobRecord, Progress, TrainedCard, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping
+from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import row_id
 from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
-from lowtax.training.checkpoints import STABLE, STATE, Checkpoint
+from lowtax.training.checkpoints import STABLE, STATES, Checkpoint
 from lowtax.training.progress import peak_memory_gb
 from lowtax.training.settings import Execution, Train
 
@@ -83,8 +84,10 @@ class Job:
         """Return the card of this job, if a folder has its finished run; None also if that run was shorter."""
         if not (out / "card.json").exists():
             return None
-        card = read_mapping(out / "card.json", "job", "checkpoints")
-        return None if _differences(_flat(card["job"]), _flat(self.describe())) else card
+        card = read_card(out / "card.json", TrainedCard)
+        if _differences(_flat(card["job"]), _flat(self.describe())):
+            return None
+        return read_card(out / "card.json", FinishedCard)
 
     def require_same(self, out: Path) -> None:
         """Check that a folder has no run of another job. A run without a checkpoint or a state does not count.
@@ -170,8 +173,7 @@ def begun(out: Path) -> bool:
 
 
 def _resumable(out: Path) -> bool:
-    states = (STATE, f"{STATE}.old", STABLE)
-    return any((out / name).is_dir() for name in states) or any(out.glob("checkpoint-*"))
+    return any((out / name).is_dir() for name in STATES) or any(out.glob("checkpoint-*"))
 
 
 def stored_methods(out: Path) -> list[list[dict[str, Any]]]:
@@ -183,20 +185,27 @@ def _stored_jobs(out: Path) -> list[tuple[dict[str, Any], bool]]:
     """Return the jobs of which a folder has a run, and whether that is finished."""
     stored = list[tuple[dict[str, Any], bool]]()
     if (out / "card.json").exists():
-        stored.append((read_mapping(out / "card.json", "job")["job"], True))
+        stored.append((read_card(out / "card.json", TrainedCard)["job"], True))
     if _resumable(out):
         if (out / "job.json").exists():
-            stored.append((read_mapping(out / "job.json"), False))
-        elif not stored and (out / STATE / "progress.json").exists():  # job.json is gone
-            progress = _progress(out / STATE / "progress.json")
-            stored += [(progress["job"], False)] if "job" in progress else []
+            stored.append((read_card(out / "job.json", JobRecord), False))
+        elif not stored:  # job.json is gone
+            jobs = [
+                job for name in STATES if isinstance(job := _progress(out / name / "progress.json").get("job"), dict)
+            ]
+            stored += [(job, False) for job in jobs[:1]]
+            if not jobs and any(is_checkpoint(path.name) for path in out.glob(f"{CHECKPOINT}*")):
+                raise UserError(
+                    f"{out} has checkpoints of a run whose settings are lost (no job.json, no card.json): choose "
+                    "another --out, or delete that folder to train it again."
+                )
     return stored
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """Return the progress in a saved state; empty if it is damaged, which loading it deals with."""
+    """Return the progress in a saved state; empty if it is absent or damaged, which loading it deals with."""
     try:
-        return read_mapping(path)
+        return read_card(path, Progress) if path.exists() else {}
     except UserError:
         return {}
 

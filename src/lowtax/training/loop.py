@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common import launch
 from lowtax.common.allocator import kept_memory
+from lowtax.common.borders import border
 from lowtax.common.errors import Stopped, UserError
 from lowtax.common.files import write_json
 from lowtax.common.log import say
@@ -201,7 +202,11 @@ class TrainingRun:
                 "delete that folder to train it again."
             )
         self.step_parameters.refresh()
-        self.states = self.methods.prepare(self.probe, None if saved is None else saved[1])
+        if saved is None:
+            self.states = self.methods.prepare(self.probe)
+        else:
+            with border(f"The saved state in {self.out} is not that of its methods", checkpoints.DELETE):
+                self.states = self.methods.prepare(self.probe, saved[1])
         if saved is None:
             self.step_parameters.publish()
             self._say_warmup()
@@ -213,7 +218,7 @@ class TrainingRun:
         self.losses = progress.get("losses", [])
         self.jobs = progress.get("jobs", {})
         listed = [Checkpoint(**row) for row in progress["checkpoints"]]
-        self.checkpoints = [c for c in listed if (self.out / c.name).is_dir()]
+        self.checkpoints = [c for c in listed if any((self.out / c.name).glob("*.safetensors"))]
         if lost := [c.name for c in listed if c not in self.checkpoints]:
             say(f"  {', '.join(lost)} is no longer in {self.out}, and card.json will not list it")
         if (before := progress.get("job")) and before != self.job.describe():

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from lowtax.common.borders import parse_json
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_text
 from lowtax.common.log import say
@@ -21,6 +22,7 @@ from lowtax.training import trackers
 from lowtax.training.settings import Scheduler
 
 WINDOW = 10
+MOST = 1e15  # of any figure of a step
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,15 @@ class Log:
 
 
 def _step(line: str) -> dict[str, Any] | None:
-    """Return a line of `steps.jsonl`; None if a kill cut it short."""
+    """Return a line of `steps.jsonl`; None if a kill cut it short, or it is no line of that file."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"step", "tokens", "loss"} <= row.keys() else None
+    if not isinstance(row, dict):
+        return None
+    numbers = [row.get(name) for name in ("step", "tokens", "loss")]
+    return row if all(isinstance(number, int | float) and abs(number) < MOST for number in numbers) else None
 
 
 def diverged(step: int, reason: str, lr: float, checkpoint: str | None) -> UserError:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from lowtax.common.config import Section
+from lowtax.common.config import MANY, Section
 from lowtax.data.specs import Data
 
 Scheduler = Literal["cosine", "linear", "constant", "wsd"]
@@ -28,17 +28,17 @@ class Train(Section):
     )
 
     lr: PositiveFloat = Field(5e-5, description="peak learning rate")
-    steps: PositiveInt | None = Field(None, description="optimiser steps; exclusive with epochs")
-    epochs: PositiveFloat | None = Field(None, description="passes over the data; exclusive with steps")
-    batch_size: PositiveInt = Field(8, description="examples per optimiser step")
-    checkpoint_steps: PositiveInt | None = Field(None, description="save every N steps, and at the end")
-    checkpoint_epochs: PositiveFloat | None = Field(None, description="save every N epochs, and at the end")
+    steps: PositiveInt | None = Field(None, le=MANY, description="optimiser steps; exclusive with epochs")
+    epochs: PositiveFloat | None = Field(None, le=1e6, description="passes over the data; exclusive with steps")
+    batch_size: PositiveInt = Field(8, le=MANY, description="examples per optimiser step")
+    checkpoint_steps: PositiveInt | None = Field(None, le=MANY, description="save every N steps, and at the end")
+    checkpoint_epochs: PositiveFloat | None = Field(None, le=1e6, description="save every N epochs, and at the end")
     scheduler: Scheduler = Field(
         "cosine",
         description="the learning rate after warm-up: cosine or linear to zero, constant, or wsd, which is constant "
         "and falls linearly to zero at the end",
     )
-    warmup_steps: NonNegativeInt = Field(5, description="linear warm-up")
+    warmup_steps: NonNegativeInt = Field(5, le=MANY, description="linear warm-up")
     warmup_ratio: float | None = Field(
         None, ge=0, lt=1, description="linear warm-up as a share of the steps; exclusive with warmup_steps"
     )
@@ -54,13 +54,17 @@ class Train(Section):
         "all", description="what weight decay acts on: all trained weights, or matrices only, not norms and biases"
     )
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this global norm")
-    max_length: PositiveInt = Field(1024, description="examples longer than this many tokens are cut at the end")
-    validation: NonNegativeInt = Field(0, description="held-out rows, whose loss is measured at every checkpoint")
+    max_length: PositiveInt = Field(
+        1024, le=MANY, description="examples longer than this many tokens are cut at the end"
+    )
+    validation: NonNegativeInt = Field(
+        0, le=MANY, description="held-out rows, whose loss is measured at every checkpoint"
+    )
     validation_data: list[Data] = Field(
         default_factory=list, description="further rows whose loss is measured, such as [rows.jsonl]; not trained"
     )
     patience: PositiveInt | None = Field(
-        None, description="stop after this many checkpoints without a better validation loss"
+        None, le=MANY, description="stop after this many checkpoints without a better validation loss"
     )
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of saved whole models; auto is that of training. Adapters are always float32"
@@ -100,9 +104,11 @@ class Execution(Section):
     later: ClassVar[frozenset[str]] = frozenset({"save_state_minutes", "save_total_limit", "release_gradients"})
 
     row_tokens: PositiveInt | None = Field(
-        None, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
+        None, le=MANY, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
     )
-    micro_batch_size: PositiveInt | None = Field(None, description="examples in one forward pass; any if absent")
+    micro_batch_size: PositiveInt | None = Field(
+        None, le=MANY, description="examples in one forward pass; any if absent"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass of trained layers")
     release_gradients: bool = Field(
         False, description="step each weight during backward and free its gradient: less memory, twice the time"
@@ -111,7 +117,7 @@ class Execution(Section):
         "auto", description="where to cache the hidden states below the first trained layer between epochs"
     )
     prefix_gb: NonNegativeFloat | None = Field(
-        None, description="memory for this cache before a file is used; a quarter of the free memory if absent"
+        None, le=1e6, description="memory for this cache before a file is used; a quarter of the free memory if absent"
     )
     compile: bool = Field(False, description="compile the layers with torch.compile: a slow start, then faster steps")
     deepspeed: str | None = Field(None, description="a DeepSpeed JSON file, for ZeRO")
@@ -119,9 +125,9 @@ class Execution(Section):
         default_factory=list, description="trackers that receive every step"
     )
     save_state_minutes: NonNegativeFloat = Field(
-        5.0, description="minutes between saves of the state from which a killed run resumes; 0 saves it at "
+        5.0, le=1e6, description="minutes between saves of the state from which a killed run resumes; 0 saves it at "
         "checkpoints only"
     )  # fmt: skip
     save_total_limit: PositiveInt | None = Field(
-        None, description="keep only the newest N checkpoints, and the one with the least validation loss"
+        None, le=MANY, description="keep only the newest N checkpoints, and the one with the least validation loss"
     )

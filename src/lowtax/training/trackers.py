@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 from accelerate import Accelerator
 
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 
 PROJECT = "lowtax"
@@ -44,7 +45,7 @@ def _may_log_in_to_wandb() -> bool:
         return True
     host = urlparse(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     files = [environment.get("NETRC"), "~/.netrc", "~/_netrc"]
-    return any(_has_login(Path(file).expanduser(), host) for file in files if file)
+    return any(_has_login(expanded(file), host) for file in files if file)
 
 
 def _has_login(path: Path, host: str) -> bool:

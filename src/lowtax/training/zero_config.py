@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
+from lowtax.common.files import read_mapping
 from lowtax.training.settings import Train
 
 SIZES: dict[str, Callable[[int], int]] = {  # hidden size -> elements
@@ -90,15 +91,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read or holds no JSON object.
     """
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"The DeepSpeed configuration {str(path)!r} is not a JSON object.")
-    return found
+    return read_mapping(path, advice="correct it")
 
 
 def _value_at(config: dict[str, Any], key: str) -> Any:

@@ -11,7 +11,6 @@ from the copy, in float32, and is rounded once, so that no errors add up over a 
 Adapters are not merged: a point of a slice between two adapters, or along one, is a new adapter.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtax.analysis.landscape.slices import Place, Slice
+from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
 from lowtax.common.records import row_id
@@ -162,7 +162,7 @@ class Walk:
 
     Args:
         adapter, to: as in `landscape.Ask`.
-        scratch: a folder for the mixed adapters, emptied first and removed by `close`.
+        scratch: an empty folder for the mixed adapters.
 
     Raises:
         UserError: The two ends do not fit each other.
@@ -171,13 +171,12 @@ class Walk:
     def __init__(
         self, engine: HF, slice_: Slice, adapter: Path | None, to: str | None, precision: str, scratch: Path
     ) -> None:
-        self.engine, self.slice, self.given, self.scratch = engine, slice_, adapter, scratch
-        self.close()
+        self.engine, self.slice, self.given = engine, slice_, adapter
         self.mixtures = self.other = None
         if slice_.along == "adapter" and adapter is not None:
             self.mixtures = Mixtures(None, adapter, scratch, engine.ref)
         elif to is not None and is_adapter(to):
-            self.mixtures = Mixtures(adapter, Path(to).expanduser(), scratch, engine.ref)
+            self.mixtures = Mixtures(adapter, expanded(to), scratch, engine.ref)
         elif to is not None:
             self.other = counterpart(engine.model, loading.load_model(to, precision, torch.device("cpu")), to)
         # Take the names now: PEFT renames the modules with the first adapter, and keeps their weights.
@@ -213,7 +212,3 @@ class Walk:
         if not self.slice.two:
             return [first]
         return [first, {name: direction(name, W, seed, 1, first[name]) for name, W in base.items()}]
-
-    def close(self) -> None:
-        """Remove the mixed adapters."""
-        shutil.rmtree(self.scratch, ignore_errors=True)

@@ -16,7 +16,7 @@ direction has the norms of W, not of W + dW.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from typing import Any
 from lowtax.analysis.landscape.moves import Walk
 from lowtax.analysis.landscape.report import Point, perplexity, report
 from lowtax.analysis.landscape.slices import Place, Slice, check_ends
-from lowtax.common.files import append_rows, read_rows, write_json
+from lowtax.common.borders import expanded
+from lowtax.common.files import append_rows, beside, read_rows, write_json
 from lowtax.common.log import say
+from lowtax.common.names import refuse_foreign
 from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Row, Subject, Verdict, row_id
 from lowtax.data import readers, shipped, special_tokens
@@ -39,7 +41,7 @@ from lowtax.judges import base as judges
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models.adapters import check_adapter, check_base, fingerprint, is_adapter
-from lowtax.models.fingerprint import base_in, identity, record_base
+from lowtax.models.fingerprint import BEGUN, base_in, identity, record_base
 
 TEXTS = 24  # ordinary answers, for the perplexity
 LONGEST = 4096  # tokens at once, for a model without a stated limit
@@ -89,11 +91,12 @@ def landscape(ask: Ask, out: Path) -> dict[str, Any]:
     """
     check_ends(ask.slice.along, ask.adapter, ask.to)
     judges.check(ask.judge)
-    adapters = [ask.adapter, Path(ask.to).expanduser() if ask.to and is_adapter(ask.to) else None]
+    adapters = [ask.adapter, expanded(ask.to) if ask.to and is_adapter(ask.to) else None]
     for folder in filter(None, adapters):
         check_adapter(folder)
         if not ask.engine.base_is_the_same:
             check_base(folder, ask.model)
+    refuse_foreign(out, BEGUN, (REPORT, "landscape.png"))
     record_base(out, base_in(out, ask.model, same=ask.engine.base_is_the_same))
     stops = _stops(ask, out)
     replies, measured = _walked(ask, out, stops)
@@ -157,7 +160,7 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
 def _identity(end: str) -> str:
     """Return a text that differs between versions of an adapter or a model."""
     if is_adapter(end):
-        return fingerprint(Path(end).expanduser())
+        return fingerprint(expanded(end))
     return row_id(end, identity(end))
 
 
@@ -172,8 +175,15 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply
         return replies, measured
     say(f"sampling {len(todo[0].plan)} replies at each of {len(todo)} points")
     engine = HF(ask.model, ask.engine.precision, ask.engine.batch_size)
-    walk = Walk(engine, ask.slice, ask.adapter, ask.to, ask.engine.precision, out / ".adapters")
-    pairs = _pairs(engine, ask)
+    with beside(out / "adapters") as scratch:
+        walk = Walk(engine, ask.slice, ask.adapter, ask.to, ask.engine.precision, scratch)
+        _visit(ask, out, walk, todo, replies)
+    return read_rows(out / REPLIES, Reply), read_rows(out / POINTS, Measured)
+
+
+def _visit(ask: Ask, out: Path, walk: Walk, todo: Sequence[Stop], replies: Mapping[str, Reply]) -> None:
+    """Draw the missing replies at every stop, and measure the model there."""
+    engine, pairs = walk.engine, _pairs(walk.engine, ask)
     for done, stop in enumerate(todo, start=1):
         plan = {id_: a for id_, a in stop.plan.items() if id_ not in replies}
         with walk.ground.moved(walk.move(stop.place)):
@@ -186,8 +196,6 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply
         seed = f"seed {stop.place.seed}, " if ask.slice.seeds else ""
         where = f"{seed}{stop.subject.checkpoint}"
         say(f"  {done} of {len(todo)}: {where}, perplexity {perplexity(row.nll) or math.inf:.4g}")
-    walk.close()
-    return read_rows(out / REPLIES, Reply), read_rows(out / POINTS, Measured)
 
 
 def _texts() -> list[tuple[str, str]]:

@@ -136,7 +136,7 @@ class _Pool:
     def _start(self) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(
-            [sys.executable, "-m", "lowtax.benchmarks.grading.worker"],
+            [sys.executable, "-P", "-m", "lowtax.benchmarks.grading.worker"],  # imports nothing of the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"},  # math-verify depends on the order of sets

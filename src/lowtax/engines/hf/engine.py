@@ -26,7 +26,7 @@ from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.engines.hf.kv_cache import arguments, memory_of, use_grouped
 from lowtax.models import loading
-from lowtax.models.adapter_fit import fitted
+from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import extras, is_zero, read_config
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
@@ -219,12 +219,9 @@ class HF:
     def _load_adapter(self, name: str) -> None:
         folder = self.fits[name]
         options: dict[str, Any] = {"adapter_name": name, "torch_device": str(self.model.device)}
-        try:
+        with unfit(folder, self.ref):
             if self.loaded is None:
                 self.loaded = PeftModel.from_pretrained(self.model, str(folder), **options)
             else:
                 self.loaded.load_adapter(str(folder), **options)
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"The adapter in {folder} does not fit the model {self.ref!r}: {reason}") from error
         self.loaded.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from textwrap import shorten
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat
@@ -169,7 +169,7 @@ class VLLM:
         try:
             eos = GenerationConfig.from_pretrained(self.where).eos_token_id
         except OSError:  # a model without generation_config.json
-            eos = GenerationConfig.from_model_config(AutoConfig.from_pretrained(self.where)).eos_token_id
+            eos = GenerationConfig.from_model_config(loading.load_config(self.ref)).eos_token_id
         ends = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
         if not ends:
             raise UserError(f"The model {self.ref!r} names no end-of-turn token: set eos_token_id in its tokenizer.")

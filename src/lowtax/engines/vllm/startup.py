@@ -9,10 +9,10 @@ from textwrap import shorten
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig
 
 from lowtax.common.errors import UserError
 from lowtax.engines.vllm import adapters
+from lowtax.models import loading
 
 SLOTS = 8  # maximum number of adapters in one batch on GPUs: each takes memory beside the model
 KEPT = 64  # minimum number of adapters that main memory may hold
@@ -77,13 +77,13 @@ class Server:
             raise UserError(
                 "vLLM serves adapters on a GPU in bfloat16 only, not in float32: set precision to bfloat16."
             )
-        gpus = _gpus(self.where)
+        gpus = _gpus(self.ref)
         setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
         print(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...", file=sys.stderr)
         for server in list(Server.known):
             _close(server.up)
         llm = self._start(room, gpus, max(KEPT, len(ranks)))
-        config = AutoConfig.from_pretrained(self.where).get_text_config().to_dict()
+        config = loading.load_config(self.ref).get_text_config().to_dict()
         positions = config.get("max_position_embeddings") or 0
         if (fit := llm.llm_engine.vllm_config.model_config.max_model_len) < positions:
             print(
@@ -107,6 +107,7 @@ class Server:
                 max_num_seqs=self.batch_size,
                 max_model_len=-1,  # that of the model, or what fits into memory
                 load_format="safetensors",
+                trust_remote_code=False,
                 generation_config="vllm",
                 skip_tokenizer_init=True,
                 enable_prefix_caching=True,
@@ -144,8 +145,8 @@ def tensor_parallel(gpus: int, heads: int, key_value_heads: int) -> int:
     return max(sizes, default=0)
 
 
-def _gpus(where: str) -> int:
-    config = AutoConfig.from_pretrained(where).get_text_config()
+def _gpus(ref: str) -> int:
+    config = loading.load_config(ref).get_text_config()
     heads = int(config.num_attention_heads)
     return tensor_parallel(torch.cuda.device_count(), heads, config.to_dict().get("num_key_value_heads") or heads)
 
