@@ -23,7 +23,7 @@ from lowtax.common.records import Grade, Prompt, Reply, Verdict
 from lowtax.data import template_limits
 from lowtax.interop import reference_files
 from lowtax.methods import editing
-from lowtax.study import recipe, study
+from lowtax.study import recipe, stored_recipe, study
 
 NAMES = ["/ABS", "../../../../victim", "checkpoint-4/../../../../../victim", "..", "", None, 5, "checkpoint-x", {}]
 
@@ -227,7 +227,7 @@ def test_a_recipe_of_the_users_is_never_written(folder: Path):
         with study.Study(recipe.load(own / "recipe.yaml"), own, limit=3) as work:
             work.write_recipe()
         assert (own / "recipe.yaml").read_text() == theirs
-        assert recipe.stored_in(own) == own / "study.yaml"
+        assert stored_recipe.stored_in(own) == own / "study.yaml"
         assert study.Study.open(own).recipe.harmful[0].n == 3
         with study.Study(recipe.load(own / "recipe.yaml"), own) as work:
             work.write_recipe()

@@ -25,7 +25,7 @@ from lowtax.common.files import read_rows
 from lowtax.common.records import Grade, Reply, Verdict, row_id
 from lowtax.judges.own_replies import Columns
 from lowtax.judges.rates import APART, SAFE, prompt_set
-from lowtax.study import recipe
+from lowtax.study import recipe, stored_recipe
 from lowtax.study.api import stored_replies
 
 try:
@@ -110,7 +110,7 @@ def _origin(where: Path) -> tuple[str, Json, Json]:
     """Return the model, package versions, and settings by task and prompt set, as far as the folder has them."""
     card: Json = read_card(where / "card.json", FolderCard) if (where / "card.json").exists() else {}
     packages = card.get("versions", {})
-    if (path := recipe.stored_in(where)) is not None:
+    if (path := stored_recipe.stored_in(where)) is not None:
         study = recipe.load(path, trust=True)  # it is read only: no class of it is used
         tasks = {name: task.model_dump(mode="json") for name, task in study.tasks.items()}
         return study.model, packages, {SETS: {"sampling": study.sampling.model_dump(mode="json")}, **tasks}
@@ -141,7 +141,7 @@ def _prompt_sets(where: Path, prompts: str | None, judge: str | None, on: str | 
     """Return the replies of every prompt set with their verdicts."""
     verdicts: list[tuple[Path, Verdict]] = []
     by_set: dict[str, list[Reply]] = {}
-    if recipe.stored_in(where) is not None or (where / "replies").is_dir():
+    if stored_recipe.stored_in(where) is not None or (where / "replies").is_dir():
         for file in sorted((where / "replies").glob("*.jsonl")):
             by_set[file.stem] = list(read_rows(file, Reply).values())
         files = sorted((where / "verdicts").glob("*.jsonl"))

@@ -65,7 +65,7 @@ def read_stored(where: Path, judge: str | None = None, on: str | None = None, pr
 
 
 def _recipe_in(where: Path) -> Path | None:
-    from lowtax.study.recipe import stored_in
+    from lowtax.study.stored_recipe import stored_in
 
     return stored_in(where)
 

@@ -6,6 +6,7 @@ from typing import Any
 from lowtax.common.errors import UserError
 from lowtax.models import fingerprint, loading
 from lowtax.study import recipe as recipes
+from lowtax.study import stored_recipe
 from lowtax.study.recipe import Arm, Recipe
 from lowtax.training.job import begun
 from lowtax.training.settings import Train
@@ -26,7 +27,7 @@ def with_stored(new: Recipe, out: Path, trust: bool = False) -> Recipe:
     Raises:
         UserError: The two recipes cannot be one study, or the stored one names Python files and is not trusted.
     """
-    if (path := recipes.stored_in(out)) is None:
+    if (path := stored_recipe.stored_in(out)) is None:
         return new
     stored, (name, arm) = recipes.load(path, trust=trust), next(iter(new.arms.items()))
     arms = {known: its for known, its in stored.arms.items() if its.mode != known or _begun(out, known)}

@@ -12,7 +12,8 @@ from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
 from lowtax.models import hub, loading
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
-from lowtax.study.recipe import STORED, Recipe, stored_in
+from lowtax.study.recipe import Recipe
+from lowtax.study.stored_recipe import STORED, stored_in
 from lowtax.training import loop, optimizers, trackers, zero_config
 from lowtax.training.job import Job
 

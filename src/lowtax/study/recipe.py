@@ -3,7 +3,6 @@
 Unknown keys are refused.
 """
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -45,8 +43,6 @@ NEWER = (
     "deterministic",
     "matched_safety",
 )  # fields that stored cards do not have
-STORED, STORED_BESIDE = "recipe.yaml", "study.yaml"
-"""The recipe in the folder of a study; the second name where the first is a file of the user's own."""
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
 
@@ -288,8 +284,7 @@ def load(path: str | Path, settings: list[str] | None = None, trust: bool = Fals
 
     Args:
         settings: `dotted.key=value` overrides, with values in YAML.
-        trust: accept classes in Python files (path/to/file.py:Class), which run when the recipe is used. Those that
-            an override names are accepted anyway.
+        trust: accept classes in Python files, which run. Those that an override names are accepted anyway.
 
     Raises:
         UserError: The file cannot be read, a key or a value is wrong, or it names Python files and is not trusted.
@@ -307,7 +302,6 @@ def refuse_programs(names: Iterable[str], where: str, told: Sequence[str] = ()) 
     """Refuse classes in Python files that a recipe names: whoever wrote the recipe would run code on this machine.
 
     Args:
-        names: the classes.
         where: the recipe, for the error.
         told: texts of the command line; the classes in them are the user's own choice.
 
@@ -319,40 +313,6 @@ def refuse_programs(names: Iterable[str], where: str, told: Sequence[str] = ()) 
             f"{where} names {foreign[0]}, a Python file that would run with your rights: read it, and add --trust "
             "(in Python trust=True) if you trust it."
         )
-
-
-def stored_in(out: Path) -> Path | None:
-    """Return the file of a folder that has the recipe of its study; None if it has none."""
-    names = (STORED_BESIDE, STORED)
-    return next((out / name for name in names if os.path.exists(out / name)), None)  # also where a name is too long
-
-
-def place_in(out: Path, begun: bool) -> Path:
-    """Return the file of a folder to which the recipe of its study is written; a user's own recipe is never replaced.
-
-    A recipe.yaml is the user's own where no study has begun, and where it is not as lowtax writes it: with comments.
-
-    Args:
-        begun: the folder has a study.
-    """
-    own, beside = out / STORED, out / STORED_BESIDE
-    if os.path.exists(beside) or (os.path.exists(own) and not (begun and is_as_dumped(own))):
-        return beside
-    return own
-
-
-def dumped(values: Any) -> str:
-    """Return the values of a recipe as lowtax writes them to a file."""
-    return str(yaml.safe_dump(values, sort_keys=False))
-
-
-def is_as_dumped(path: Path) -> bool:
-    """Return whether a recipe is written as lowtax writes them, without comments."""
-    try:
-        text = path.read_text()
-        return dumped(parse_yaml(text)) == text
-    except (OSError, ValueError):
-        return False
 
 
 def build(values: dict[str, Any], settings: list[str], where: str) -> Recipe:

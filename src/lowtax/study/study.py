@@ -41,7 +41,7 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import arms, checks, matched, recipe
+from lowtax.study import arms, checks, matched, recipe, stored_recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -70,7 +70,7 @@ class Study:
     def __init__(self, settings: Recipe, out: str | Path, same: bool = False, limit: int | None = None) -> None:
         self.out, self.limit = Path(out), limit
         begun = any(os.path.exists(self.out / name) for name in BEGUN)
-        self.place = recipe.place_in(self.out, begun)
+        self.place = stored_recipe.place_in(self.out, begun)
         known = _stored_recipe(self.out, begun)
         whole = _with_tokens(settings, known)
         self.recipe = limited(whole, limit) if limit else whole
@@ -103,7 +103,7 @@ class Study:
             UserError: The folder holds no study, or one that names Python files and is not trusted.
         """
         out = Path(out)
-        if (path := recipe.stored_in(out)) is None:
+        if (path := stored_recipe.stored_in(out)) is None:
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
         return cls(recipe.load(path, trust=trust), out, same)
 
@@ -158,9 +158,9 @@ class Study:
             say(f"{self.out} also has {', '.join(others)}, which this recipe does not name: left as they are")
         if self._to_store != self.recipe:
             say(f"{self.place} has more prompts or problems than --limit allows, and stays as it is")
-        if self.place.name == recipe.STORED_BESIDE and not self.place.exists():
+        if self.place.name == stored_recipe.STORED_BESIDE and not self.place.exists():
             say(f"the recipe.yaml in {self.out} is yours and stays: the study has its own in {self.place.name}")
-        write_text(self.place, recipe.dumped(self._to_store.model_dump(mode="json", exclude_unset=True)))
+        write_text(self.place, stored_recipe.dumped(self._to_store.model_dump(mode="json", exclude_unset=True)))
         record_base(self.out, self.model)
 
     # --- train
@@ -516,8 +516,8 @@ def _refuse_launch(stage: str) -> None:
 
 def _stored_recipe(out: Path, begun: bool) -> Recipe | None:
     """Return the recipe of the study in a folder; None if it has none, a damaged one, or a new one of the user's."""
-    path = recipe.stored_in(out)
-    if path is None or not (begun or recipe.is_as_dumped(path)):
+    path = stored_recipe.stored_in(out)
+    if path is None or not (begun or stored_recipe.is_as_dumped(path)):
         return None
     with suppress(UserError):
         return recipe.load(path, trust=True)  # it is compared only: no class of it is used
