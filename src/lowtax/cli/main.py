@@ -18,7 +18,7 @@ from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
-from lowtax.common.log import show_progress
+from lowtax.common.log import complain, printable_streams, show_progress, tell
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             message = str(error) if isinstance(error, Stopped) else "stopped; repeat the command to resume."
             if world()[0] == 0:
-                print(f"lowtax: {message}", file=sys.stderr)
+                complain(f"lowtax: {message}")
             raise SystemExit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)) from error
 
 
@@ -125,7 +125,7 @@ def _dry_run(recipe: "Recipe", as_json: bool) -> None:
     from lowtax.study.dryrun.show import show
 
     planned = plan(recipe)
-    print(json.dumps(asdict(planned))) if as_json else show(planned)
+    tell(json.dumps(asdict(planned))) if as_json else show(planned)
 
 
 app.command()(train.train)
@@ -163,7 +163,7 @@ def compare(
         if against is not None:
             from lowtax.study import paired
 
-            print(paired.markdown(paired.against(work, against), against))
+            tell(paired.markdown(paired.against(work, against), against))
             return
         work.compare()
     _show(folder)
@@ -178,13 +178,13 @@ app.command()(train.merge)
 
 
 def _show(out: Path) -> None:
-    print((out / "table.md").read_text())
-    print(f"picture: {out / 'frontier.png'}")
+    tell((out / "table.md").read_text())
+    tell(f"picture: {out / 'frontier.png'}")
 
 
 def _version(requested: bool) -> None:
     if requested:
-        print(f"lowtax {__version__}")
+        tell(f"lowtax {__version__}")
         raise typer.Exit
 
 
@@ -201,16 +201,17 @@ def options(
 
 def main() -> None:
     """Run the command line. An error that the user can fix is one sentence and exit code 2."""
+    printable_streams()
     try:
         with first_to_speak():
             app()
     except UserError as error:
-        print(f"lowtax: {error}", file=sys.stderr)
+        complain(f"lowtax: {error}")
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         advice = "free some space and repeat the command, which resumes"
-        print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
+        complain(f"lowtax: the disk is full or a file may not grow{where}; {advice}.")
         sys.exit(2)

@@ -162,7 +162,10 @@ def _write(model: PreTrainedModel, merged: Merged, ref: str) -> None:
         with atomic_folder(out) as work:
             model.save_pretrained(work, max_shard_size=SHARD)
             loading.load_tokenizer(ref).save_pretrained(work)
-            write_text(work / "README.md", merged_card(merged.facts(), card.read_text() if card.is_file() else ""))
+            write_text(
+                work / "README.md",
+                merged_card(merged.facts(), card.read_text(errors="replace") if card.is_file() else ""),
+            )
             names = sorted([*(path.name for path in work.iterdir()), MARKER])
             write_json(work / MARKER, {"made_by": MADE_BY, "version": __version__, **merged.facts(), "files": names})
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how the libraries report a full disk

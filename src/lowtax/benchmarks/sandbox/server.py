@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import complain
 
 from .values import NotPlain, receive, send
 
@@ -76,16 +77,13 @@ class Server:
             shutil.rmtree(folder, ignore_errors=True)
         self.mode, self.notes = str(report["mode"]), list(report["notes"])
         if not report["filtered"]:
-            print(
-                "WARNING: the sandbox cannot filter system calls here (docs/explanation/sandbox.md).", file=sys.stderr
-            )
+            complain("WARNING: the sandbox cannot filter system calls here (docs/explanation/sandbox.md).")
         if self.mode == "plain":
             why = "; ".join(self.notes) or f"{MODE} asks for it"
-            print(
+            complain(
                 f"WARNING: the sandbox has NO namespaces here ({why}): programs can read this machine's files"
                 f"{'' if os.geteuid() == 0 else ', write yours'} and are only limited and killed "
-                "(docs/explanation/sandbox.md).",
-                file=sys.stderr,
+                "(docs/explanation/sandbox.md)."
             )
 
     @classmethod
