@@ -19,7 +19,7 @@ MARKS = re.compile(
     r"|<(?=[A-Za-z/!?])"  # HTML and links in angle brackets
     r"|\](?=[(\[:])"  # links and images
     r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; a name such as up_proj has none
-    r"|^[#>=+](?=.)|^-(?=[\s-])|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)"  # headings, quotes, lists
+    r"|^#(?=#*\s)|^>|^[+-](?=\s)|^-(?=-)|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)"  # headings, quotes, lists
 )
 ENTITY = re.compile(r"&(?=#?\w{1,31};)")
 NOT_A_WORD = re.compile(r"[^\w./:@+-]", re.ASCII)
