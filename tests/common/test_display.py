@@ -1,7 +1,7 @@
 """Strangers' text on screens and in Markdown: nothing in it acts, and ordinary text stays as it is."""
 
-import ast
 import io
+import re
 import sys
 import unicodedata
 
@@ -108,7 +108,7 @@ def test_no_text_acts(text: str):
 PIECES = st.sampled_from("|<>`*_[]()!\\&;#\n -")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.one_of(st.sampled_from(EVIL), st.sampled_from("|<>`*_[]()!\\&;#\n -"), st.text(max_size=3))).map(
         "".join
@@ -163,11 +163,7 @@ def test_a_stream_that_lacks_a_character_gets_its_escape(monkeypatch: pytest.Mon
 
 def test_nothing_is_printed_elsewhere():
     """Another place could print what acts. The sandbox's keeper has the standard library alone."""
-    calls = []
-    for path in (ROOT / "src/lowtax").rglob("*.py"):
-        if path.name in ("log.py", "keeper.py"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):
-                calls.append(f"{path.name}:{node.lineno}")
-    assert calls == []
+    spoken = re.compile(r"(?:(?<![\w.])print|sys\.std(?:out|err)\.write|typer\.echo|click\.echo)\(")
+    files = [path for path in (ROOT / "src/lowtax").rglob("*.py") if path.name not in ("log.py", "keeper.py")]
+    assert len(files) > 200
+    assert [path.name for path in files if spoken.search(path.read_text())] == []
