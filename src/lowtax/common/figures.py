@@ -37,8 +37,11 @@ def quiet_axes(axes: Axes, size: float) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the picture as a whole or not at all. Names in it are shown as text: `$` begins no formula."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis) if axis.get_scale() == "log"]
+    powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}  # written as formulas
     for text in figure.findobj(Text):
-        text.set_parse_math(False)
-        text.set_text(as_text(text.get_text()))
+        if isinstance(text, Text) and text not in powers:
+            text.set_parse_math(False)
+            text.set_text(as_text(text.get_text()))
     with atomic_file(path) as work:
         figure.savefig(work, format="png", dpi=DPI)
