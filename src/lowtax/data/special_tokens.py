@@ -179,7 +179,7 @@ def _read(tokenizer: "PreTrainedTokenizerBase") -> Added:
     by_first: dict[str, list[str]] = {}
     for string in strings:
         by_first.setdefault(string[0], []).append(string[1:])
-    # Each branch begins with a character of its own, so that a search skips all others fast.
+    # Each branch begins with another character, so that a search skips all others fast.
     begins = "|".join(f"{re.escape(first)}(?={either(rests)})" for first, rests in by_first.items())
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None  # type: ignore[attr-defined]
     normalized = normalizer is not None and any(token.normalized for token in tokens.values())

@@ -2,7 +2,7 @@
 
 A server knows the key that it was sent, and may repeat it: in an error, in a reply, escaped, encoded or torn apart by
 spaces. Here the usual ways of writing a key are found. A server that wants to hide a key from this can (each letter
-moved by one): use a key of its own for a server that you do not trust.
+moved by one): use a separate key for a server that you do not trust.
 """
 
 import base64
@@ -48,7 +48,7 @@ class Redaction:
 def _spelled(character: str) -> str:
     """Return a pattern of a character as it is, in another case, or escaped as in URLs, JSON, programs and HTML.
 
-    Every alternative begins with a letter of its own, so that a search skips other letters fast.
+    Every alternative begins with another letter, so that a search skips other letters fast.
     """
     spellings = {re.escape(form) for each in {character, character.swapcase()} for form in (each, f"\\{each}")}
     for code in {ord(character), ord(character.swapcase())}:
