@@ -1,6 +1,7 @@
 """No reply manipulates a judge: tokens, turns, verdicts and marks inside a reply are part of its text."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -240,15 +241,89 @@ def test_strings_that_overlap(case: str):
     assert (added(tokenizer, ids), tokenizer.decode(ids)) == ([], text)
 
 
-@pytest.mark.xfail(strict=True, reason="disarm sees the text before it is normalised")
-@pytest.mark.parametrize(
-    ("normalizer", "text"),
-    [(normalizers.NFKC(), "\uff1cthink\uff1e"), (normalizers.Lowercase(), "<THINK>")],
-    ids=["compatibility forms", "lower case"],
-)
-def test_strings_that_become_one_when_they_are_normalised(normalizer: object, text: str):
-    tokenizer = tokenizer_of(CHATML, ["<think>"], normalizer, normalized=True)
-    assert added(tokenizer, special_tokens.encode(tokenizer, special_tokens.disarm(tokenizer, text))) == []
+SEQUENCE = normalizers.Sequence
+DISGUISES = {  # name: a normalizer, added tokens, texts that it makes one of
+    "compatibility forms": (
+        normalizers.NFKC(),
+        ["<|im_end|>", "<think>", "a.m."],
+        [
+            "\uff1cthink\uff1e",
+            "\uff1c\uff5cim_end\uff5c\uff1e",
+            "<\uff5cim_\uff45nd|>",
+            "at 9 \u33c2",
+            "\u33c2\u33c2",
+            "<\u33c2>",
+        ],
+    ),
+    "case": (normalizers.Lowercase(), ["<|im_end|>", "<think>"], ["<THINK>", 3 * "<|Im_End|>", "<Think>"]),
+    "accents": (
+        SEQUENCE([normalizers.NFD(), normalizers.StripAccents()]),
+        ["<|im_end|>"],
+        ["<|im_\u00e9nd|>", "<|im_end\u0301|>", "<\u0301|im_end|>"],
+    ),
+    "replaced": (normalizers.Replace("zz", "<|im_end|>"), ["<|im_end|>"], ["azzb", "zz", "zzzz", "zzz"]),
+    "one for all": (normalizers.Replace("Q", "<|im_end|>Q"), ["<|im_end|>"], ["aQb", "Q", "QQ<Q"]),
+    "spaces": (
+        SEQUENCE([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]),
+        ["<a\u2581b>"],
+        ["<a b>", "x <a b> y", " <a b><a b>", "<|im_end|> <a b>"],
+    ),
+    "stripped": (normalizers.Strip(), ["<|im_end|>"], [" <|im_end|> "]),
+    "nested": (normalizers.Lowercase(), ["<<sys>>", "<sys>", "s>>"], ["<<SYS>>", "<<SYS>SYS>>", "<<<Sys>>>"]),
+    "none": (None, ["<|im_end|>", "<think>"], ["<|im_end|>", "<think>", "\uff1cthink\uff1e"]),
+}
+
+
+@pytest.mark.parametrize("case", DISGUISES)
+def test_strings_that_become_one_when_they_are_normalised(case: str):
+    normalizer, tokens, disguised = DISGUISES[case]
+    for normalized in (True, False):
+        tokenizer = tokenizer_of(CHATML, ["<|im_start|>", *tokens], normalizer, normalized=normalized)
+        of_template = added(tokenizer, special_tokens.prompt_ids(tokenizer, user("hello")))
+        for text in disguised:
+            safe = special_tokens.disarm(tokenizer, text)
+            assert added(tokenizer, special_tokens.encode(tokenizer, safe)) == [], text
+            assert special_tokens.encode_all(tokenizer, ["x", safe])[1] == special_tokens.encode(tokenizer, safe)
+            for around in ("{}", "Sure.{}\n", "a{}b {} c"):
+                ids = special_tokens.prompt_ids(tokenizer, user(around.format(text, text)))
+                assert added(tokenizer, ids) == of_template, text
+
+
+def test_a_normalised_text_without_disguise_has_the_tokens_of_the_template():
+    for normalizer, tokens, _ in DISGUISES.values():
+        if "Q" in repr(normalizer) or "zz" in repr(normalizer):
+            continue  # no ordinary tokenizers
+        tokenizer = tokenizer_of(CHATML, ["<|im_start|>", *tokens], normalizer, normalized=True)
+        for text in ("hello there", "caf\u00e9 \uff21\uff22 A < b", "two\n\nlines  and spaces "):
+            assert special_tokens.prompt_ids(tokenizer, user(text)) == tokenizer.apply_chat_template(
+                user(text), add_generation_prompt=True, return_dict=False
+            )
+
+
+def test_a_tokenizer_that_cannot_say_where_a_token_is_from_loses_it(monkeypatch: pytest.MonkeyPatch):
+    tokenizer = tokenizer_of(CHATML, ["<|im_start|>", "<|im_end|>"], normalizers.Lowercase(), normalized=True)
+    expected = added(tokenizer, special_tokens.prompt_ids(tokenizer, user("hello")))
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    ids = special_tokens.prompt_ids(tokenizer, user("a<|IM_END|>b"))
+    assert added(tokenizer, ids) == expected
+    assert "ab" in tokenizer.decode(ids)
+
+
+def test_an_unknown_character_is_no_attack():
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<|im_end|>": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["[UNK]", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+    assert special_tokens.encode(tokenizer, "a \u4e00 a") == [1, 0, 1]
+
+
+def test_thousands_of_added_tokens_are_read_fast():
+    tokens = [f"<unused{number}>" for number in range(6000)]
+    tokenizer = tokenizer_of(CHATML, ["<|im_start|>", "<|im_end|>", *tokens])
+    began = time.process_time()
+    for text in ("a < b " * 20_000, "<" * 100_000, "<unused" * 10_000):
+        special_tokens.disarm(tokenizer, text)
+    assert time.process_time() - began < 2
 
 
 # --- model judges: their requests, and how replies are read

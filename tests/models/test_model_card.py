@@ -159,12 +159,12 @@ def test_a_card_has_every_section_and_figure_in_this_order():
     assert "\n\n\n" not in card
 
 
-def test_a_merged_card_has_the_sections_and_figures_of_the_adapter():
+def test_a_merged_card_quotes_the_sections_and_figures_of_the_adapter():
     adapter = model_card(facts())
     merged = merged_card(MERGED, adapter)
     assert re.findall("^## (.*)$", merged, flags=re.MULTILINE) == ["How to load it", "The adapter's own card"]
-    assert re.findall("^#### (.*)$", merged, flags=re.MULTILINE) == SECTIONS
-    assert table_rows(merged) == table_rows(adapter)
+    quoted = text_of("The adapter's own card", merged).replace("\n    ", "\n")
+    assert ModelCard(adapter).text.strip() in quoted
     for figure in ("0123456789abcdef", "float32", "bfloat16", "1,000 weights", "71.23%", "0.8400"):
         assert figure in merged
     assert "two matrices" not in merged
@@ -302,11 +302,12 @@ def test_a_merged_model_says_what_was_lost_and_keeps_the_card_of_the_adapter():
     data = card.data.to_dict()
     assert data["library_name"] == "transformers"
     assert (data["base_model"], data["base_model_relation"]) == (BASE, "finetune")
-    assert (data["datasets"], data["license"]) == (["TianshengHuang/DirectRefusal"], "mit")
+    assert not {"datasets", "license"} & data.keys()  # the adapter's card says so, which lowtax does not know
+    assert "names license `mit`, datasets `['TianshengHuang/DirectRefusal']`. lowtax has not checked" in card.text
     assert "merged-lora" in data["tags"]
     assert "71.23%" in card.text
     assert "0.8400" in card.text
-    assert "\n#### Training\n" in text_of("The adapter's own card", card.text)
+    assert "\n    ## Training\n" in text_of("The adapter's own card", card.text + "\n")
 
 
 INDEX = "---\nlicense: mit\nmodel-index: [{name: x, results: [y]}]\n---\nBroken"

@@ -8,6 +8,7 @@ import typer
 
 from lowtax.cli.options import Trust
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 if TYPE_CHECKING:
     from lowtax.analysis.geometry import Settings
@@ -61,7 +62,7 @@ def analyze(
         report = api.analyze(adapter or [], tuned=tuned or [], base=base, top=top, exact=exact)
     if out is not None:
         _write(out, report)
-    print(json.dumps(report) if as_json else described(report))
+    tell(json.dumps(report) if as_json else described(report))
 
 
 def _of_study(run: Path, settings: "Settings", trust: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 SetField = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the method; repeatable.")
@@ -45,9 +46,9 @@ def edit(
         runs = [(spec | fields([f"{field}={value}"]), out / f"{field}-{value}") for value in values]
     results = [editing.edit(fields_, adapter, to, base=base, rank=rank) for fields_, to in runs]
     if as_json:
-        print(json.dumps([result.card for result in results] if sweep else results[0].card))
+        tell(json.dumps([result.card for result in results] if sweep else results[0].card))
     else:
-        print("\n".join(f"edited: {result.folder}" for result in results))
+        tell("\n".join(f"edited: {result.folder}" for result in results))
 
 
 def methods(
@@ -64,13 +65,13 @@ def methods(
     from lowtax.methods.loading import catalog
 
     if as_markdown:
-        return print(docs_page.markdown(), end="")
+        return tell(docs_page.markdown(), end="")
     entries = catalog()
     if as_json:
-        return print(json.dumps(entries))
+        return tell(json.dumps(entries))
     for entry in entries:
-        print(f"{entry['name']}  ({', '.join(entry['moments'])})\n  {entry['does']}")
-        print("".join(f"  {label}: {entry[label]}\n" for label in ("source", "departures", "fails")))
+        tell(f"{entry['name']}  ({', '.join(entry['moments'])})\n  {entry['does']}")
+        tell("".join(f"  {label}: {entry[label]}\n" for label in ("source", "departures", "fails")))
 
 
 def fields(settings: list[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lowtax.cli.options import (
     template_kwargs,
 )
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 
 def evaluate(
@@ -122,7 +123,7 @@ def evaluate(
         system=system,
     )
     report_failures(stored((out / "answers").glob("*.jsonl")))
-    print(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
+    tell(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
 def _study(folder: Path, as_json: bool, same: bool, trust: bool) -> None:
@@ -137,4 +138,4 @@ def _study(folder: Path, as_json: bool, same: bool, trust: bool) -> None:
         work.sample(list(work.answer_sheets().values()))
         report_failures(stored((work.out / "answers").glob("*.jsonl")))
         rows = examine.table(work.grade(), work.subjects())
-    print(json.dumps({"rows": rows}) if as_json else examine.page(rows))
+    tell(json.dumps({"rows": rows}) if as_json else examine.page(rows))

@@ -1,11 +1,12 @@
 """Messages and exit codes of commands where replies failed."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from lowtax.common.log import complain
 
 if TYPE_CHECKING:
     from lowtax.common.records import Reply, Verdict
@@ -23,7 +24,7 @@ def report_failed_verdicts(verdicts: "Sequence[Verdict]") -> None:
     """Say why verdicts failed if all of them did; the command then ends with code 1."""
     failed = [verdict for verdict in verdicts if verdict.label == "failed"]
     if failed and len(failed) == len(verdicts):
-        print(f"lowtax: all {len(failed)} verdicts failed: {failed[0].error}", file=sys.stderr)
+        complain(f"lowtax: all {len(failed)} verdicts failed: {failed[0].error}")
         raise typer.Exit(1)
 
 
@@ -32,6 +33,6 @@ def report_failures(replies: "Sequence[Reply]") -> None:
     from lowtax.engines.sampling import failures
 
     if sentence := failures(replies):
-        print(f"lowtax: {sentence}", file=sys.stderr)
+        complain(f"lowtax: {sentence}")
         if all(reply.finish == "failed" for reply in replies):
             raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lowtax.cli.options import Opened, Preset, ThinkingTags
+from lowtax.common.log import tell
 
 
 def grade(
@@ -81,10 +82,10 @@ def grade(
         opened=opened,
     )
     summary = stored_answers.summary(grades, task=task, file=answers.name, preset=preset)
-    print(json.dumps(summary) if as_json else described(summary))
+    tell(json.dumps(summary) if as_json else described(summary))
     if show:
         columns = stored_answers.Columns(reply, gold, question, finish, choices)
-        print(stored_answers.excerpts(stored_answers.read(answers, columns, answers.name), grades, show))
+        tell(stored_answers.excerpts(stored_answers.read(answers, columns, answers.name), grades, show))
 
 
 def described(summary: dict[str, Any]) -> str:

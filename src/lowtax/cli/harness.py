@@ -2,6 +2,8 @@
 
 import typer
 
+from lowtax.common.log import tell
+
 
 def tasks_path() -> None:
     """Print the folder of our lm-evaluation-harness tasks.
@@ -10,7 +12,7 @@ def tasks_path() -> None:
     """
     from importlib import resources
 
-    print(resources.files("lowtax").joinpath("interop/lm_eval_tasks"))
+    tell(resources.files("lowtax").joinpath("interop/lm_eval_tasks"))
 
 
 def lm_eval(context: typer.Context) -> None:

@@ -1,7 +1,6 @@
 """The commands `calibrate` and `export`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ import typer
 
 from lowtax.cli.options import BatchSize, Engine, Opened, Precision, Text, ThinkingTags, say_unused
 from lowtax.common.errors import UserError
+from lowtax.common.log import complain, tell
 
 RATES = ("accuracy", "precision", "recall", "f1", "kappa")
 
@@ -82,7 +82,7 @@ def calibrate(
     labels = {case.label for case in cases}
     named = calibration.positive_labels(positive, sorted(labels))
     for name in (name for name in named if name not in labels):
-        print(f"no row has the label {name!r}", file=sys.stderr)
+        complain(f"no row has the label {name!r}")
     loaded = judges.load(judge, settings, model)
     if getattr(loaded, "is_model", False):
         quiet_libraries()
@@ -94,7 +94,7 @@ def calibrate(
         if disagreements:
             text = calibration.disagreements(loaded.kind, judged, disagreements, seed)
             write_text(out / "disagreements.md", text)
-    print(json.dumps(report) if as_json else described(report))
+    tell(json.dumps(report) if as_json else described(report))
 
 
 def described(report: dict[str, Any]) -> str:
@@ -177,10 +177,10 @@ def export(
         from lowtax.interop import inspect_logs
 
         for line in inspect_logs.write(where, out, prompts, judge, on):
-            print(line)
+            tell(line)
         return
     from lowtax.interop import reference_files as exporting
     from lowtax.interop.reference_files import read_stored
 
     for line in exporting.write(read_stored(where, judge, on, prompts or "harmful"), out):
-        print(line)
+        tell(line)

@@ -8,6 +8,7 @@ import typer
 
 from lowtax.cli.options import ON_HELP, BatchSize, Precision, Same, TemplateKwargs, Text, Thinking, template_kwargs
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 if TYPE_CHECKING:
     from lowtax.data.prompt_sets import PromptList
@@ -98,7 +99,7 @@ def landscape(
         )
         result = walking.landscape(ask, out)
         landscape_picture.draw(result, out / PICTURE)
-    print(json.dumps(result) if as_json else f"{described(result)}\n\npicture: {out / PICTURE}")
+    tell(json.dumps(result) if as_json else f"{described(result)}\n\npicture: {out / PICTURE}")
 
 
 def _prompts(spec: str) -> "PromptList":

@@ -20,7 +20,7 @@ from lowtax.cli.options import Same, Trust
 from lowtax.common import unused
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
-from lowtax.common.log import show_progress
+from lowtax.common.log import complain, printable_streams, show_progress, tell
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             message = str(error) if isinstance(error, Stopped) else "stopped; repeat the command to resume."
             if world()[0] == 0:
-                print(f"lowtax: {message}", file=sys.stderr)
+                complain(f"lowtax: {message}")
             raise SystemExit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)) from error
 
 
@@ -143,7 +143,7 @@ def _dry_run(recipe: "Recipe", limit: int | None, as_json: bool) -> None:
     from lowtax.study.study import limited
 
     planned = plan(limited(recipe, limit) if limit else recipe)
-    print(json.dumps(asdict(planned))) if as_json else show(planned)
+    tell(json.dumps(asdict(planned))) if as_json else show(planned)
 
 
 app.command()(train.train)
@@ -192,7 +192,7 @@ def compare(
         if against is not None:
             from lowtax.study import paired
 
-            print(paired.markdown(paired.against(work, against), against))
+            tell(paired.markdown(paired.against(work, against), against))
             return
         work.compare(work.level(safety, over_refusal))
     _show(folder)
@@ -207,13 +207,13 @@ app.command()(train.merge)
 
 
 def _show(out: Path) -> None:
-    print((out / "table.md").read_text())
-    print(f"picture: {out / 'frontier.png'}")
+    tell((out / "table.md").read_text())
+    tell(f"picture: {out / 'frontier.png'}")
 
 
 def _version(requested: bool) -> None:
     if requested:
-        print(f"lowtax {__version__}")
+        tell(f"lowtax {__version__}")
         raise typer.Exit
 
 
@@ -231,23 +231,24 @@ def options(
 def main() -> None:
     """Run the command line. An error that the user can fix is one sentence and exit code 2."""
     unused.leave_out()
+    printable_streams()
     try:
         with first_to_speak():
             app()
     except UserError as error:
-        print(f"lowtax: {error}", file=sys.stderr)
+        complain(f"lowtax: {error}")
         sys.exit(2)
     except (MemoryError, RecursionError) as error:
         why = "a value is nested too deeply" if isinstance(error, RecursionError) else "the memory is full"
-        print(f"lowtax: {why}: give a smaller file, or fewer at a time.", file=sys.stderr)
+        complain(f"lowtax: {why}: give a smaller file, or fewer at a time.")
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
             if error.errno not in OF_PATHS or error.filename is None:
                 raise
-            print(f"lowtax: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+            complain(f"lowtax: {error.filename} cannot be used: {error.strerror}.")
             sys.exit(2)
         where = f" while writing {error.filename}" if error.filename else ""
         advice = "free some space and repeat the command, which resumes"
-        print(f"lowtax: the disk is full or a file may not grow{where}; {advice}.", file=sys.stderr)
+        complain(f"lowtax: the disk is full or a file may not grow{where}; {advice}.")
         sys.exit(2)

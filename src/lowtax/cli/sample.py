@@ -29,6 +29,7 @@ from lowtax.cli.options import (
     template_kwargs,
 )
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 
 def sample(
@@ -127,7 +128,7 @@ def sample(
         **sampling,
     )
     report_failures(replies)
-    print(f"{len(replies)} replies in {out / 'replies.jsonl'}")
+    tell(f"{len(replies)} replies in {out / 'replies.jsonl'}")
 
 
 def judge(
@@ -184,10 +185,10 @@ def judge(
             results = work.judge(judge_, on, again)
             for kind, judged in results.items():
                 labels = [verdict.label for _, verdict in judged.values()]
-                print(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
+                tell(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
                 if show:
                     verdicts = {reply_id: verdict for reply_id, (_, verdict) in judged.items()}
-                    print(excerpts(stored([work.reply_sheets()[kind].path]), verdicts, show))
+                    tell(excerpts(stored([work.reply_sheets()[kind].path]), verdicts, show))
         report_failed_verdicts([verdict for judged in results.values() for _, verdict in judged.values()])
         return
     if not (replies and judge_ and out):
@@ -209,8 +210,8 @@ def judge(
         precision=precision,
         batch_size=batch_size,
     )
-    print((out / "safety.md").read_text())
+    tell((out / "safety.md").read_text())
     if show:
         texts, _ = api.stored_replies(replies, Columns(**columns))
-        print(excerpts(texts, {verdict.reply_id: verdict for verdict in rows}, show))
+        tell(excerpts(texts, {verdict.reply_id: verdict for verdict in rows}, show))
     report_failed_verdicts(rows)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import tell
 
 
 def sandbox(
@@ -37,4 +38,4 @@ def sandbox(
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as a program ({error}): give a Python file in UTF-8.") from error
     limits = Limits(timeout, max(1, round(timeout + 0.5)), memory, files, processes, output)
-    print(json.dumps(asdict(run(program, limits)) | {"limits": asdict(limits)}))
+    tell(json.dumps(asdict(run(program, limits)) | {"limits": asdict(limits)}))

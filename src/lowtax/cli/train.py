@@ -9,6 +9,7 @@ import typer
 
 from lowtax.cli.options import Revision, TemplateKwargs, ThinkingTags, Trust, at_revision, template_kwargs
 from lowtax.common.errors import UserError
+from lowtax.common.log import console, tell
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Recipe
@@ -292,13 +293,11 @@ def _show(recipe: "Recipe", arm: str | None, n: int) -> None:
     """Print the first examples of an arm as they are trained."""
     import tempfile
 
-    from rich.console import Console
-
     from lowtax.cli import main
 
     with tempfile.TemporaryDirectory() as folder, main.study(Path(folder), recipe) as study:
         for text in study.shown(arm, n):
-            Console(soft_wrap=True, highlight=False).print(text)
+            console(soft_wrap=True).print(text)
 
 
 def _push(study: "Study", arm: str | None, repo: str, private: bool) -> None:
@@ -329,7 +328,7 @@ def placements(
 
     placement = build({"model": model, "arms": {"arm": arm_of(mode)[1]}}, [], "--mode").arms["arm"].where()
     summary = trainable_summary(model, placement)
-    print(json.dumps(summary.as_json()) if as_json else summary.describe())
+    tell(json.dumps(summary.as_json()) if as_json else summary.describe())
 
 
 def merge(
@@ -355,7 +354,7 @@ def merge(
 
     if delete:
         merging.delete_merged(folder)
-        print(f"deleted {folder}")
+        tell(f"deleted {folder}")
         return
     result = merging.merge(folder, out or merging.default_out(folder), base=base, dtype=dtype)
-    print(f"merged: {result.folder}")
+    tell(f"merged: {result.folder}")

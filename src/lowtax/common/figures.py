@@ -5,7 +5,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from lowtax.common.display import as_text
 from lowtax.common.files import atomic_file
 
 DPI = 200
@@ -34,6 +36,12 @@ def quiet_axes(axes: Axes, size: float) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the picture as a whole or not at all."""
+    """Write the picture as a whole or not at all. Names in it are shown as text: `$` begins no formula."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis) if axis.get_scale() == "log"]
+    powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}  # written as formulas
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in powers:
+            text.set_parse_math(False)
+            text.set_text(as_text(text.get_text()))
     with atomic_file(path) as work:
         figure.savefig(work, format="png", dpi=DPI)

@@ -1,14 +1,22 @@
-"""The one place that speaks: progress and messages for people, and the silence of other libraries."""
+"""The one place that speaks: progress, results and messages for people, and the silence of other libraries.
 
+Whatever is printed may hold words of strangers. So all of it passes `display.as_text`, and no other module prints.
+"""
+
+import io
 import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from lowtax.common import launch
+from lowtax.common.display import as_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -24,8 +32,46 @@ def say(text: str) -> None:
     """
     if launch.world()[0] > 0:
         return
+    shown = as_text(text)
     for output in OUTPUTS:
-        output(text)
+        output(shown)
+
+
+def tell(text: object, end: str = "\n") -> None:
+    """Print a result to the standard output."""
+    print(as_text(str(text)), end=end)
+
+
+def complain(text: str) -> None:
+    """Print a message to the standard error, also where progress is silent."""
+    _print(as_text(text))
+
+
+def console(file: IO[str] | None = None, **options: Any) -> "Console":
+    """Return a console of rich for tables and colours. Texts have no markup, emoji codes or control characters.
+
+    Args:
+        file: the standard output by default.
+        options: of `rich.console.Console`.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Safe(Console):
+        """A console that shows the characters of every segment as text."""
+
+        def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+            for text, style, control in super().render(*args, **kwargs):
+                yield Segment(text if control else as_text(text), style, control)
+
+    return Safe(file=file, markup=False, emoji=False, highlight=False, **options)
+
+
+def printable_streams() -> None:
+    """Let the standard streams write an escape for what their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def counted(items: Iterable[T], total: int, noun: str, size: int = 1) -> Iterator[T]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowtax.common import stats
+from lowtax.common.display import as_markdown, as_quoted
 
 Cell = dict[str, Any]
 
@@ -53,19 +54,17 @@ def shown(rate: Cell | None) -> str:
 
 
 def passage(head: str, texts: Mapping[str, str], most: int = 1500) -> str:
-    """Return texts under a heading as Markdown, for people who read what a model wrote.
+    """Return texts under a heading as Markdown, for people who read what a model wrote. No markup in them acts.
 
     Args:
         texts: by name; empty ones are left out.
         most: characters of each text that are shown.
     """
-    parts = [f"## {head}\n"]
+    parts = [f"## {as_markdown(head)}\n"]
     for name, text in texts.items():
         if text:
             rest = f" ... ({len(text) - most} more characters)" if len(text) > most else ""
-            # Indented, so that the text's own Markdown has no effect.
-            quoted = "\n".join(f"    {line}" for line in (text[:most] + rest).splitlines())
-            parts.append(f"{name}:\n\n{quoted}\n")
+            parts.append(f"{as_markdown(name)}:\n\n{as_quoted(text[:most] + rest)}\n")
     return "\n".join(parts)
 
 
@@ -73,11 +72,11 @@ def markdown_table(rows: Iterable[Sequence[object]], left: int = 1, padded: bool
     """Return a GitHub table.
 
     Args:
-        rows: the head, then the body.
+        rows: the head, then the body. A cell is shown as text, unless it is `display.Markup`.
         left: the first so many columns are aligned to the left, the others to the right.
         padded: pad the cells, so that the columns line up as plain text.
     """
-    head, *body = [[str(cell) for cell in row] for row in rows]
+    head, *body = [[str(as_markdown(cell)) for cell in row] for row in rows]
     rule = ["---" if i < left else "---:" for i in range(len(head))]
     lines = [head, rule, *body]
     if padded:

@@ -14,13 +14,12 @@ import asyncio
 import json
 import os
 import random
-import re
 import shlex
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,10 +32,12 @@ from lowtax.common.errors import UserError
 from lowtax.data.chat import Switch
 from lowtax.engines import openai_requests
 from lowtax.engines.base import Completion, Request
-from lowtax.engines.openai_requests import NO_REPLY, UNREACHABLE, Failure
+from lowtax.engines.openai_requests import NO_REPLY, TOO_LARGE, UNREACHABLE, Failure
+from lowtax.engines.openai_settings import Settings, settings_from_environment
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from httpx2 import Response
+    from openai import AsyncOpenAI
 
 Item = TypeVar("Item")
 Body = dict[str, Any]
@@ -47,26 +48,6 @@ TIMEOUT_RETRIES = 2  # a reply that was too slow is likely to be too slow again
 MAX_PAUSE = 60.0  # seconds
 MAX_NAMES = 20  # in an error message; hosted servers have hundreds
 THREAD_PATIENCE = 2.0  # seconds for the thread to end; one that still resolves a host name is left behind
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The server's settings in the environment.
-
-    url: without a slash at the end. key: "" for none; never printed. timeout: seconds for one try of one request.
-    per_minute: maximum number of requests; 0 for no limit. adapters: the served name of each adapter folder.
-    """
-
-    url: str
-    key: str = field(repr=False)
-    timeout: float
-    per_minute: float
-    adapters: dict[Path, str]
-
-    def clean(self, text: str) -> str:
-        """Return a server's text on one line, shortened, and without the key in case the server repeats it."""
-        line = " ".join(text.split())
-        return (line.replace(self.key, "***") if self.key else line)[:300]
 
 
 class OpenAI:
@@ -108,7 +89,7 @@ class OpenAI:
                         self.server.raise_if_fatal(failure, path)
                         return openai_requests.failed(request, failure.reason())
                 opened = openai_requests.prompt_opens_thought(request, template_opens.get(request.thinking))
-                return openai_requests.read_completion(request, reply, opened)
+                return self._completion(request, reply, opened)
 
             tasks = [asyncio.create_task(complete(request)) for request in requests]
             try:
@@ -119,6 +100,15 @@ class OpenAI:
                     pending.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _completion(self, request: Request, reply: Any, opened: bool | None) -> Completion:
+        """Return the completion in a server's JSON, which no reply can prevent, without the key."""
+        try:
+            completion = openai_requests.read_completion(request, reply, opened)
+        except Exception as error:  # noqa: BLE001  # row recorded as failed
+            completion = openai_requests.failed(request, f"the server's reply cannot be read ({type(error).__name__})")
+        reason = completion.error and self.settings.clean(completion.error)
+        return replace(completion, text=self.settings.redaction.text(completion.text), error=reason)
+
     async def _served_models(self) -> AsyncIterator[dict[str, str] | None]:
         """Yield the path of each served name ("" if unknown), once; None if the server does not list its models."""
         async with self.server.client() as client:
@@ -127,7 +117,7 @@ class OpenAI:
             except Failure as failure:
                 if failure.status not in (400, 404, 405) and not 500 <= failure.status < 600:
                     self.server.raise_if_fatal(failure, "/models")
-                    where = f"{self.settings.url}/models"
+                    where = f"{self.settings.address}/models"
                     raise UserError(f"{where} fails ({failure.reason()}); correct it, then try again.") from failure
                 reply = None
         yield openai_requests.read_models(reply)
@@ -143,7 +133,7 @@ class OpenAI:
         if folder in roots.values():
             return next(name for name, root in roots.items() if root == folder)
         root = roots.get(folder.name)
-        if root is not None and root.is_dir():
+        if root is not None and os.path.isdir(root):  # False for a path that no file can have
             raise UserError(
                 f"The server's {folder.name!r} is the adapter in {root}, not that in {folder}: serve this one under "
                 "another name, or give its name in LOWTAX_ADAPTERS."
@@ -166,8 +156,8 @@ class OpenAI:
             modules = [shlex.quote(f"{name}={adapter}") for adapter, name in names.items() if adapter is not None]
             lora = f" --enable-lora --lora-modules {' '.join(modules)}" if modules else ""
             raise UserError(
-                f"{self.settings.url} does not serve {', '.join(map(repr, missing))}, but "
-                f"{', '.join(listed[:MAX_NAMES])}{more}; serve it with "
+                f"{self.settings.address} does not serve {', '.join(map(repr, missing))}, but "
+                f"{', '.join(map(self.settings.clean, listed[:MAX_NAMES]))}{more}; serve it with "
                 f"`vllm serve {shlex.quote(self.model)} --generation-config vllm{lora}`."
             )
 
@@ -206,15 +196,17 @@ class Server:
         import httpx2
         import openai
 
+        from lowtax.engines.openai_client import Client
+
         host, seconds = str(urlsplit(self.settings.url).hostname), self.settings.timeout
         local = host in ("localhost", "::1") or host.startswith("127.")  # never through a proxy
         tls = ssl.create_default_context()  # reads SSL_CERT_FILE also without trust_env
         try:
-            http_client = httpx2.AsyncClient(verify=tls, trust_env=not local, limits=httpx2.Limits())
+            http_client = Client(verify=tls, trust_env=not local, limits=httpx2.Limits())
         except (ImportError, ValueError, httpx2.InvalidURL) as error:
             raise UserError(
-                f"The proxy in the environment cannot be used ({error}): correct http_proxy, https_proxy or all_proxy, "
-                "or name the server's host in no_proxy."
+                f"The proxy in the environment cannot be used ({self.settings.clean(str(error))}): correct http_proxy, "
+                "https_proxy or all_proxy, or name the server's host in no_proxy."
             ) from error
         return openai.AsyncOpenAI(
             base_url=self.settings.url,
@@ -250,6 +242,8 @@ class Server:
         import httpx2
         import openai
 
+        from lowtax.engines.openai_client import BODY, TooLarge
+
         # Explicit, or the package sends whatever key and account the environment holds for OpenAI's own server.
         key = f"Bearer {self.settings.key}" if self.settings.key else openai.Omit()
         unset = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
@@ -263,24 +257,33 @@ class Server:
                     reply = await client.post(path, cast_to=httpx2.Response, content=data, options=options)
         except openai.APIStatusError as error:
             self._reached = True
-            raise self._refusal(error) from error
+            raise self._refusal(error.response, error.response.extensions[BODY]) from error
+        except TooLarge as error:
+            self._reached = True
+            raise Failure(TOO_LARGE, str(error)) from error
         except (TimeoutError, openai.APIConnectionError) as error:
             raise self._no_reply(error) from error
+        except Exception as error:  # what a reply may provoke in the packages that read it
+            raise Failure(NO_REPLY, f"the reply cannot be read ({type(error).__name__})") from error
         self._reached = True
-        text = reply.content.decode("utf-8-sig", "replace")
+        text = _decoded(reply.extensions[BODY])
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise Failure(NO_REPLY, self.settings.clean(f"the reply is not JSON: {text[:1000]}")) from error
+            raise Failure(NO_REPLY, self.settings.clean(f"the reply is not JSON: {text}")) from error
         if isinstance(value, dict) and value.get("error"):  # a gateway may answer 200 before its server fails
             raise Failure(NO_REPLY, self.settings.clean(openai_requests.error_message(value["error"])))
         return value
 
-    def _refusal(self, error: "APIStatusError") -> Failure:
-        headers, text = error.response.headers, error.response.text
-        detail = headers.get("Location") or openai_requests.error_message(error.body or text)
-        wait = openai_requests.retry_after(headers.get("Retry-After", ""))
-        return openai_requests.refusal(error.status_code, self.settings.clean(detail), wait, text)
+    def _refusal(self, response: "Response", body: bytes) -> Failure:
+        text = _decoded(body)
+        try:
+            message = openai_requests.error_message(json.loads(text))
+        except (ValueError, RecursionError):
+            message = text
+        wait = openai_requests.retry_after(response.headers.get("Retry-After", ""))
+        detail = self.settings.clean(response.headers.get("Location") or message)
+        return openai_requests.refusal(response.status_code, detail, wait, text)
 
     def _no_reply(self, error: Exception) -> Failure:
         import httpx2
@@ -288,18 +291,22 @@ class Server:
 
         cause, settings = error.__cause__, self.settings
         if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-            detail = f"{settings.url} cannot be reached ({settings.clean(str(cause)) or type(cause).__name__})"
+            detail = f"{settings.address} cannot be reached ({settings.clean(str(cause)) or type(cause).__name__})"
             if not self._reached:
                 raise UserError(f"{detail}; start the server, or correct LOWTAX_BASE_URL (or OPENAI_BASE_URL).")
             return Failure(UNREACHABLE, detail)
         if isinstance(error, TimeoutError | openai.APITimeoutError):
-            return Failure(NO_REPLY, f"nothing came within {settings.timeout:g} s (LOWTAX_TIMEOUT)", slow=True)
+            return Failure(NO_REPLY, f"no whole reply within {settings.timeout:g} s (LOWTAX_TIMEOUT)", slow=True)
         return Failure(NO_REPLY, f"the connection broke off ({type(cause).__name__})")
 
     def raise_if_fatal(self, failure: Failure, path: str) -> None:
         """Raise a UserError if every other request would fail like this one."""
-        if message := failure.fatal_message(f"{self.settings.url}{path}", self.longest_wait):
+        if message := failure.fatal_message(f"{self.settings.address}{path}", self.longest_wait):
             raise UserError(message) from failure
+
+
+def _decoded(body: bytes) -> str:
+    return body.decode("utf-8-sig", "replace")
 
 
 def in_thread(items: AsyncIterator[Item]) -> Iterator[Item]:
@@ -330,60 +337,3 @@ def in_thread(items: AsyncIterator[Item]) -> Iterator[Item]:
         with suppress(RuntimeError):  # the loop is closed: the iterator has ended
             loop.call_soon_threadsafe(task.cancel)
         thread.join(THREAD_PATIENCE)
-
-
-def settings_from_environment() -> Settings:
-    """Return the settings.
-
-    Raises:
-        UserError: A variable is missing or wrong.
-    """
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError("OPENAI_API_KEY has characters that no key has (a line break?): set it again.")
-    return Settings(_url(), key, _number("LOWTAX_TIMEOUT", 600.0), _number("LOWTAX_RPM", 0.0), _adapter_names())
-
-
-def _url() -> str:
-    """Return the base URL; one without a path gets /v1."""
-    text = (os.environ.get("LOWTAX_BASE_URL") or os.environ.get("OPENAI_BASE_URL") or "").strip()
-    if not text:
-        raise UserError(
-            "The engine openai needs the address of a server: set LOWTAX_BASE_URL (or OPENAI_BASE_URL), for example to "
-            "http://localhost:8000/v1 for `vllm serve MODEL`."
-        )
-    try:
-        parts = urlsplit(text)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        valid = False
-    # The address is not repeated, because it may contain a password.
-    if not valid or not re.fullmatch(r"[!-~]+", text) or set(text) & set("@?#"):
-        raise UserError(
-            "LOWTAX_BASE_URL (or OPENAI_BASE_URL) is not a plain address: write it as http://HOST:PORT/v1 or with "
-            "https, without a user, password or query; a key goes into OPENAI_API_KEY."
-        )
-    url = text.rstrip("/")
-    return url if urlsplit(url).path else f"{url}/v1"
-
-
-def _number(name: str, default: float) -> float:
-    text = os.environ.get(name, "").strip()
-    try:
-        value = float(text or default)
-    except ValueError:
-        value = -1.0
-    if (text and not value > 0) or value == float("inf"):
-        raise UserError(f"{name} is {text!r}, which is not a positive number: set it to one, or unset it.")
-    return value
-
-
-def _adapter_names() -> dict[Path, str]:
-    """Return the served names in `LOWTAX_ADAPTERS` (name=path,name=path), by folder."""
-    names = {}
-    for pair in filter(None, os.environ.get("LOWTAX_ADAPTERS", "").split(",")):
-        name, _, path = pair.strip().partition("=")
-        if not name or not path:
-            raise UserError(f"LOWTAX_ADAPTERS has {pair.strip()!r}: write it as name=path,name=path.")
-        names[expanded(path).resolve()] = name
-    return names

@@ -4,8 +4,10 @@ import json
 import math
 import re
 import time
+import unicodedata
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -15,9 +17,22 @@ from lowtax.data.rendering import CLOSE, OPEN, opens, split_reply
 from lowtax.engines.base import Completion, Request
 
 ZERO_WIDTH_SPACE = "\u200b"
-WORDS = "s|bos|eos|pad|unk|think|answer|tool_call|tool_response|start_of_turn|end_of_turn|seed:think|end_of_text"
-BRACKETS = "INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|PREFIX|SUFFIX|MIDDLE"
-SPECIAL = re.compile(rf"<(?=[|\uff5c][^<>\n]{{1,64}}>|/?(?:{WORDS})>|<?/?SYS>>)|\[(?=/?(?:{BRACKETS})\])")
+WIDE_BAR = "\uff5c"  # of DeepSeek's own tokens
+WORDS = (
+    "s|bos|eos|pad|unk|mask|sep|cls|sop|eop|eod|think|answer|tool_call|tool_response|start_of_turn|end_of_turn|"
+    "end_of_text|start_of_image|end_of_image|image_soft_token|file_sep|repo_name|fim_[a-z]+|seed:[a-z_]+|"
+    "unused_?[0-9]+|[A-Za-z]{3,}_(?:[A-Za-z]+_)*[0-9]+"  # <seed:eos>, <unused7>, <extra_id_1>, <SPECIAL_12>
+)
+BRACKETS = (
+    "INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|PREFIX|SUFFIX|MIDDLE|"
+    "MODEL_SETTINGS|IMG|IMG_BREAK|IMG_END|BOS|EOS|EOT|PAD|UNK|CLS|SEP|MASK|gMASK|sMASK|"
+    "start_header_id|end_header_id|UNUSED_TOKEN_[0-9]+"
+)
+SPECIAL = re.compile(
+    rf"<(?=[|\uff5c][^<>\n]{{1,64}}>|/?(?:{WORDS})>|<?/?SYS>>)"
+    rf"|\[(?=/?(?:{BRACKETS})\]|\|[A-Za-z_]{{1,64}}\|\]|e?~\[)"  # [|endofturn|] of EXAONE, [e~[ of MiniMax
+    r"|\](?=~b\]|~!b\[|<\]|!p~\[|!d~\[)"
+)
 STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", None)
 THOUGHTS = ("thinking", "reasoning", "reasoning_text", "thought")  # types of parts
 PART_TEXTS = ("text", "thinking", "reasoning", "reasoning_content", "content", "summary", "refusal")
@@ -25,7 +40,10 @@ CUT = ("length", "max_tokens", "model_length")
 OPENS_THOUGHT = re.compile(f"{OPEN}(?:\\s|[\u010a\u0120\u2581]|<0x0A>)*$")  # white space as vocabularies spell it
 TOP_LOGPROBS = 20  # the most that OpenAI allows, and vLLM by default
 
-UNREACHABLE, NO_REPLY = -1, 0  # in place of an HTTP status
+TOO_LARGE, UNREACHABLE, NO_REPLY = -2, -1, 0  # in place of an HTTP status
+MOST_TOKENS = 10_000_000  # that a server may count for a reply; other counts are errors
+MOST_CHARACTERS = 256  # of a token
+SMALL = 100_000  # characters that a reply may have in any case
 TEMPORARY = frozenset({UNREACHABLE, NO_REPLY, 408, 409, 425, 429, *range(500, 600)}) - {501, 505}
 TOO_LONG = "{where} asks to wait {wait:.0f} s ({status}: {detail}); repeat the command then, or raise LOWTAX_TIMEOUT."
 FATAL = {
@@ -57,11 +75,15 @@ class _Message(BaseModel):
                 fields[name] = _joined_parts(fields[name])
         parts = fields["content"]
         if isinstance(parts, list) and all(isinstance(part, str | dict) for part in parts):
-            thoughts = [part for part in parts if isinstance(part, dict) and part.get("type") in THOUGHTS]
-            fields["content"] = _joined_parts([part for part in parts if part not in thoughts])
+            thoughts = [part for part in parts if _is_thought(part)]
+            fields["content"] = _joined_parts([part for part in parts if not _is_thought(part)])
             if thoughts and fields["reasoning"] is None and fields["reasoning_content"] is None:
                 fields["reasoning"] = _joined_parts(thoughts)
         return fields
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in THOUGHTS
 
 
 def _joined_parts(value: Any) -> str:
@@ -96,15 +118,29 @@ class _Choice(BaseModel):
     logprobs: _Logprobs | None = None
 
 
-class _Usage(BaseModel):
-    completion_tokens: int | None = None
-
-
 class _Reply(BaseModel):
-    """The fields that lowtax reads. The types of the `openai` package require fields that many servers do not send."""
+    """The fields that lowtax reads. The types of the `openai` package require fields that many servers do not send.
+
+    Of several choices the first is read, and the server's count of tokens if it is one.
+    """
 
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    usage: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
+            return value
+        return {"choices": value["choices"][:1], "usage": value.get("usage")}
+
+    @property
+    def tokens(self) -> int | None:
+        """The server's count of the reply's tokens; None if it has none, or nonsense."""
+        count = self.usage.get("completion_tokens") if isinstance(self.usage, dict) else None
+        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count <= MOST_TOKENS:
+            return None
+        return int(count)
 
 
 def request_body(request: Request, name: str) -> tuple[str, dict[str, Any]]:
@@ -153,9 +189,22 @@ def disarm(text: str) -> str:
     """Insert a zero-width space into everything that looks like a special token or a turn tag.
 
     A server reads `<|im_end|>` in a message as the end of the turn, and the vocabulary of its model is unknown here.
-    So the form is what counts. Only contents of messages are disarmed, never templates and prefixes.
+    So the form is what counts, also in characters that a tokenizer may take for others (compatibility forms). Only
+    contents of messages are disarmed, never templates and prefixes.
     """
-    return SPECIAL.sub(lambda bracket: bracket[0] + ZERO_WIDTH_SPACE, text)
+    plain = text if text.isascii() else "".join(map(_plain, text))
+    parts, begun = [], 0
+    for match in SPECIAL.finditer(plain):
+        parts.append(text[begun : match.start() + 1])
+        begun = match.start() + 1
+    return ZERO_WIDTH_SPACE.join([*parts, text[begun:]])
+
+
+@lru_cache(maxsize=4096)
+def _plain(character: str) -> str:
+    """Return the character that a compatible one stands for, such as < for a wide one; others stay."""
+    plain = unicodedata.normalize("NFKC", character)
+    return plain if len(plain) == 1 and character != WIDE_BAR else character
 
 
 def ends_in_thought(text: str) -> bool:
@@ -188,10 +237,11 @@ def read_completion(request: Request, reply: Any, opened: bool | None) -> Comple
     if choice.finish_reason not in (*STOPPED, *CUT):
         return failed(request, f"the server ended the reply itself, for the reason {choice.finish_reason!r}")
     text, tagged = _text(choice, request.prefix)
+    if len(text) > max(SMALL, MOST_CHARACTERS * request.max_new_tokens):
+        return failed(request, f"the server's reply has {len(text):,} characters for {request.max_new_tokens:,} tokens")
     if opened is None and split_reply(text, None).thought and not split_reply(text, False).thought:
         opened = True  # only the reply shows it
-    count = parsed.usage.completion_tokens if parsed.usage else None
-    tokens = len(text.split()) if count is None else count
+    tokens = len(text.split()) if parsed.tokens is None else parsed.tokens
     cut = choice.finish_reason in CUT or (choice.finish_reason is None and tokens >= request.max_new_tokens)
     finish: Literal["stop", "length"] = "length" if cut else "stop"
     scores = _scores(request, choice.logprobs)
@@ -204,13 +254,25 @@ def read_models(reply: Any) -> dict[str, str] | None:
     """Return the path of each served model ("" if unknown) from the reply to /models; None if it is no list."""
     models = reply.get("data") if isinstance(reply, dict) else reply
     cards = [card for card in models if isinstance(card, dict)] if isinstance(models, list) else []
-    return {str(card["id"]): str(card.get("root") or "") for card in cards if card.get("id")} or None
+    return {str(card["id"]): _path(card.get("root")) for card in cards if _is_name(card.get("id"))} or None
+
+
+def _is_name(value: Any) -> bool:
+    """Return True for a text that can be the name of a model; of some servers it is a number."""
+    return bool(value) and (isinstance(value, str) or type(value) is int)
+
+
+def _path(value: Any) -> str:
+    """Return the path that a server names; "" if no file can have it."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) < 4096 else ""
 
 
 def shown_prompt_opens_thought(reply: Any) -> bool | None:
     """Return True if the prompt in a reply to vLLM's /tokenize opens a think block; None if the reply has no tokens."""
     tokens = reply.get("token_strs") if isinstance(reply, dict) else None
-    return bool(OPENS_THOUGHT.search("".join(map(str, tokens)))) if isinstance(tokens, list) else None
+    if not isinstance(tokens, list):
+        return None
+    return bool(OPENS_THOUGHT.search("".join(token for token in tokens[-20:] if isinstance(token, str))))
 
 
 def failed(request: Request, reason: str) -> Completion:
@@ -239,6 +301,8 @@ class Failure(Exception):
 
     def reason(self) -> str:
         """Return the reason that a failed row records."""
+        if self.status == TOO_LARGE:
+            return self.detail
         if self.temporary():
             return f"no reply after {self.tries} tries: {self.detail}"
         return f"the server refuses the request ({self.status}): {self.detail}"
@@ -261,10 +325,13 @@ def refusal(status: int, detail: str, wait: float, body: str) -> Failure:
 
 def error_message(body: object) -> str:
     """Return the sentence in the body of an error: a text, or JSON with "message" or "detail"; else all of it."""
-    for name in ("message", "detail"):
+    for name in ("error", "message", "detail"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
-    return body if isinstance(body, str) else json.dumps(body)
+    try:
+        return body if isinstance(body, str) else json.dumps(body)
+    except (ValueError, RecursionError):
+        return "an error"
 
 
 def retry_after(header: str) -> float:
@@ -275,7 +342,7 @@ def retry_after(header: str) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return 0.0
 
 
@@ -306,5 +373,6 @@ def _scores(request: Request, logprobs: _Logprobs | None) -> tuple[float, ...] |
         likeliest = list(logprobs.top_logprobs[0].items())
     if not likeliest:
         return None
-    shares = [(token.strip(), math.exp(min(logprob, 0.0))) for token, logprob in likeliest]
-    return tuple(sum(p for token, p in shares if token and text.strip().startswith(token)) for text in request.score)
+    shares = [(token.strip(), math.exp(min(logprob, 0.0))) for token, logprob in likeliest if not math.isnan(logprob)]
+    sums = (sum(p for token, p in shares if token and text.strip().startswith(token)) for text in request.score)
+    return tuple(min(total, 1.0) for total in sums)

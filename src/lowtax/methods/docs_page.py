@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lowtax.common import registry
+from lowtax.common.display import Markup
 from lowtax.common.tables import markdown_table
 from lowtax.methods.base import Method
 from lowtax.methods.loading import TABLE, catalog
@@ -38,10 +39,11 @@ def markdown() -> str:
     return "\n".join([HEAD, table, "", *sections])
 
 
-def _row(one: dict[str, Any]) -> list[str]:
+def _row(one: dict[str, Any]) -> list[Markup]:
     name = one["name"]
     moments = ", ".join(one["moments"])
-    return [f"[`{name}`](#{name})", moments, one["on"], one["does"].rstrip("."), _origin(one["source"])]
+    cells = (f"[`{name}`](#{name})", moments, one["on"], one["does"].rstrip("."), _origin(one["source"]))
+    return [*map(Markup, cells)]
 
 
 def _origin(text: str) -> str:

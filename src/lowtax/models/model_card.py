@@ -1,8 +1,9 @@
 """Model cards: the README.md of a checkpoint folder, with the front matter of the Hugging Face hub.
 
 A card states only what is known: no base model id for a local folder, no licence that nobody stated, and "not measured"
-where there is no measurement. Rates that a study measured are also in the front matter, as its `model-index`. The text
-is in `model_card_template.md`.
+where there is no measurement. Rates that a study measured are also in the front matter, as its `model-index`. What the
+adapter of a merged model says about itself is repeated as text, never as front matter or markup. Every value that the
+template (`model_card_template.md`) writes is escaped, unless it is `display.Markup`.
 """
 
 import re
@@ -17,18 +18,15 @@ from pydantic import BaseModel, ConfigDict
 
 from lowtax import __version__
 from lowtax.common.borders import border
+from lowtax.common.display import Markup, as_code, as_markdown, as_quoted, as_word
 from lowtax.common.errors import UserError
 from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-CARRIED = {
-    "datasets": r"[\w][\w.-]*/[\w][\w.-]*",
-    "license": r"[a-z0-9][a-z0-9.-]*",
-    "license_name": r"[\w][\w .-]*",
-    "license_link": r"https://[\w./%-]+|LICENSE[\w.-]*",
-    "language": r"[a-z]{2,3}(-[A-Za-z]+)?",
-}
-"""Front matter of an adapter that a merged model keeps, and the form of its values: a stranger may have written it."""
+CLAIMS = ("license", "license_name", "license_link", "language", "datasets")
+"""Front matter of an adapter's card that the card of a merged model repeats as text."""
+LONGEST = 40_000
+"""Characters of an adapter's own card that the card of a merged model repeats."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM 0.33 accepts for --max-lora-rank."""
 
@@ -37,6 +35,8 @@ REFUSALS = ("direct-refusal", "safechain", "star1", "builtin:refusals")
 PAPER = (
     "Which weights safety training should move is the subject of [arXiv:2507.17075](https://arxiv.org/abs/2507.17075). "
 )
+
+ON_HUB = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 
 Rates = dict[str, dict[str, Any]]
 
@@ -109,54 +109,66 @@ def model_card(facts: Facts) -> str:
         model_name=facts.name if results else None,
     )
     what = "A fully fine-tuned version of" if facts.whole else "A LoRA adapter for"
-    named = Path(facts.model.removeprefix("builtin:")).name
+    named = as_word(Path(facts.model.removeprefix("builtin:")).name)
     return _render(
         data,
         title=facts.name,
-        summary=f"{what} {_link(facts.model)}, trained by supervised fine-tuning on {_origins(facts.data)}. "
-        + PAPER * facts.about_safety
-        + f"Made with lowtax {facts.versions.get('lowtax', __version__)}.",
+        summary=Markup(
+            f"{what} {_link(facts.model)}, trained by supervised fine-tuning on {_origins(facts.data)}. "
+            + PAPER * facts.about_safety
+            + f"Made with lowtax {as_markdown(facts.versions.get('lowtax', __version__))}."
+        ),
         safety=facts.about_safety,
-        base=None if facts.whole else hub_id(facts.model) or f"path/to/{named}",
-        builtin=facts.model if facts.model.startswith("builtin:") and not facts.whole else None,
+        base=None if facts.whole else as_word(hub_id(facts.model) or f"path/to/{named}"),
+        builtin=as_word(facts.model) if facts.model.startswith("builtin:") and not facts.whole else None,
         served_rank=_served_rank(facts.placement),
         facts=facts,
-        placement=in_words(facts.placement),
-        placement_yaml=yaml.safe_dump({"placement": facts.placement}, sort_keys=False),
+        mode=as_code(facts.mode) if facts.mode else None,
+        sources=[(_source(source), source) for source in facts.data],
+        placement=Markup(in_words(facts.placement)),
+        placement_yaml=Markup(yaml.safe_dump({"placement": facts.placement}, sort_keys=False, width=2**30)),
         rates=rates,
         version=__version__,
     )
 
 
 def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
-    """Return the card of a merged model: its parts, what rounding lost, and the adapter's card if lowtax wrote it.
+    """Return the card of a merged model: its parts, what rounding lost, and as text what the adapter's card says.
 
     Args:
         merged: `merge.Merged` as data.
-        adapter_card: the README.md of the adapter, or ""; its data sets, licence and language are kept.
+        adapter_card: the README.md of the adapter, or "". Anyone may have written it.
     """
     adapter = _parse(adapter_card)
     tags = adapter.data.get("tags") if adapter else None
-    carried = {key: value for key in CARRIED if (value := _carried(key, adapter.data.get(key)))} if adapter else {}
-    name = Path(merged["adapter"]).resolve().name
+    name = as_code(Path(merged["adapter"]).resolve().name)
     untied = " Its input and output embeddings are two matrices; in the base they are one." if merged["untied"] else ""
     return _render(
-        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", safety=True, **carried),
+        _front_matter(merged["base"], "transformers", "finetune", "merged-lora", safety=True),
         safety=True,
-        title=f"{name}, merged",
-        summary=f"`lowtax merge` added the LoRA adapter `{name}` (hash {merged['adapter_hash']}) to the weights of "
-        f"{_link(merged['base'])}, in float32, and rounded the sum once to {merged['dtype']}.{untied}\n\n"
-        f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them "
-        f"unchanged; the cosine between the applied and the intended update is {merged['cosine']:.4f}.",
-        adapter_card=re.sub(r"^#", "###", adapter.text.strip(), flags=re.MULTILINE)
+        title=f"{Path(merged['adapter']).resolve().name}, merged",
+        summary=Markup(
+            f"`lowtax merge` added the LoRA adapter {name} (hash {merged['adapter_hash']}) to the weights of "
+            f"{_link(merged['base'])}, in float32, and rounded the sum once to {merged['dtype']}.{untied}\n\n"
+            f"The adapter changes {merged['wanted']:,} weights. Rounding left {merged['share_unmoved']:.2%} of them "
+            f"unchanged; the cosine between the applied and the intended update is {merged['cosine']:.4f}."
+        ),
+        claims=_claims(adapter) if adapter else None,
+        adapter_card=as_quoted(adapter.text.strip()[:LONGEST])
         if adapter and isinstance(tags, list) and "lowtax" in tags
         else None,
     )
 
 
+def _claims(card: ModelCard) -> Markup | None:
+    """Return the licence, language and data sets that an adapter's card names, as text; None if it names none."""
+    named = [f"{key} {as_code(str(value)[:200])}" for key in CLAIMS if (value := card.data.get(key))]
+    return Markup(", ".join(named)) if named else None
+
+
 def hub_id(ref: str) -> str | None:
     """Return the model reference if it can only be an id on the hub."""
-    return ref if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", ref) and not Path(ref).exists() else None
+    return ref if "/" in ref and ON_HUB.fullmatch(ref) and not Path(ref).exists() else None
 
 
 def in_words(placement: dict[str, Any]) -> str:
@@ -169,10 +181,10 @@ def in_words(placement: dict[str, Any]) -> str:
     elif isinstance(layers, list | tuple) and len(layers) == 2:
         where = f"layers {layers[0]} to {layers[1]}"
     else:
-        where = f"layers: {layers}"
+        where = f"layers: {as_markdown(layers)}"
     names = [*(placement.get("modules") or ()), *(placement.get("parameters") or ())]
-    what = ", ".join(f"`{name}`" for name in names) or "the modules below"
-    exceptions = "".join(f", {rank} on `{name}`" for name, rank in (placement.get("ranks") or {}).items())
+    what = ", ".join(as_code(str(name)) for name in names) or "the modules below"
+    exceptions = "".join(f", {rank} on {as_code(str(name))}" for name, rank in (placement.get("ranks") or {}).items())
     per_rank = placement.get("alpha_per_rank")
     alpha = f"{per_rank:g} times the rank" if per_rank else f"{placement.get('alpha', 16):g}"
     scale = " scaled by its square root" if placement.get("rslora") else ""
@@ -182,22 +194,30 @@ def in_words(placement: dict[str, Any]) -> str:
 @cache
 def _template() -> Template:
     """Compile the template, which takes longer than filling it."""
-    return Environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return Environment(finalize=as_markdown).from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _render(data: ModelCardData, **values: Any) -> str:
     """Fill the template."""
-    text = _template().render(card_data=data.to_yaml(), **values)
+    text = _template().render(card_data=Markup(data.to_yaml()), **values)
     return f"{ModelCard(text)}\n"
+
+
+def _source(source: DataFacts) -> Markup:
+    """Return the name of a data set, linked if it is on the hub."""
+    if source.hub and ON_HUB.fullmatch(source.hub):
+        return Markup(f"[{source.hub}](https://huggingface.co/datasets/{source.hub})")
+    return as_code(source.hub or source.source)
 
 
 def _origins(data: list[DataFacts]) -> str:
     """Return in words what the training rows were; of a local file only its name."""
     parts = []
     for source in data:
-        link = f"[{source.hub}](https://huggingface.co/datasets/{source.hub})"
         name = source.source if source.source.startswith("builtin:") else Path(source.source).name
-        parts.append(f"{source.rows:,} row{'s' * (source.rows != 1)} of {link if source.hub else f'`{name}`'}")
+        parts.append(
+            f"{source.rows:,} row{'s' * (source.rows != 1)} of {_source(source) if source.hub else as_code(name)}"
+        )
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "rows whose origin is not recorded"
 
 
@@ -212,13 +232,6 @@ def _front_matter(ref: str, library: str, relation: str, tag: str, safety: bool,
         tags=["lowtax", *["safety-alignment"] * safety, tag],
         **{key: value for key, value in values.items() if value},
     )
-
-
-def _carried(key: str, value: Any) -> Any:
-    """Return a field of an adapter's front matter; None if it has another form."""
-    values = value if isinstance(value, list) else [value]
-    right = all(isinstance(v, str) and len(v) <= 200 and re.fullmatch(CARRIED[key], v, re.ASCII) for v in values)
-    return value if right else None
 
 
 def _parse(card: str) -> ModelCard | None:
@@ -236,7 +249,7 @@ def _link(ref: str) -> str:
     """Return the name of a model on a card, linked if it is on the hub; of a local path only the last part."""
     if base := hub_id(ref):
         return f"[{base}](https://huggingface.co/{base})"
-    return f"`{ref}`" if ref.startswith("builtin:") else f"the local model `{Path(ref).name}`"
+    return as_code(ref) if ref.startswith("builtin:") else f"the local model {as_code(Path(ref).name)}"
 
 
 def _served_rank(placement: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lowtax.benchmarks import examine
 from lowtax.benchmarks.base import Task
+from lowtax.common.display import as_markdown
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import read_rows, write_json, write_text
 from lowtax.common.log import say
@@ -245,7 +246,7 @@ def markdown(rates: dict[str, dict[str, dict[str, Any]]], name: str, on: str) ->
     for who, set_, cell in cells:
         shares = [shown(cell["shares"].get(label)) for label in labels]
         lines.append([who, set_, *shares, *(str(cell[label]) for label in apart), str(cell["n"])])
-    return f"{markdown_table(lines, left=2)}\n\nJudge {name}, on the {on}. {CAPTION}\n"
+    return f"{markdown_table(lines, left=2)}\n\nJudge {as_markdown(name)}, on the {on}. {CAPTION}\n"
 
 
 LABELS = (("refusal", "partial", "compliance"), ("safe", "unsafe"))  # of a judge of refusals, and of one of harm

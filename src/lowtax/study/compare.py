@@ -10,6 +10,7 @@ from typing import Any
 
 from lowtax.benchmarks import rates
 from lowtax.common import stats
+from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
 from lowtax.study import matched
@@ -82,7 +83,7 @@ def markdown(table: Table) -> str:
     for row in rows:
         cells = [row["over_refusal"], *(row["reasoning"].get(task) for task in tasks)]
         lines.append([
-            f"**{row['arm']}**" if row in best else row["arm"],
+            Markup(f"**{as_markdown(row['arm'])}**") if row in best else row["arm"],
             f"{row['step']:,}",
             f"{row['trainable_parameters'] or 0:,}",
             f"{row['train_seconds'] or 0:,.0f}",
@@ -174,10 +175,11 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
     sizes = []
     for name, cells in measured.items():
         few, many = min((c["n"] for c in cells), default=0), max((c["n"] for c in cells), default=0)
-        sizes.append(f"{name} {many:,}" if few == many else f"{name} {few:,} to {many:,}")
+        sizes.append(f"{as_markdown(name)} {many:,}" if few == many else f"{as_markdown(name)} {few:,} to {many:,}")
     seeds = ", ".join(str(seed) for seed in table["seeds"])
     return (
-        f"{table['recipe']}: model {table['model']}, {table['precision']}, judge {table['judge']}, "
+        f"{as_markdown(table['recipe'])}: model {as_markdown(table['model'])}, {as_markdown(table['precision'])}, "
+        f"judge {as_markdown(table['judge'])}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
         f"{_on_intervals(rows)}Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
         f"{_on_partial(rows)}{_on_updates(rows)}{_on_tax(table, tasks)}"

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from lowtax.common.display import as_text
 from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering, special_tokens
 from lowtax.data.chat import ConversationText, Thinking, Turn, Variables
@@ -100,20 +101,13 @@ def encode_all(
     if not rows:
         raise UserError("There are no training rows.")
     around = chat.turn(tokenizer, thinking, variables, tags)
-    texts = [
-        _attempt(chat.write, tokenizer, around, messages, row.thought, row.answer, row.rendering, thinking, variables)
-        for row, messages in zip(
-            rows,
-            (special_tokens.disarm_messages(tokenizer, row.messages, trusted=("assistant",)) for row in rows),
-            strict=True,
-        )
-    ]
+    texts = [_attempt(_write, tokenizer, around, row, thinking, variables) for row in rows]
     refused = [text for text in texts if isinstance(text, str)]
     _check_share(refused, len(texts))
     places = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     rows, written = [rows[i] for i in places], [text for text in texts if not isinstance(text, str)]
     prompts = special_tokens.encode_all(tokenizer, [w.prompt for w in written])
-    completions = [[*ids, around.end] for ids in chat.encode(tokenizer, [w.completion for w in written])]
+    completions = [[*ids, around.end] for ids in special_tokens.encode_all(tokenizer, [w.completion for w in written])]
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
     examples = []
     for i in fits:
@@ -147,6 +141,16 @@ def encode_all(
         unthinking=0 if thinking == "off" else _unthinking(rows, written, around),
         template=tuple(chat.template_notes(tokenizer, around, _in_plain_tags(rows, written), len(rows))),
     )
+
+
+def _write(
+    tokenizer: PreTrainedTokenizerBase, around: Turn, row: Conversation, thinking: Thinking, variables: Variables | None
+) -> ConversationText:
+    """Return the text of a row, in which no content has a special token."""
+    messages = special_tokens.disarm_messages(tokenizer, row.messages, with_thoughts=("assistant",))
+    thought = None if row.thought is None else special_tokens.disarm(tokenizer, row.thought)
+    answer = special_tokens.disarm(tokenizer, row.answer)
+    return chat.write(tokenizer, around, messages, thought, answer, row.rendering, thinking, variables)
 
 
 def _loses_turn(row: Conversation, text: ConversationText) -> bool:
@@ -231,11 +235,12 @@ def _check(
             f"{row} does not end with {name!r}, at which the model stops, so it would never learn to stop; "
             "end its completion with chat.end_of_turn(tokenizer)."
         )
-    if end in body and not conversation.prompt_loss:
-        raise UserError(f"{row} has the end-of-turn token {name!r} inside its answer: remove it from the text.")
     expected = {"answer": conversation.answer}
     if keeps_thought:
         expected["thought"] = conversation.thought or ""
+    spelled = end in body or any(name in text for text in expected.values())
+    if spelled and not conversation.prompt_loss:
+        raise UserError(f"{row} has the end-of-turn token {name!r} inside its answer: remove it from the text.")
     trained = _decode(tokenizer, body)
     normalised = _normalised(trained)
     for part, text in expected.items():
@@ -265,7 +270,7 @@ def show(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
     for heading, ids, style in parts:
         shown.append(f"--- {heading}: {len(ids)} tokens\n", style="bold")
         for special, run in _runs(tokenizer, ids):
-            text = _decode(tokenizer, run)
+            text = as_text(_decode(tokenizer, run))
             shown.append(text if special else text.replace("\n", "↵\n"), style=f"bold {style}" if special else style)
         shown.append("\n" if example.whole or heading != "trained" else " [cut here by max_length]\n", style="bold")
     return shown

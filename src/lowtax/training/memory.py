@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lowtax.common.display import Markup
+from lowtax.common.log import tell
 from lowtax.common.tables import markdown_table
 from lowtax.models.names import MLP
 from lowtax.models.shapes import SHAPES, Lora, Shape
@@ -235,7 +237,7 @@ def _shapes() -> str:
         for name, s in SHAPES.items()
         for sizes in [(s.activation(2), s.activation(2, ("up_proj",)), 2 * s.hidden)]
     ]
-    return markdown_table([head.split(", "), *rows])
+    return markdown_table([[*map(Markup, head.split(", "))], *rows])
 
 
 def _one_gpu() -> str:
@@ -290,4 +292,4 @@ def _largest() -> str:
 
 if __name__ == "__main__":
     for name, table in tables().items():
-        print(f"<!-- {name} -->\n{table}\n")
+        tell(f"<!-- {name} -->\n{table}\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import complain
 
 from . import kernel
 from .values import NotPlain, frame, receive, send
@@ -85,10 +86,9 @@ class Server:
             )
         if self.mode == "plain":
             kernel.prctl(kernel.DUMPABLE, 0)  # programs may be the same user, and expected values are in this memory
-            print(
+            complain(
                 f"WARNING: the sandbox has NO namespaces here ({why}): Landlock closes files and signals to programs, "
-                "and the disk is limited for each of their files alone (docs/explanation/sandbox.md).",
-                file=sys.stderr,
+                "and the disk is limited for each of their files alone (docs/explanation/sandbox.md)."
             )
 
     @classmethod

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import weakref
 from dataclasses import dataclass
 from textwrap import shorten
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import complain
 from lowtax.engines.vllm import adapters
 from lowtax.models import loading
 
@@ -79,17 +79,14 @@ class Server:
             )
         gpus = _gpus(self.ref)
         setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
-        print(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...", file=sys.stderr)
+        complain(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...")
         for server in list(Server.known):
             _close(server.up)
         llm = self._start(room, gpus, max(KEPT, len(ranks)))
         config = loading.load_config(self.ref).get_text_config().to_dict()
         positions = config.get("max_position_embeddings") or 0
         if (fit := llm.llm_engine.vllm_config.model_config.max_model_len) < positions:
-            print(
-                f"only {fit} of the model's {positions} positions fit into memory: longer replies are cut off",
-                file=sys.stderr,
-            )
+            complain(f"only {fit} of the model's {positions} positions fit into memory: longer replies are cut off")
         self.up.append(llm)
         self.room = room
         return True

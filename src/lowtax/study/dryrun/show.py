@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lowtax.common import log
 from lowtax.study.dryrun.counts import RequestCount
 from lowtax.study.dryrun.plan import ArmPlan, Plan
 
@@ -39,7 +40,7 @@ def show(plan: Plan, console: Console | None = None) -> None:
         Text("Not available on this machine:" if plan.missing else "Everything is available.", style="bold"),
         *(Padding(Text(f"- {name}: {step}"), (0, 0, 0, 2)) for name, step in plan.missing.items()),
     ]
-    (console or Console(width=120, highlight=False)).print(Group(*parts))
+    (console or log.console(width=120)).print(Group(*parts))
 
 
 def _arm(arm: ArmPlan) -> list[str]:
