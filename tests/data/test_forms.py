@@ -16,7 +16,7 @@ from places import ROOT
 from lowtax.common.errors import UserError
 from lowtax.data import forms, training_sets
 from lowtax.data.conversations import Conversation, of_turns
-from lowtax.data.forms import LeftOut
+from lowtax.data.forms import FLAGS, LeftOut
 from lowtax.data.specs import Data
 from lowtax.data.turns import Unusable
 
@@ -50,7 +50,9 @@ def test_every_documented_form_is_recognised(tmp_path: Path, name: str, row: str
 # --- one conversation in every form
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
-    lambda text: text.strip() == text and "<" not in text and ":" not in text and "{" not in text
+    lambda text: (
+        text.strip() == text and "<" not in text and ":" not in text and "{" not in text and text.lower() not in FLAGS
+    )
 )
 PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=2)
 

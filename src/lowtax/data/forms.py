@@ -251,7 +251,7 @@ def turns_of_row(row: Row, form: Form, selected: Iterable[str] = ()) -> list[Tur
     """
     columns = form.columns
     label = columns.get("label")
-    if label is not None and label not in selected and _truth(row[label], ones=True) is False:
+    if label is not None and label not in selected and _truth(row.get(label), ones=True) is False:
         raise LeftOut("the label is false")
     for column in form.beside:
         if not is_empty(row.get(column)):
