@@ -187,3 +187,31 @@ def test_a_repository_of_a_strangers_runs_no_program(tmp_path: Path, monkeypatch
     git("config", "include.path", f"{tmp_path}/included")
     assert (provenance.provenance()["git"] or {})["clean"] is None
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_kill_left_before_it_had_its_name_is_removed_while_it_is_empty(tmp_path: Path):
+    """A file has a first name for a moment; a name of that form with something in it is the user's."""
+    empty, full, folder, others = (
+        tmp_path / files._first_name(f"{number:016x}") if number < 3 else tmp_path / f".{number:016x}.12345678.tmp"
+        for number in range(4)
+    )
+    empty.touch()
+    full.write_bytes(THEIRS)
+    folder.mkdir()
+    others.touch()
+    files.write_text(tmp_path / "x.json", "{}")
+    assert sorted(tmp_path.iterdir()) == sorted([full, others, tmp_path / "x.json"])
+
+
+def test_a_file_that_another_process_takes_for_a_rest_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rename, taken = os.rename, []
+
+    def once(first: Path, work: Path) -> None:
+        if not taken:
+            taken.append(first)
+            os.unlink(first)
+        rename(first, work)
+
+    monkeypatch.setattr(os, "rename", once)
+    files.write_text(tmp_path / "x.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

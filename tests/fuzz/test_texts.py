@@ -52,6 +52,7 @@ def reply(data: Any) -> Completion:
             completion = requests.read_completion(request, value, opened)
             completion.parts()
             completion.text.encode()
+            assert completion.tokens >= 0
             assert all(0 <= score <= 10 for score in completion.scores)
     return completion
 

@@ -44,7 +44,8 @@ def test_the_table_keeps_the_contract(finished):
         seeds = 1 if row["arm"] == "base" else 2
         assert row["reasoning"]["arithmetic"]["n"] == 3 * seeds
         assert row["reasoning"]["arithmetic"]["tax"].keys() == row["tax"].keys() == {"value", "low", "high"}
-        assert set(row["reasoning"]["arithmetic"].get("by_seed", {})) == ({"0", "1"} if seeds == 2 else set())
+        assert set(row["reasoning"]["arithmetic"]["seeds"]) == ({"0", "1"} if seeds == 2 else {"0"})
+        assert row["at_matched_safety"] is None or row["at_matched_safety"].keys() >= {"safety", "over_refusal", "tax"}
     assert others[2]["trainable_parameters"] == 32 + 64
     for name in ("table.md", "frontier.png", "card.json"):
         assert (out / name).stat().st_size > 100

@@ -80,10 +80,10 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 LAUNCHES = {  # each takes a second or more: every method in the ways that differ most, the rest once
     "ddp": list(JOBS),
-    "zero1": ["spf_full", "ssah_full", "undisturbed_methods"],
-    "zero2": ["full", "full_bf16", "ssah_full_bf16", "salora"],
+    "zero1": ["ssah_full", "undisturbed_methods"],
+    "zero2": ["full", "ssah_full_bf16", "salora"],
     "zero3": [
-        *("full", "adapter_bf16", "full_bf16", "ssah_full_bf16"),
+        *("full", "adapter_bf16", "ssah_full_bf16"),
         *("spf_full", "salora", "undisturbed_methods"),  # spf and ssah
     ],
     "fsdp2": ["full", "adapter", "orthogonal", "spf", "ssah_full", "salora", "undisturbed"],

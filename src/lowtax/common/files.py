@@ -33,6 +33,7 @@ MAKE_AGAIN = "delete it and repeat the command that makes it"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ROW_START = b'{"id":'
 LOCK = ".lock"
+TRIES = 10  # to make a file that other processes remove at once
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -173,24 +174,47 @@ def beside(path: Path, *, folder: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_rests(path)
-    first = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    if folder:
-        first.mkdir()
-        number = os.open(first, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        number = os.open(first, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    work = path.with_name(_temporary_name(path, os.fstat(number).st_ino))
-    if os.path.lexists(work):
-        work = first
+    number, work = _begin(path, folder)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(first, work)
         yield work
     finally:
         _remove(work)
-        _remove(first)
         os.close(number)
+
+
+def _begin(path: Path, folder: bool) -> tuple[int, Path]:
+    """Make an empty file or folder beside a path, locked and with its temporary name; return its descriptor and name.
+
+    Its inode is known only once it is there, so it has a first name for a moment.
+    """
+    for _ in range(TRIES):
+        first = path.with_name(_first_name(secrets.token_hex(8)))
+        if folder:
+            first.mkdir()
+            number = os.open(first, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            number = os.open(first, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        work = path.with_name(_temporary_name(path, os.fstat(number).st_ino))
+        if os.path.lexists(work):
+            return number, first
+        try:
+            os.rename(first, work)
+        except FileNotFoundError:  # another process took it for a rest
+            os.close(number)
+            continue
+        except BaseException:
+            _remove(first)
+            os.close(number)
+            raise
+        return number, work
+    raise FileNotFoundError(f"{path.parent} loses the files that are made in it.")
+
+
+def _first_name(token: str) -> str:
+    """Return the name of a file or folder that was just made, for a random token."""
+    return f".{token}.{hashlib.sha256(f'lowtax {token}'.encode()).hexdigest()[:8]}.tmp"
 
 
 def _temporary_name(path: Path, inode: int) -> str:
@@ -203,13 +227,20 @@ def _temporary_name(path: Path, inode: int) -> str:
 def _remove_rests(path: Path) -> None:
     """Remove what killed processes left of unfinished versions of a path."""
     with os.scandir(path.parent) as entries:
-        rests = [e for e in entries if e.name.endswith(".tmp") and e.name == _temporary_name(path, e.inode())]
-    for entry in rests:
+        unfinished = [e for e in entries if e.name.endswith(".tmp")]
+    rests = [e for e in unfinished if e.name == _temporary_name(path, e.inode())]
+    just_made = [e for e in unfinished if e.name == _first_name(e.name[1:17])]
+    for entry in [*rests, *just_made]:
         with suppress(OSError), ExitStack() as stack:
             number = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             stack.callback(os.close, number)
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
-            _remove(Path(entry.path))
+            if entry in rests:
+                _remove(Path(entry.path))
+            elif entry.is_dir(follow_symlinks=False):
+                os.rmdir(entry.path)  # fails if something is in it
+            elif not os.fstat(number).st_size:
+                os.unlink(entry.path)
 
 
 def _remove(path: Path) -> None:
