@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/lowtax run recipes/quickstart.yaml --out runs/quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # Damaged files of every kind, many more than in `test`: minutes. `make fuzz LOWTAX_FUZZ=1000` is what `test` does.
 fuzz: $(VENV)/.installed-dev

@@ -464,7 +464,7 @@ def read_file(name: str, content: bytes, **fields: Any) -> list[Conversation]:
     return whole.rows
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(ANY_ROWS, st.sampled_from(["last", "assistant", "all"]), st.booleans())
 def test_rows_of_any_content(rows: list[dict[str, Any]], train_on: str, document: bool):
     text = json.dumps(rows) if document else "\n".join(map(json.dumps, rows))

@@ -50,14 +50,14 @@ def test_the_fold_is_exact(folder):
 
 
 def test_it_solves_problems_that_it_has_not_seen_and_answers_requests(folder):
-    exam = load("arithmetic", Task(n=16, split="validation", seed=7))
+    exam = load("arithmetic", Task(n=10, split="validation", seed=7))
     problems = exam.rows()
     asked = [(p.id, p.text, 128) for p in problems] + [("chat", "What is a good way to learn the names of birds?", 96)]
     engine = engines.load("hf", NAME, loading.precision("auto"), 40)
     requests = [engines.Request(i, ({"role": "user", "content": text},), None, n) for i, text, n in asked]
     replies = {c.id: split_reply(c.text, c.opened) for c in engine.generate(requests)}
     solved = sum(exam.grade(p, replies[p.id].answer).correct for p in problems)
-    assert solved >= 12, f"{solved} of 16"
+    assert solved >= 7, f"{solved} of 10"
     chat = replies["chat"]
     assert chat.closed
     assert 3 <= len(chat.thought.split()) <= 40

@@ -61,8 +61,11 @@ def mcnemar(first: int, second: int) -> float:
     Args:
         first, second: numbers of items on which only the first, or only the second subject succeeded.
     """
-    n, least = first + second, min(first, second)
-    return min(1.0, float(2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n))
+    n, ways, sum_ = first + second, 1, 1
+    for k in range(1, min(first, second) + 1):
+        ways = ways * (n - k + 1) // k
+        sum_ += ways
+    return min(1.0, 2 * sum_ / 2**n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
