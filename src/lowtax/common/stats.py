@@ -65,7 +65,7 @@ def mcnemar(first: int, second: int) -> float:
     for k in range(1, min(first, second) + 1):
         ways = ways * (n - k + 1) // k
         sum_ += ways
-    return min(1.0, 2 * sum_ / 2**n)
+    return min(1.0, float(2 * sum_ / 2**n))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
