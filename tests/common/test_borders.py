@@ -5,13 +5,12 @@ import gzip
 import json
 import lzma
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from sentences import refused
 
 from lowtax.common.borders import border, brief, parse_json, read_text, reason
 from lowtax.common.cards import Progress, TrainedCard, Updates, read_card
@@ -31,21 +30,6 @@ MERGES = "a: &a {x: 1}\n" + "".join(
     f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 10)}], {new}{new}: 1}}\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-
-
-def refused(read: Callable[[], Any], *words: str) -> str:
-    """The one sentence of an error, which comes at once."""
-    began = time.process_time()
-    with pytest.raises(UserError) as error:
-        read()
-    sentence = str(error.value)
-    assert time.process_time() - began < 2.5, sentence
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
-    assert len(sentence) < 600, sentence
-    for word in words:
-        assert word in sentence
-    return sentence
 
 
 YAML = {  # text -> part of the reason

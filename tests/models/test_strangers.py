@@ -13,6 +13,7 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
+from sentences import refused
 from tiny import make_model, make_tokenizer, save_adapter
 
 from lowtax.common.errors import UserError
@@ -23,19 +24,6 @@ from lowtax.models.adapter_fit import fitted
 from lowtax.models.fingerprint import fingerprint
 from lowtax.models.merging import merge
 from lowtax.models.weights import open_weights
-
-
-def refused(read: Callable[[], Any], *words: str) -> None:
-    """The one sentence of an error, which comes at once."""
-    began = time.process_time()
-    with pytest.raises(UserError) as error:
-        read()
-    sentence = str(error.value)
-    assert time.process_time() - began < 3, sentence
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
-    assert len(sentence) < 700, sentence
-    assert all(word in sentence for word in words), sentence
 
 
 @pytest.fixture(scope="module")
