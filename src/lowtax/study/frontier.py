@@ -62,11 +62,12 @@ def frontier(table: Mapping[str, Any], path: Path, task: str | None = None) -> N
         (left, f"problems solved{named}", _spots(rows, [solved(row, task) for row in rows])),
         (right, "ordinary requests answered", _spots(rows, [answered(row) for row in rows])),
     )
-    left.set_ylim(*_limits([spot.y for _, _, spots in panels for spot in spots]))
     level = (table.get("matched_safety") or {}).get("safety")
+    heights = [spot.y for _, _, spots in panels for spot in spots]
+    left.set_ylim(*_limits(heights + ([(level, level, level)] if level is not None else [])))
     for axes, what, spots in panels:
         _frame(axes, what)
-        if level is not None and axes.get_ylim()[0] < level < axes.get_ylim()[1]:
+        if level is not None:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlim(*_limits([spot.x for spot in spots]))
         if not spots:
