@@ -62,3 +62,12 @@ def test_rows_by_split():
         shipped.rows("builtin:harmful", "dev")
     with pytest.raises(UserError, match=r"no built-in data set 'refusal'; did you mean 'refusals'"):
         shipped.rows("builtin:refusal")
+
+
+def test_own_answers_are_to_the_ordinary_requests_and_chats():
+    asked = {row["id"]: row["prompt"] for name in ("ordinary", "chat") for row in rows(name)}
+    own = shipped.rows("builtin:own-answers")
+    assert len(own) >= 340
+    assert all(asked[row["id"]] == row["prompt"] and row["thought"] and row["answer"] for row in own)
+    tested = {row["id"] for row in rows("ordinary") if row["split"] != "train"}
+    assert not tested & {row["id"] for row in own}

@@ -178,6 +178,9 @@ def compare(
         float | None,
         typer.Option(min=0, max=0.99, help="Largest share of ordinary requests refused there; 0.3 by default."),
     ] = None,
+    expect: Annotated[
+        Path | None, typer.Option(help="Say which rates agree with the stored results of the same recipe in this file.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Write the table and the figure of a study.
@@ -194,7 +197,12 @@ def compare(
 
             tell(paired.markdown(paired.against(work, against), against))
             return
-        work.compare(work.level(safety, over_refusal))
+        table = work.compare(work.level(safety, over_refusal))
+        if expect is not None:
+            from lowtax.study import expected
+
+            tell(expected.markdown(expected.agreement(table, expect)))
+            return
     _show(folder)
 
 

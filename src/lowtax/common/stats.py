@@ -129,6 +129,33 @@ def seeds_interval(
     return mean, max(0.0, low), min(1.0, high)
 
 
+def prediction_interval(values: Sequence[float], size: int, level: float = 0.95) -> tuple[float, float]:
+    """Return where the mean of `size` further values lies, if they are drawn as these were: Student's interval.
+
+    Args:
+        values: at least three, about normal.
+    """
+    n = len(values)
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = student_t(level, n - 1) * spread * math.sqrt(1 / size + 1 / n)
+    return mean - half, mean + half
+
+
+def student_t(level: float, freedom: int) -> float:
+    """Return the two-sided quantile of Student's t, by the expansion of Cornish and Fisher: within 1 % from 2 degrees.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / float(freedom**power) for power, term in enumerate(terms, 1))
+
+
 def mean_interval(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """Return the mean of independent (value, low, high) with its interval: distances to the ends add in squares."""
     return _summed(rates, 0.0) if rates else (NAN, NAN, NAN)

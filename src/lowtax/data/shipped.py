@@ -14,6 +14,7 @@ FILES = {
     "refusals": "harmful.jsonl",
     "ordinary": "ordinary.jsonl",
     "chat": "chat.jsonl",
+    "own-answers": "own_answers.jsonl",  # of the embedded reasoner, to the ordinary requests and chats
 }
 GENERATED = "arithmetic"
 

@@ -30,6 +30,7 @@ from lowtax.data.tables import Row
 from lowtax.data.turns import Unusable
 
 T = TypeVar("T")
+ANSWERED = ("builtin:chat", "builtin:own-answers")  # shipped rows with a thought and an answer, of one split
 LIMIT = Fraction(1, 2)  # of the rows of a source; if more are skipped, none is trained
 LISTED = 5  # names and reasons in a note
 
@@ -206,10 +207,10 @@ def _shipped_rows(spec: Data, seed: int) -> list[Conversation]:
             Conversation(p.question, p.thought, f"The answer is \\boxed{{{p.answer}}}.")
             for p in problems(spec.n or 1000, "train", seed)
         ]
-    rows = shipped.rows(spec.source, None if spec.source == "builtin:chat" else "train")
+    rows = shipped.rows(spec.source, None if spec.source in ANSWERED else "train")
     if spec.source == "builtin:refusals":
         return [Conversation(r["prompt"], None, r["refusal"]) for r in rows]
-    if spec.source == "builtin:chat":
+    if spec.source in ANSWERED:
         return [Conversation(r["prompt"], r["thought"], r["answer"]) for r in rows]
     raise UserError(f"{spec.source} holds requests without answers: add `answers: self` to train on the model's own.")
 
