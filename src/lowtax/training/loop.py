@@ -146,8 +146,8 @@ class TrainingRun:
         framework = sharding.keeps_masters(self.acc)
         self.parameters = TrainedParameters.of(self.model, own_masters=not framework)
         self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.live)
-        on_gpu = self.acc.device.type == "cuda"
-        optimizer = optimizers.make(self.settings, self.parameters.live, self.parameters.master, fused=on_gpu)
+        fused = self.acc.device.type == "cuda" or not framework  # torch also has that kernel for CPUs
+        optimizer = optimizers.make(self.settings, self.parameters.live, self.parameters.master, fused)
         self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
         if framework:
             self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
