@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
     CONFIG_MAPPING,
@@ -278,6 +279,7 @@ def _copy(where: str, options: dict[str, str], *dtypes: str) -> str | None:
 def _loaded(ref: str, dtype: str, where: str, options: dict[str, Any]) -> PreTrainedModel:
     """Load a model with transformers' own loading, and check that it is complete."""
     gguf, config = "gguf_file" in options, load_config(ref)
+    options |= plain_gguf() if gguf else {}
     with readable(ref):
         model, report = model_class(config).from_pretrained(
             where,
@@ -374,6 +376,12 @@ def _require_complete(ref: str, model: PreTrainedModel, report: dict[str, Any]) 
         )
     if aside:
         say(f"  {ref}: {len(aside)} tensors beside the text model are not used, for example {aside[0]}")
+
+
+def plain_gguf() -> dict[str, Any]:
+    """Return the arguments with which transformers dequantises a GGUF file; newer versions may keep it in blocks."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:
