@@ -1,5 +1,6 @@
 """Decoding: rows that join a batch say what they say alone; attention and cache compute what transformers' do."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,12 @@ def test_joined_caches_are_padded_at_the_left_with_zeros(stops: HF) -> None:
         for layer in range(2):
             cache.update(*(torch.randn(rows, 2, tokens, 8, generator=g) for _ in range(2)), layer)
         caches.append(cache)
+    copies = copy.deepcopy(caches)
     joined = RoomyCache.of(caches, [(torch.tensor([2, 0]), 3), (torch.tensor([1]), 0)], 6)
+    assert not any(layer.is_initialized for cache in caches for layer in cache.layers), "two copies fill the memory"
     for layer in range(2):
         for name in ("keys", "values"):
-            long, short, found = (getattr(cache.layers[layer], name) for cache in (*caches, joined))
+            long, short, found = (getattr(cache.layers[layer], name) for cache in (*copies, joined))
             assert found.shape == (3, 2, 6, 8)
             assert torch.equal(found[:2], long[[2, 0], :, 3:])
             assert torch.equal(found[2, :, 2:], short[1])

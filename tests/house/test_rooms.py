@@ -20,7 +20,7 @@ TOPICS = {
     "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
     "models": {"quantised", "strangers", "updates"},
-    "engines": {"hf", "hf_adapters", "hf_batch"},
+    "engines": {"hf", "hf_adapters", "hf_batch", "hf_prefill"},
     "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
 }

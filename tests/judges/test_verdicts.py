@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from progress import progress_to
 
 from lowtax.common.errors import UserError
-from lowtax.common.records import Reply
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply, Verdict
 from lowtax.data.rendering import split_reply
 from lowtax.judges import base
 from lowtax.judges.verdicts import judge_replies
@@ -17,6 +19,22 @@ class Echo:
     name, kind = "echo", "refusal"
     def judge(self, prompts, texts):
         return [Opinion("refusal", detail=text) for text in texts]
+"""
+READER = """
+import os
+from lowtax.judges.base import Opinion
+
+class Slow:
+    name, kind, seen = "slow", "refusal", []
+    def judge(self, prompts, texts):
+        raise AssertionError("opinions are told one by one")
+    def opinions(self, prompts, texts):
+        for number in reversed(range(len(texts))):
+            if texts[number] == "stop" and not os.path.exists(STOP):
+                os.mkdir(STOP)
+                raise KeyboardInterrupt
+            self.seen.append(texts[number])
+            yield number, Opinion("refusal", detail=prompts[number] + texts[number])
 """
 CONTEXT = "A story.\n\n---\n\nDo b."
 
@@ -50,3 +68,34 @@ def test_harmbench_refuses_behaviours_with_a_context(tmp_path: Path):
     prompts = [(row.prompt, row.goal) for row in rows]
     base.refuse_contexts("harmbench", prompts[::2])
     base.refuse_contexts("llama_guard", prompts)
+
+
+def test_what_is_judged_is_stored_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "slow.py").write_text(READER.replace("STOP", repr(str(tmp_path / "stopped"))))
+    rows = [reply(f"</think>{text}", n, str(n)) for n, text in enumerate(["a", "b", "stop", "c", "", "d"])]
+    path, name = tmp_path / "v.jsonl", f"{tmp_path}/slow.py:Slow"
+    with pytest.raises(KeyboardInterrupt):
+        judge_replies(rows, path, name, "answer")
+    stored = {v.reply_id: v for v in read_rows(path, Verdict).values()}
+    assert {id_: v.detail for id_, v in stored.items()} == {"r5": "5d", "r3": "3c", "r4": ""}
+    before = path.read_bytes()
+    verdicts = judge_replies(rows, path, name, "answer")
+    assert path.read_bytes().startswith(before)
+    assert [v.detail for v in verdicts.values()] == ["0a", "1b", "2stop", "3c", "", "5d"]
+    assert len(read_rows(path, Verdict)) == len(path.read_text().splitlines()) == 6, "none is judged twice"
+
+
+def test_progress_counts_all_replies_and_verdicts_are_on_disk_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "slow.py").write_text(READER.replace("STOP", repr(str(tmp_path / "stopped"))))
+    for limit in ("lowtax.judges.verdicts.STORE_EVERY", "lowtax.common.log.SPEAK_EVERY"):
+        monkeypatch.setattr(limit, 0.0)
+    monkeypatch.setattr("lowtax.judges.verdicts.READ", 2)
+    lines = list[str]()
+    with progress_to(lambda line: lines.append(f"{line} {len(read_rows(tmp_path / 'v.jsonl', Verdict))}")):
+        judge_replies(
+            [reply(f"</think>{n}", n) for n in range(5)], tmp_path / "v.jsonl", f"{tmp_path}/slow.py:Slow", "answer"
+        )
+    counts = [(line.split(" replies judged")[0].strip(), line.split()[-1]) for line in lines if " of 5 " in line]
+    assert counts == [(f"{n} of 5", str(n)) for n in range(1, 5)]

@@ -226,13 +226,13 @@ def test_a_long_judgement_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest
     path.write_text("".join(json.dumps({"prompt": f"Why {i}?", "reply": "I cannot."}) + "\n" for i in range(7)))
     api.judge(path, "refusal_words", out=tmp_path / "v")
     assert lines[0] == "judging 7 replies with refusal_words, on the answer"
-    assert [line.split(" replies")[0] for line in lines[1:]] == ["  2 of 7", "  4 of 7", "  6 of 7"]
+    assert [line.split(" replies")[0] for line in lines[1:]] == [f"  {n} of 7" for n in range(1, 7)]
     api.judge(path, "refusal_words", out=tmp_path / "v")
-    assert len(lines) == 4
+    assert len(lines) == 7
     say_unused("refusal_words", EngineSettings("hf", "float32", 1))
-    assert lines[4] == "the judge refusal_words has no use for --precision and --batch-size: ignored"
+    assert lines[7] == "the judge refusal_words has no use for --precision and --batch-size: ignored"
     say_unused("llama_guard", EngineSettings("hf", "float32", 1))
-    assert len(lines) == 5
+    assert len(lines) == 8
 
 
 def test_the_commands(tmp_path: Path, prompts: Path):

@@ -17,7 +17,7 @@ from lowtax import __version__
 from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
-from lowtax.common import unused
+from lowtax.common import threads, unused
 from lowtax.common.errors import FULL_DISK, Stopped, UserError
 from lowtax.common.launch import first_to_speak, world
 from lowtax.common.log import complain, printable_streams, show_progress, tell
@@ -239,6 +239,7 @@ def options(
 def main() -> None:
     """Run the command line. An error that the user can fix is one sentence and exit code 2."""
     unused.leave_out()
+    threads.prepare()
     printable_streams()
     try:
         with first_to_speak():

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from lowtax.common import launch
+from lowtax.common import launch, threads
 from lowtax.common.display import as_text
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def _print(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries; call it before transformers is imported. Variables that the user has set stay."""
+    """Silence the libraries, and settle torch's threads; call it before transformers is imported.
+
+    Variables that the user has set stay.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -109,6 +112,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     import torch
 
+    if note := threads.settle():
+        say(note)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no accelerator
     from transformers.utils import logging

@@ -1,8 +1,8 @@
 """The interface of judges, the table of those that lowtax has, and how one is loaded by name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from lowtax.common import registry
 from lowtax.common.errors import UserError
@@ -57,6 +57,15 @@ class Judge(Protocol):
 
     def judge(self, prompts: list[str], texts: list[str]) -> list[Opinion]:
         """Return one opinion per text, in order. `prompts` are the plain requests that the texts answer."""
+        ...
+
+
+@runtime_checkable
+class Reader(Judge, Protocol):
+    """A judge that tells each opinion as soon as it has it, so that it is stored before the others are read."""
+
+    def opinions(self, prompts: list[str], texts: list[str]) -> Iterator[tuple[int, Opinion]]:
+        """Yield the number of each text and its opinion, in any order."""
         ...
 
 

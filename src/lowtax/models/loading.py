@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
     CONFIG_MAPPING,
@@ -31,7 +32,7 @@ from lowtax.common.borders import border, brief, exists, expanded, reason, requi
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.log import say
-from lowtax.models import embedded, tensor_files
+from lowtax.models import dequantised, embedded, tensor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 250  # characters of a reference; the hub allows fewer
@@ -146,6 +147,8 @@ def load_config(ref: str) -> PretrainedConfig:
         UserError: it cannot be loaded, or only with code from the hub.
     """
     where, options = source(ref)
+    if copy := _copy(where, options, *dequantised.DTYPES):
+        return load_config(copy)
     with readable(ref):
         fields = {} if "gguf_file" in options else PretrainedConfig.get_config_dict(where, **options)[0]
         if fields.get("auto_map") and fields.get("model_type") not in CONFIG_MAPPING:
@@ -206,6 +209,8 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         UserError: it cannot be loaded.
     """
     where, options = source(ref)
+    if (copy := _copy(where, options, *dequantised.DTYPES)) and (Path(copy) / TOKENIZER).is_file():
+        return load_tokenizer(copy)
     _require_few_tokens(ref, where, options.get("revision"))
     with readable(ref):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
@@ -236,7 +241,8 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
     """Load the model of a reference in eval mode, on the accelerator or the given device.
 
     Every weight of the model comes from the checkpoint, and every tensor of the checkpoint has a place in the model,
-    but for parts beside the text model (see `BESIDES`). GGUF, FP8 and MXFP4 weights are dequantised.
+    but for parts beside the text model (see `BESIDES`). GGUF, FP8 and MXFP4 weights are dequantised, those of a GGUF
+    file once (`lowtax.models.dequantised`).
 
     Args:
         dtype: float32, bfloat16, float16, or auto, which is the precision of the checkpoint.
@@ -245,12 +251,35 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
         UserError: it cannot be loaded, is damaged or incomplete, or is quantised in another way.
     """
     where, options = source(ref)
-    gguf = "gguf_file" in options
-    if not gguf and Path(where).is_dir():
-        check_files(ref, Path(where))
-    config = load_config(ref)
-    if not gguf:
-        options |= _dequantising(ref, config)
+    if "gguf_file" not in options:
+        if Path(where).is_dir():
+            check_files(ref, Path(where))
+        options |= _dequantising(ref, load_config(ref))
+        return _loaded(ref, dtype, where, options).to(on or device()).eval()
+    file = Path(where) / options["gguf_file"]
+    with dequantised.alone(file):
+        if copy := _copy(where, options, dtype) if dtype in dequantised.DTYPES else None:
+            model = load_model(copy, dtype, on)
+            model.config._name_or_path = model.name_or_path = where
+            return model
+        model = without_quantisation_mark(_loaded(ref, dtype, where, options))
+        if dtype in dequantised.DTYPES:
+            dequantised.store(file, dtype, model, load_tokenizer)
+    return model.to(on or device()).eval()
+
+
+def _copy(where: str, options: dict[str, str], *dtypes: str) -> str | None:
+    """Return the folder of a dequantised copy of a model that is a GGUF file, in one of these precisions."""
+    if "gguf_file" not in options:
+        return None
+    folder = dequantised.stored(Path(where) / options["gguf_file"], *dtypes)
+    return None if folder is None else str(folder)
+
+
+def _loaded(ref: str, dtype: str, where: str, options: dict[str, Any]) -> PreTrainedModel:
+    """Load a model with transformers' own loading, and check that it is complete."""
+    gguf, config = "gguf_file" in options, load_config(ref)
+    options |= plain_gguf() if gguf else {}
     with readable(ref):
         model, report = model_class(config).from_pretrained(
             where,
@@ -261,9 +290,8 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
             **options,
         )
     _require_complete(ref, model, report)
-    if gguf:
-        model = without_quantisation_mark(model)
-    return model.to(on or device()).eval()
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def check_files(ref: str, folder: Path) -> None:
@@ -350,15 +378,24 @@ def _require_complete(ref: str, model: PreTrainedModel, report: dict[str, Any]) 
         say(f"  {ref}: {len(aside)} tensors beside the text model are not used, for example {aside[0]}")
 
 
+def plain_gguf() -> dict[str, Any]:
+    """Return the arguments with which transformers dequantises a GGUF file; newer versions may keep it in blocks."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
 def without_quantisation_mark(model: PreTrainedModel) -> PreTrainedModel:
     """Return the weights in a new model of the same class: transformers trains and saves no model read from GGUF."""
     config = model.config
     if "quantization_config" in config.to_dict():
         del config.quantization_config
-    fresh = type(model)(config)
-    fresh.load_state_dict(model.state_dict())
+    with torch.device("meta"):  # so that the memory never holds the weights twice
+        fresh = type(model)(config)
+    fresh.load_state_dict(model.state_dict(), assign=True)
     fresh.tie_weights()
-    return fresh.to(model.dtype)
+    for new, old in zip(fresh.modules(), model.modules(), strict=True):
+        new._buffers.update(old._buffers)  # also those that no checkpoint has, such as rotary frequencies
+    return fresh.eval()
 
 
 def n_layers(model: PreTrainedModel) -> int:

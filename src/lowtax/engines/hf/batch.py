@@ -1,11 +1,14 @@
 """Batches of rows that transformers decodes together, one token per step; rows leave and join.
 
-Prompts are padded on the left. When enough rows have finished, the others and the next prompts become one batch, which
-is as wide as its longest row. Which rows join, and when, depends on the replies alone.
+Prompts are padded on the left, and read in groups of similar length (`lowtax.engines.hf.prefill`). When enough rows
+have finished, the others and the next prompts become one batch, which is as wide as its longest row. Which rows join,
+and when, depends on the replies alone.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from lowtax.engines.base import Completion, Prompt, Request
 from lowtax.engines.hf.kv_cache import NoCache, RoomyCache
+from lowtax.engines.hf.prefill import fixed_tokens, group_widths
 from lowtax.engines.hf.sampler import choose
 
 if TYPE_CHECKING:
@@ -97,25 +101,38 @@ class Batch:
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         return ended
 
+    @classmethod
+    def groups(cls, engine: HF, rows: list[Row]) -> list[Batch]:
+        """Return new batches of these rows, which are read one by one; one batch if its cache cannot join others."""
+        if engine.memory != "past_key_values" or not RoomyCache(config=engine.model.config).can_join():
+            return [cls(engine, rows)]
+        distinct = {(row.adapter, *row.prompt.ids) for row in rows}
+        widths = group_widths([len(prompt) - 1 for prompt in distinct], fixed_tokens(engine.model.device))
+        by_width: dict[int, list[Row]] = {width: [] for width in widths}
+        for row in rows:
+            by_width[widths[bisect_left(widths, len(row.prompt.ids))]].append(row)
+        return [cls(engine, group) for group in by_width.values()]
+
+    @staticmethod
     @torch.inference_mode()
-    def joined(self, new: Batch) -> Batch:
-        """Return a batch of the unfinished rows of both; `new` has done its first step."""
-        new.filled = max(new.filled, self.filled)
-        if not self.live():
-            return new
-        if new.live():
-            at = [part._live_places() for part in (self, new)]
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """Return one batch of the unfinished rows of several, which have done their first step and are used up."""
+        unfinished = [batch for batch in batches if batch.live()]
+        whole = unfinished[0] if unfinished else batches[-1]
+        whole.filled = max(batch.filled for batch in batches)
+        if len(unfinished) > 1:
+            at = [part._live_places() for part in unfinished]
             # The live rows of each, and the number of columns at the left that are padding in all of them.
-            parts = [(rows, int(part.mask[rows].argmax(1).min())) for part, rows in zip((self, new), at, strict=True)]
-            masks = [part.mask[rows, padding:] for part, (rows, padding) in zip((self, new), parts, strict=True)]
+            parts = [(rows, int(part.mask[rows].argmax(1).min())) for part, rows in zip(unfinished, at, strict=True)]
+            masks = [part.mask[rows, padding:] for part, (rows, padding) in zip(unfinished, parts, strict=True)]
             width = max(mask.shape[1] for mask in masks)
-            self.mask = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+            whole.mask = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
             # The masks include the tokens in `ids`; the caches do not yet.
-            self.cache = RoomyCache.of([self.cache, new.cache], parts, width - 1)
-            self.ids = torch.cat([self.ids[at[0]], new.ids[at[1]]])
-            self.position = torch.cat([self.position[at[0]], new.position[at[1]]])
-            self.rows = self.live() + new.live()
-        return self
+            whole.cache = RoomyCache.of([part.cache for part in unfinished], parts, width - 1)
+            whole.ids = torch.cat([part.ids[rows] for part, rows in zip(unfinished, at, strict=True)])
+            whole.position = torch.cat([part.position[rows] for part, rows in zip(unfinished, at, strict=True)])
+            whole.rows = [row for part in unfinished for row in part.live()]
+        return whole
 
     def _logits(self) -> Tensor:
         """Return next-token logits in float32, [rows, vocabulary]."""

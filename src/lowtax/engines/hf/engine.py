@@ -106,9 +106,9 @@ class HF:
             try:
                 room = self.batch_size if batch is None else batch.room(len(waiting[0].prompt.ids)) if waiting else 0
                 if waiting and room:
-                    new = Batch(self, [waiting.popleft() for _ in range(min(room, len(waiting)))])
-                    ended = new.step()
-                    batch = batch.joined(new) if batch else new
+                    new = Batch.groups(self, [waiting.popleft() for _ in range(min(room, len(waiting)))])
+                    ended = [completion for group in new for completion in group.step()]
+                    batch = Batch.joined([batch, *new] if batch else new)
                 elif batch:
                     ended = batch.step()
             except torch.OutOfMemoryError as error:

@@ -112,16 +112,19 @@ class RoomyCache(DynamicCache):  # type: ignore[misc]
 
     @classmethod
     def of(cls, caches: Sequence["RoomyCache"], parts: Sequence[tuple[Tensor, int]], width: int) -> "RoomyCache":
-        """Return one cache of `width` tokens with rows of several caches.
+        """Return one cache of `width` tokens with rows of several caches, which are emptied.
 
         A part is, for each cache, the indices of its rows and the number of tokens to drop at the left. Shorter rows
-        are padded with zeros at the left.
+        are padded with zeros at the left. A layer is emptied as soon as it is copied, so that the memory holds all
+        caches once and one layer twice.
         """
         cache = cls()
-        cache.layers = [
-            _joined([(layer, *part) for layer, part in zip(layers, parts, strict=True)], width)
-            for layers in zip(*(cache.layers for cache in caches), strict=True)
-        ]
+        cache.layers = []
+        for number in range(len(caches[0].layers)):
+            layers = [each.layers[number] for each in caches]
+            cache.layers.append(_joined([(layer, *part) for layer, part in zip(layers, parts, strict=True)], width))
+            for each in caches:
+                each.layers[number] = RoomyLayer()
         return cache
 
 
