@@ -77,6 +77,6 @@ def test_a_group_that_ends_at_once_is_not_joined(tmp_path: Path) -> None:
     engine = HF(str(make_model(tmp_path)), "float32", 8)
     engine.ends = set()
     made = [Request(str(i), ({"role": "user", "content": "w " * n},), None, m) for i, (n, m) in enumerate(
-        [(1, 1), (1, 1), (200, 5), (400, 1)])]  # fmt: skip
+        [(1, 1), (1, 1), (90, 5), (190, 1)])]  # fmt: skip
     assert {c.id: c.tokens for c in engine.generate(made)} == {"0": 1, "1": 1, "2": 5, "3": 1}
     assert {c.id: c.tokens for c in engine.generate(made[:2] + made[3:])} == {"0": 1, "1": 1, "3": 1}
