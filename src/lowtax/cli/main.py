@@ -113,6 +113,9 @@ def run(
     engine: Engine = None,
     base_is_the_same: Same = False,
     trust: Trust = False,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Measure the checkpoints that the folder has; nothing is trained.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
@@ -129,7 +132,7 @@ def run(
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
-        work.run()
+        work.run(train=not no_train)
     _show(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
