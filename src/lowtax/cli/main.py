@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from lowtax import __version__
-from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli import analyze, consistency, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
 from lowtax.common import unused
@@ -201,6 +201,7 @@ def compare(
     _show(folder)
 
 
+app.command()(consistency.consistency)
 app.command()(edit.edit)
 app.command()(edit.methods)
 app.command()(analyze.analyze)

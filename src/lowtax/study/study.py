@@ -422,7 +422,7 @@ class Study:
             "judged_text": self.recipe.judged_text,
             "versions": provenance()["versions"],
         }
-        curves = self._curves(verdicts, grades)
+        curves = self.curves(verdicts, grades)
         level = level or self.level()
         places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
         for row in table["rows"]:
@@ -439,7 +439,7 @@ class Study:
         changes = {"safety": safety, "over_refusal": over_refusal}
         return matched.Level(**own | {name: value for name, value in changes.items() if value is not None})
 
-    def _curves(
+    def curves(
         self, verdicts: dict[str, Judged], grades: dict[str, examine.TaskResult]
     ) -> dict[str, list[matched.Checkpoint]]:
         """Return the curve of every arm; that of a trained one begins at the base. Empty if no safety was measured."""

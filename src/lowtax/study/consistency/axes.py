@@ -95,8 +95,8 @@ def levels_of(chosen: Axis, recipe: Recipe, texts: Iterable[str] | None) -> list
     if len(levels) < 2:
         only = f"the reference cell's own, {own}" if own else ", ".join(levels) or "none"
         raise UserError(
-            f"The axis {chosen.name} needs two levels that differ, the reference cell's counted (the only one is {only}): "
-            f"name another by --axis {chosen.name}=LEVEL,LEVEL."
+            f"The axis {chosen.name} needs two levels that differ, the reference cell's counted (the only one is "
+            f"{only}): name another by --axis {chosen.name}=LEVEL,LEVEL."
         )
     return list(levels.items())
 
@@ -327,7 +327,9 @@ def _judged_text(recipe: Recipe, text: str) -> Change:
 
 
 def _no_prompts(recipe: Recipe) -> str | None:
-    return None if recipe.harmful or recipe.ordinary else "the recipe has no prompts to judge; add `harmful` or `ordinary`"
+    return (
+        None if recipe.harmful or recipe.ordinary else "the recipe has no prompts to judge; add `harmful` or `ordinary`"
+    )
 
 
 AXES: dict[str, Axis] = {

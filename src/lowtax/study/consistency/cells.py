@@ -154,13 +154,15 @@ def parsed(options: Sequence[str]) -> dict[str, list[str] | None]:
             raise UserError(f"The axis {name.strip()} is there twice: name all of its levels in one --axis.")
         texts = [part.strip() for part in text.split(",") if part.strip()]
         if equals and not texts:
-            raise UserError(f"--axis {option!r} names no level: write {name}=LEVEL,LEVEL, or {name} for the usual ones.")
+            raise UserError(
+                f"--axis {option!r} names no level: write {name}=LEVEL,LEVEL, or {name} for the usual ones."
+            )
         chosen[name.strip()] = texts or None
     return chosen
 
 
 def read(path: Path, trust: bool = False) -> dict[str, list[str] | None]:
-    """Return the axes in a YAML file: `axis: [level, level]`, or `axis:` for the usual ones; under `consistency:` or not.
+    """Return the axes in a YAML file, under `consistency` or not: `axis: [level, level]`, or `axis:` for the usual ones.
 
     Raises:
         UserError: The file cannot be read, names an unknown axis, or has a Python file as a judge and is not trusted.

@@ -1,7 +1,7 @@
 """The variance component of an axis: how far its levels move a rate, beyond what the prompts' own noise explains.
 
-Levels answer the same prompts. Let y[a, l, p] be the mean outcome of arm a at level l on prompt p, m[a, l] its mean over
-the P prompts, and d[a, l] = m[a, l] - mean over levels. In the two-way layout
+Levels answer the same prompts. Let y[a, l, p] be the mean outcome of arm a at level l on prompt p, m[a, l] its mean
+over the P prompts, and d[a, l] = m[a, l] - mean over levels. In the two-way layout
 
     y[a, l, p] = level[a, l] + prompt[a, p] + flip[a, l, p]
 
@@ -17,12 +17,12 @@ flips alone spread the rates by R2 / P.
 
 The interval is a bootstrap over prompts, whose resamples give the errors e[a, l] of d. A spread cannot be below 0, and
 percentiles of resampled spreads would lie above it even if all levels were equal. So the interval has those true
-spreads s for which the observed one is no surprise: s * d / sqrt(S2) + e spreads by at least sqrt(S2) in more than 2.5 %
-of the resamples, and by at most sqrt(S2) in more than 2.5 %.
+spreads s for which the observed one is no surprise: s * d / sqrt(S2) + e spreads by at least sqrt(S2) in more than
+2.5 % of the resamples, and by at most sqrt(S2) in more than 2.5 %.
 
 The levels are those of the axis and no sample of others: with two of them, sd is their distance divided by sqrt(2), and
-says little about a third. In a simulation of one arm and 80 prompts, 400 studies for each number of levels (2, 3, 5) and
-each true sd (0, 0.03, 0.06, 0.12), the interval holds the true spread in 0.93 to 0.98 of the cases; it begins at 0 in
+says little about a third. In a simulation of one arm and 80 prompts, 400 studies for each number of levels (2, 3, 5)
+and each true sd (0, 0.03, 0.06, 0.12), the interval holds the true spread in 0.93 to 0.98 of the cases; it begins at 0 in
 0.97 or more where the levels do not differ, but also in 0.92, 0.87 and 0.85 where rates differ by an sd of 0.03: 80
 prompts cannot show so little. `python -m lowtax.study.consistency.components` prints the table.
 """
