@@ -83,6 +83,8 @@ def levels_of(chosen: Axis, recipe: Recipe, texts: Iterable[str] | None) -> list
         raise UserError(f"The axis {chosen.name} does not apply: {reason}.")
     named = list(chosen.default(recipe) if texts is None else texts)
     own = chosen.own(recipe)
+    if own is None and chosen.kind == "training":  # of several training seeds of the reference, the first is a level
+        named = [*chosen.default(recipe)[:1], *named]
     levels: dict[str, Change] = {} if own is None else {own: Change(recipe)}
     for text in named:
         try:

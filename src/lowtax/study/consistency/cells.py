@@ -162,7 +162,9 @@ def parsed(options: Sequence[str]) -> dict[str, list[str] | None]:
 
 
 def read(path: Path, trust: bool = False) -> dict[str, list[str] | None]:
-    """Return the axes in a YAML file, under `consistency` or not: `axis: [level, level]`, or `axis:` for the usual ones.
+    """Return the axes in a YAML file: `judge: [level, level]`, or `judge:` for the usual levels.
+
+    They may be in a section `consistency`.
 
     Raises:
         UserError: The file cannot be read, names an unknown axis, or has a Python file as a judge and is not trusted.

@@ -44,8 +44,9 @@ def _components(result: Result) -> str:
     return (
         f"{markdown_table(lines)}\n\nHow far the levels of an axis move a rate: the standard deviation between levels "
         "beyond the flips of single prompts, with a 95 % bootstrap interval over prompts, pooled over the last "
-        f"checkpoints of {arms}. An interval that begins at 0.00 cannot tell the axis from no effect. It is about these levels alone: "
-        "with two, the sd is their distance divided by 1.41. `-`: the axis cannot move it, or it was not measured."
+        f"checkpoints of {arms}. An interval that begins at 0.000 cannot tell the axis from no effect. It is about "
+        "these levels alone: with two, the sd is their distance divided by 1.41. `-`: the axis cannot move it, or it "
+        "was not measured."
     )
 
 
@@ -83,8 +84,8 @@ def _conclusions(result: Result) -> str:
         lines.append([row["text"], f"{own['value']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]", *counts, told])
     return (
         f"{markdown_table(lines)}\n\nConclusions that the reference cell supports, and the other cells that measure "
-        "them anew: holds, the paired 95 % interval excludes zero again; reversed, it does so on the other side. Intervals "
-        "are not corrected for their number."
+        "them anew: holds, the paired 95 % interval excludes zero again; reversed, it does so on the other side. "
+        "Intervals are not corrected for their number."
     )
 
 
