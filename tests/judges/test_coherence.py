@@ -81,9 +81,9 @@ def test_no_repetitions(text):
         ("Как испечь хлеб?", "Смешайте муку и воду (flour).", False),
         ("How do I bake bread?", "Mélangez la farine et l'eau.", False),
         ("パンの作り方は?", "小麦粉と水を混ぜてください。よく練ります。", False),
-        ("What is x?", "α + β = γ, so x = 3 and the sum is small.", False),
+        ("What is x?", "θ + λ = π, so x = 3 and the sum is small.", False),
         ("How do I bake bread?", "Да.", False),
-        ("2 + 2 = ?", "четыре с половиной", False),
+        ("2 + 2 = ?", "ответ: четыре, и ничего больше", False),
     ],
 )
 def test_another_script(prompt, text, flagged):

@@ -79,7 +79,7 @@ def test_every_cell_is_a_study_and_the_result_has_the_contract(finished):
     for component in result["components"].values():
         assert component["low"] <= component["sd"] <= component["high"]
         assert component["measures"]["harmful refused"]["arms"].keys() == {"full", "r1"}
-        assert [level["reference"] for level in component["levels"].values()][0]
+        assert next(iter(component["levels"].values()))["reference"]
     assert "arithmetic" not in result["components"]["judge"]["measures"]
     assert result["components"]["judged_text"]["kind"] == "reading"
     for row in result["conclusions"]:
@@ -265,10 +265,10 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(finished, tmp_path):
         ["lowtax.study.study", "lowtax.study.consistency.run", "lowtax.judges.refusal_words"]
     )
     rng, kills = random.Random(3), 0
-    for attempt in range(6):
+    for attempt in range(4):
         child = context.Process(target=_child, args=(path, tmp_path / "out"))
         child.start()
-        child.join(rng.uniform(0.1, 0.5 + 0.3 * attempt))
+        child.join(rng.uniform(0.1, 0.6 + 0.4 * attempt))
         if child.exitcode is not None:
             break
         os.kill(child.pid, signal.SIGKILL)

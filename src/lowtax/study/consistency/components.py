@@ -60,8 +60,9 @@ class Component:
 def component(rates: Rates, seed: int = 0, resamples: int = RESAMPLES) -> Component | None:
     """Return the component of outcomes from 0 to 1; None with fewer than two levels or two prompts.
 
-    If no prompt flips, a bootstrap would claim certainty. The interval then has the half-width that Wilson's interval
-    of no flips in as many prompts gives to rates that lie as far apart as they can.
+    If no prompt flips, a bootstrap would claim certainty, and if few do, too much of it. The half-width is then that
+    which Wilson's interval of no flips in as many prompts gives to rates that lie as far apart as they can; the upper
+    end is never below it.
     """
     arms, levels, prompts = rates.shape
     if not arms or levels < 2 or prompts < 2:
@@ -73,14 +74,15 @@ def component(rates: Rates, seed: int = 0, resamples: int = RESAMPLES) -> Compon
     flips = float((residual**2).sum(axis=(1, 2)).mean()) / ((levels - 1) * (prompts - 1))
     value = float(np.sqrt(max(0.0, float(spread) - flips / prompts)))
     observed = float(np.sqrt(spread))
+    half = _widest(levels) * stats.wilson(0, prompts, LEVEL)[1]
     if flips < 1e-12:
-        half = _widest(levels) * stats.wilson(0, prompts, LEVEL)[1]
         low, high = max(0.0, observed - half), observed + half
     else:
         draws = stats.weights(prompts, np.random.default_rng(seed), resamples)
         moved = np.einsum("rp,alp->ral", draws - 1, rates) / prompts
         errors = moved - moved.mean(axis=2, keepdims=True)
         low, high = _plausible(apart, errors)
+        high = max(high, half)  # few flips say no more than none at all
     wide = float((means.max(axis=1) - means.min(axis=1)).max())
     return Component(value, min(low, value), max(high, value), observed, wide, levels, prompts)
 

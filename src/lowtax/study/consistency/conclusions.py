@@ -37,9 +37,9 @@ class Claim:
     @property
     def text(self) -> str:
         """The sentence for people."""
-        requests = f"{self.on} requests"
+        requests, other = f"{self.on} requests", "the base" if self.than == BASE else self.than
         return {
-            "refuses_more": f"{self.arm} refuses more {requests} than {self.than}",
+            "refuses_more": f"{self.arm} refuses more {requests} than {other}",
             "pays_tax": f"{self.arm} pays a tax on {self.on}",
             "gains": f"{self.arm} solves more of {self.on} than the base",
             "pays_more_tax": f"{self.arm} pays more tax on {self.on} than {self.than}",

@@ -44,11 +44,9 @@ def _components(axes: Axes, component: Mapping[str, Any], measures: list[str], m
     moved = [measure for measure in measures if component["measures"].get(measure)]
     for place, measure in enumerate(moved):
         value = component["measures"][measure]
-        colour = COLOURS[measures.index(measure) % len(COLOURS)]
-        axes.plot(
-            [value["low"], value["high"]], [place, place], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt"
-        )
-        axes.plot(value["sd"], place, "o", color=colour, markersize=6, clip_on=False, zorder=4)
+        ends = [value["low"], value["high"]]
+        axes.plot(ends, [place, place], color=INK, linewidth=5, alpha=0.25, solid_capstyle="butt")
+        axes.plot(value["sd"], place, "o", color=INK, markersize=5.5, clip_on=False, zorder=4)
     axes.set_yticks(range(len(moved)), moved)
     axes.set_ylim(max(len(moved), 2) - 0.5, -0.5)
     axes.set_xlim(0, most)

@@ -93,6 +93,8 @@ def _coherence(result: Result) -> str:
     names = ("empty", "repeats", "other_script", "unfinished")
     lines = [["cell", "arm", *(name.replace("_", " ") for name in names), "n"]]
     for cell, facts in result["cells"].items():
+        if facts["kind"] == "reading":
+            continue  # its replies are those of the reference cell
         for arm, shares in facts["coherence"].items():
             if (total := _pooled(list(shares.values()), names)) is not None:
                 lines.append([cell, arm, *(f"{total[name]:.2f}" for name in names), f"{total['n']:,}"])

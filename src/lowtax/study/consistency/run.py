@@ -90,13 +90,13 @@ def prepare(
     if path is not None and path.is_dir():
         work = Study.open(path, same, trust)
         _require_finished(work)
-        place = Place(Path(out) if out else path.with_name(f"{path.resolve().name}-consistency"), path, same, True)
+        place = Place(Path(out) if out else path.with_name(f"{path.resolve().name}-consistency"), path, same)
         settings = limited(work.recipe, limit) if limit else work.recipe
         return grid(settings, axes), place
     settings = source if isinstance(source, recipes.Recipe) else recipes.load(Path(source), trust=trust)
     if out is None:
         raise UserError("A consistency study of a recipe needs a folder to write to: give --out DIR.")
-    place = Place(Path(out), None, same, True)
+    place = Place(Path(out), None, same)
     return grid(Study(settings, place.folder(REFERENCE), same, limit).recipe, axes), place
 
 

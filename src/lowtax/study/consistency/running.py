@@ -9,19 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from lowtax.common.cards import ConsistencyProgress, read_card
-from lowtax.common.errors import Busy, UserError
+from lowtax.common.errors import Busy, Stopped, UserError
 from lowtax.common.files import locked, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.records import row_id
 from lowtax.study import stored_recipe
 from lowtax.study.consistency.cells import REFERENCE, Cell, Grid
 from lowtax.study.consistency.sharing import share
+from lowtax.training import stopping
 
 Run = Callable[[Sequence[str], Mapping[str, str], Path], str | None]
 """Runs a command line of lowtax with more variables in its environment, and a file for what it says.
@@ -37,13 +37,12 @@ class Place:
     """The folder of a consistency study.
 
     study: the study that becomes the reference cell; None if that is run.
-    same, trust: the user's words about the model and about Python files, for the process of every cell.
+    same: the user's word about the model, for the process of every cell.
     """
 
     out: Path
     study: Path | None = None
     same: bool = False
-    trust: bool = False
 
     def folder(self, cell: str) -> Path:
         """Return the folder of a cell."""
@@ -113,7 +112,8 @@ def _run(cell: Cell, place: Place, run: Run) -> str | None:
     except UserError as error:
         return str(error)
     trains = cell.kind == "training" or (cell.kind is None and place.study is None)
-    options = [*["--no-train"] * (not trains), *["--base-is-the-same"] * place.same, *["--trust"] * place.trust]
+    # Whoever made the plan has looked at the Python files that it names.
+    options = ["--trust", *["--no-train"] * (not trains), *["--base-is-the-same"] * place.same]
     return run(["run", str(recipe), "--out", str(folder), *options], cell.change.environment, _log(place, cell))
 
 
@@ -139,27 +139,34 @@ def _wait_for(folder: Path) -> None:
 def in_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> str | None:
     """Run a command line in a process, and pass on what it says (`Run`).
 
-    A signal that ends this process ends that one first, which saves its state.
+    A signal that ends this process is passed on first, so that the state of training is saved.
+
+    Raises:
+        Stopped: A signal has come, and that process has ended.
     """
-    with log.open("wb") as output, log.open("rb") as said:
+    with log.open("wb") as output, log.open("rb") as said, stopping.signals() as signals:
         child = subprocess.Popen(
             [sys.executable, "-m", "lowtax", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
             env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on once
         )
         try:
+            passed = False
             while child.poll() is None:
+                if signals.number and not passed:
+                    child.send_signal(signals.number)
+                    passed = True
                 _pass_on(said)
                 time.sleep(LOOK_EVERY)
         except BaseException:
-            child.terminate()
-            with suppress(KeyboardInterrupt):
-                child.wait()
+            child.kill()
             raise
         _pass_on(said)
+    if signals.number:
+        raise Stopped(signals.number, "stopped; repeat the command to resume.")
     if not child.returncode:
         return None
     if child.returncode < 0:

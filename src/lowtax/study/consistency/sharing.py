@@ -7,17 +7,19 @@ shared is a row that the cell would have made; nothing of it is made again.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from lowtax.benchmarks.examine import BASE
-from lowtax.common.files import atomic_file, atomic_folder, read_rows, write_text
+from lowtax.common.files import append_rows, atomic_file, atomic_folder, read_rows
 from lowtax.common.names import file_name, is_checkpoint
 from lowtax.common.records import Grade, Reply, Row, Verdict
 from lowtax.models.fingerprint import RECORD
 from lowtax.study.consistency.cells import SETS, Cell
 from lowtax.study.recipe import Recipe
 
+R = TypeVar("R", bound=Row)
 Rows = Callable[[Reply], bool]
 
 
@@ -92,16 +94,20 @@ def _share_rows(name: str, source: Path, out: Path, which: Rows) -> None:
     folder = "replies" if name in SETS else "answers"
     replies = f"{folder}/{file_name(name)}.jsonl"
     rows = {id_: row for id_, row in read_rows(source / replies, Reply).items() if which(row)}
-    _write(out / replies, rows)
+    _add(out / replies, rows, Reply)
     if folder == "replies":
         for path in sorted(source.glob(f"verdicts/{name}.*.jsonl")):
             verdicts = read_rows(path, Verdict)
-            _write(out / "verdicts" / path.name, {id_: v for id_, v in verdicts.items() if v.reply_id in rows})
+            of_rows = {id_: verdict for id_, verdict in verdicts.items() if verdict.reply_id in rows}
+            _add(out / "verdicts" / path.name, of_rows, Verdict)
     else:
         grades = read_rows(source / "grades" / f"{file_name(name)}.jsonl", Grade)
-        _write(out / "grades" / f"{file_name(name)}.jsonl", {i: g for i, g in grades.items() if g.reply_id in rows})
+        of_answers = {id_: grade for id_, grade in grades.items() if grade.reply_id in rows}
+        _add(out / "grades" / f"{file_name(name)}.jsonl", of_answers, Grade)
 
 
-def _write(path: Path, rows: dict[str, Row] | dict[str, Reply] | dict[str, Verdict] | dict[str, Grade]) -> None:
-    if rows and not path.exists():
-        write_text(path, "".join(row.model_dump_json() + "\n" for row in rows.values()))
+def _add(path: Path, rows: Mapping[str, R], kind: type[R]) -> None:
+    """Append the rows that a file does not have."""
+    stored = read_rows(path, kind)
+    if new := [row for id_, row in rows.items() if id_ not in stored]:
+        append_rows(path, new)
