@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def consistency(
-    source: Annotated[
+    study: Annotated[
         Path, typer.Argument(metavar="RECIPE|DIR", help="A YAML recipe, or the folder of a finished study.")
     ],
     out: Annotated[
@@ -60,9 +60,9 @@ def consistency(
     if axis and axes:
         raise UserError("Give the axes by --axis or in a file by --axes, not both.")
     chosen: Chosen | None = cells.parsed(axis) if axis else cells.read(axes, trust) if axes else None
-    if source.is_dir() and set_:
-        raise UserError(f"--set changes a recipe, and {source} is a finished study: give the recipe.")
-    subject = source if source.is_dir() else load(source, list(set_ or []), trust)
+    if study.is_dir() and set_:
+        raise UserError(f"--set changes a recipe, and {study} is a finished study: give the recipe.")
+    subject = study if study.is_dir() else load(study, list(set_ or []), trust)
     from lowtax.study.consistency import run
 
     if dry_run:

@@ -1,4 +1,4 @@
-"""Runs of cells: each is `lowtax run` in a process of its own, whose end is recorded before the next one begins.
+"""Runs of cells: each is `lowtax run` in a separate process, whose end is recorded before the next one begins.
 
 A cell is finished if it ended well with the recipe and the environment that the plan has now. One that failed is run
 again when the command is repeated; `lowtax run` resumes what was made of it.
