@@ -364,3 +364,15 @@ def test_axes_of_a_file(tmp_path):
     said_to(lambda: of("jugde: [refusal]"), "did you mean 'judge'?")
     refused(lambda: of("judge: [own.py:Judge]"), "own.py:Judge", "--trust")
     assert of("judge: [own.py:Judge]", trust=True) == {"judge": ["own.py:Judge"]}
+
+
+def test_more_prompts_reach_the_cells_that_share_replies(tmp_path, tiny_model):
+    """A study of the base alone is repeated with one prompt more: no cell draws a reply of the reference cell again."""
+    for n in (4, 5):
+        prompts = [{"source": "builtin:harmful", "split": "test", "n": n}]
+        path = small(tmp_path, tiny_model, arms={}, harmful=prompts, ordinary=[])
+        result = consistency(path, out=tmp_path / "out", axes={"judged_text": None}, run=InThisProcess())
+    shared = [(tmp_path / f"out/cells/{cell}/replies/harmful.jsonl").read_text() for cell in result["cells"]]
+    assert shared[0] == shared[1]
+    assert len(shared[0].splitlines()) == 5
+    assert result["arms"] == ["base"]

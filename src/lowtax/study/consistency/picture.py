@@ -79,7 +79,14 @@ def _levels(axes: Axes, component: Mapping[str, Any], result: Mapping[str, Any])
             axes.plot([rate["low"], rate["high"]], [y, y], color=colour, linewidth=1, alpha=0.6)
             mark = MARKS[number % len(MARKS)]
             axes.plot(
-                rate["value"], y, mark, color=colour, markersize=5, label=arm if place == 0 else None, clip_on=False
+                rate["value"],
+                y,
+                mark,
+                color=colour,
+                markersize=5,
+                label=arm if place == 0 else None,
+                clip_on=False,
+                zorder=4,
             )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 2) - 0.5, -0.5)

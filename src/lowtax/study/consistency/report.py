@@ -45,7 +45,7 @@ def _components(result: Result) -> str:
         f"{markdown_table(lines)}\n\nHow far the levels of an axis move a rate: the standard deviation between levels "
         "beyond the flips of single prompts, with a 95 % bootstrap interval over prompts, pooled over the last "
         f"checkpoints of {arms}. An interval that begins at 0.000 cannot tell the axis from no effect. It is about "
-        "these levels alone: with two, the sd is their distance divided by 1.41. `-`: the axis cannot move it, or it "
+        "these levels alone: with two, the sd is at most their distance over 1.41. `-`: the axis cannot move it, or it "
         "was not measured."
     )
 
