@@ -21,10 +21,10 @@ spreads s for which the observed one is no surprise: s * d / sqrt(S2) + e spread
 2.5 % of the resamples, and by at most sqrt(S2) in more than 2.5 %.
 
 The levels are those of the axis and no sample of others: with two of them, sd is at most their distance over sqrt(2),
-and says little about a third. In a simulation of one arm and 80 prompts, 400 studies for each number of levels (2, 3, 5)
-and each true sd (0, 0.03, 0.06, 0.12), the interval holds the true spread in 0.93 to 0.98 of the cases. It begins at 0
-in 0.97 or more where the levels do not differ, but also in 0.92, 0.87 and 0.85 where rates differ by an sd of 0.03: 80
-prompts cannot show so little. `python -m lowtax.study.consistency.components` prints the table.
+and says little about a third. In a simulation of one arm and 80 prompts, 400 studies for each number of levels (2, 3,
+5) and each true sd (0, 0.03, 0.06, 0.12), the interval holds the true spread in 0.93 to 0.98 of the cases. It begins
+at 0 in 0.97 or more where the levels do not differ, but also in 0.92, 0.87 and 0.85 where rates differ by an sd of
+0.03: 80 prompts cannot show so little. `python -m lowtax.study.consistency.components` prints the table.
 """
 
 from collections.abc import Iterator
