@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lowtax.study.api import merge as merge
     from lowtax.study.api import sample as sample
     from lowtax.study.api import train as train
+    from lowtax.study.consistency.run import consistency as consistency
     from lowtax.study.recipe import Recipe as Recipe
     from lowtax.study.recipe import load as load_recipe  # noqa: F401
     from lowtax.study.study import Study as Study
@@ -63,6 +64,7 @@ PUBLIC = {
     "evaluate": "study.api",
     "grade": "benchmarks.stored_answers",
     "compare": "study.api",
+    "consistency": "study.consistency.run",
     "edit": "study.api",
     "merge": "study.api",
     "analyze": "study.api",

@@ -12,7 +12,7 @@ from tiny import make_model
 
 from lowtax.cli import main
 
-COMMANDS = ("run", "train", "sample", "judge", "calibrate", "export", "evaluate", "grade", "compare")
+COMMANDS = ("run", "train", "sample", "judge", "calibrate", "export", "evaluate", "grade", "compare", "consistency")
 
 
 def lowtax(*arguments: object) -> subprocess.CompletedProcess[str]:

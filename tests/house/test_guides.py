@@ -21,6 +21,7 @@ GUIDES = (
     "guides/editing.md",
     "guides/analyze.md",
     "guides/landscape.md",
+    "guides/consistency.md",
     "guides/dry-run.md",
     "guides/sampling.md",
     "guides/chat-templates.md",

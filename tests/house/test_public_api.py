@@ -12,7 +12,8 @@ from places import ROOT
 
 import lowtax
 
-VERBS = ["train", "sample", "judge", "evaluate", "grade", "compare", "edit", "merge", "analyze", "show_progress"]
+VERBS = ["train", "sample", "judge", "evaluate", "grade", "compare", "consistency", "edit", "merge", "analyze"]
+VERBS += ["show_progress"]
 NOUNS = [
     "Study",
     "Recipe",

@@ -262,3 +262,21 @@ def test_the_attention_of_a_saved_model_is_its_own(tiny_model: Path, tmp_path: P
     config = json.loads((tmp_path / "checkpoint-12" / "config.json").read_text())
     assert "lowtax" not in json.dumps(config)
     assert unwrap(loading.load_model(str(tmp_path / "checkpoint-12"))).config._attn_implementation == "sdpa"
+
+
+def test_order_and_factors_have_seeds_of_their_own(tmp_path: Path, tiny_model: Path):
+    """The tokens of the steps show the order of rows, and the gradient of the first step the factors."""
+
+    def run(name: str, seed: int, **settings: int) -> list[dict[str, float]]:
+        own = replace(job(tiny_model, steps=6, batch_size=2, **settings), seed=seed)
+        train(own, tmp_path / name)
+        return [json.loads(line) for line in (tmp_path / name / "steps.jsonl").read_text().splitlines()]
+
+    plain, same = run("plain", 0), run("same", 0, order_seed=0)
+    assert [row["loss"] for row in plain] == [row["loss"] for row in same]
+    other_order, other_factors = run("order", 0, order_seed=5), run("factors", 5, order_seed=0, data_seed=0)
+    tokens = [[row["tokens"] for row in rows] for rows in (plain, other_order, other_factors)]
+    assert tokens[0] == tokens[2] != tokens[1]
+    assert other_factors[0]["loss"] == plain[0]["loss"]  # an adapter that has not moved yet changes nothing
+    assert other_factors[0]["grad_norm"] != plain[0]["grad_norm"]
+    assert tokens[1] == [row["tokens"] for row in run("both", 5)]

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from lowtax import __version__
-from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli import analyze, consistency, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
 from lowtax.common import threads, unused
@@ -113,6 +113,9 @@ def run(
     engine: Engine = None,
     base_is_the_same: Same = False,
     trust: Trust = False,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Measure the checkpoints that the folder has; nothing is trained.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
 ) -> None:
@@ -129,7 +132,7 @@ def run(
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
-        work.run()
+        work.run(train=not no_train)
     _show(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
@@ -206,6 +209,7 @@ def compare(
     _show(folder)
 
 
+app.command()(consistency.consistency)
 app.command()(edit.edit)
 app.command()(edit.methods)
 app.command()(analyze.analyze)

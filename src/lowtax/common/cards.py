@@ -131,6 +131,18 @@ class FolderCard(Card):
     versions: dict[str, str] = {}
 
 
+class _CellRecord(Card):
+    key: Text
+    seconds: Seconds
+    error: str | None = None
+
+
+class ConsistencyProgress(Card):
+    """The cells of a consistency study that have been run: by name, what decided them, and how they ended."""
+
+    cells: dict[Text, _CellRecord] = {}
+
+
 class BaseRecord(Card):
     """The base of a folder of results (`models.fingerprint.Base`)."""
 

@@ -12,6 +12,10 @@ class UserError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
 
 
+class Busy(UserError):
+    """The folder is locked by another process."""
+
+
 class Stopped(KeyboardInterrupt):
     """The end of a run that a signal stopped, with its state saved. The exit code is 128 + `number`, as in a shell.
 

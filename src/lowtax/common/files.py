@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from pydantic import ValidationError
 
 from lowtax.common.borders import parse_json, read_bytes, reason
-from lowtax.common.errors import FULL_DISK, UserError
+from lowtax.common.errors import FULL_DISK, Busy, UserError
 from lowtax.common.names import is_link, refuse_links
 from lowtax.common.records import Row
 
@@ -304,7 +304,8 @@ def locked(folder: Path) -> Iterator[None]:
     Two locks are held, of `.lock` in the folder and of the folder itself, which stays when that file is deleted.
 
     Raises:
-        UserError: another process holds it, it cannot be a folder that is written to, or links lead out of it.
+        Busy: another process holds it.
+        UserError: it cannot be a folder that is written to, or links lead out of it.
     """
     with ExitStack() as stack:
         try:
@@ -320,7 +321,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _lock_folder(number)
         except BlockingIOError as error:
-            raise UserError(
+            raise Busy(
                 f"Another lowtax process is working in {folder}; wait for it, or choose another folder."
             ) from error
         refuse_links(folder)

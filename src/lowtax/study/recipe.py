@@ -42,6 +42,7 @@ NEWER = (
     "thinking_tags",
     "deterministic",
     "matched_safety",
+    "prompt_order",
 )  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
@@ -133,6 +134,9 @@ class Recipe(Section):
     batch_size: PositiveInt = Field(64, le=1_000_000, description="rows that the engine decodes together")
     deterministic: bool = Field(
         False, description="decode every reply in a fixed batch, so that a resumed run draws the same in any precision"
+    )
+    prompt_order: PositiveInt | None = Field(
+        None, le=SEED, description="seed of the order in which requests reach the engine; the engine hf sorts them"
     )
     seeds: list[Annotated[NonNegativeInt, Field(le=SEED)]] = Field(
         [0], min_length=1, max_length=10_000, description="every arm is trained once for each seed"

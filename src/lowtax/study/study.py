@@ -14,9 +14,11 @@ DIR/table.json  table.md  frontier.png  card.json
 """
 
 import os
+import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,9 +199,10 @@ class Study:
         specs = self.recipe.data_of(arm)
         if not specs:
             raise UserError(f"Arm {arm!r} has no training data: give the recipe or the arm a `data` list.")
-        loaded = [self._loaded(spec, seed) for spec in specs]
-        shares = training_sets.shares([(source.spec, source.rows) for source in loaded], seed)
         settings = self.recipe.train_of(arm)
+        choice = settings.choice_of(seed)
+        loaded = [self._loaded(spec, choice) for spec in specs]
+        shares = training_sets.shares([(source.spec, source.rows) for source in loaded], choice)
         return Job(
             model=self.recipe.model,
             placement=self.recipe.arms[arm].where(),
@@ -211,7 +214,7 @@ class Study:
             thinking=self.recipe.thinking,
             chat_template_kwargs=self.recipe.chat_template_kwargs,
             thinking_tags=self.recipe.thinking_tags,
-            validation_rows=[row for spec in settings.validation_data for row in self._loaded(spec, seed).rows],
+            validation_rows=[row for spec in settings.validation_data for row in self._loaded(spec, choice).rows],
             execution=self.recipe.execution,
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
@@ -343,6 +346,10 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
+        if (seed := self.recipe.prompt_order) is not None:
+            sheets = [
+                replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets
+            ]
         collect(sheets, self.subjects(), self.engine, self.out)
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
@@ -415,7 +422,7 @@ class Study:
             "judged_text": self.recipe.judged_text,
             "versions": provenance()["versions"],
         }
-        curves = self._curves(verdicts, grades)
+        curves = self.curves(verdicts, grades)
         level = level or self.level()
         places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
         for row in table["rows"]:
@@ -432,7 +439,7 @@ class Study:
         changes = {"safety": safety, "over_refusal": over_refusal}
         return matched.Level(**own | {name: value for name, value in changes.items() if value is not None})
 
-    def _curves(
+    def curves(
         self, verdicts: dict[str, Judged], grades: dict[str, examine.TaskResult]
     ) -> dict[str, list[matched.Checkpoint]]:
         """Return the curve of every arm; that of a trained one begins at the base. Empty if no safety was measured."""
@@ -477,15 +484,26 @@ class Study:
         row["reasoning"], row["tax"] = examine.rates(grades, first)
         return row
 
-    def run(self) -> dict[str, Any]:
-        """Run every stage, from the recipe to the picture, and return the table."""
+    def run(self, train: bool = True) -> dict[str, Any]:
+        """Run every stage, from the recipe to the picture, and return the table.
+
+        Args:
+            train: train what is not trained yet; else the checkpoints in the folder are measured, whatever the
+                recipe's settings of training are.
+
+        Raises:
+            UserError: The recipe cannot be run, or a checkpoint is not there and may not be trained.
+        """
         _refuse_launch("run")
         began = time.perf_counter()
         self.check()
         checks.require_tools(self.recipe)
         if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
             say(sentence)
-        self.train()
+        if train:
+            self.train()
+        else:
+            self.write_recipe()
         self.edit()
         self.warn()
         self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])

@@ -25,7 +25,8 @@ class Job:
     model: a hub id, a folder or builtin:NAME.
     placement: the weights that are trained.
     settings: learning rate, steps, batch size and so on; the recipe's `train`.
-    seed: of new LoRA factors, held-out rows, order of examples and dropout.
+    seed: of new LoRA factors and dropout, and, unless the settings have seeds of their own for these, of held-out rows
+        and the order of examples.
     precision: of frozen weights and of the forward pass: float32, bfloat16 or float16.
     rows: the training conversations.
     methods: specifications of the methods that act in training.

@@ -104,7 +104,8 @@ class TrainingRun:
         self._encode()
         self._build(load or sharding.loader(self.acc))
         self.total = total_steps(job.settings, len(self.examples))
-        self.batches = Batches(len(self.examples), job.settings.batch_size, job.seed)
+        order = job.settings.order_of(job.seed)
+        self.batches = Batches(len(self.examples), job.settings.batch_size, order)
         self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
         self.losses, self.jobs, self.stop = list[float](), dict[str, dict[str, Any]](), 0
@@ -566,7 +567,7 @@ def split_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Examp
         raise UserError("There are no training rows: the recipe's data is empty.")
     form = (job.settings.max_length, job.thinking, job.chat_template_kwargs, job.thinking_tags)
     encoded = encode_all(tokenizer, job.rows, *form)
-    apart = held_out(len(encoded.examples), job.settings.validation, job.seed)
+    apart = held_out(len(encoded.examples), job.settings.validation, job.settings.choice_of(job.seed))
     examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
     held = [e for i, e in enumerate(encoded.examples) if i in apart]
     if job.validation_rows:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from lowtax.common.config import MANY, Section
+from lowtax.common.config import MANY, SEED, Section
 from lowtax.data.specs import Data
 
 Scheduler = Literal["cosine", "linear", "constant", "wsd"]
@@ -24,6 +24,8 @@ class Train(Section):
             "decayed",
             "validation_data",
             "save_dtype",
+            "order_seed",
+            "data_seed",
         }
     )
 
@@ -70,6 +72,16 @@ class Train(Section):
         "auto", description="precision of saved whole models; auto is that of training. Adapters are always float32"
     )
 
+    order_seed: NonNegativeInt | None = Field(
+        None, le=SEED, description="seed of the order of examples; that of the arm if absent"
+    )
+    data_seed: NonNegativeInt | None = Field(
+        None,
+        le=SEED,
+        description="seed of the choice of rows: those of a source with `n`, of a mix, and held-out ones; that of the "
+        "arm if absent",
+    )
+
     @model_validator(mode="after")
     def _exclusive(self) -> "Train":
         if self.steps and self.epochs:
@@ -87,6 +99,14 @@ class Train(Section):
     def warmup_of(self, total: int) -> int:
         """Return the warm-up steps of a run of `total` steps."""
         return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * total)
+
+    def order_of(self, seed: int) -> int:
+        """Return the seed of the order of examples, for an arm's seed."""
+        return seed if self.order_seed is None else self.order_seed
+
+    def choice_of(self, seed: int) -> int:
+        """Return the seed of the choice of rows, for an arm's seed."""
+        return seed if self.data_seed is None else self.data_seed
 
     def with_changes(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the fields that were set, with changes; either form of the warm-up replaces the other."""

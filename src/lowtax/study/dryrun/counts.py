@@ -81,12 +81,12 @@ class Counter:
             UserError: The arm has no data, or data that cannot be trained on.
         """
         settings = self.recipe.train_of(arm)
-        sizes, all_read = self._lengths(arm, seed, settings.max_length)
-        apart = held_out(len(sizes), settings.validation, seed)
+        sizes, all_read = self._lengths(arm, settings.choice_of(seed), settings.max_length)
+        apart = held_out(len(sizes), settings.validation, settings.choice_of(seed))
         rows = [size for i, size in enumerate(sizes) if i not in apart]
         steps = total_steps(settings, len(rows))
         checkpoints = len(checkpoint_steps(settings, len(rows), steps))
-        batches = Batches(len(rows), settings.batch_size, seed)
+        batches = Batches(len(rows), settings.batch_size, settings.order_of(seed))
         tokens = sum(rows[i] for step in range(steps) for i in batches[step])
         only_last = not (settings.checkpoint_steps or settings.checkpoint_epochs)
         to_the_end, by_steps = only_last or not settings.patience, bool(settings.steps)
