@@ -341,3 +341,11 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
         frontier({"rows": [BASE]}, tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_the_caption_names_the_machine(tmp_path):
+    hardware = {"cpu": "Some *CPU*", "arithmetic": "AVX2", "accelerator": None}
+    assert "float32 on Some \\*CPU\\*, AVX2, judge" in markdown(STUDY | {"precision": "float32", "hardware": hardware})
+    gpu = hardware | {"accelerator": "H200"}
+    assert "float32 on H200, judge" in markdown(STUDY | {"precision": "float32", "hardware": gpu})
+    assert "float32, judge" in markdown(STUDY | {"precision": "float32", "hardware": {}})

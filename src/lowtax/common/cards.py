@@ -117,9 +117,10 @@ class Effects(RootModel[dict[Text, Number]]):
 
 
 class StudyCard(Card):
-    """The card of a study: the seconds of every call."""
+    """The card of a study: the seconds of every call, and the machine of the last."""
 
     seconds: list[Number] = []
+    hardware: dict[str, Any] = {}
 
 
 class FolderCard(Card):

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("lowtax", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pydantic")
 
 
@@ -22,14 +24,40 @@ def _version(package: str) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the machine, its number of threads and its accelerator."""
+    """Return the machine, its processor and arithmetic, its number of threads and its accelerator."""
     import torch
 
     return {
         "machine": platform.machine(),
+        "cpu": cpu(),
+        "arithmetic": arithmetic(),
         "cpu_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+@lru_cache
+def cpu() -> str:
+    """Return the name of the processor, as the system tells it; empty where it does not."""
+    try:
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def arithmetic() -> str:
+    """Return the widest instructions for products of matrices that torch uses here; a user's limit follows after @."""
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        widest = "AMX"
+    elif torch.cpu._is_avx512_bf16_supported():
+        widest = "AVX-512 bfloat16"
+    else:
+        widest = torch.backends.cpu.get_cpu_capability()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    return f"{widest} @ {limit}" if limit and limit != "DEFAULT" else widest
 
 
 def provenance() -> dict[str, Any]:

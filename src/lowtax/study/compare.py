@@ -178,13 +178,23 @@ def _caption(table: Table, tasks: Sequence[str]) -> str:
         sizes.append(f"{as_markdown(name)} {many:,}" if few == many else f"{as_markdown(name)} {few:,} to {many:,}")
     seeds = ", ".join(str(seed) for seed in table["seeds"])
     return (
-        f"{as_markdown(table['recipe'])}: model {as_markdown(table['model'])}, {as_markdown(table['precision'])}, "
+        f"{as_markdown(table['recipe'])}: model {as_markdown(table['model'])}, {as_markdown(table['precision'])}"
+        f"{_machine(table)}, "
         f"judge {as_markdown(table['judge'])}, "
         f"seed{'s' * (len(table['seeds']) > 1)} {seeds}. n a row: {'; '.join(sizes)}. "
         f"{_on_intervals(rows)}Refused counts partial refusals; an unfinished reply neither refuses nor solves. "
         f"{_on_partial(rows)}{_on_updates(rows)}{_on_tax(table, tasks)}"
         "Bold: on the frontier of problems solved and harmful requests refused."
     )
+
+
+def _machine(table: Table) -> str:
+    """Return the accelerator, or the processor with its arithmetic; empty in a table of an older version."""
+    hardware = table.get("hardware", {})
+    if hardware.get("accelerator"):
+        return f" on {as_markdown(str(hardware['accelerator']))}"
+    names = [str(hardware[name]) for name in ("cpu", "arithmetic") if hardware.get(name)]
+    return f" on {as_markdown(', '.join(names))}" if names else ""
 
 
 def _on_intervals(rows: Sequence[Row]) -> str:

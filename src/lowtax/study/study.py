@@ -31,7 +31,7 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import locked, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.names import file_name, refuse_foreign
-from lowtax.common.provenance import provenance
+from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
@@ -420,7 +420,8 @@ class Study:
             "seeds": self.recipe.seeds,
             "judge": self.recipe.judge,
             "judged_text": self.recipe.judged_text,
-            "versions": provenance()["versions"],
+            "versions": versions(),
+            "hardware": self._hardware(),
         }
         curves = self.curves(verdicts, grades)
         level = level or self.level()
@@ -510,6 +511,11 @@ class Study:
         table = self.compare()
         self._write_card(time.perf_counter() - began)
         return table
+
+    def _hardware(self) -> dict[str, Any]:
+        """Return the machine that made the study: as its card says, or this one."""
+        path = self.out / "card.json"
+        return (read_card(path, StudyCard).get("hardware") if path.exists() else None) or hardware()
 
     def _write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
