@@ -407,7 +407,7 @@ class Study:
 
         effects = read_card(self.out / EFFECTS, Effects) if (self.out / EFFECTS).exists() else {}
         moved = update_norms.measured(subjects, self.recipe.model, self.out / update_norms.FILE)
-        table = {
+        table: dict[str, Any] = {
             "rows": [
                 self._table_row(group, verdicts, beside, grades)
                 | {"update": update_norms.cell(group, moved)}
