@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
+.PHONY: setup demo figures test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
 
 PYTHON = python3
 VENV = .venv
@@ -17,6 +17,11 @@ setup: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed
 	$(BIN)/lowtax run recipes/quickstart.yaml --out runs/quickstart
+	$(BIN)/lowtax compare runs/quickstart --expect recipes/quickstart_expected.json
+
+# The quickstart with other seeds and arithmetics, hours on two cores: which claims of the README hold in every run.
+figures: $(VENV)/.installed
+	$(BIN)/python bench/figures.py
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 3 --dist loadfile
