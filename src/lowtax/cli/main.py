@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from lowtax import __version__
-from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli import analyze, edit, evaluate, grade, harness, judge, landscape, report, sample, sandbox, train
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
 from lowtax.common import unused
@@ -198,6 +198,7 @@ def compare(
     _show(folder)
 
 
+app.command()(report.report)
 app.command()(edit.edit)
 app.command()(edit.methods)
 app.command()(analyze.analyze)

@@ -1,0 +1,54 @@
+"""The commands `report` and `view`: the page of a study, written and served."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowtax.common.errors import UserError
+from lowtax.common.log import say, tell
+
+if TYPE_CHECKING:
+    from lowtax.report.bundle import Page
+
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `lowtax run`.")]
+PAGE = "report"
+
+
+def report(
+    folders: Folders,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PAGE", help="Folder of the page; DIR/report by default.")
+    ] = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Write one HTML file, with at most 2,000 replies.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Write the page again whenever the study has new results, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Write the page of a study, or of several with the same prompts: a folder that a browser opens without a server.
+
+    Example: lowtax report runs/quickstart
+
+    Example: lowtax report runs/a runs/b --out both.html --single-file
+    """
+    from lowtax.report import bundle, following
+
+    if out is None:
+        if len(folders) > 1:
+            raise UserError("A page of several studies needs --out PAGE, the folder to write to.")
+        out = folders[0] / (f"{PAGE}.html" if single_file else PAGE)
+    if single_file and follow:
+        raise UserError("--follow needs a page in a folder: leave out --single-file.")
+    before = following.state(folders)
+    tell(described(bundle.write(folders, out, single_file, follow)))
+    while follow:
+        before = following.wait_for_news(folders, before)
+        say(described(bundle.write(folders, out, follow=True)))
+
+
+def described(page: "Page") -> str:
+    """Return a sentence on a page: where it is, its size, and the number of replies."""
+    part = "" if page.replies == page.all_replies else f" of {page.all_replies:,}, spread evenly"
+    return f"page: {page.path} ({page.size / 1e6:.1f} MB, {page.replies:,}{part} replies and answers)"
