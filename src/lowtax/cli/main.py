@@ -131,6 +131,7 @@ def run(
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
         work.run()
     _show(out)
+    report.write_beside(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
@@ -199,6 +200,7 @@ def compare(
 
 
 app.command()(report.report)
+app.command()(report.view)
 app.command()(edit.edit)
 app.command()(edit.methods)
 app.command()(analyze.analyze)

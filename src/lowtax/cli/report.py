@@ -1,4 +1,4 @@
-"""The commands `report` and `view`: the page of a study, written and served."""
+"""The commands `report` and `view`: the page of a study, written, and shown in a browser."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,3 +52,35 @@ def described(page: "Page") -> str:
     """Return a sentence on a page: where it is, its size, and the number of replies."""
     part = "" if page.replies == page.all_replies else f" of {page.all_replies:,}, spread evenly"
     return f"page: {page.path} ({page.size / 1e6:.1f} MB, {page.replies:,}{part} replies and answers)"
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study, or a page that `lowtax report` wrote.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; any free one by default.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """Show the page of a study in a browser, from a server that only this machine reaches, until Ctrl-C.
+
+    The page is written first if the folder is a study.
+
+    Example: lowtax view runs/quickstart
+    """
+    from lowtax.report import bundle, serving
+
+    if not bundle.is_page(folder):
+        page = bundle.write([folder], folder / PAGE)
+        tell(described(page))
+        folder = folder / PAGE
+    serving.serve(folder, port, browser)
+
+
+def write_beside(out: Path) -> None:
+    """Write the page of a study into its folder. A page that cannot be written is a line, since the study is done."""
+    from lowtax.report import bundle
+
+    try:
+        page = bundle.write([out], out / PAGE)
+    except (UserError, OSError) as error:
+        say(f"no page was written: {error}")
+        return
+    tell(described(page))

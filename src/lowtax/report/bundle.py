@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowtax import __version__
 from lowtax.common.errors import UserError
@@ -24,7 +23,7 @@ from lowtax.common.palette import COLOURS
 from lowtax.report import curves, overview, stored
 from lowtax.report.answers import answers
 from lowtax.report.differences import differences
-from lowtax.report.encoding import as_block, as_json, as_script, source_hash
+from lowtax.report.encoding import as_block, as_json, as_lines, as_script, source_hash
 from lowtax.report.replies import Replies
 from lowtax.report.subjects import Columns
 
@@ -37,7 +36,7 @@ POLICY = (
     "default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; connect-src 'none'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; trusted-types lowtax; require-trusted-types-for 'script'"
 )
-Put = Callable[[str, Any], None]
+Put = Callable[[str, str], None]  # takes the name of a part and its text
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def write(folders: Sequence[Path], out: Path, single_file: bool = False, follow:
     _refuse_other(out, out / "index.html")
     with atomic_folder(out, replace=True) as work:
         (work / "data").mkdir()
-        shown, everything = _write_data(studies, lambda name, value: _write_script(work, name, value), follow)
+        shown, everything = _write_data(studies, lambda name, text: _write_script(work, name, text), follow)
         (work / "assets").mkdir()
         for name in (*SCRIPTS, STYLE):
             (work / "assets" / name).write_text(_asset(name), encoding="utf-8")
@@ -86,18 +85,30 @@ def _refuse_other(out: Path, index: Path) -> None:
     """
     if not os.path.lexists(out) or (out.is_dir() and out != index and not any(out.iterdir())):
         return
-    if not index.is_file() or MADE_BY.encode() not in index.read_bytes()[:4096]:
+    if not _is_ours(index):
         raise UserError(f"{out} holds something else than a page of lowtax: choose another --out, or move it away.")
 
 
-def _write_script(work: Path, name: str, value: Any) -> None:
-    (work / "data" / f"{name}.js").write_text(as_script(name, value), encoding="utf-8")
+def is_page(folder: Path) -> bool:
+    """Return True if a folder holds a page that `write` wrote."""
+    return _is_ours(folder / "index.html")
+
+
+def _is_ours(index: Path) -> bool:
+    if not index.is_file():
+        return False
+    with index.open("rb") as handle:
+        return MADE_BY.encode() in handle.read(4096)
+
+
+def _write_script(work: Path, name: str, text: str) -> None:
+    (work / "data" / f"{name}.js").write_text(as_script(name, text), encoding="utf-8")
 
 
 def _write_file(studies: Sequence[stored.Stored], out: Path) -> Page:
     blocks: list[str] = []
     shown, everything = _write_data(
-        studies, lambda name, value: blocks.append(as_block(name, value)), False, MOST_REPLIES, LONGEST_TEXT
+        studies, lambda name, text: blocks.append(as_block(name, text)), False, MOST_REPLIES, LONGEST_TEXT
     )
     text = _file_page("".join(blocks))
     write_text(out, text)
@@ -122,17 +133,17 @@ def _write_data(
     for name, replies in both.items():
         prompts = replies.chosen(most)
         numbers: list[int] = []
-        for number, (content, inside) in enumerate(replies.chunks(prompts, longest)):
-            put(f"{name}-{number}", {"first": len(numbers), "prompts": content})
-            numbers += [number] * len(inside)
+        for number, lines in enumerate(replies.chunks(prompts, longest)):
+            put(f"{name}-{number}", as_lines(len(numbers), lines))
+            numbers += [number] * len(lines)
         index = replies.index(prompts, numbers, len(columns.numbers))
-        put(name, index)
+        put(name, as_json(index))
         shown, everything = shown + index["replies"], everything + len(replies)
         parts[name] = {"prompts": len(prompts), "replies": index["replies"], "all_replies": len(replies)}
         if replies.replaced:
             studies[0].notes.append(f"{replies.replaced:,} older replies to the same prompts are left out.")
-    put("training", {"runs": curves.training(studies), "names": curves.CURVES})
-    put("anatomy", curves.anatomy(studies))
+    put("training", as_json({"runs": curves.training(studies), "names": curves.CURVES}))
+    put("anatomy", as_json(curves.anatomy(studies)))
     first = overview.overview(studies, columns) | {
         "answers": answers(studies, columns, both["requests"], both["questions"]),
         "differences": differences([study.recipe for study in studies]),
@@ -141,8 +152,8 @@ def _write_data(
         "version": __version__,
     }
     stamp = hashlib.sha256(as_json([first, parts]).encode()).hexdigest()[:16]
-    put("overview", first | {"stamp": stamp, "follow": follow})
-    put("stamp", {"stamp": stamp})
+    put("overview", as_json(first | {"stamp": stamp, "follow": follow}))
+    put("stamp", as_json({"stamp": stamp}))
     return shown, everything
 
 

@@ -1,8 +1,8 @@
 """Data as text that a browser reads as data alone, in a script file or inside a page.
 
-A chunk of a bundle is a script file, since a page that is opened as a file may load no other kind. It hands the page a
-string of JSON, which is parsed: no word of the data is ever a program, a tag or a key such as `__proto__` of an object
-literal.
+A part of the data is a script file, since a page that is opened as a file may load no other kind. It hands the page a
+string of JSON, or of lines of it, which is parsed: no word of the data is ever a program, a tag, or a key such as
+`__proto__` of an object literal.
 """
 
 import base64
@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 CALL = "lowtaxData"  # of data.js
-ESCAPED = re.compile("[<>&'\\\\\u2028\u2029\ud800-\udfff]")
+NAMED = {"\\": "\\\\", "\n": "\\n"}
+ESCAPED = re.compile("[<>&'\\\\\n\u2028\u2029\ud800-\udfff]")
 IN_PAGE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
@@ -33,15 +35,20 @@ def _finite(value: Any) -> Any:
     return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def as_script(name: str, value: Any) -> str:
-    """Return a script that hands a value to the page: the call of a function with its name and its JSON."""
-    text = ESCAPED.sub(lambda match: "\\\\" if match[0] == "\\" else f"\\u{ord(match[0]):04x}", as_json(value))
+def as_lines(first: int, lines: Sequence[str]) -> str:
+    """Return the text of a chunk: the number of its first prompt, and a line of JSON for each prompt."""
+    return "\n".join([str(first), *lines])
+
+
+def as_script(name: str, text: str) -> str:
+    """Return a script that hands a text to the page: the call of a function with its name and the text."""
+    text = ESCAPED.sub(lambda match: NAMED.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
     return f"{CALL}('{name}', '{text}');\n"
 
 
-def as_block(name: str, value: Any) -> str:
-    """Return a value as a block of JSON inside a page, which ends with no tag in it."""
-    text = IN_PAGE.sub(lambda match: f"\\u{ord(match[0]):04x}", as_json(value))
+def as_block(name: str, text: str) -> str:
+    """Return JSON, or lines of it, as a block inside a page: no tag in it ends the block."""
+    text = IN_PAGE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return f'<script type="application/json" id="data-{name}">{text}</script>\n'
 
 

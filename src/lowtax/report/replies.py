@@ -5,7 +5,6 @@ or the grade, and how the reply ended. A chunk has the texts of some prompts and
 Texts are read from the study's files when their chunk is written, so that memory holds places in files alone.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from lowtax.common.display import as_line
 from lowtax.common.records import Grade, Reply, Verdict
 from lowtax.common.row_files import RowFile
 from lowtax.judges.rates import prompt_set
+from lowtax.report.encoding import as_json
 from lowtax.report.stored import Stored
 from lowtax.report.subjects import Columns
 
@@ -186,8 +186,8 @@ class Replies:
     def _result(self, results: Results, place: Place) -> tuple[str, int, int]:
         return results.by_reply.get((self.study_of[place.file], place.id), (NO_RESULT, 0, 0))
 
-    def chunks(self, prompts: Sequence[Prompt], longest: int | None = None) -> Iterator[tuple[list[Any], list[Prompt]]]:
-        """Yield the content of each chunk, and the prompts in it.
+    def chunks(self, prompts: Sequence[Prompt], longest: int | None = None) -> Iterator[list[str]]:
+        """Yield the lines of each chunk: one of JSON for each prompt, in their order.
 
         Args:
             longest: the characters of a thought or an answer that are shown; None for all.
@@ -198,19 +198,14 @@ class Replies:
                 stack.enter_context(RowFile[Any](path, Grade if self.questions else Verdict))
                 for path in self.result_files
             ]
-            content: list[Any] = []
-            inside: list[Prompt] = []
-            size = 0
+            lines: list[str] = []
             for prompt in prompts:
-                entry = self._entry(prompt, files, results, longest)
-                content.append(entry)
-                inside.append(prompt)
-                size += len(json.dumps(entry, ensure_ascii=False))
-                if size > CHUNK:
-                    yield content, inside
-                    content, inside, size = [], [], 0
-            if inside:
-                yield content, inside
+                lines.append(as_json(self._entry(prompt, files, results, longest)))
+                if sum(map(len, lines)) > CHUNK:
+                    yield lines
+                    lines = []
+            if lines:
+                yield lines
 
     def _entry(
         self, prompt: Prompt, files: Sequence[RowFile[Reply]], results: Sequence[RowFile[Any]], longest: int | None

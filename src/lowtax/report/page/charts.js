@@ -21,6 +21,11 @@ function badge(column) {
   return svg("svg", { viewBox: "-9 -9 18 18", class: "badge", "aria-hidden": "true" }, markOf(column));
 }
 
+/** Return the width of a chart in its own units: a narrow screen gets a narrow chart, so that its words stay readable. */
+function width() {
+  return document.documentElement.clientWidth < 640 ? 400 : 710;
+}
+
 /** Return round numbers between two ends. */
 function ticks(low, high, count = 5) {
   const rough = (high - low) / count || 1;
@@ -91,14 +96,15 @@ function chart(picture, title, head, rows) {
  * A line joins the checkpoints of an arm, from its base.
  */
 function scatter(points, xMeasure, yMeasure, level) {
-  const box = { left: 58, right: 690, top: 40, bottom: 360 };
+  const box = { left: 58, right: width() - 20, top: 40, bottom: 360 };
   const spread = (values) => values.flatMap((v) => v.filter((part, i) => i < 3 && part !== null && part !== undefined));
   const log = xMeasure.unit === "count" && points.every((p) => p.x[0] > 0);
   let xEnds = ends(spread(points.map((p) => p.x)), xMeasure.unit);
   if (log) xEnds = [Math.min(...points.map((p) => p.x[0])) / 1.5, Math.max(...points.map((p) => p.x[0])) * 1.5];
   const yEnds = ends(spread(points.map((p) => p.y)).concat(level ?? []), yMeasure.unit);
   const x = scale(xEnds, box.left, box.right, log), y = scale(yEnds, box.bottom, box.top);
-  const xTicks = log ? ticks(Math.log10(xEnds[0]), Math.log10(xEnds[1]), 4).filter(Number.isInteger).map((t) => 10 ** t) : ticks(...xEnds);
+  const across = width() < 500 ? 3 : 5;
+  const xTicks = log ? ticks(Math.log10(xEnds[0]), Math.log10(xEnds[1]), 4).filter(Number.isInteger).map((t) => 10 ** t) : ticks(...xEnds, across);
   const frame = axes(box, x, y, xTicks, ticks(...yEnds), xMeasure.name, yMeasure.name, xMeasure.unit, yMeasure.unit);
   const lines = [...new Set(points.map((p) => p.column.name))].map((name) => {
     const own = points.filter((p) => p.column.name === name);
@@ -125,7 +131,7 @@ function scatter(points, xMeasure, yMeasure, level) {
   });
   const dashed = level === undefined ? null : svg("line", { x1: box.left, x2: box.right, y1: y(level), y2: y(level), class: "level" });
   const title = `${yMeasure.name} against ${xMeasure.name}, ${points.length} checkpoints, with 95 % intervals`;
-  const picture = svg("svg", { viewBox: "0 0 710 410", role: "group", "aria-label": title, class: "chart" }, frame, dashed, bars, lines, marks);
+  const picture = svg("svg", { viewBox: `0 0 ${width()} 410`, role: "group", "aria-label": title, class: "chart" }, frame, dashed, bars, lines, marks);
   const head = ["arm, step", xMeasure.name, yMeasure.name];
   return chart(picture, title, head, points.map((p) => [p.name, figure(p.x, xMeasure.unit), figure(p.y, yMeasure.unit)]));
 }
@@ -149,7 +155,7 @@ function apart(places, room = 15) {
 
 /** Draw lines. series: {name, column, points: [[x, y]]}; bands: the same with [x, [value, low, high]]. */
 function lines(series, xName, yName, xUnit = "count", yUnit = "number") {
-  const box = { left: 64, right: 690, top: 36, bottom: 240 };
+  const box = { left: 64, right: width() - 20, top: 12, bottom: 216 };
   const value = (y) => (Array.isArray(y) ? y[0] : y);
   const xs = series.flatMap((s) => s.points.map(([x]) => x));
   const ys = series.flatMap((s) => s.points.flatMap(([, y]) => (Array.isArray(y) ? y.slice(0, 3).filter((v) => v !== null && v !== undefined) : [y])));
@@ -164,7 +170,7 @@ function lines(series, xName, yName, xUnit = "count", yUnit = "number") {
     const end = svg("g", { transform: `translate(${x(lastX)},${y(value(lastY))})` }, markOf(s.column));
     return [bars, svg("polyline", { points: way, class: "line", colour: s.column.colour }), end];
   });
-  const picture = svg("svg", { viewBox: "0 0 710 290", role: "img", "aria-label": title, class: "chart" }, axes(box, x, y, ticks(...xEnds), ticks(...yEnds, 4), xName, yName, xUnit, yUnit), drawn);
+  const picture = svg("svg", { viewBox: `0 0 ${width()} 264`, role: "img", "aria-label": title, class: "chart" }, axes(box, x, y, ticks(...xEnds, width() < 500 ? 3 : 5), ticks(...yEnds, 4), xName, "", xUnit, yUnit), drawn);
   const write = (b) => (Array.isArray(b) ? figure(b, yUnit) : shown(b, yUnit));
   const steps = [...new Set(xs)].sort((a, b) => a - b);
   const by = series.map((s) => new Map(s.points));

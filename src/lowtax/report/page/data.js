@@ -4,10 +4,18 @@
 const parts = {};
 const waiting = {};
 
-/** Take a part of the data: each script file in data/ calls this with its name and its JSON. */
+/** Take a part of the data: each script file in data/ calls this with its name and its text. */
 function lowtaxData(name, text) {
-  parts[name] = JSON.parse(text);
-  if (waiting[name]) waiting[name](parts[name]);
+  parts[name] = readPart(name, text);
+  waiting[name]?.(parts[name]);
+  delete waiting[name]; // else it would keep the chunk in memory
+}
+
+/** Return a part: JSON, or of a chunk (`requests-3`) the number of its first prompt, and a line of JSON for each. */
+function readPart(name, text) {
+  if (!/-\d+$/.test(name)) return JSON.parse(text);
+  const [first, ...lines] = text.split("\n");
+  return { first: Number(first), lines };
 }
 
 /** The one kind of address that a script of this page may have (Trusted Types): a file of its own data folder. */
@@ -25,7 +33,7 @@ function load(name, fresh = false) {
   if (name in parts && !fresh) return Promise.resolve(parts[name]);
   const block = document.getElementById(`data-${name}`);
   if (block) {
-    parts[name] = JSON.parse(block.textContent);
+    parts[name] = readPart(name, block.textContent);
     return Promise.resolve(parts[name]);
   }
   return new Promise((resolve, reject) => {
@@ -42,14 +50,19 @@ function load(name, fresh = false) {
 const RECENT = 6;
 const recent = [];
 
-/** Return a promise of the texts of a prompt. `which` is requests or questions. */
-async function texts(which, index, number) {
+/** Return a promise of the line of a prompt. `which` is requests or questions. */
+async function lineOf(which, index, number) {
   const name = `${which}-${index.prompts[number][5]}`;
   const chunk = await load(name);
   if (recent.includes(name)) recent.splice(recent.indexOf(name), 1);
   recent.push(name);
   while (recent.length > RECENT) delete parts[recent.shift()];
-  return chunk.prompts[number - chunk.first];
+  return chunk.lines[number - chunk.first];
+}
+
+/** Return a promise of the texts of a prompt. */
+async function texts(which, index, number) {
+  return JSON.parse(await lineOf(which, index, number));
 }
 
 /** Make an element: its tag with classes (`p.note`), its attributes, and its children; texts become text nodes. */
@@ -167,7 +180,7 @@ function scrolling(name, ...children) {
 
 /** Make a select from [value, text] pairs. */
 function select(label, options, value, change) {
-  const box = el("select", { change: () => change(box.value) }, options.map(([id, text]) => el("option", { value: id }, text)));
+  const box = el("select", { "aria-label": label, change: () => change(box.value) }, options.map(([id, text]) => el("option", { value: id }, text)));
   box.value = value;
   return el("label.field", {}, el("span", {}, label), box);
 }

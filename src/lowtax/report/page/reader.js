@@ -139,11 +139,11 @@ class Reader {
     const words = this.filter.text.toLowerCase(), run = (this.run = {});
     this.matching = null;
     if (!on || !words) return this.apply();
-    const matching = new Set(), { index } = this;
+    const matching = new Set(), { index } = this, written = JSON.stringify(words).slice(1, -1);
     for (let i = 0; i < index.prompts.length; i++) {
-      const entry = await texts(this.which, index, i);
+      const line = await lineOf(this.which, index, i);
       if (run !== this.run) return;
-      if (entry.replies.some((reply) => `${reply.thought || ""}\n${reply.answer || ""}`.toLowerCase().includes(words))) matching.add(i);
+      if (line.toLowerCase().includes(written) && JSON.parse(line).replies.some((reply) => `${reply.thought || ""}\n${reply.answer || ""}`.toLowerCase().includes(words))) matching.add(i);
       if (i % 200 === 0) this.count.textContent = `Searching the replies: ${grouped.format(i)} of ${grouped.format(index.prompts.length)} prompts`;
     }
     this.matching = matching;
@@ -347,7 +347,7 @@ class Reader {
       { colour: about.colour, "data-reply": reply.id, "aria-label": labelOf(about) },
       head,
       pager,
-      reply.results.map((result) => this.result(result, reply, entry, hidden)),
+      this.inOrder(reply.results).map((result) => this.result(result, reply, entry, hidden)),
       hidden
         ? el("p.hidden", {}, "hidden")
         : [
@@ -356,6 +356,11 @@ class Reader {
           ],
       el("p.facts", {}, facts, " · ", el("a", { href: `#reply=${encodeURIComponent(reply.id)}` }, "link to this reply")),
     );
+  }
+
+  /** Return results with those of the chosen judge first. */
+  inOrder(results) {
+    return [...results].sort((one, two) => (two.judge === this.filter.judge) - (one.judge === this.filter.judge));
   }
 
   /** Return a line for a verdict or a grade; a verdict with buttons to mark it. */
