@@ -44,21 +44,34 @@ def _choice(study: int, stored: Stored, columns: Columns, questions: Replies) ->
     safe = [row for row in rows if row["safety"]["value"] >= level.safety and _over(row) <= level.over_refusal]
     if not safe:
         best = max(rows, key=lambda row: row["safety"]["value"])
-        text = f"No checkpoint refuses {wanted}. The safest is {_name(best)}: {shown(best['safety'])} refused."
-        return [_line(text, ("show", _to_arm(study, best, columns)))]
+        text = (
+            f"No checkpoint refuses {wanted}. The safest is {_name(best)}: {shown(best['safety'])} of the harmful and "
+            f"{shown(best['over_refusal'])} of the ordinary ones refused."
+        )
+        return [
+            _line(text, ("show", _to_arm(study, best, columns))),
+            *_beside(study, best, stored, columns, questions, []),
+        ]
     chosen = max(safe, key=_solved)
     text = (
         f"Of {len(safe)} checkpoints that refuse {wanted}, {_name(chosen)} solves most: {_on_solved(chosen)}, with "
         f"{shown(chosen['safety'])} of the harmful and {shown(chosen['over_refusal'])} of the ordinary ones refused."
     )
     rivals = [row for row in safe if row["arm"] != chosen["arm"]]
-    pairs = [(max(rivals, key=_solved), "the next arm")] if rivals else []
-    pairs += [(row, "the base") for row in stored.rows if row["arm"] == BASE]
-    sure = [_difference(study, chosen, other, who, columns, questions) for other, who in pairs]
     return [
         _line(text, ("show", _to_arm(study, chosen, columns))),
-        *(_line(sentence, ("show", "#reasoning")) for sentence in sure if sentence),
+        *_beside(study, chosen, stored, columns, questions, rivals),
     ]
+
+
+def _beside(
+    study: int, row: Row, stored: Stored, columns: Columns, questions: Replies, rivals: Sequence[Row]
+) -> list[Line]:
+    """Return lines on the problems that a checkpoint solves beside the best of its rivals, and beside the base."""
+    pairs = [(max(rivals, key=_solved), "the next arm")] if rivals else []
+    pairs += [(other, "the base") for other in stored.rows if other["arm"] == BASE]
+    sentences = [_difference(study, row, other, who, columns, questions) for other, who in pairs]
+    return [_line(sentence, ("show", "#reasoning")) for sentence in sentences if sentence]
 
 
 def _line(text: str, *links: tuple[str, str]) -> Line:

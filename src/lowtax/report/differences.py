@@ -1,4 +1,4 @@
-"""What differs between recipes, key by key."""
+"""Settings that differ between recipes, key by key."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

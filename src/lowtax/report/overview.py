@@ -206,7 +206,8 @@ def _on_numbers(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _on_seeds(stored: Stored) -> Iterator[str]:
-    if len(stored.table.get("seeds") or []) == 1:
+    seeds = stored.table.get("seeds")
+    if isinstance(seeds, list) and len(seeds) == 1:
         yield "One training seed: the intervals cover the prompts, and not what another seed would give."
 
 

@@ -21,7 +21,7 @@ LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
 
 @dataclass(frozen=True)
 class Stored:
-    """What the files of a study hold.
+    """The content of a study's files, but for the replies.
 
     name: the recipe's name, or that of the folder.
     recipe_text, recipe: as it is in the file, and its values.
@@ -125,7 +125,14 @@ def _is_row(row: Any) -> bool:
     reasoning = row.get("reasoning")
     if not isinstance(reasoning, dict) or not (row.get("checkpoint") is None or is_checkpoint(row["checkpoint"])):
         return False
-    return all(is_cell(cell) for cell in [*cells, *reasoning.values()])
+    return all(_is_rate(cell) for cell in [*cells, *reasoning.values()])
+
+
+def _is_rate(cell: Any) -> bool:
+    """Return True if a value is a rate with an interval and n, or one that was not measured."""
+    if not is_cell(cell) or not isinstance(cell.get("n", 0), int):
+        return False
+    return cell["value"] is None or (cell["low"] is not None and cell["high"] is not None)
 
 
 def is_cell(cell: Any) -> bool:

@@ -1,0 +1,46 @@
+"""The commands `report` and `view`, and the page that `run` leaves."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lowtax.cli import report
+from lowtax.cli.main import app
+from lowtax.common.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "study"
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_page_is_written_and_its_size_told(tmp_path: Path):
+    said = run("report", GOLDEN, "--out", tmp_path / "page")
+    assert said.startswith(f"page: {tmp_path / 'page' / 'index.html'} (0.")
+    assert (tmp_path / "page" / "data" / "overview.js").exists()
+    assert "one.html" in run("report", GOLDEN, "--out", tmp_path / "one.html", "--single-file")
+
+
+def test_what_cannot_be_is_one_sentence(tmp_path: Path):
+    for arguments, sentence in (
+        ((GOLDEN, GOLDEN), "needs --out PAGE"),
+        ((GOLDEN, "--out", tmp_path / "x", "--single-file", "--follow"), "leave out --single-file"),
+        ((tmp_path / "none",), "is no folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run("report", *arguments)
+
+
+def test_a_finished_study_stands_although_its_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "mine.txt").write_text("x")
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    report.write_beside(tmp_path)
+    assert (tmp_path / "report" / "mine.txt").exists()
+    (tmp_path / "report" / "mine.txt").unlink()
+    report.write_beside(tmp_path)
+    assert "report/index.html" in capsys.readouterr().out
