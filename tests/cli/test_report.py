@@ -35,6 +35,23 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path):
             run("report", *arguments)
 
 
+def test_several_studies_have_one_table(tmp_path: Path):
+    said = run("compare", GOLDEN, GOLDEN, "--out", tmp_path / "both")
+    assert "golden: r1" in said
+    assert "the prompts that they share: harmful 9, ordinary 7" in said
+    run("compare", GOLDEN, GOLDEN, "--out", tmp_path / "both")  # its own table is replaced
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.md").write_text("x")
+    for arguments, sentence in (
+        ((GOLDEN, GOLDEN), "needs --out DIR"),
+        ((GOLDEN, GOLDEN, "--out", tmp_path / "mine"), "already has table.md"),
+        ((GOLDEN, GOLDEN, "--out", tmp_path / "both", "--safety", 0.5), "are for one study"),
+        ((GOLDEN, "--out", tmp_path / "both"), "is for several studies"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run("compare", *arguments)
+
+
 def test_a_finished_study_stands_although_its_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "mine.txt").write_text("x")

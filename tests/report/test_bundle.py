@@ -77,7 +77,7 @@ def test_studies_without_a_prompt_in_common_are_refused(made_study: Path, tmp_pa
     other = tmp_path / "other"
     row = next(iter(read_rows(made_study / "replies" / "harmful.jsonl", Reply).values()))
     append_rows(other / "replies" / "harmful.jsonl", [row.model_copy(update={"prompt_id": "another"})])
-    with pytest.raises(UserError, match="no prompt and no question that another study has"):
+    with pytest.raises(UserError, match="have no prompt and no question in common"):
         bundle.write([made_study, other], tmp_path / "page")
     assert not (tmp_path / "page").exists()
 

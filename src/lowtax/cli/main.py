@@ -69,7 +69,7 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
-Folder = Annotated[Path, typer.Argument(help="A study: the --out folder of `run` or `train`.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `run` or `train`.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder of the study. If it exists, the study resumes.")]
 Set = Annotated[
     list[str] | None,
@@ -165,7 +165,7 @@ app.command(context_settings=harness.LM_EVAL_SETTINGS)(harness.lm_eval)
 
 @app.command()
 def compare(
-    folder: Folder,
+    folders: Folders,
     against: Annotated[
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
@@ -179,15 +179,24 @@ def compare(
         float | None,
         typer.Option(min=0, max=0.99, help="Largest share of ordinary requests refused there; 0.3 by default."),
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder, of several studies.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Write the table and the figure of a study.
+    """Write the table and the figure of a study, or of several on the prompts that all of them have.
 
-    Stored replies and answers are judged and graded first. The files are table.json, table.md and frontier.png; with
-    --against, against.ARM.json.
+    Of one study, stored replies and answers are judged and graded first. The files are table.json, table.md and
+    frontier.png; with --against, against.ARM.json.
 
     Example: lowtax compare runs/quickstart
+
+    Example: lowtax compare runs/a runs/b --out both
     """
+    if len(folders) > 1:
+        report.compare_several(folders, out, [against, safety, over_refusal])
+        return
+    [folder] = folders
+    if out is not None:
+        raise UserError("--out is for several studies: the table of one is in its folder.")
     with study(folder, trust=trust) as work:
         work.require("either")
         if against is not None:
@@ -197,6 +206,8 @@ def compare(
             return
         work.compare(work.level(safety, over_refusal))
     _show(folder)
+    if (folder / report.PAGE).exists():
+        report.write_beside(folder)
 
 
 app.command()(report.report)

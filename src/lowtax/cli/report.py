@@ -1,5 +1,6 @@
 """The commands `report` and `view`: the page of a study, written, and shown in a browser."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,3 +85,37 @@ def write_beside(out: Path) -> None:
         say(f"no page was written: {error}")
         return
     tell(described(page))
+
+
+def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[object]) -> None:
+    """Write one table and one figure of several studies, and print the table.
+
+    Args:
+        of_one: the values of the options that are for one study alone.
+
+    Raises:
+        UserError: there is no folder to write to, or such an option.
+    """
+    from lowtax.common.names import refuse_foreign
+    from lowtax.report.across import compare_studies
+
+    if out is None:
+        raise UserError("A table of several studies needs --out DIR, the folder to write to.")
+    if any(value is not None for value in of_one):
+        raise UserError("--against, --safety and --over-refusal are for one study: give one folder.")
+    if not _has_table_of_several(out):
+        refuse_foreign(out, (), ("table.json", "table.md", "frontier.png"))
+    compare_studies(folders, out)
+    tell((out / "table.md").read_text())
+    tell(f"picture: {out / 'frontier.png'}")
+
+
+def _has_table_of_several(out: Path) -> bool:
+    """Return True if a folder has a table that this command wrote: one that says what differs between recipes."""
+    from lowtax.common.files import read_json
+
+    try:
+        table = read_json(out / "table.json")
+    except UserError:
+        return False
+    return isinstance(table, dict) and "differences" in table

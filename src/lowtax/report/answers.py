@@ -36,7 +36,7 @@ def answers(studies: Sequence[Stored], columns: Columns, requests: Replies, ques
 
 
 def _choice(study: int, stored: Stored, columns: Columns, questions: Replies) -> list[Line]:
-    level = _level(stored)
+    level = level_of(stored.table)
     rows = [row for row in stored.rows if row["arm"] != BASE and row["safety"]["value"] is not None]
     if not rows:
         return []
@@ -78,9 +78,9 @@ def _line(text: str, *links: tuple[str, str]) -> Line:
     return {"text": text, "links": list(links)}
 
 
-def _level(stored: Stored) -> Level:
-    """Return the study's level of safety; the default where the table has none that is valid."""
-    level = stored.table.get("matched_safety")
+def level_of(table: Mapping[str, Any]) -> Level:
+    """Return the level of safety of a table; the default where it has none that is valid."""
+    level = table.get("matched_safety")
     numbers = level if isinstance(level, dict) else {}
     safety, over = numbers.get("safety"), numbers.get("over_refusal")
     valid = isinstance(safety, float | int) and isinstance(over, float | int) and 0 < safety <= 1 and 0 <= over < 1

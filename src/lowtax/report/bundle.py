@@ -21,6 +21,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_text
 from lowtax.common.palette import COLOURS
 from lowtax.report import curves, overview, stored
+from lowtax.report.across import on_common_prompts
 from lowtax.report.answers import answers
 from lowtax.report.differences import differences
 from lowtax.report.encoding import as_block, as_json, as_lines, as_script, source_hash
@@ -127,7 +128,8 @@ def _write_data(
     columns = Columns(studies)
     columns.add_rows()
     both = {"requests": Replies(studies, columns, False), "questions": Replies(studies, columns, True)}
-    _refuse_strangers(studies, both)
+    if len(studies) > 1:
+        studies = on_common_prompts(studies, columns, both["requests"], both["questions"])
     shown = everything = 0
     parts: dict[str, dict[str, int]] = {}
     for name, replies in both.items():
@@ -155,27 +157,6 @@ def _write_data(
     put("overview", as_json(first | {"stamp": stamp, "follow": follow}))
     put("stamp", as_json({"stamp": stamp}))
     return shown, everything
-
-
-def _refuse_strangers(studies: Sequence[stored.Stored], both: dict[str, Replies]) -> None:
-    """Refuse studies of which one has no prompt and no question that another one has.
-
-    Raises:
-        UserError: there is such a study.
-    """
-    if len(studies) < 2:
-        return
-    owners = [
-        {both[name].study_of[place.file] for place in prompt.replies.values()}
-        for name in both
-        for prompt in both[name].prompts.values()
-    ]
-    for number, study in enumerate(studies):
-        if owners and not any(number in of and len(of) > 1 for of in owners):
-            raise UserError(
-                f"{study.folder} has no prompt and no question that another study has: studies are compared on the "
-                "same prompts, so make a page for each."
-            )
 
 
 def _asset(name: str) -> str:
