@@ -6,6 +6,7 @@ from pathlib import Path
 
 import large_study
 import pytest
+import yaml
 
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows, write_text
@@ -94,6 +95,15 @@ def test_memory_is_bounded_by_chunks_and_not_by_texts(tmp_path: Path):
     assert size > 6e6
     assert peak < size / 2
     assert len(list((tmp_path / "page" / "data").glob("requests-*.js"))) > 10
+
+
+def test_a_page_is_a_space(made_study: Path, tmp_path: Path):
+    page = bundle.write([made_study], tmp_path / "page", space=True)
+    text = (page.path.parent / "README.md").read_text()
+    settings = yaml.safe_load(text.split("---\n")[1])
+    assert settings["sdk"] == "static"
+    assert (page.path.parent / settings["app_file"]).exists()
+    assert settings["title"] == "made"
 
 
 def test_following_waits_for_a_change(made_study: Path, tmp_path: Path):

@@ -69,7 +69,9 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
-Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `run` or `train`.")]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `run` or `train`.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder of the study. If it exists, the study resumes.")]
 Set = Annotated[
     list[str] | None,

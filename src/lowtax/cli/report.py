@@ -27,6 +27,10 @@ def report(
     follow: Annotated[
         bool, typer.Option("--follow", help="Write the page again whenever the study has new results, until Ctrl-C.")
     ] = False,
+    space: Annotated[
+        bool,
+        typer.Option("--space", help="Make the folder a static Space: `hf upload OWNER/NAME PAGE --repo-type space`."),
+    ] = False,
 ) -> None:
     """Write the page of a study, or of several with the same prompts: a folder that a browser opens without a server.
 
@@ -40,13 +44,13 @@ def report(
         if len(folders) > 1:
             raise UserError("A page of several studies needs --out PAGE, the folder to write to.")
         out = folders[0] / (f"{PAGE}.html" if single_file else PAGE)
-    if single_file and follow:
-        raise UserError("--follow needs a page in a folder: leave out --single-file.")
+    if single_file and (follow or space):
+        raise UserError("--follow and --space need a page in a folder: leave out --single-file.")
     before = following.state(folders)
-    tell(described(bundle.write(folders, out, single_file, follow)))
+    tell(described(bundle.write(folders, out, single_file, follow, space)))
     while follow:
         before = following.wait_for_news(folders, before)
-        say(described(bundle.write(folders, out, follow=True)))
+        say(described(bundle.write(folders, out, follow=True, space=space)))
 
 
 def described(page: "Page") -> str:

@@ -26,6 +26,7 @@ from lowtax.report.answers import answers
 from lowtax.report.differences import differences
 from lowtax.report.encoding import as_block, as_json, as_lines, as_script, source_hash
 from lowtax.report.replies import Replies
+from lowtax.report.space import write_readme
 from lowtax.report.subjects import Columns
 
 ASSETS = Path(__file__).parent / "page"
@@ -50,13 +51,16 @@ class Page:
     size: int
 
 
-def write(folders: Sequence[Path], out: Path, single_file: bool = False, follow: bool = False) -> Page:
+def write(
+    folders: Sequence[Path], out: Path, single_file: bool = False, follow: bool = False, space: bool = False
+) -> Page:
     """Write the page of the studies in some folders.
 
     Args:
         out: a folder, which is replaced if it holds such a page; with `single_file`, a file.
         single_file: write one HTML file, with at most `MOST_REPLIES` replies and questions.
         follow: the page looks for a newer one while it is open.
+        space: the folder is also a static Space of the Hugging Face hub.
 
     Raises:
         UserError: a folder holds no study, `out` holds something else, or the studies have no prompt in common.
@@ -73,6 +77,8 @@ def write(folders: Sequence[Path], out: Path, single_file: bool = False, follow:
         for name in (*SCRIPTS, STYLE):
             (work / "assets" / name).write_text(_asset(name), encoding="utf-8")
         (work / "index.html").write_text(_folder_page(), encoding="utf-8")
+        if space:
+            write_readme(work, studies)
         size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
         os.chmod(work, 0o755)
     return Page(out / "index.html", shown, everything, size)
