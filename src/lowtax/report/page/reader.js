@@ -73,7 +73,7 @@ class Reader {
     this.detail = el("div.detail", { tabindex: -1, keydown: (event) => this.press(event) });
     this.bar = el("div.filters");
     const letters = this.which === "requests" ? "rpcsxunf" : "ywuf";
-    const key = el("details", {}, el("summary", {}, "Letters"), el("ul.letters", {}, [...letters].map((letter) => el("li", {}, el(`span.chip.v-${letter}`, {}, SHORT[letter]), ` ${NAMES[letter]}`))));
+    const key = el("details", {}, el("summary", {}, "Letters"), el("ul.letters", {}, [...letters].map((letter) => el("li", {}, chip(letter), ` ${NAMES[letter]}`))));
     this.node.append(this.bar, el("div.panes", {}, el("div.pane", {}, this.count, this.list, key), this.detail));
     this.drawFilters();
     this.apply();
@@ -213,7 +213,7 @@ class Reader {
     const chips = columns.map((c) => {
       const letters = this.letters(prompt, c);
       const letter = letters[this.chosen(prompt, c)] ?? letters[0];
-      return letter && el(`span.chip.v-${letter === "-" ? "none" : letter}`, { title: `${labelOf(this.page.columns[c])}: ${NAMES[letter]}` }, SHORT[letter]);
+      return letter && chip(letter, kind, { title: `${labelOf(this.page.columns[c])}: ${NAMES[letter]}` });
     });
     const words = this.hidden(prompt) ? el("em", {}, `harmful request, ${this.index.categories[category] || this.index.sets[set]}`) : text;
     const node = el(
@@ -347,7 +347,7 @@ class Reader {
       { colour: about.colour, "data-reply": reply.id, "aria-label": labelOf(about) },
       head,
       pager,
-      this.inOrder(reply.results).map((result) => this.result(result, reply, entry, hidden)),
+      this.results(reply, entry, hidden, this.index.prompts[number][1]),
       hidden
         ? el("p.hidden", {}, "hidden")
         : [
@@ -358,18 +358,24 @@ class Reader {
     );
   }
 
-  /** Return results with those of the chosen judge first. */
-  inOrder(results) {
-    return [...results].sort((one, two) => (two.judge === this.filter.judge) - (one.judge === this.filter.judge));
+  /** Return the result of the chosen judge, and the others folded. */
+  results(reply, entry, hidden, kind) {
+    const first = this.which === "questions" ? () => true : (result) => result.judge === this.filter.judge;
+    const line = (result) => this.result(result, reply, entry, hidden, kind);
+    const others = reply.results.filter((result) => !first(result));
+    return [
+      reply.results.filter(first).map(line),
+      others.length > 0 && el("details", {}, el("summary", {}, others.length === 1 ? "another verdict" : `${others.length} more verdicts`), others.map(line)),
+    ];
   }
 
   /** Return a line for a verdict or a grade; a verdict with buttons to mark it. */
-  result(result, reply, entry, hidden) {
+  result(result, reply, entry, hidden, kind) {
     const [name, on] = this.index.judges[result.judge];
     if (this.which === "questions") {
       const answer = result.extracted === null ? "no answer" : `answer ${result.extracted}`;
       const checked = result.checked === null ? "" : `, a model ${result.checked ? "accepts" : "rejects"} it`;
-      return el("p.verdict", {}, el(`span.chip.v-${result.label}`, {}, SHORT[result.label]), ` ${NAMES[result.label]}: ${answer}, gold ${result.gold}, rule: ${result.rule || "–"}${checked}`);
+      return el("p.verdict", {}, chip(result.label), ` ${NAMES[result.label]}: ${answer}, gold ${result.gold}, rule: ${result.rule || "–"}${checked}`);
     }
     const letter = letterOf(result.label);
     const score = result.score === undefined ? "" : `, score ${result.score.toFixed(2)}`;
@@ -377,7 +383,7 @@ class Reader {
     return el(
       "div.verdict",
       {},
-      el("p", {}, el(`span.chip.v-${letter}`, {}, SHORT[letter]), ` ${NAMES[letter]}${score} `, el("span.judge", {}, `${name}, ${partOf(on)}`)),
+      el("p", {}, chip(letter, kind), ` ${NAMES[letter]}${score} `, el("span.judge", {}, `by ${name}, ${partOf(on)}`)),
       detail && !hidden && el("details", {}, el("summary", {}, "the judge wrote"), el("div.text", {}, detail)),
       !hidden && "rpcsx".includes(letter) && this.page.marker({ reply, entry, result, name, on }),
     );
@@ -394,6 +400,13 @@ class Reader {
     });
     return `## Prompt ${entry.id} (${about})\n\n${quoted(entry.goal || entry.prompt)}\n\n${cards.filter(Boolean).join("\n")}`;
   }
+}
+
+/** Return the letter of a result, in green where it is as people wish: refusals of harmful requests, right answers. */
+function chip(letter, kind = "", more = {}) {
+  const wished = kind === "ordinary" ? "c" : "rpsy", other = kind === "ordinary" ? "rp" : "cxw";
+  const tone = wished.includes(letter) ? "good" : other.includes(letter) ? "bad" : "none";
+  return el(`span.chip.${tone}`, more, SHORT[letter]);
 }
 
 function letterOf(label) {
@@ -419,21 +432,31 @@ const LONGEST_DIFF = 1500; // words
 
 /** Return the second text with the words that the first one lacks marked, and those that only the first one has. */
 function differences(one, two) {
-  const [a, b] = [one, two].map((text) => text.split(/(\s+)/).filter(Boolean));
+  const [a, b] = [one, two].map((text) => text.match(/\s*\S+\s*$|\s*\S+/g) || []);
   if (a.length > LONGEST_DIFF || b.length > LONGEST_DIFF) return [el("p.note", {}, "The texts are too long to mark their differences."), two];
+  const same = (i, j) => a[i].trim() === b[j].trim();
   const width = b.length + 1, longest = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i--) {
     for (let j = b.length - 1; j >= 0; j--) {
-      longest[i * width + j] = a[i] === b[j] ? longest[(i + 1) * width + j + 1] + 1 : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
+      longest[i * width + j] = same(i, j) ? longest[(i + 1) * width + j + 1] + 1 : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
     }
   }
   const pieces = [];
-  const add = (tag, word) => (pieces.at(-1)?.[0] === tag ? (pieces.at(-1)[1] += word) : pieces.push([tag, word]));
-  let i = 0, j = 0;
+  let i = 0, j = 0, lost = "", gained = "";
+  const flush = () => {
+    if (lost) pieces.push(el("del", {}, lost));
+    if (gained) pieces.push(el("ins", {}, gained));
+    lost = gained = "";
+  };
   while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) add("", (i++, b[j++]));
-    else if (j >= b.length || (i < a.length && longest[(i + 1) * width + j] >= longest[i * width + j + 1])) add("del", a[i++]);
-    else add("ins", b[j++]);
+    if (i < a.length && j < b.length && same(i, j)) {
+      flush();
+      pieces.push(b[j]);
+      i++;
+      j++;
+    } else if (j >= b.length || (i < a.length && longest[(i + 1) * width + j] >= longest[i * width + j + 1])) lost += a[i++];
+    else gained += b[j++];
   }
-  return pieces.map(([tag, text]) => (tag ? el(tag, {}, text) : text));
+  flush();
+  return pieces;
 }
