@@ -31,6 +31,9 @@ def report(
         bool,
         typer.Option("--space", help="Make the folder a static Space: `hf upload OWNER/NAME PAGE --repo-type space`."),
     ] = False,
+    cards: Annotated[
+        bool, typer.Option("--cards", help="Also write the measured rates into the model cards of the checkpoints.")
+    ] = False,
 ) -> None:
     """Write the page of a study, or of several with the same prompts: a folder that a browser opens without a server.
 
@@ -46,6 +49,10 @@ def report(
         out = folders[0] / (f"{PAGE}.html" if single_file else PAGE)
     if single_file and (follow or space):
         raise UserError("--follow and --space need a page in a folder: leave out --single-file.")
+    for folder in folders if cards else ():
+        from lowtax.report.cards import write_cards
+
+        tell(f"model cards with rates: {write_cards(folder)} in {folder / 'arms'}")
     before = following.state(folders)
     tell(described(bundle.write(folders, out, single_file, follow, space)))
     while follow:

@@ -177,7 +177,7 @@ function lines(series, xName, yName, xUnit = "count", yUnit = "number") {
   return chart(picture, title, [xName, ...series.map((s) => s.name)], steps.map((step) => [shown(step, xUnit), ...by.map((points) => (points.has(step) ? write(points.get(step)) : "–"))]));
 }
 
-/** Draw a map of numbers by row and column, darker where they are larger. cells: Map of "row column" to number. */
+/** Draw a map of numbers by row and column, in a stronger colour where they are larger; column -1 is no layer. cells: Map of "row column" to number. */
 function map(title, rows, columns, cells, largest) {
   const size = 18, wide = Math.max(22, Math.min(56, 560 / columns.length)), left = 150, top = 10;
   const width = left + columns.length * wide + 10, height = top + rows.length * size + 40;
@@ -194,11 +194,11 @@ function map(title, rows, columns, cells, largest) {
   const every = Math.ceil(columns.length / 16);
   const picture = svg(
     "svg",
-    { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: a map of modules by layer`, class: "chart" },
+    { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: a map of modules by layer`, class: "chart map" },
     rows.map((row, i) => svg("text", { x: left - 6, y: top + i * size + 13, class: "tick end" }, row.length > 22 ? `${row.slice(0, 20)}…` : row)),
-    columns.map((column, j) => (j % every ? null : svg("text", { x: left + j * wide + wide / 2, y: top + rows.length * size + 15, class: "tick middle" }, String(column)))),
-    svg("text", { x: left, y: top + rows.length * size + 33, class: "tick" }, `layer; darkest: ${shown(largest, "number")}`),
+    columns.map((column, j) => (j % every ? null : svg("text", { x: left + j * wide + wide / 2, y: top + rows.length * size + 15, class: "tick middle" }, column === -1 ? "none" : String(column)))),
+    svg("text", { x: left, y: top + rows.length * size + 33, class: "tick" }, `by layer; strongest colour: ${shown(largest, "number")}`),
     drawn,
   );
-  return chart(picture, title, ["module", ...columns.map(String)], rows.map((row) => [row, ...columns.map((column) => shown(cells.get(`${column} ${row}`), "number"))]));
+  return chart(scrolling(`map, ${title}`, picture), title, ["module", ...columns.map(String)], rows.map((row) => [row, ...columns.map((column) => shown(cells.get(`${column} ${row}`), "number"))]));
 }

@@ -226,12 +226,12 @@ async function anatomy(section) {
     const box = el("div");
     const draw = (key) => {
       const at = 2 + Object.keys(names).indexOf(key);
-      const largest = Math.max(...maps.flatMap(({ sites }) => sites.map((site) => site[at] ?? 0)));
+      const everywhere = [...new Set(maps.flatMap(({ sites }) => sites.map(([layer]) => layer)))].sort((a, b) => a - b);
       box.replaceChildren(
         ...maps.map(({ arm, sites, study, note }) => {
-          const layers = [...new Set(sites.map(([layer]) => layer))].sort((a, b) => a - b), modules = [...new Set(sites.map(([, module]) => module))];
+          const largest = Math.max(...sites.map((site) => site[at] ?? 0)), modules = [...new Set(sites.map(([, module]) => module))];
           const cells = new Map(sites.map((site) => [`${site[0]} ${site[1]}`, site[at]]));
-          return el("div", {}, el("h4", {}, named({ ...columnOf({ study, arm }), name: arm, last: true })), note && el("p.note", {}, note), map(`${names[key]}, ${arm}`, modules, layers, cells, largest));
+          return el("div", {}, el("h4", {}, named({ ...columnOf({ study, arm }), name: arm, last: true })), note && el("p.note", {}, note), map(`${names[key]}, ${arm}`, modules, everywhere, cells, largest));
         }),
       );
     };
