@@ -71,8 +71,8 @@ def test_the_answers_choose_the_checkpoint_that_solves_most_of_the_safe(made_stu
         f"{best['arm']} (step {best['step']}) solves most: {best['reasoning']['sums']['value']:.2f}" in lines[0]["text"]
     )
     assert lines[0]["links"] == [("show", f"#arm={study.rows.index(best)}")]
-    assert "paired by question: so this study does not tell them apart" in lines[1]["text"]
-    assert "beside the base" in lines[2]["text"]
+    assert "paired by question: this study does not tell them apart" in lines[1]["text"]
+    assert "minus that of the base" in lines[2]["text"]
     counts = dict(lines[3]["links"])
     base = study.rows[0]["over_refusal"]
     assert f"base {base['refusal']} of 40" in counts

@@ -129,12 +129,13 @@ def _difference(study: int, one: Row, two: Row, who: str, columns: Columns, ques
     if math.isnan(value):
         return ""
     end = (
-        "so this study does not tell them apart"
+        "this study does not tell them apart"
         if low <= 0 <= high
-        else f"so it solves {'more' if value > 0 else 'fewer'} problems"
+        else f"it solves {'more' if value > 0 else 'fewer'} problems"
     )
-    name = f"{who}, {_name(two)}" if two["arm"] != BASE else who
-    return f"It solves {value:+.2f} [{low:+.2f}, {high:+.2f}] beside {name}, paired by question: {end}."
+    name = f"that of {who}, {_name(two)}" if two["arm"] != BASE else f"that of {who}"
+    figures = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"Its share of problems solved minus {name}: {figures}, paired by question: {end}."
 
 
 def outcomes(replies: Replies, column: int, task: str) -> Outcomes:
