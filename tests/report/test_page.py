@@ -316,6 +316,24 @@ def test_it_fits_a_telephone(browser: object, made_page: Path):
     assert own.faults == []
 
 
+def test_a_folder_that_is_not_whole_is_said(browser: object, made_study: Path, tmp_path: Path):
+    index = bundle.write([made_study], tmp_path / "page").path
+    own = Watched(browser)
+    page = own.open(index, "replies")
+    page.locator("#view-replies .card").first.wait_for()
+    write_text(index.parent / "data" / "questions-0.js", "lowtaxData('questions-0', '0\\n{\"id\": \"other\"}');\n")
+    page.goto(f"{index.as_uri()}#reasoning")
+    page.locator("#view-reasoning [role=alert]", has_text="load it again").wait_for()
+    (index.parent / "data" / "requests-0.js").unlink()
+    page.goto(f"{index.as_uri()}#replies")
+    page.reload()
+    page.locator("#view-replies [role=alert]", has_text="requests-0.js is missing").wait_for()
+    (index.parent / "data" / "overview.js").unlink()
+    page.reload()
+    page.locator("main [role=alert]", has_text="overview.js is missing").wait_for()
+    own.context.close()
+
+
 def test_it_is_served_on_loopback(watched: Watched, made_page: Path):
     with serving.server(made_page.parent) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)

@@ -80,7 +80,6 @@ def write(
         if space:
             write_readme(work, studies)
         size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-        os.chmod(work, 0o755)
     return Page(out / "index.html", shown, everything, size)
 
 

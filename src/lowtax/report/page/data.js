@@ -40,7 +40,10 @@ function load(name, fresh = false) {
     waiting[name] = resolve;
     const script = document.createElement("script");
     script.src = addresses.createScriptURL(`data/${name}.js${fresh ? `?${Date.now()}` : ""}`);
-    script.addEventListener("error", () => reject(new Error(`data/${name}.js cannot be read`)));
+    script.addEventListener("error", () => {
+      script.remove();
+      reject(new Error(`data/${name}.js is missing: the folder of the page is not complete`));
+    });
     script.addEventListener("load", () => script.remove());
     document.head.append(script);
   });
@@ -60,9 +63,12 @@ async function lineOf(which, index, number) {
   return chunk.lines[number - chunk.first];
 }
 
-/** Return a promise of the texts of a prompt. */
+/** Return a promise of the texts of a prompt; it fails if the page on the disk is a newer one than this. */
 async function texts(which, index, number) {
-  return JSON.parse(await lineOf(which, index, number));
+  const line = await lineOf(which, index, number);
+  const entry = line && JSON.parse(line);
+  if (entry?.id !== index.prompts[number][0]) throw new Error("the page was written again since it was opened: load it again");
+  return entry;
 }
 
 /** Make an element: its tag with classes (`p.note`), its attributes, and its children; texts become text nodes. */

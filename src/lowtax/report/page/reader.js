@@ -306,7 +306,12 @@ class Reader {
   /** Show the texts of a prompt. */
   async read(number) {
     this.number = number;
-    const entry = await texts(this.which, this.index, number);
+    let entry;
+    try {
+      entry = await texts(this.which, this.index, number);
+    } catch (error) {
+      return this.detail.replaceChildren(el("p.note", { role: "alert" }, `These texts cannot be shown: ${error.message}.`));
+    }
     if (number !== this.number) return;
     const [id, kind, set, category] = this.index.prompts[number];
     const hidden = this.hidden(number);
