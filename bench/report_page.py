@@ -3,9 +3,9 @@
     python bench/report_page.py [--prompts 6350]
 
 The study has the base and six checkpoints, replies of 60 words after thoughts of 120, and two judges
-(`tests/support/large_study.py`). Writing: the command `lowtax report`, with its start. Reading: from the disk; the first
-paint and the complete first view, a filter over all prompts, and a search of all texts; memory is the resident memory
-of the process that has the page. Without playwright or Chromium, writing alone is measured.
+(`tests/support/large_study.py`). Writing: the command `lowtax report`, with its start. Reading: from the disk; the
+first paint and the complete first view, a filter over all prompts, and a search of all texts; memory is the resident
+memory of the process that has the page. Without playwright or Chromium, writing alone is measured.
 """
 
 import argparse

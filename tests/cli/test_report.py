@@ -1,5 +1,11 @@
 """The commands `report` and `view`, and the page that `run` leaves."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -50,6 +56,22 @@ def test_several_studies_have_one_table(tmp_path: Path):
     ):
         with pytest.raises(UserError, match=sentence):
             run("compare", *arguments)
+
+
+def test_view_writes_the_page_and_serves_it_until_ctrl_c(tmp_path: Path):
+    study = shutil.copytree(GOLDEN, tmp_path / "study")
+    command = [sys.executable, "-m", "lowtax", "view", str(study), "--no-browser"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        lines = [running.stdout.readline() for _ in range(2)]
+        assert lines[0].startswith(f"page: {study / 'report' / 'index.html'}")
+        with urllib.request.urlopen(lines[1].split(" ")[0], timeout=30) as answer:
+            assert b"lowtax report" in answer.read()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 0
+        assert "stopped" in running.stderr.read()
 
 
 def test_a_finished_study_stands_although_its_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -166,6 +166,18 @@ def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_pag
     assert "0.83 [0.44, 0.97]" in page.locator("#view-overview").inner_text()
 
 
+def test_a_prompt_is_copied_as_markdown(watched: Watched, made_study: Path, made_page: Path):
+    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = watched.open(made_page, "reasoning")
+    page.locator("#view-reasoning").get_by_role("button", name="Copy as Markdown").click()
+    page.locator("#view-reasoning").get_by_role("button", name="Copied").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    row = rows(made_study / "answers" / "sums.jsonl")[0]
+    assert text.startswith(f"## Prompt {row['prompt_id']} (sums)\n\n    {row['prompt']}\n")
+    assert f"### base (sums: {'right' if row['text'] == '1' else 'wrong'})" in text
+    assert f"    {row['thought']}" in text
+
+
 def test_differences_are_marked(watched: Watched, made_page: Path):
     page = watched.open(made_page, "reasoning")
     choose(page, "Show", "lost by A: B solves it, A does not", "reasoning")
