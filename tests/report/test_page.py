@@ -153,7 +153,7 @@ def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_pag
         listed.press("j")
         page.locator(f"#view-replies .row[aria-selected=true][aria-posinset='{number + 2}']").wait_for()
         page.locator("#view-replies .about", has_text=f"request {number + 2}").wait_for()
-    page.goto(f"{made_page.as_uri()}#labels")
+    watched.open(made_page, "labels")
     assert "0.83 [0.44, 0.97]" in page.locator("#view-labels").inner_text()  # Wilson's interval of 5 of 6
     with page.expect_download() as download:
         page.get_by_role("button", name="Export 6 labels").click()
@@ -162,7 +162,7 @@ def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_pag
     columns = calibration.Columns("prompt", "reply", "label", ("refusal,partial",))
     cases = calibration.read(path, columns)
     assert len(cases) == 6
-    page.goto(f"{made_page.as_uri()}#overview")
+    watched.open(made_page, "overview")
     assert "0.83 [0.44, 0.97]" in page.locator("#view-overview").inner_text()
 
 
@@ -239,11 +239,9 @@ def test_no_injection_runs_or_fetches(watched: Watched, tmp_path: Path, single_f
     page = watched.open(index)
     page.get_by_label("Show harmful text without a click").check()
     for view in VIEWS:
-        page.goto(f"{index.as_uri()}#{view}")
-        page.locator(f"#view-{view}:visible").wait_for()
+        watched.open(index, view)
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-    page.goto(f"{index.as_uri()}#replies")
-    page.locator("#view-replies .row").first.wait_for()
+    watched.open(index, "replies")
     listed = page.locator("#view-replies .list")
     for number, text in enumerate(INJECTIONS):
         page.locator("#view-replies .about", has_text=f"request {number + 1}").wait_for()
@@ -334,10 +332,10 @@ def test_a_folder_that_is_not_whole_is_said(browser: object, made_study: Path, t
     page = own.open(index, "replies")
     page.locator("#view-replies .card").first.wait_for()
     write_text(index.parent / "data" / "questions-0.js", "lowtaxData('questions-0', '0\\n{\"id\": \"other\"}');\n")
-    page.goto(f"{index.as_uri()}#reasoning")
+    own.open(index, "reasoning")
     page.locator("#view-reasoning [role=alert]", has_text="load it again").wait_for()
     (index.parent / "data" / "requests-0.js").unlink()
-    page.goto(f"{index.as_uri()}#replies")
+    own.open(index, "replies")
     page.reload()
     page.locator("#view-replies [role=alert]", has_text="requests-0.js is missing").wait_for()
     (index.parent / "data" / "overview.js").unlink()

@@ -19,7 +19,7 @@ class Watched:
     def open(self, index: Path, view: str = "") -> object:
         """Open a view of a page from its file, and wait until it is ready."""
         self.page.goto(f"{index.as_uri()}{view and '#'}{view}")
-        self.page.wait_for_selector("html[data-ready]")
+        self.page.locator(f'html[data-ready][data-shows="{view and "#"}{view}"]').wait_for()
         return self.page
 
     def elsewhere(self, folder: Path) -> list[str]:

@@ -321,8 +321,15 @@ function passAt() {
   return el("details.arms", {}, el("summary", {}, "pass@k and majority"), scrolling("pass@k", table("One of k samples is right; the most frequent answer is right", ["arm", ...listed.map((m) => m.name)], rows)));
 }
 
+/** Go to where the address leads; the page then says which address it shows. */
 async function route() {
-  const hash = location.hash.slice(1);
+  const { hash } = location;
+  delete document.documentElement.dataset.shows;
+  await goTo(hash.slice(1));
+  if (hash === location.hash) document.documentElement.dataset.shows = hash;
+}
+
+async function goTo(hash) {
   if (hash === "main") return main.focus();
   const [name, value] = hash.split("=", 2);
   let id = value ?? "";
