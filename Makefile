@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo figures test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit clean
+.PHONY: setup demo figures test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report clean
 
 PYTHON = python3
 VENV = .venv
@@ -71,6 +71,10 @@ bench-evaluate: $(VENV)/.installed-bench
 
 bench-edit: $(VENV)/.installed-bench
 	$(BIN)/python bench/edit.py
+
+# The page of 100,000 replies, written and read in Chromium.
+bench-report: $(VENV)/.installed-dev
+	$(BIN)/python bench/report_page.py
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -180,7 +180,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lowtax.common.figures import COLOURS, GREY, INK
+    from lowtax.common.palette import COLOURS, GREY, INK
 
     figure = Figure(figsize=(10.4, 4.2), dpi=160)
     FigureCanvasAgg(figure)

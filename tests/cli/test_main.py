@@ -60,6 +60,7 @@ def test_a_study_from_the_command_line_stage_by_stage(tmp_path, tiny_model, monk
     assert [r["arm"] for r in rows] == [r["arm"] for r in by_stage]
     assert all(r["safety"]["n"] == 2 for r in rows)
     assert json.loads((tmp_path / "whole/card.json").read_text())["recipe"]["name"] == "tiny"
+    assert (tmp_path / "whole/report/index.html").exists()
 
 
 MISTAKES = {

@@ -15,7 +15,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lowtax.common.figures import COLOURS, GREY, INK, MARKS, new_figure, quiet_axes, save
+from lowtax.common.figures import new_figure, quiet_axes, save
+from lowtax.common.palette import COLOURS, GREY, INK, MARKS
 
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -158,8 +158,8 @@ def outcomes(answers: Answers) -> dict[int, dict[str, list[float]]]:
 def taxes(base: Mapping[str, Answers], arm: Mapping[str, Answers]) -> tuple[dict[str, Cell], Cell]:
     """Return the tax of an arm (`stats.tax`) for every task that it shares with the base, and the mean over these."""
     pairs = {task: (_one(outcomes(base[task])), outcomes(arm[task])) for task in arm if task in base}
-    by_task = {task: _tax([pair]) for task, pair in pairs.items()}
-    return by_task, next(iter(by_task.values())) if len(by_task) == 1 else _tax(list(pairs.values()))
+    by_task = {task: tax_cell([pair]) for task, pair in pairs.items()}
+    return by_task, next(iter(by_task.values())) if len(by_task) == 1 else tax_cell(list(pairs.values()))
 
 
 def _one(seeds: Mapping[int, Mapping[str, list[float]]]) -> dict[str, list[float]]:
@@ -171,7 +171,8 @@ def _one(seeds: Mapping[int, Mapping[str, list[float]]]) -> dict[str, list[float
     return joined
 
 
-def _tax(pairs: list[tuple[dict[str, list[float]], dict[int, dict[str, list[float]]]]]) -> Cell:
+def tax_cell(pairs: list[tuple[dict[str, list[float]], dict[int, dict[str, list[float]]]]]) -> Cell:
+    """Return `value`, `low` and `high` of `stats.tax`, rounded; None where it is not defined."""
     interval = dict(zip(("value", "low", "high"), stats.tax(pairs), strict=True))
     return {name: None if math.isnan(x) else round(x, 4) for name, x in interval.items()}
 

@@ -14,7 +14,20 @@ import typer
 from typer.core import TyperGroup
 
 from lowtax import __version__
-from lowtax.cli import analyze, consistency, edit, evaluate, grade, harness, judge, landscape, sample, sandbox, train
+from lowtax.cli import (
+    analyze,
+    consistency,
+    edit,
+    evaluate,
+    grade,
+    harness,
+    judge,
+    landscape,
+    report,
+    sample,
+    sandbox,
+    train,
+)
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
 from lowtax.common import threads, unused
@@ -69,7 +82,9 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/quickstart.yaml.")]
-Folder = Annotated[Path, typer.Argument(help="A study: the --out folder of `run` or `train`.")]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `run` or `train`.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder of the study. If it exists, the study resumes.")]
 Set = Annotated[
     list[str] | None,
@@ -134,6 +149,7 @@ def run(
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
         work.run(train=not no_train)
     _show(out)
+    report.write_beside(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
@@ -167,7 +183,7 @@ app.command(context_settings=harness.LM_EVAL_SETTINGS)(harness.lm_eval)
 
 @app.command()
 def compare(
-    folder: Folder,
+    folders: Folders,
     against: Annotated[
         str | None, typer.Option(help="Compare every checkpoint with the last one of this arm, request by request.")
     ] = None,
@@ -184,15 +200,24 @@ def compare(
     expect: Annotated[
         Path | None, typer.Option(help="Say which rates agree with the stored results of the same recipe in this file.")
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder, of several studies.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Write the table and the figure of a study.
+    """Write the table and the figure of a study, or of several on the prompts that all of them have.
 
-    Stored replies and answers are judged and graded first. The files are table.json, table.md and frontier.png; with
-    --against, against.ARM.json.
+    Of one study, stored replies and answers are judged and graded first. The files are table.json, table.md and
+    frontier.png; with --against, against.ARM.json.
 
     Example: lowtax compare runs/quickstart
+
+    Example: lowtax compare runs/a runs/b --out both
     """
+    if len(folders) > 1:
+        report.compare_several(folders, out, [against, safety, over_refusal, expect])
+        return
+    [folder] = folders
+    if out is not None:
+        raise UserError("--out is for several studies: the table of one is in its folder.")
     with study(folder, trust=trust) as work:
         work.require("either")
         if against is not None:
@@ -201,15 +226,18 @@ def compare(
             tell(paired.markdown(paired.against(work, against), against))
             return
         table = work.compare(work.level(safety, over_refusal))
-        if expect is not None:
-            from lowtax.study import expected
+    if (folder / report.PAGE).exists():
+        report.write_beside(folder)
+    if expect is None:
+        return _show(folder)
+    from lowtax.study import expected
 
-            tell(expected.markdown(expected.agreement(table, expect)))
-            return
-    _show(folder)
+    tell(expected.markdown(expected.agreement(table, expect)))
 
 
 app.command()(consistency.consistency)
+app.command()(report.report)
+app.command()(report.view)
 app.command()(edit.edit)
 app.command()(edit.methods)
 app.command()(analyze.analyze)

@@ -3,10 +3,11 @@
     with border(f"The tokenizer in {folder} cannot be read", "download it again"):
         tokenizer = AutoTokenizer.from_pretrained(folder)      # UserError, whatever the library raises
 
-Each kind of file has one reader, which uses this module: JSON and rows in `common.files`, YAML in `common.yaml_files`,
-tables in `data.tables`, safetensors in `models.tensor_files`, PEFT's folders in `models.adapters`, everything that
-transformers reads in `models.loading`, saved states in `training.checkpoints`. Text is read as regular files only: a
-pipe or a device would be waited for, perhaps for ever.
+Each kind of file has one reader, which uses this module: JSON and rows in `common.files` (rows one at a time, for the
+page of a study, in `common.row_files`), YAML in `common.yaml_files`, tables in `data.tables`, safetensors in
+`models.tensor_files`, PEFT's folders in `models.adapters`, everything that transformers reads in `models.loading`,
+saved states in `training.checkpoints`. Text is read as regular files only: a pipe or a device would be waited for,
+perhaps for ever.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Style and helpers of all figures: colours, marks, quiet axes, and files that appear as a whole."""
+"""Helpers of all figures: quiet axes, and files that appear as a whole."""
 
 from pathlib import Path
 
@@ -9,12 +9,9 @@ from matplotlib.text import Text
 
 from lowtax.common.display import as_text
 from lowtax.common.files import atomic_file
+from lowtax.common.palette import GREY
 
 DPI = 200
-# Okabe and Ito's colours, which any colour vision tells apart, without their yellow: it is too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
-MARKS = "osDv^P"
-INK, GREY = "#222222", "#666666"
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -23,6 +23,8 @@ from lowtax.common.errors import UserError
 from lowtax.common.yaml_files import FRONT_MATTER, parse_yaml
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
+RATES_TEMPLATE = Path(__file__).parent / "model_card_rates.md"
+RATES_SECTION = re.compile(r"^## Safety and reasoning\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
 CLAIMS = ("license", "license_name", "license_link", "language", "datasets")
 """Front matter of an adapter's card that the card of a merged model repeats as text."""
 LONGEST = 40_000
@@ -127,9 +129,43 @@ def model_card(facts: Facts) -> str:
         sources=[(_source(source), source) for source in facts.data],
         placement=Markup(in_words(facts.placement)),
         placement_yaml=Markup(yaml.safe_dump({"placement": facts.placement}, sort_keys=False, width=2**30)),
-        rates=rates,
+        measured=Markup(_measured(rates, facts.judge)),
         version=__version__,
     )
+
+
+def with_rates(card: str, row: dict[str, Any], judge: str, picture: bool) -> str | None:
+    """Return the card of a trained checkpoint with the rates that its study measured, also as its `model-index`.
+
+    Args:
+        card: the text of its README.md.
+        row: the row of the checkpoint in the study's table.
+        judge: the judge of refusals.
+        picture: the folder has the study's frontier.png.
+
+    Returns:
+        The new text; None if the card is not one that lowtax wrote, or lacks the section of the rates.
+    """
+    parsed = _parse(card)
+    tags = parsed.data.get("tags") if parsed else None
+    if parsed is None or not (isinstance(tags, list) and "lowtax" in tags) or not RATES_SECTION.search(parsed.text):
+        return None
+    rates = _rates(row)
+    seeds = max(len(rate.get("seeds", ())) for rate in rates.values())
+    section = _measured(rates, judge, seeds, picture) + "\n\n"
+    title = re.search(r"^# (.+)$", parsed.text, re.MULTILINE)
+    data = parsed.data
+    assert isinstance(data, ModelCardData)
+    data.eval_results = _eval_results(rates) or None
+    data.model_name = title[1] if title and data.eval_results else None
+    text = RATES_SECTION.sub(lambda _: section, parsed.text, count=1)
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def _measured(rates: Rates, judge: str | None, seeds: int = 1, picture: bool = False) -> str:
+    """Return the section on what was measured."""
+    template = _template(RATES_TEMPLATE)
+    return template.render(rates=rates, judge=judge, seeds=seeds, picture=picture)
 
 
 def merged_card(merged: dict[str, Any], adapter_card: str) -> str:
@@ -192,9 +228,9 @@ def in_words(placement: dict[str, Any]) -> str:
 
 
 @cache
-def _template() -> Template:
-    """Compile the template, which takes longer than filling it."""
-    return Environment(finalize=as_markdown).from_string(TEMPLATE.read_text(encoding="utf-8"))
+def _template(path: Path = TEMPLATE) -> Template:
+    """Compile a template, which takes longer than filling it."""
+    return Environment(finalize=as_markdown).from_string(path.read_text(encoding="utf-8"))
 
 
 def _render(data: ModelCardData, **values: Any) -> str:

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lowtax.common import stats
-from lowtax.common.figures import COLOURS, DPI, GREY, INK, MARKS, quiet_axes, save
+from lowtax.common.figures import DPI, quiet_axes, save
+from lowtax.common.palette import COLOURS, GREY, INK, MARKS
 from lowtax.study.compare import Interval, answered, solved
 
 Rows = Sequence[Mapping[str, Any]]

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lowtax.common.figures import COLOURS, GREY, INK, new_figure, quiet_axes, save
+from lowtax.common.figures import new_figure, quiet_axes, save
+from lowtax.common.palette import COLOURS, GREY, INK
 
 Row = Mapping[str, Any]
 WIDTH, TOP, BOTTOM = 6.4, 2.6, 1.7  # of a slice, in inches

@@ -1,0 +1,298 @@
+"""The replies on the page: an index of all prompts with one letter for each reply, and chunks with their texts.
+
+The index is what filters read. It has, for every prompt and column, a letter for each reply: the verdict of each judge,
+or the grade, and how the reply ended. A chunk has the texts of some prompts and is loaded when one of them is opened.
+Texts are read from the study's files when their chunk is written, so that memory holds places in files alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowtax.common.display import as_line
+from lowtax.common.records import Grade, Reply, Verdict
+from lowtax.common.row_files import RowFile
+from lowtax.judges.rates import prompt_set
+from lowtax.report.encoding import as_json
+from lowtax.report.stored import Stored
+from lowtax.report.subjects import Columns
+
+LETTERS = {
+    "refusal": "r",
+    "partial": "p",
+    "compliance": "c",
+    "safe": "s",
+    "unsafe": "x",
+    "unfinished": "u",
+    "unparsed": "n",
+    "failed": "f",
+}
+NO_RESULT = "-"
+CHUNK = 300_000  # characters of texts, about
+SNIPPET = 240  # characters of a prompt in the index
+LONGEST_PERIOD, REPEATED = 300, 3  # characters of a text that repeats itself, and its least number of repeats
+
+Key = tuple[str, str]  # the kind of the prompts (harmful, ordinary, or a task), and the prompt's id
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a reply: its file, by number, the bytes before it, and its results by judge, likewise."""
+
+    file: int
+    start: int
+    id: str
+
+
+@dataclass
+class Prompt:
+    """A prompt or question: its set, its category, the beginning of its text, and its replies.
+
+    replies: by column, seed and sample; of several rows the last one counts.
+    """
+
+    kind: str
+    id: str
+    set: str
+    category: str
+    snippet: str
+    replies: dict[tuple[int, int, int], Place] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """The verdicts of one judge on one text, or the grades of one task: a letter and a place by study and reply id."""
+
+    name: str
+    on: str
+    by_reply: dict[tuple[int, str], tuple[str, int, int]] = field(default_factory=dict)
+
+
+class Replies:
+    """All replies of some studies to their prompts (`questions` False) or to the questions of their tasks (True)."""
+
+    def __init__(self, studies: Sequence[Stored], columns: Columns, questions: bool) -> None:
+        """Read the files once, for the places and letters of everything in them."""
+        self.questions = questions
+        self.files: list[Path] = []
+        self.study_of: list[int] = []  # by file
+        self.result_files: list[Path] = []
+        self.prompts: dict[Key, Prompt] = {}
+        self.results: dict[tuple[str, str], Results] = {}
+        self.flags: dict[tuple[int, int], str] = {}
+        self.replaced = 0
+        for study, stored in enumerate(studies):
+            named = stored.questions if questions else stored.requests
+            for kind, path in named.items():
+                self._read_results(study, stored, kind)
+                self._read_replies(study, stored, kind, path, columns)
+
+    def _read_results(self, study: int, stored: Stored, kind: str) -> None:
+        if self.questions:
+            paths, row_kind = [path for path in [stored.grade_file(kind)] if path.exists()], Grade
+        else:
+            paths, row_kind = stored.verdict_files(kind), Verdict  # type: ignore[assignment]
+        for path in paths:
+            number = len(self.result_files)
+            self.result_files.append(path)
+            with RowFile[Any](path, row_kind) as rows:
+                for start, row in rows:
+                    name, on = (kind, "") if isinstance(row, Grade) else (row.judge, row.on)
+                    results = self.results.setdefault((name, on), Results(as_line(name), on))
+                    results.by_reply[study, row.reply_id] = (_letter(row), number, start)
+            _note_damage(rows, stored)
+
+    def _read_replies(self, study: int, stored: Stored, kind: str, path: Path, columns: Columns) -> None:
+        number = len(self.files)
+        self.files.append(path)
+        self.study_of.append(study)
+        with RowFile(path, Reply) as rows:
+            for start, row in rows:
+                prompt = self.prompts.get((kind, row.prompt_id))
+                if prompt is None:
+                    name = kind if self.questions else prompt_set(row)
+                    text = as_line((row.goal or row.prompt)[: 2 * SNIPPET])[:SNIPPET]
+                    prompt = Prompt(kind, row.prompt_id, as_line(name), as_line(row.category), text)
+                    self.prompts[kind, row.prompt_id] = prompt
+                column = columns.number(study, row.arm, row.checkpoint)
+                key = (column, -1 if row.seed is None else row.seed, row.sample)
+                self.replaced += key in prompt.replies
+                prompt.replies[key] = Place(number, start, row.id)
+                self.flags[number, start] = _flag(row)
+        _note_damage(rows, stored)
+
+    def __len__(self) -> int:
+        """Return the number of replies."""
+        return sum(len(prompt.replies) for prompt in self.prompts.values())
+
+    def chosen(self, most: int | None) -> list[Prompt]:
+        """Return the prompts that the page has: all, or so many, spread evenly, that they have at most so many replies.
+
+        Args:
+            most: the largest number of replies; None for all.
+        """
+        listed = list(self.prompts.values())
+        if most is None or len(self) <= most:
+            return listed
+        number = max(1, int(len(listed) * most / len(self)))
+        return [listed[i * len(listed) // number] for i in range(number)]
+
+    def index(self, prompts: Sequence[Prompt], chunks: Sequence[int], columns: int) -> dict[str, Any]:
+        """Return the index of prompts.
+
+        Args:
+            chunks: the number of the chunk of each prompt.
+            columns: the number of columns.
+        """
+        sets, categories = _Numbers(), _Numbers()
+        judges = list(self.results.values())
+        rows = [
+            [prompt.id, prompt.kind, sets[prompt.set], categories[prompt.category], prompt.snippet, chunk]
+            for prompt, chunk in zip(prompts, chunks, strict=True)
+        ]
+        return {
+            "prompts": rows,
+            "sets": list(sets),
+            "categories": list(categories),
+            "judges": [[results.name, results.on] for results in judges],
+            "letters": [[self._letters(prompt, results, columns) for prompt in prompts] for results in judges],
+            "flags": [self._flags(prompt, columns) for prompt in prompts],
+            "ids": [" ".join(place.id for _, place in sorted(prompt.replies.items())) for prompt in prompts],
+            "replies": sum(len(prompt.replies) for prompt in prompts),
+            "all_replies": len(self),
+            "all_prompts": len(self.prompts),
+        }
+
+    def _letters(self, prompt: Prompt, results: Results, columns: int) -> str:
+        """Return a letter for each reply of a prompt, by column; columns are divided by bars."""
+        return self._by_column(prompt, columns, lambda place: self.letter(results, place))
+
+    def _flags(self, prompt: Prompt, columns: int) -> str:
+        return self._by_column(prompt, columns, lambda place: self.flags[place.file, place.start])
+
+    @staticmethod
+    def _by_column(prompt: Prompt, columns: int, letter: Any) -> str:
+        parts = [""] * columns
+        for (column, _, _), place in sorted(prompt.replies.items()):
+            parts[column] += letter(place)
+        return "|".join(parts)
+
+    def letter(self, results: Results, place: Place) -> str:
+        """Return the letter that a judge or the grading gave a reply."""
+        return self._result(results, place)[0]
+
+    def _result(self, results: Results, place: Place) -> tuple[str, int, int]:
+        return results.by_reply.get((self.study_of[place.file], place.id), (NO_RESULT, 0, 0))
+
+    def chunks(self, prompts: Sequence[Prompt], longest: int | None = None) -> Iterator[list[str]]:
+        """Yield the lines of each chunk: one of JSON for each prompt, in their order.
+
+        Args:
+            longest: the characters of a thought or an answer that are shown; None for all.
+        """
+        with ExitStack() as stack:
+            files = [stack.enter_context(RowFile(path, Reply)) for path in self.files]
+            results = [
+                stack.enter_context(RowFile[Any](path, Grade if self.questions else Verdict))
+                for path in self.result_files
+            ]
+            lines: list[str] = []
+            for prompt in prompts:
+                lines.append(as_json(self._entry(prompt, files, results, longest)))
+                if sum(map(len, lines)) > CHUNK:
+                    yield lines
+                    lines = []
+            if lines:
+                yield lines
+
+    def _entry(
+        self, prompt: Prompt, files: Sequence[RowFile[Reply]], results: Sequence[RowFile[Any]], longest: int | None
+    ) -> dict[str, Any]:
+        entry: dict[str, Any] = {"id": prompt.id, "replies": []}
+        for (column, seed, sample), place in sorted(prompt.replies.items()):
+            row = files[place.file].at(place.start)
+            entry["prompt"], entry["goal"] = row.prompt, row.goal
+            judged = [(i, *self._result(each, place)) for i, each in enumerate(self.results.values())]
+            entry["replies"].append(
+                {"column": column, "seed": None if seed < 0 else seed, "sample": sample}
+                | _texts(row, longest)
+                | {
+                    "results": [
+                        _described(i, letter, results[number].at(start))
+                        for i, letter, number, start in judged
+                        if letter != NO_RESULT
+                    ]
+                }
+            )
+        return entry
+
+
+class _Numbers(dict[str, int]):
+    """A number for every name, in the order in which they are first looked up."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+
+def _note_damage(rows: RowFile[Any], stored: Stored) -> None:
+    if rows.damaged:
+        many = "lines are" if rows.damaged > 1 else "line is"
+        stored.notes.append(
+            f"{rows.path.parent.name}/{rows.path.name}: {rows.damaged:,} damaged {many} left out "
+            "(cut short, or of another version)."
+        )
+
+
+def _letter(row: Grade | Verdict) -> str:
+    """Return the letter of a verdict; of a grade y (right), w (wrong), n (no answer) or u (unfinished)."""
+    if isinstance(row, Verdict):
+        return LETTERS[row.label]
+    if row.correct:
+        return "y"
+    return "u" if not row.finished else "n" if row.extracted is None else "w"
+
+
+def _flag(row: Reply) -> str:
+    """Return how a reply ended: f (failed), l (it repeats itself), u (its thought has no end), c (cut), or a point."""
+    if row.finish == "failed":
+        return "f"
+    if row.finish == "length" and loops(row.text):
+        return "l"
+    return "u" if not row.closed else "c" if row.finish == "length" else "."
+
+
+def loops(text: str) -> bool:
+    """Return True if the end of a text is one passage again and again: three times or more, and 90 characters."""
+    tail = text.rstrip()[-REPEATED * LONGEST_PERIOD :]
+    for period in range(1, min(LONGEST_PERIOD, len(tail) // REPEATED) + 1):
+        length = max(90, REPEATED * period)
+        if len(tail) >= length and tail[-length:-period] == tail[-length + period :]:
+            return True
+    return False
+
+
+def _texts(row: Reply, longest: int | None) -> dict[str, Any]:
+    """Return the texts of a reply and how it ended; the whole text alone if it has neither a thought nor an answer."""
+    texts = {"thought": row.thought, "answer": row.answer} if row.thought or row.answer else {"answer": row.text}
+    shown = {name: _cut(text, longest) for name, text in texts.items() if text}
+    ended = {"finish": row.finish, "closed": row.closed, "tokens": row.tokens}
+    return shown | ended | {"id": row.id} | ({"error": row.error} if row.error else {})
+
+
+def _cut(text: str, longest: int | None) -> str:
+    if longest is None or len(text) <= longest:
+        return text
+    return f"{text[:longest]} ... ({len(text) - longest:,} more characters)"
+
+
+def _described(number: int, letter: str, row: Grade | Verdict) -> dict[str, Any]:
+    """Return a verdict or a grade for people. `judge` is its number in the index."""
+    if isinstance(row, Verdict):
+        parts = {"score": row.score, "category": row.category, "detail": row.detail, "error": row.error}
+        known = {name: value for name, value in parts.items() if value not in ("", None)}
+        return {"judge": number, "label": row.label} | known
+    answer = {"extracted": row.extracted, "gold": row.gold, "rule": row.rule, "checked": row.checked}
+    return {"judge": number, "label": letter, "correct": row.correct} | answer
