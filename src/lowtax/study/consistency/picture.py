@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lowtax.common.figures import COLOURS, GREY, INK, MARKS, new_figure, quiet_axes, save
+from lowtax.common.figures import new_figure, quiet_axes, save
+from lowtax.common.palette import COLOURS, GREY, INK, MARKS
 
 ROW, HEAD, WIDTH = 0.24, 1.25, 9.0  # inches
 LONGEST = 30  # characters of a level
