@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lowtax.common.errors import UserError
-from lowtax.common.records import Reply
+from lowtax.common.files import read_rows
+from lowtax.common.records import Reply, Verdict
 from lowtax.data.rendering import split_reply
 from lowtax.judges import base
 from lowtax.judges.verdicts import judge_replies
@@ -50,3 +51,23 @@ def test_harmbench_refuses_behaviours_with_a_context(tmp_path: Path):
     prompts = [(row.prompt, row.goal) for row in rows]
     base.refuse_contexts("harmbench", prompts[::2])
     base.refuse_contexts("llama_guard", prompts)
+
+
+def test_verdicts_of_another_version_are_judged_again_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, rows = tmp_path / "v.jsonl", [reply("No.", 0), reply("I can't help with that.", 1)]
+    monkeypatch.setattr(base, "VERSIONS", {})
+    of_old = judge_replies(rows, path, "refusal_words", "answer")
+    assert '"version"' not in path.read_text()
+    monkeypatch.setattr(base, "VERSIONS", {"refusal_words": "7"})
+    new = judge_replies(rows[:1], path, "refusal_words", "answer")
+    assert new["r0"].id != of_old["r0"].id
+    assert [v.version for v in read_rows(path, Verdict).values()] == ["", "7"]
+    assert {v.id for v in read_rows(path, Verdict).values()} == {new["r0"].id, of_old["r1"].id}
+    before = path.read_bytes()
+    assert judge_replies(rows[:1], path, "refusal_words", "answer") == new
+    assert path.read_bytes() == before
+
+
+def test_verdicts_of_other_judges_have_no_version():
+    assert base.version("refusal") != ""
+    assert base.version("llama_guard") == base.version("a.py:Judge") == ""
