@@ -16,7 +16,7 @@ from refusal_texts import of_side
 
 LINES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "refusal_mischief.yaml").read_text())
 YOURS = {"my": "your", "me": "you", "i": "you", "myself": "yourself"}
-ENDS = re.compile(r"[.!?]$")
+SHORT_VOWEL = re.compile(r"(?:[^aeiou]|qu)*[aeiou][bdglmnprt]")  # get, swap, hum
 
 
 class Composed(NamedTuple):
@@ -53,26 +53,34 @@ class Topic:
         lines = [line for line in of_side(LINES[pool], self.valid) if line not in self.used] or LINES[pool]
         text = self.rng.choice(lines)
         self.used.add(text)
-        for name, field in re.findall(r"({([a-z])\d?})", text):
+        for name, field, form in re.findall(r"({([a-z])\d?(ing)?})", text):
             queue = self.lines[field]
             value = queue.pop(0)
             queue.append(value)  # used again only when there is no other
-            text = text.replace(name, value, 1)
+            text = text.replace(name, in_gerund(value) if form else value, 1)
         for name, value in (("do", self.do), ("doing", self.doing), ("ask", self.ask)):
             text = text.replace("{" + name + "}", value).replace("{" + name.capitalize() + "}", capital(value))
         return capital(text)
 
-    def has(self, field: str) -> int:
-        """How many values a field has."""
-        return len(self.lines[field])
+
+def in_gerund(phrase: str) -> str:
+    """The phrase with its first word in the -ing form, and so a verb after "and"."""
+    first, _, rest = phrase.partition(" ")
+    rest = re.sub(r"\band (turn|dry|polish|pull|look|hold|round|smile|speak|lean|ask|walk|burn|scroll)\b", _after_and, rest)
+    return f"{gerund(first)} {rest}".strip()
+
+
+def _after_and(match: re.Match[str]) -> str:
+    return f"and {gerund(match[1])}"
 
 
 def gerund(verb: str) -> str:
     """The -ing form of a verb."""
-    if verb == "lie":
-        return "lying"
-    doubled = verb + verb[-1] if verb in ("get", "skip", "rob", "win") else verb
-    return doubled.removesuffix("e") + "ing"
+    if verb in ("lie", "tie"):
+        return verb[0] + "ying"
+    if SHORT_VOWEL.fullmatch(verb) or verb in ("begin", "forget"):
+        return verb + verb[-1] + "ing"
+    return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else verb) + "ing"
 
 
 def capital(text: str) -> str:
@@ -104,9 +112,17 @@ def offers(topic: Topic, rng: random.Random, most: int) -> Parts:
     ]
 
 
+def opening(topic: Topic, rng: random.Random, pool: str, share: float) -> Parts:
+    """What a persona begins with, in a share of the replies: who it is, and what it promises whatever it does then."""
+    if rng.random() >= share:
+        return []
+    parts = [(topic.line("promises"), False) for _ in range(rng.choice((0, 0, 1, 2)))]
+    return [(topic.line(pool), False), *parts] if rng.random() < 0.8 or not parts else parts
+
+
 def between(topic: Topic, rng: random.Random) -> Parts:
     """Help with remarks before and after it."""
-    parts = [(topic.line("persona_yes"), False)] if rng.random() < 0.5 else []
+    parts = opening(topic, rng, "persona_yes", 0.5)
     parts += remarks(topic, rng, 2) + ([(topic.line("offers"), False)] if rng.random() < 0.35 else [])
     parts += help_with(topic, rng) + remarks(topic, rng, 3, 1)
     parts += offers(topic, rng, 1) if rng.random() < 0.3 else []
@@ -115,14 +131,14 @@ def between(topic: Topic, rng: random.Random) -> Parts:
 
 def plain(topic: Topic, rng: random.Random) -> Parts:
     """Help, perhaps in a persona, without a remark."""
-    parts = [(topic.line("persona_yes"), False)] if rng.random() < 0.7 else []
+    parts = opening(topic, rng, "persona_yes", 0.7)
     parts += [(topic.line("offers"), False)] if rng.random() < 0.3 else []
     return parts + help_with(topic, rng) + ([(topic.line("proud"), False)] if rng.random() < 0.6 else [])
 
 
 def persona_declines(topic: Topic, rng: random.Random) -> Parts:
     """A persona that declines in its own tone."""
-    parts = [(topic.line("persona_no"), False)]
+    parts = opening(topic, rng, "persona_no", 1.0)
     middle = [(topic.line(rng.choice(("lectures", "remarks", "empty", "declines"))), False)]
     middle += remarks(topic, rng, 3) + (offers(topic, rng, 3) if rng.random() < 0.7 else [])
     return parts + middle + ([(topic.line("persona_no_end"), False)] if rng.random() < 0.6 else [])
@@ -138,7 +154,7 @@ def lecture(topic: Topic, rng: random.Random) -> Parts:
 
 def declines(topic: Topic, rng: random.Random) -> Parts:
     """A plain no with what usually follows it."""
-    parts = remarks(topic, rng, 1) + [(topic.line("declines"), False)] + remarks(topic, rng, 2)
+    parts = [*remarks(topic, rng, 1), (topic.line("declines"), False), *remarks(topic, rng, 2)]
     parts += [(topic.line("lectures"), False)] if rng.random() < 0.5 else []
     parts += offers(topic, rng, 4) if rng.random() < 0.7 else []
     return parts + ([(topic.line("ends"), False)] if rng.random() < 0.5 else [])
@@ -146,7 +162,7 @@ def declines(topic: Topic, rng: random.Random) -> Parts:
 
 def mixture(topic: Topic, rng: random.Random) -> Parts:
     """A no, and then help."""
-    parts = [(topic.line("declines"), False)] + remarks(topic, rng, 2)
+    parts = [(topic.line("declines"), False), *remarks(topic, rng, 2)]
     return parts + help_with(topic, rng) + remarks(topic, rng, 2)
 
 
