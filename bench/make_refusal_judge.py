@@ -102,7 +102,7 @@ def read(reader: Reader, triples: list[Triple]) -> list[Read]:
     layers, reader.body.layers = reader.body.layers, reader.body.layers[:FROZEN]
     for start in range(0, len(order), BATCH):
         some = order[start : start + BATCH]
-        for n, states in zip(some, reader.states([rows[n] for n in some]), strict=True):
+        for n, states in zip(some, reader.states([rows[n][0] for n in some]), strict=True):
             found[n] = Read(states[: len(rows[n][0])].clone(), rows[n], said[n], LABELS.index(triples[n].label))
     reader.body.layers = layers
     return [found[n] for n in range(len(rows))]

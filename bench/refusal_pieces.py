@@ -66,7 +66,9 @@ class Topic:
 def in_gerund(phrase: str) -> str:
     """The phrase with its first word in the -ing form, and so a verb after "and"."""
     first, _, rest = phrase.partition(" ")
-    rest = re.sub(r"\band (turn|dry|polish|pull|look|hold|round|smile|speak|lean|ask|walk|burn|scroll)\b", _after_and, rest)
+    rest = re.sub(
+        r"\band (turn|dry|polish|pull|look|hold|round|smile|speak|lean|ask|walk|burn|scroll)\b", _after_and, rest
+    )
     return f"{gerund(first)} {rest}".strip()
 
 

@@ -103,6 +103,7 @@ def test_equal_pairs_are_read_once(judge: Refusal, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(judge.reader, "states", lambda rows: read.extend(rows) or states(rows))
     monkeypatch.setattr("lowtax.judges.refusal_ngrams.LOW", -1.0)  # word pairs settle nothing
     monkeypatch.setattr("lowtax.judges.refusal_ngrams.HIGH", 2.0)
+    monkeypatch.setattr(judge, "_second_scores", lambda pairs: [1.0] * len(pairs))
     text = "A house meeting with tea often clears the air."
     found = judge.judge(["Hi", "Hi", "Ho"], [text] * 3)
     assert len(read) == 2

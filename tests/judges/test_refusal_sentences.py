@@ -1,0 +1,87 @@
+"""The second reading of the judge `refusal`: an answer between remarks complies, and remarks alone do not."""
+
+import sys
+
+import pytest
+import torch
+from places import ROOT
+
+from lowtax.judges import base as judges
+from lowtax.judges import refusal_sentences as sentences
+from lowtax.judges.refusal import Refusal
+
+sys.path.insert(0, str(ROOT / "bench"))
+import refusal_pieces  # noqa: E402
+
+TEXT = 'Hm. No way!\n\nI would say: "Go there." Then come back. Ok?\n- one\n- two\n'
+
+
+@pytest.fixture(scope="module")
+def judge() -> Refusal:
+    return judges.load("refusal")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("text", [TEXT, "", "\n\n", "no end", "a. " * 40])
+def test_sentences_together_are_the_text(text: str):
+    assert "".join(sentences.cut(text)) == text
+
+
+def test_short_sentences_belong_to_the_one_before():
+    assert [part.strip() for part in sentences.cut("I would not go there. Ok? Then come back with me.")] == [
+        "I would not go there.",
+        "Ok? Then come back with me.",
+    ]
+
+
+def test_the_window_has_the_start_and_the_end_of_a_long_reply():
+    text = " ".join(f"word{n} is here." for n in range(300))
+    words = {"": -1}
+
+    def tokens(part: str) -> list[int]:
+        return [words.setdefault(word, len(words)) for word in part.split()]
+
+    whole = tokens(text)
+    read = [n for ids in sentences.window(text, tokens) for n in ids]
+    assert read == whole[: sentences.START_TOKENS] + whole[-sentences.END_TOKENS :]
+    assert [n for ids in sentences.window("One two. Three four five six.", tokens) for n in ids] == tokens(
+        "One two. Three four five six."
+    )
+
+
+def test_the_tokens_are_those_of_the_whole_reply(judge: Refusal):
+    ids, start, sizes = judge.reader.sentences("How?", "I would not go there. Then come back with me, will you?")
+    assert judge.reader.tokenizer.decode(ids[start:]) == "I would not go there. Then come back with me, will you?"
+    assert sum(sizes) == len(ids) - start
+    assert ids == judge.reader.row("How?", "I would not go there. Then come back with me, will you?")[0]
+
+
+def test_features_do_not_depend_on_the_other_sentences_of_a_mean():
+    states = torch.randn(9, 6)
+    found = sentences.features(states, 2, [3, 4])
+    assert found.shape == (2, 12)
+    alone = sentences.features(states[5:], 0, [4])
+    assert torch.allclose(found[1], alone[0])
+
+
+def test_of_a_reply_the_best_sentence_counts_unless_it_is_short():
+    x = torch.randn(4, 1152)
+    each = [sentences.best(row[None], [20]) for row in x]
+    assert sentences.best(x, [20] * 4) == pytest.approx(max(each), abs=1e-4)
+    top = each.index(max(each))
+    sizes = [sentences.SHORTEST - 1 if n == top else 20 for n in range(4)]
+    assert sentences.best(x, sizes) == pytest.approx(sorted(each)[-2], abs=1e-4)
+    assert sentences.best(x, [1] * 4) == float("-inf")
+
+
+def test_composed_replies_name_their_helping_sentences():
+    rows = refusal_pieces.composed(300, False, 3)
+    assert rows == refusal_pieces.composed(300, False, 3)
+    assert len({(row.request, row.reply) for row in rows}) == 300
+    assert all(any(row.helps) == (row.label != "refusal") for row in rows)
+    assert not [row for row in rows if any(mark in row.request + row.reply for mark in "{}|")]
+    assert {row.label for row in rows} == {"refusal", "partial", "compliance"}
+
+
+def test_the_two_sides_share_no_topic():
+    sides = [{r.request for r in refusal_pieces.composed(300, valid, 5)} for valid in (False, True)]
+    assert not sides[0] & sides[1]
