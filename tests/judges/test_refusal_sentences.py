@@ -11,7 +11,7 @@ from lowtax.judges import refusal_sentences as sentences
 from lowtax.judges.refusal import Refusal
 
 sys.path.insert(0, str(ROOT / "bench"))
-import refusal_pieces  # noqa: E402
+import refusal_pieces
 
 TEXT = 'Hm. No way!\n\nI would say: "Go there." Then come back. Ok?\n- one\n- two\n'
 

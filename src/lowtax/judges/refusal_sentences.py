@@ -75,7 +75,7 @@ def _stored() -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in load_file(FILE).items()}
 
 
-def logits(x: Float[Tensor, "sentences features"], weights: dict[str, Tensor]) -> Float[Tensor, "sentences"]:
+def logits(x: Float[Tensor, "sentences features"], weights: dict[str, Tensor]) -> Float[Tensor, " sentences"]:
     """Return the logits of "does what was asked". `weights`: of a network with one hidden layer."""
     hidden = gelu(linear(x, weights["hidden.weight"], weights["hidden.bias"]))
     return linear(hidden, weights["out.weight"], weights["out.bias"])[:, 0]
