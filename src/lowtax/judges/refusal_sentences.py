@@ -65,7 +65,7 @@ def features(
     states: Float[Tensor, "tokens hidden"], start: int, sizes: Sequence[int]
 ) -> Float[Tensor, "sentences features"]:
     """Return the mean state and the last one of each sentence, both normalised. `start` is the place of the first."""
-    parts = states[start : start + sum(sizes)].float().split(list(sizes))
+    parts = torch.split(states[start : start + sum(sizes)].float(), list(sizes))
     means, last = torch.stack([part.mean(0) for part in parts]), torch.stack([part[-1] for part in parts])
     return torch.cat([layer_norm(each, each.shape[1:]) for each in (means, last)], dim=1)
 
