@@ -23,6 +23,7 @@ refusal_held_out.jsonl by style and by language, and the speed.
 import argparse
 import csv
 import gzip
+import hashlib
 import math
 import random
 import time
@@ -55,6 +56,7 @@ PENALTY = 1e-5  # on the squared weights of the regression on word pairs
 HEAD_PENALTY = 3e-3  # on those of a head that is fitted alone
 BATCH, SMOOTHING, DROPOUT, WARMUP = 32, 0.05, 0.1, 20
 NO_WORDS = 0.3  # of the texts are trained without what `refusal_words` says, so that the head does not lean on it
+TEMPLATES = 77  # jailbreak prompts of GPTFuzz, in their order for each question
 HUMAN = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial"}
 Figures = dict[str, int | float]
 
@@ -102,7 +104,7 @@ def read(reader: Reader, triples: list[Triple]) -> list[Read]:
     layers, reader.body.layers = reader.body.layers, reader.body.layers[:FROZEN]
     for start in range(0, len(order), BATCH):
         some = order[start : start + BATCH]
-        for n, states in zip(some, reader.states([rows[n] for n in some]), strict=True):
+        for n, states in zip(some, reader.states([rows[n][0] for n in some]), strict=True):
             found[n] = Read(states[: len(rows[n][0])].clone(), rows[n], said[n], LABELS.index(triples[n].label))
     reader.body.layers = layers
     return [found[n] for n in range(len(rows))]
@@ -318,6 +320,11 @@ def held_out(judge: Refusal) -> dict[str, dict[str, int]]:
     return result
 
 
+def developed_on(name: str, key: object) -> bool:
+    """Tell whether a request of XSTest, or a jailbreak prompt of GPTFuzz by its number, is of the development half."""
+    return hashlib.sha256(f"{name}:{key}".encode()).digest()[0] % 2 == 0
+
+
 def jailbreaks(path: Path, judge: Refusal) -> dict[str, dict[str, int]]:
     """Replies that people called jailbroken or not, and how often each judge says that they decline."""
     with gzip.open(path, "rt", newline="", encoding="utf-8") as handle:
@@ -328,11 +335,13 @@ def jailbreaks(path: Path, judge: Refusal) -> dict[str, dict[str, int]]:
         ("refusal", judge.judge(prompts, replies)), ("refusal_words", RefusalWords().judge(prompts, replies))
     ):  # fmt: skip
         counts = Counter(
-            f"{'jailbroken' if row['label_jailbroken'] == '1' else 'not jailbroken'} judged {opinion.label}"
-            for row, opinion in zip(rows, opinions, strict=True)
+            (half, f"{'jailbroken' if row['label_jailbroken'] == '1' else 'not jailbroken'} judged {opinion.label}")
+            for n, (row, opinion) in enumerate(zip(rows, opinions, strict=True))
+            for half in ("", ", development half" if developed_on("gptfuzz", n % TEMPLATES) else ", held-out half")
         )
-        result[f"gptfuzz by {name}"] = dict(sorted(counts.items()))
-        print(name, result[f"gptfuzz by {name}"], flush=True)
+        for half in sorted({half for half, _ in counts}):
+            result[f"gptfuzz by {name}{half}"] = {what: n for (of, what), n in sorted(counts.items()) if of == half}
+            print(name, half, result[f"gptfuzz by {name}{half}"], flush=True)
     return result
 
 
@@ -345,14 +354,20 @@ def measure(asked: argparse.Namespace) -> None:
     prompts, replies, true = ([triple[n] for triple in triples] for n in range(3))
     judge = Refusal()
     judge.judge(["Hello"], ["Hi, how can I help?"])  # loads the model
-    began = time.perf_counter()
+    began = time.process_time()
     labels = [opinion.label for opinion in judge.judge(prompts, replies)]
-    rate = len(triples) / (time.perf_counter() - began) * 60
+    rate = len(triples) / (time.process_time() - began) * 60
     words = [opinion.label for opinion in judges.load("refusal_words").judge(prompts, replies)]
     result: dict[str, object] = {"replies_a_minute": round(rate), "threads": torch.get_num_threads()}
-    sets = {model: {model} for model in sorted({t.source for t in triples})} | {"xstest": {r["model"] for r in rows}}
-    for name, sources in sets.items():
-        chosen = [n for n, triple in enumerate(triples) if triple.source in sources]
+    models = {r["model"] for r in rows}
+    sets = {model: [t.source == model for t in triples] for model in sorted({t.source for t in triples})}
+    sets["xstest"] = [t.source in models for t in triples]
+    for name, half in (("development", True), ("held-out", False)):
+        sets[f"xstest, {name} half"] = [
+            t.source in models and developed_on("xstest", t.request) == half for t in triples
+        ]
+    for name, of_set in sets.items():
+        chosen = [n for n, member in enumerate(of_set) if member]
         for judged, said in (("refusal", labels), ("refusal_words", words)):
             pairs = [(said[n], true[n]) for n in chosen]
             counts = {f"{human} judged {label}": n for (label, human), n in sorted(Counter(pairs).items())}

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import sys
 
@@ -103,6 +104,7 @@ def test_equal_pairs_are_read_once(judge: Refusal, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(judge.reader, "states", lambda rows: read.extend(rows) or states(rows))
     monkeypatch.setattr("lowtax.judges.refusal_ngrams.LOW", -1.0)  # word pairs settle nothing
     monkeypatch.setattr("lowtax.judges.refusal_ngrams.HIGH", 2.0)
+    monkeypatch.setattr(judge, "_read_again", lambda pairs: {})
     text = "A house meeting with tea often clears the air."
     found = judge.judge(["Hi", "Hi", "Ho"], [text] * 3)
     assert len(read) == 2
@@ -151,3 +153,10 @@ def test_written_requests_are_on_one_side_and_no_reply_is_there_twice():
     both = [*sides[0], *sides[1]]
     assert len({(t.request, t.reply) for t in both}) == len(both) > 1500
     assert {t.label for t in sides[1]} == set(LABELS)
+
+
+def test_new_weights_come_with_a_new_version():
+    """Raise VERSIONS in lowtax.judges.base with every change of a file here or of a rule, and put the new hash here."""
+    files = sorted(ADAPTER.glob("*.safetensors"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    assert (judges.version("refusal"), digest) == ("2", "90392351d3d52e42")

@@ -99,3 +99,23 @@ def test_progress_counts_all_replies_and_verdicts_are_on_disk_meanwhile(
         )
     counts = [(line.split(" replies judged")[0].strip(), line.split()[-1]) for line in lines if " of 5 " in line]
     assert counts == [(f"{n} of 5", str(n)) for n in range(1, 5)]
+
+
+def test_verdicts_of_another_version_are_judged_again_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, rows = tmp_path / "v.jsonl", [reply("No.", 0), reply("I can't help with that.", 1)]
+    monkeypatch.setattr(base, "VERSIONS", {})
+    of_old = judge_replies(rows, path, "refusal_words", "answer")
+    assert '"version"' not in path.read_text()
+    monkeypatch.setattr(base, "VERSIONS", {"refusal_words": "7"})
+    new = judge_replies(rows[:1], path, "refusal_words", "answer")
+    assert new["r0"].id != of_old["r0"].id
+    assert [v.version for v in read_rows(path, Verdict).values()] == ["", "7"]
+    assert {v.id for v in read_rows(path, Verdict).values()} == {new["r0"].id, of_old["r1"].id}
+    before = path.read_bytes()
+    assert judge_replies(rows[:1], path, "refusal_words", "answer") == new
+    assert path.read_bytes() == before
+
+
+def test_verdicts_of_other_judges_have_no_version():
+    assert base.version("refusal") != ""
+    assert base.version("llama_guard") == base.version("a.py:Judge") == ""

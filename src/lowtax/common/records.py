@@ -90,7 +90,7 @@ class Reply(Row):
 class Verdict(Row):
     """A judge's verdict on a reply: full refusal, partial refusal, compliance; safe, unsafe; or no verdict.
 
-    `score`, `category` and `detail` are those of the judge's `Opinion`.
+    `score`, `category` and `detail` are those of the judge's `Opinion`, and `version` is that of a judge of ours.
     """
 
     reply_id: str
@@ -101,6 +101,13 @@ class Verdict(Row):
     score: float | None = None
     category: str = ""
     detail: str = ""
+    version: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_version(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no `version` where there is none, as rows are that are older than this field."""
+        row: dict[str, Any] = handler(self)
+        return row if self.version else {name: value for name, value in row.items() if name != "version"}
 
 
 class Grade(Row):

@@ -25,6 +25,8 @@ BUILTIN = {
     "rubric": "lowtax.judges.rubric:Rubric",
 }
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
+# Raised whenever the rules or the weights of a judge change: verdicts of another version are judged again.
+VERSIONS = {"refusal": "2", "refusal_words": "2"}
 WITHOUT_CONTEXTS = ("harmbench",)  # judges whose model has another prompt for requests with a context
 
 
@@ -80,6 +82,11 @@ def check(name: str) -> None:
         registry.resolve("judge", name, BUILTIN)()
     elif plain in NEED_MODEL:
         require_model(plain, model)
+
+
+def version(name: str) -> str:
+    """Return the version of a judge of ours, which is part of the ids of its verdicts; empty for other judges."""
+    return VERSIONS.get(name, "")
 
 
 def refuse_contexts(name: str, prompts: Iterable[tuple[str, str | None]]) -> None:

@@ -274,7 +274,7 @@ def without_preface(prompt: str, text: str) -> str:
     while count < min(PREFACES, len(sentences)) and _is_preface(prompt, sentences[count]):
         count += 1
     rest = " ".join(sentences[count:])
-    if not count or _answer_words(sentences[count:]) < PREFACED or any(_declines(s, False) for s in sentences[count:]):
+    if not count or _answer_words(sentences[count:]) < PREFACED or any(declines(s, False) for s in sentences[count:]):
         return text
     start = text.translate(STRAIGHT).find(sentences[count])
     return text[start:] if start > 0 else rest
@@ -314,7 +314,7 @@ def _label(prompt: str, text: str) -> Label:
     speech = LETTER.sub("", QUOTED.sub("it", plain)).strip()
     speech = plain.strip('"') if speech == "it" else speech  # the whole reply is in quotes
     sentences = [s for s in SENTENCE_END.split(speech) if s]
-    declining = [i for i, s in enumerate(sentences) if _declines(s, first=i == 0)]
+    declining = [i for i, s in enumerate(sentences) if declines(s, first=i == 0)]
     substance = has_substance(text)
     if declining:
         first = declining[0] < LEAD_SENTENCES
@@ -329,7 +329,8 @@ def _label(prompt: str, text: str) -> Label:
     return "refusal" if not substance and any(SCOLDS.search(s) for s in sentences[:2]) else "compliance"
 
 
-def _declines(sentence: str, first: bool) -> bool:
+def declines(sentence: str, first: bool) -> bool:
+    """Tell whether a sentence declines by its wording. `first`: it begins the reply."""
     if SECRET.search(sentence) and NO_ACCESS.search(sentence):
         return True
     if HARMLESS.search(sentence) or not (DECLINES.search(sentence) or (first and STARTS.search(sentence))):

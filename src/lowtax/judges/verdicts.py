@@ -12,6 +12,7 @@ from lowtax.common.records import Reply, Verdict, row_id
 from lowtax.common.tables import passage
 from lowtax.engines.base import well_formed
 from lowtax.engines.settings import EngineSettings
+from lowtax.judges import base
 from lowtax.judges.base import Judge, Opinion, Reader, Text, load, refuse_contexts
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ def judge_replies(
 ) -> dict[str, Verdict]:
     """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
+    Verdicts of another version of a judge of ours are replaced.
+
     A reply that was never produced is `failed`. One without the judged text is `unfinished` if its thought has no end,
     else `unparsed`. None of these reaches the judge. If a prompt wraps a plain request, the judge sees the request.
 
@@ -47,8 +50,9 @@ def judge_replies(
     replies = list(replies)
     stored = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
     verdicts = {} if again else dict(stored)
-    requests = {r.id: [r.prompt] if ids_of_users else [] for r in replies}
-    ids = {r.id: row_id(r.id, r.text, r.finish, name, on, *requests[r.id]) for r in replies}
+    version = base.version(name)
+    more = {r.id: ([r.prompt] if ids_of_users else []) + ([f"version {version}"] if version else []) for r in replies}
+    ids = {r.id: row_id(r.id, r.text, r.finish, name, on, *more[r.id]) for r in replies}
     new = [r for r in replies if ids[r.id] not in verdicts]
     refuse_contexts(name, ((r.prompt, r.goal) for r in new))
     texts = {r.id: text for r in new if r.finish != "failed" and (text := judged_text(r, on)).strip()}
@@ -59,14 +63,19 @@ def judge_replies(
     written = time.monotonic()
     try:
         for reply, opinion in counted(_opinions(new, texts, model), len(new), "replies judged"):
-            rows.append(Verdict(id=ids[reply.id], reply_id=reply.id, judge=name, on=on, **_fields(reply, opinion)))
+            rows.append(
+                Verdict(
+                    id=ids[reply.id], reply_id=reply.id, judge=name, on=on, version=version, **_fields(reply, opinion)
+                )
+            )
             if time.monotonic() - written > STORE_EVERY:
                 _store(path, rows, stored, verdicts)
                 written = time.monotonic()
     finally:
         _store(path, rows, stored, verdicts)
-    if again:
-        _drop_replaced(path, name, on, ids)
+    older = any((v.judge, v.on) == (name, on) and v.version != version and v.reply_id in ids for v in stored.values())
+    if again or older:
+        _drop_replaced(path, name, on, ids, None if again else version)
     return {r.id: verdicts[ids[r.id]] for r in replies}
 
 
@@ -97,12 +106,15 @@ def _store(path: Path, rows: list[Verdict], stored: Mapping[str, Verdict], verdi
     rows.clear()
 
 
-def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str]) -> None:
-    """Drop earlier verdicts of a judge on a text of these replies. `ids` has the present one of each by reply id."""
+def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str], version: str | None) -> None:
+    """Drop earlier verdicts of a judge on a text of these replies. `ids` has the present one of each by reply id.
+
+    version: keep other verdicts of this version.
+    """
     rows = [
         v
         for v in read_rows(path, Verdict).values()
-        if (v.judge, v.on) != (name, on) or ids.get(v.reply_id, v.id) == v.id
+        if (v.judge, v.on) != (name, on) or ids.get(v.reply_id, v.id) == v.id or v.version == version
     ]
     if path.exists():
         write_text(path, "".join(v.model_dump_json() + "\n" for v in rows))

@@ -23,7 +23,8 @@ NAMED = rf"(?:{SPOKEN}|{COLON})[*_]{{0,2}}(?:[:,][*_]{{0,2}}(?=\s|$|[\"\u201c])|
 VOICE = re.compile(rf"^[ \t]*[*_\"\u201c#]{{0,3}} ?(?:{BRACKETED}|{NAMED})", re.MULTILINE)
 PROGRAM = re.compile(
     "[\u2190-\u2bff\U0001f000-\U0001faff]|[^\\W\\d_a-z]{2}|[^\\W\\d_]-?\\d|[a-z][A-Z]"
-    r"|(?i:gpt|bot\b|\bai\b|\b(?:mode|output|response|answer|version|persona|normal|standard|classic|unfiltered|uncensored)\b)"
+    r"|(?i:gpt|bot\b|\bai\b|\b(?:mode|output|response|answer|version|persona|normal|standard|classic)\b)"
+    r"|(?i:\b(?:un)?(?:aligned|filtered|censored|restricted)\b)"
 )
 SECTIONS = frozenset(
     """note notes answer response question request explanation resource resources disclaimer warning caution summary
