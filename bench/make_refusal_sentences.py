@@ -183,6 +183,7 @@ def report(weights: dict[str, Tensor], found: Read) -> None:
 
 def main(star1: Path) -> None:
     """Fit, say how it does on the other side, and write the file."""
+    sentences.START_TOKENS, sentences.END_TOKENS = 112, 56  # more of a reply to learn from than the judge reads
     judge = Refusal()
     weights = fit_both(read(judge, texts(star1, valid=False)))
     print("of the other side:")
