@@ -19,8 +19,8 @@ FILE = shipped.FOLDER / shipped.FILES["own-answers"]
 
 def drawn() -> dict[str, dict[str, str]]:
     """Return id -> row, for the answers that the model finished."""
-    asked = [*shipped.rows("builtin:ordinary", "train"), *shipped.rows("builtin:chat")]
-    ids = {row["prompt"]: row["id"] for row in asked}
+    requests = [*shipped.rows("builtin:ordinary", "train"), *shipped.rows("builtin:chat")]
+    ids = {row["prompt"]: row["id"] for row in requests}
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ids))

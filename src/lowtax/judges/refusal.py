@@ -65,8 +65,8 @@ class Reader:
     def sentences(self, prompt: str, text: str) -> Sentences:
         """Return the tokens of the second reading, the place of the reply in them, and the sizes of its sentences."""
         context = self._context(prompt)
-        found = refusal_sentences.window(refusal_words.without_preface(prompt, text).strip(), self._tokens)
-        return context + [n for ids in found for n in ids], len(context), [len(ids) for ids in found]
+        sentences = refusal_sentences.window(refusal_words.without_preface(prompt, text).strip(), self._tokens)
+        return context + [n for ids in sentences for n in ids], len(context), [len(ids) for ids in sentences]
 
     def _context(self, prompt: str) -> list[int]:
         return self.before + self._tokens(prompt[:LONGEST])[:REQUEST_TOKENS] + self.between

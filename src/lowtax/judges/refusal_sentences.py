@@ -45,18 +45,18 @@ def cut(text: str) -> list[str]:
 def window(text: str, tokens: Callable[[str], list[int]]) -> Sentences:
     """Return the sentences of a reply, or those at the start and at the end of a long one; the inner ones are cut."""
     part = text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} {text[-LONGEST:]}"
-    found = [ids for sentence in cut(part) if (ids := tokens(sentence))]
-    if sum(map(len, found)) <= START_TOKENS + END_TOKENS:
-        return found
-    start = _first(found, START_TOKENS)
-    end = _first([ids[::-1] for ids in reversed(found)], END_TOKENS)
+    sentences = [ids for sentence in cut(part) if (ids := tokens(sentence))]
+    if sum(map(len, sentences)) <= START_TOKENS + END_TOKENS:
+        return sentences
+    start = _first(sentences, START_TOKENS)
+    end = _first([ids[::-1] for ids in reversed(sentences)], END_TOKENS)
     return start + [ids[::-1] for ids in reversed(end)]
 
 
-def _first(found: Sentences, limit: int) -> Sentences:
+def _first(sentences: Sentences, limit: int) -> Sentences:
     """Return so many tokens from the start."""
     chosen: Sentences = []
-    for ids in found:
+    for ids in sentences:
         chosen.append(ids[:limit])
         limit -= len(chosen[-1])
         if not limit:
@@ -95,8 +95,8 @@ def opinion(x: Float[Tensor, "sentences features"], sizes: Sequence[int]) -> Opi
     Sentences of fewer than SHORTEST tokens do not. `sizes`: in tokens.
     """
     weights = _stored()
-    found = zip(helping(x, weights).tolist(), sizes, strict=True)
-    best = max((logit for logit, size in found if size >= SHORTEST), default=-1.0)
+    logits = zip(helping(x, weights).tolist(), sizes, strict=True)
+    best = max((logit for logit, size in logits if size >= SHORTEST), default=-1.0)
     if best < 0:
         return None
     declines = max(declining(x, weights).tolist())

@@ -144,7 +144,7 @@ def in_process(command: Sequence[str], environment: Mapping[str, str], log: Path
     Raises:
         Stopped: A signal has come, and that process has ended.
     """
-    with log.open("wb") as output, log.open("rb") as said, stopping.signals() as signals:
+    with log.open("wb") as output, log.open("rb") as lines, stopping.signals() as signals:
         child = subprocess.Popen(
             [sys.executable, "-m", "lowtax", *command],
             stdin=subprocess.DEVNULL,
@@ -159,12 +159,12 @@ def in_process(command: Sequence[str], environment: Mapping[str, str], log: Path
                 if signals.number and not passed:
                     child.send_signal(signals.number)
                     passed = True
-                _pass_on(said)
+                _pass_on(lines)
                 time.sleep(LOOK_EVERY)
         except BaseException:
             child.kill()
             raise
-        _pass_on(said)
+        _pass_on(lines)
     if signals.number:
         raise Stopped(signals.number, "stopped; repeat the command to resume.")
     if not child.returncode:
@@ -174,8 +174,8 @@ def in_process(command: Sequence[str], environment: Mapping[str, str], log: Path
     return _last(log) or f"its process ended with code {child.returncode}"
 
 
-def _pass_on(said: IO[bytes]) -> None:
-    for line in said.read().decode(errors="replace").splitlines():
+def _pass_on(lines: IO[bytes]) -> None:
+    for line in lines.read().decode(errors="replace").splitlines():
         say(f"  {line.rstrip()}")
 
 
