@@ -69,11 +69,13 @@ def test_loss_and_gradients_are_those_of_the_layer(tmp_path: Path, kind: str, mo
     folder = make_model(tmp_path / "m", kind, layers=3)
     for layers in ((0, 2), (1, 2)):  # with a trained layer at the bottom, and with a frozen one below
         model, row = adapted_model(folder, modules, layers=layers), pack(EXAMPLES)
+        _, exact = loss_and_gradients(adapted_model(folder, modules, layers=layers).double(), row)
         expected, gradients = loss_and_gradients(model, row)
         assert fused_layers.fuse(layers_of(model)) == 3
         loss, ours = loss_and_gradients(model, row)
         assert loss == pytest.approx(expected, rel=1e-6)
-        assert largest_difference(ours, gradients) < 1e-4
+        assert largest_difference(ours, exact) < 3 * largest_difference(gradients, exact) + 1e-6
+        assert largest_difference(gradients, exact) < 1e-3  # gradients of keys nearly cancel
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer_is(tmp_path: Path):
