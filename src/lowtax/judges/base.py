@@ -26,7 +26,7 @@ BUILTIN = {
 }
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
 # Raised whenever the rules or the weights of a judge change: verdicts of another version are judged again.
-VERSIONS = {"refusal": "2", "refusal_words": "2"}
+VERSIONS = {"refusal": "2"}
 WITHOUT_CONTEXTS = ("harmbench",)  # judges whose model has another prompt for requests with a context
 
 
