@@ -8,7 +8,7 @@ for short ones and for advice, which are left out. A network with one hidden lay
 A logistic regression learns from the same states which sentences decline: those of composed replies that say no, and
 those of whole refusals whose wording does.
 It says how it does on replies of the other side (other requests, frames and remarks), and writes the file. Ten minutes
-of one core.
+of one idle core.
 """
 
 import argparse
