@@ -2,13 +2,12 @@
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
 import pytest
+from kills import kill_at_random
 from peft import PeftModel
 from small_study import contents, run, write_recipe
 from transformers import AutoModelForCausalLM
@@ -214,16 +213,9 @@ def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
     began = time.monotonic()
     for study_number in range(3):
         out = tmp_path / f"killed-{study_number}"
-        for attempt in range(15):
-            child = context.Process(target=_child, args=(path, out))
-            child.start()
-            # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
-            child.join(rng.uniform(0.05, 0.2 + 0.12 * attempt))
-            if child.exitcode is not None:
-                break
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            kills += 1
+        # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
+        waits = (rng.uniform(0.05, 0.2 + 0.12 * attempt) for attempt in range(15))
+        kills += kill_at_random(context, _child, (path, out), waits)
         run(path, out)
         assert contents(out) == contents(reference)
         assert [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name == ".state.pt"] == []

@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 from pathlib import Path
 
 import pytest
 import yaml
 from consistent import InThisProcess, stamps
+from kills import kill_at_random
 from sentences import refused
 from small_study import write_recipe
 
@@ -264,17 +263,9 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(finished, tmp_path):
     context.set_forkserver_preload(
         ["lowtax.study.study", "lowtax.study.consistency.run", "lowtax.judges.refusal_words"]
     )
-    rng, kills = random.Random(3), 0
-    for attempt in range(4):
-        child = context.Process(target=_child, args=(path, tmp_path / "out"))
-        child.start()
-        child.join(rng.uniform(0.1, 0.6 + 0.4 * attempt))
-        if child.exitcode is not None:
-            break
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        kills += 1
-    assert kills >= 2
+    rng = random.Random(3)
+    waits = (rng.uniform(0.1, 0.6 + 0.4 * attempt) for attempt in range(4))
+    assert kill_at_random(context, _child, (path, tmp_path / "out"), waits) >= 2
     again = consistency(path, out=tmp_path / "out", axes=axes(path.parent), run=InThisProcess())
     assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
     # The fake engine answers the path of an adapter, too, so that rates differ; what was made does not.
