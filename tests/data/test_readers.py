@@ -221,6 +221,28 @@ def test_a_data_set_is_downloaded_once_and_errors_of_the_hub_have_a_kind(tmp_pat
     assert "the hub cannot be reached" in offline[2]
 
 
+FORKED = """
+import os, sys
+from lowtax.data import readers
+import datasets, pyarrow.parquet
+for _ in range(20):
+    if os.fork() == 0:
+        assert len(readers.load(sys.argv[1]).rows) == 2
+        sys.exit()  # the interpreter ends as after any command
+    if os.wait()[1]:
+        sys.exit("aborted")
+"""
+
+
+def test_a_process_that_read_parquet_ends_well(tmp_path: Path):
+    # pyarrow's threads may outlive a read, and abort the process when they find Python gone: it was every fourth time.
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", ROWS)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_error_survives_the_way_to_another_process():
     error = pickle.loads(pickle.dumps(DataNotAvailable("a/b", "gated", "It is gated", remedy="")))
     assert (error.source, error.kind, str(error)) == ("a/b", "gated", "It is gated.")

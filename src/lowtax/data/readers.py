@@ -136,9 +136,12 @@ def _folder(
     saved = bool({"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()})
     data_folders.require_saved_inside(folder) if saved else data_folders.require_patterns_inside(folder)
     try:
-        splits: Any = datasets.load_from_disk(str(folder)) if saved else _streamed(folder, subset)
-        rows = data_folders.as_stored(_of_split(splits, split, name))
-        table = Table([dict(row) for row in rows], name, revision)
+        if not saved and (files := _parquet(folder, subset, split, name)):
+            table = Table([row for file in files for row in tables.columns(file)], name, revision)
+        else:
+            splits: Any = datasets.load_from_disk(str(folder)) if saved else _streamed(folder, subset)
+            rows = data_folders.as_stored(_of_split(splits, split, name))
+            table = Table([dict(row) for row in rows], name, revision)
     except UserError:
         raise
     except Exception as error:  # of any kind: scripts, archives and files that are not what their name says
@@ -160,6 +163,16 @@ def _streamed(folder: Path, subset: str | None) -> Any:
     data_folders.require_inside(folder, files)
     data_folders.require_shallow(files)
     return builder.as_streaming_dataset()
+
+
+def _parquet(folder: Path, subset: str | None, split: str | None, name: str) -> list[Path]:
+    """Return the files of a split that has parquet files alone; none if another has.
+
+    `datasets` reads them in threads that now and then abort the process when it ends
+    (github.com/huggingface/datasets/issues/7566). Of others it makes one table, and says what is wrong with them.
+    """
+    files = _files(folder, subset, split, name)
+    return files if all(tables.format_of(file) == ".parquet" for file in files) else []
 
 
 def _files(folder: Path, subset: str | None, split: str | None, name: str) -> list[Path]:

@@ -103,6 +103,18 @@ def read(path: Path, strict: bool = True) -> FileRows:
     return whole
 
 
+def columns(path: Path) -> list[Row]:
+    """Return the rows of a parquet file; none if it has none.
+
+    Raises:
+        UserError: The file cannot be read, or is no parquet file.
+    """
+    try:
+        return _columnar(path.read_bytes(), path, "parquet")
+    except OSError as error:
+        raise UserError(f"The data file {str(path)!r} cannot be read: {error.strerror or reason(error)}.") from error
+
+
 def _neighbour(path: Path) -> str:
     """Return a hint at the file of the same folder that a name which does not exist may mean."""
     if exists(path) or not exists(path.parent) or not path.parent.is_dir():
@@ -136,8 +148,9 @@ def _columnar(data: bytes, path: Path, kind: str) -> list[Row]:
     source, article = pyarrow.BufferReader(data), "an" if kind == "arrow" else "a"
     with border(f"The data file {str(path)!r} is not {article} {kind} file", "download or write it again"):
         if kind == "parquet":
-            rows = pyarrow.parquet.ParquetFile(source).metadata.num_rows
-            table = pyarrow.parquet.read_table(source) if rows < most else None
+            # `read_table` reads in threads, and the one that ends last may abort the process when Python has ended.
+            file = pyarrow.parquet.ParquetFile(source)
+            table = file.read(use_threads=False) if file.metadata.num_rows < most else None
         elif data.startswith((b"ARROW1", b"FEA1")):
             table = pyarrow.feather.read_table(source)
         else:
