@@ -2,7 +2,8 @@
 
 Both hold the embedded model once, in the same precision, with the same rank-16 MLP adapters (random factors),
 and write the same number of tokens for the same rows, greedily and without stopping early. They take turns.
-Both apply the adapters through PEFT. The difference is in the output layer: see `LAST` in `lowtax.engines.hf.engine`.
+The differences are the output layer (`LAST` in `lowtax.engines.hf.batch`) and how the rows of an adapter are found
+(`lowtax.engines.hf.row_adapters`).
 
     python bench/mixed_adapters.py
 """

@@ -288,8 +288,8 @@ def test_samples_of_a_prompt_share_its_computation_and_are_what_each_is_alone(
     )
     together = {c.id: c.text for c in engine.generate(asked)}
     assert together == alone
-    assert read[:4] == [2] * 4  # two prompts with and without each adapter, whose effect is measured
-    assert read[4:6] == [6, 18]  # two prompts of three subjects, then their samples
+    assert read[:6] == [2] * 6  # with and without each adapter: two prompts by PEFT, and one in our way
+    assert read[6:8] == [6, 18]  # two prompts of three subjects, then their samples
     assert len(set(together.values())) > 6
 
 

@@ -16,6 +16,7 @@ from lowtax.common.files import read_json
 from lowtax.common.records import Prompt, Subject
 from lowtax.data import chat
 from lowtax.engines.base import Request
+from lowtax.engines.hf import row_adapters
 from lowtax.engines.hf.engine import HF
 from lowtax.engines.sampling import EFFECTS, Sheet, collect
 from lowtax.engines.settings import EngineSettings, Sampling
@@ -198,3 +199,78 @@ def test_a_model_of_which_peft_ignores_the_names_in_a_batch(tmp_path: Path):
     engine = check_all(base, [None, *adapters])
     assert engine.one_at_a_time
     assert all(effect > 0 for effect in engine.effects.values())
+
+
+# --- several adapters in a batch
+
+
+def mixed(folder: Path, precision: str, adapters: list[str | None]) -> tuple[HF, list[Request]]:
+    requests = [
+        Request(f"{i}{text}", ({"role": "user", "content": text},), adapter, 8, seed=i)
+        for i, adapter in enumerate([*adapters, *adapters[::-1]])
+        for text in TEXTS
+    ]
+    return HF(str(folder), precision, 64), requests
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default':peft.utils.warning.PeftWarning")  # of one-dimensional biases
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_faster_way_to_mix_adapters_gives_the_logits_of_peft(tmp_path: Path, precision: str):
+    base = make_model(tmp_path / "base", "qwen2")
+    paths = [
+        save_adapter(tmp_path / "a", base, 1, ["up_proj"], seed=1),
+        save_adapter(tmp_path / "b", base, 4, ["q_proj", "v_proj", "down_proj"], seed=2),
+        adapter_of(tmp_path / "c", base, seed=3, lora_bias=True, target_modules=["q_proj"]),
+    ]
+    engine, requests = mixed(base, precision, [None, *paths])
+    list(engine.generate(requests))
+    names = ["__base__", *engine.adapters.values()]
+    assert engine.row_adapters is not None
+    for rows in ([0, 1, 1, 2, 3], [3, 1, 0, 2, 1, 3], [2], [1, 1]):
+        ids = torch.arange(12).expand(len(rows), 12) + torch.arange(len(rows))[:, None]
+        with torch.inference_mode():
+            expected = engine.loaded(input_ids=ids, adapter_names=[names[row] for row in rows]).logits
+            with engine.row_adapters.of([names[row] for row in rows], ids.device):
+                logits = engine.model(input_ids=ids).logits
+            bare = engine.loaded(input_ids=ids, adapter_names=["__base__"] * len(rows)).logits
+        assert torch.equal(logits, expected)
+        changed = [bool((logits[place] != bare[place]).any()) for place in range(len(rows))]
+        assert changed == [row > 0 for row in rows]
+
+
+def test_a_layer_that_sees_other_rows_than_the_batch_is_refused(tmp_path: Path):
+    base = make_model(tmp_path / "base")
+    engine, requests = mixed(base, "float32", [save_adapter(tmp_path / "a", base, 1, ["up_proj"], seed=1)])
+    list(engine.generate(requests))
+    with engine.row_adapters.of(["adapter0"] * 3, torch.device("cpu")), pytest.raises(ValueError, match="sees 2 rows"):
+        engine.model(input_ids=torch.zeros(2, 4, dtype=torch.long))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_layers_that_are_no_plain_linear_ones_are_left_to_peft(tmp_path: Path):
+    base = make_model(tmp_path / "base")
+    plain = save_adapter(tmp_path / "a", base, 1, ["up_proj"], seed=1)
+    odd = adapter_of(tmp_path / "b", base, seed=1, target_modules=["embed_tokens"])
+    for adapters, ours in (([plain], True), ([plain, odd], False)):
+        engine, requests = mixed(base, "float32", adapters)
+        assert all(completion.error is None for completion in engine.generate(requests))
+        assert (engine.row_adapters is not None) == ours
+    assert not engine.one_at_a_time
+
+
+def test_the_faster_way_is_given_up_where_it_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    base = make_model(tmp_path / "base")
+    adapters = [save_adapter(tmp_path / "a", base, 2, ["up_proj"], seed=1), None]
+    engine, requests = mixed(base, "float32", adapters)
+    expected = {completion.id: completion.text for completion in engine.generate(requests)}
+    right = row_adapters._factors
+    monkeypatch.setattr(
+        row_adapters, "_factors", lambda layer: {n: f._replace(scale=2 * f.scale) for n, f in right(layer).items()}
+    )
+    engine, requests = mixed(base, "float32", adapters)
+    with caplog.at_level("INFO", "lowtax"):
+        assert {completion.id: completion.text for completion in engine.generate(requests)} == expected
+    assert engine.row_adapters is None
+    assert "adapters are mixed by PEFT's own code" in caplog.text

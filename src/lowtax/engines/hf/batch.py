@@ -176,11 +176,15 @@ class Batch:
 
     def _call(self, **inputs: Any) -> Any:
         """Call the model with those of the inputs that it takes, and with the adapter of each row."""
-        loaded = self.engine.loaded
-        mixed = loaded is not None and not self.engine.one_at_a_time
-        adapters = {"adapter_names": [row.adapter for row in self.alone or self.rows]} if mixed else {}
-        inputs = {name: value for name, value in inputs.items() if name in self.engine.arguments}
-        return (loaded or self.engine.model)(**inputs, **adapters)
+        engine = self.engine
+        inputs = {name: value for name, value in inputs.items() if name in engine.arguments}
+        if engine.loaded is None or engine.one_at_a_time:
+            return (engine.loaded or engine.model)(**inputs)
+        names = [row.adapter for row in self.alone or self.rows]
+        if engine.row_adapters is None:
+            return engine.loaded(**inputs, adapter_names=names)
+        with engine.row_adapters.of(names, engine.model.device):
+            return engine.model(**inputs)
 
     def _take(self, row: Row, token: int) -> Completion | None:
         """Add a token to a row, and return the completion if it is finished. Token -1: the logits are not finite."""

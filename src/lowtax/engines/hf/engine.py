@@ -25,6 +25,7 @@ from lowtax.data import chat
 from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.engines.hf.kv_cache import arguments, memory_of, use_grouped
+from lowtax.engines.hf.row_adapters import RowAdapters
 from lowtax.models import loading
 from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import extras, is_zero, read_config
@@ -53,6 +54,7 @@ class HF:
         # Every module with its place, so that the model can be as it was before an adapter.
         self.bare = [(p, name, child) for p in self.model.modules() for name, child in p.named_children()]
         self.loaded: PeftModel | None = None  # PEFT's wrapper, once there is an adapter
+        self.row_adapters: RowAdapters | None = None  # the faster way to mix adapters, where it is PEFT's to a hair
         self.adapters: dict[Path, str] = {}
         self.fits: dict[str, Path] = {}  # PEFT's name for an adapter -> the folder that it loads
         self.worn = BASE
@@ -128,6 +130,7 @@ class HF:
         for row in rows:
             if row.adapter != BASE and str(row.request.adapter) not in self.effects:
                 new.setdefault(row.adapter, []).append(row)
+        self.row_adapters = self._row_adapters() if new else self.row_adapters
         for name, own in new.items():
             distinct = list({tuple(row.prompt.ids): row.prompt.ids[-TOKENS:] for row in own}.values())
             changes = self._changes(distinct[:PROMPTS], name)
@@ -146,6 +149,7 @@ class HF:
                 both = [self._last([prompt, prompt], adapter_names=[BASE, name]) for prompt in prompts]
                 changes = [float((pair[1] - pair[0]).abs().max()) for pair in both]
                 if max(changes) > 0 or is_zero(self.fits[name]):
+                    self._compare_ways(prompts[0], name, both[0], changes[0])
                     return changes
                 self._separate()  # PEFT ignores the names of adapters in a batch (for MPT)
             except torch.OutOfMemoryError:
@@ -156,6 +160,23 @@ class HF:
         before = [self._last([prompt]) for prompt in prompts]
         self._wear(name)
         return [float((self._last([p]) - old).abs().max()) for p, old in zip(prompts, before, strict=True)]
+
+    def _row_adapters(self) -> RowAdapters | None:
+        """Return the faster way to mix the adapters that are loaded; None if a layer needs PEFT's own."""
+        if self.loaded is None or self.one_at_a_time:
+            return None
+        ours = RowAdapters(self.loaded)
+        return ours if ours.covers_model else None
+
+    def _compare_ways(self, prompt: list[int], name: str, with_peft: torch.Tensor, change: float) -> None:
+        """Give up the faster way if it computes other logits than PEFT, by more than a hundredth of their change."""
+        if self.row_adapters is None:
+            return
+        with self.row_adapters.of([BASE, name], self.model.device):
+            logits = self._last([prompt, prompt])
+        if float((logits - with_peft).abs().max()) > change / 100:
+            say("  adapters are mixed by PEFT's own code, which is slower: ours computes other logits of this model")
+            self.row_adapters = None
 
     def _last(self, prompts: list[list[int]], **more: Any) -> torch.Tensor:
         """Return the logits after prompts of one length, [prompts, vocabulary]."""
@@ -205,7 +226,7 @@ class HF:
             for parent, name, child in self.bare:
                 setattr(parent, name, child)
             del self.model.peft_config
-            self.loaded = None
+            self.loaded = self.row_adapters = None
 
     def _wear(self, name: str) -> None:
         """Put one adapter into the model, and no other."""

@@ -24,7 +24,8 @@ def choose(logits: Tensor, rows: Sequence[Drawing]) -> list[int]:
     tokens = torch.full((len(rows),), -1, device=logits.device)
     greedy = [i for i, row in enumerate(rows) if row.request.temperature == 0 and not row.done]
     if greedy:
-        best, likeliest = logits[greedy].max(-1)
+        # A row that is done is read with the others: its token is not used, and a selection would copy the logits.
+        best, likeliest = (part[greedy] for part in logits.max(-1))
         tokens[greedy] = likeliest.masked_fill(~best.isfinite(), -1)
     drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.done]
     # Nucleus rows are drawn from sorted tokens, so they form a group: no reply may depend on other rows.
