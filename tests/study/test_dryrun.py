@@ -357,12 +357,13 @@ def test_placements_are_those_that_peft_makes(tiny_model: Path):
     assert tiny[0] == by_peft.trainable_parameters
 
 
-def test_the_embedded_model_has_the_configuration_that_plans_take():
-    folder = embedded.cache() / f"smollm2-135m-{embedded.version('smollm2-135m')}"
+@pytest.mark.parametrize("name", embedded.DIMENSIONS)
+def test_a_built_in_model_has_the_configuration_that_plans_take(name: str):
+    folder = embedded.cache() / f"{name}-{embedded.version(name)}"
     if not folder.exists():
-        pytest.skip("the embedded model is not made yet")
+        pytest.skip(f"{name} is not made yet")
     config = read_json(folder / "config.json")
-    assert {key: config[key] for key in embedded.DIMENSIONS} == embedded.DIMENSIONS
+    assert {key: config[key] for key in embedded.DIMENSIONS[name]} == embedded.DIMENSIONS[name]
 
 
 # --- what is refused

@@ -22,13 +22,12 @@ from lowtax.data.chat import Thinking, Variables
 from lowtax.data.rendering import THINK
 from lowtax.engines import base, thinking_modes
 from lowtax.engines.settings import EMBEDDED, PLAIN, THINKING, EngineSettings, Sampling
-from lowtax.models import loading
+from lowtax.models import embedded, loading
 from lowtax.models.adapters import check_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BUILTIN = "builtin:"
 ENOUGH = 1000  # tokens, for most thoughts about a request
 STORE_EVERY = 1.0  # seconds
 LATER = ("top_k", "decoding", "system")  # settings that are newer than the ids of older rows
@@ -234,16 +233,18 @@ def _draw(completions: Iterator[base.Completion], missing: list[Ask], batch: int
     say(f"  {done} replies, {tokens} tokens in {seconds:.0f} s" + (f", {failed} FAILED" if failed else ""))
 
 
-def reply_tokens(model: str, engine: str, tags: str | None = None, embedded: int = EMBEDDED) -> int:
+def reply_tokens(model: str, engine: str, tags: str | None = None, short: int = EMBEDDED) -> int:
     """Return the most tokens of a reply where nothing is set: enough for the thoughts of a model that thinks.
 
     Args:
         model: the model reference. A tokenizer that cannot be read counts as one of a model that thinks.
         tags: the tags of thoughts that an option names.
-        embedded: the number for the built-in models, whose thoughts are short.
+        short: the number for the embedded models, whose thoughts are short.
     """
-    if model.startswith(BUILTIN):
-        return embedded
+    if embedded.is_small(model):
+        return short
+    if model.startswith(embedded.BUILTIN):
+        return PLAIN
     if engine == "openai":
         return THINKING
     try:

