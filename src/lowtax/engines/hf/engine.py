@@ -25,12 +25,11 @@ from lowtax.data import chat
 from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.engines.hf.kv_cache import arguments, memory_of, use_grouped
-from lowtax.engines.hf.row_adapters import RowAdapters
+from lowtax.engines.hf.row_adapters import BASE, RowAdapters
 from lowtax.models import loading
 from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import extras, is_zero, read_config
 
-BASE = "__base__"  # PEFT's name for rows without an adapter
 # Fields of an adapter's configuration that PEFT keeps apart in a mixed batch, besides s B A.
 MIXABLE = ("lora_bias", "fan_in_fan_out")
 # What it serves for one adapter at a time.

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from lowtax.engines.base import Request
-from lowtax.engines.hf.engine import BASE, HF
+from lowtax.engines.hf.engine import HF
+from lowtax.engines.hf.row_adapters import BASE
 
 Pair = tuple[list[int], list[int]]  # context, continuation: token ids
 Found = tuple[float, bool]  # log-probability of the continuation; whether each of its tokens is the likeliest

@@ -18,6 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+BASE = "__base__"  # PEFT's name for rows without an adapter
 Places = slice | Tensor  # of rows in a batch
 
 
@@ -40,14 +41,21 @@ class RowAdapters:
         self._names: list[str] = []
         adapted = [m for m in model.modules() if isinstance(m, LoraLayer | AuxiliaryTrainingWrapper)]
         self.covers_model = all(type(layer) is Linear and not layer.lora_variant for layer in adapted)
+        self._known = {BASE, *(name for layer in adapted if isinstance(layer, Linear) for name in layer.lora_A)}
         if self.covers_model:
             for layer in adapted:
                 layer.forward = partial(self._forward, layer, layer.get_base_layer(), _factors(layer))
 
     @contextmanager
     def of(self, names: list[str], device: torch.device) -> Iterator[None]:
-        """Serve rows with these adapters, in order; a name that no layer has is the base."""
+        """Serve rows with these adapters, in order.
+
+        Raises:
+            ValueError: an adapter was loaded later.
+        """
         if names != self._names:
+            if unknown := {*names} - self._known:
+                raise ValueError(f"Adapters that were loaded later: {', '.join(sorted(unknown))}.")
             self._names, self._parts = names, _parts(names, device)
         self.parts, self.rows = self._parts, len(names)
         try:
