@@ -197,8 +197,10 @@ def shown(planned: Plan) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_recipe_passes(path: Path, cut_off: Path):
-    planned = plan(load(path))
+def test_a_shipped_recipe_passes(path: Path, cut_off: Path, tmp_path: Path):
+    own = tmp_path / "solutions.jsonl"  # which bench/evidence.py draws
+    own.write_text('{"prompt": "What is 1 + 1?", "thought": "1 + 1 = 2.", "answer": "2"}\n' * 20)
+    planned = plan(load(path, [f"data=[{{source: {own}}}]"] if path.stem == "reasoner_1_5b" else None))
     assert planned.subjects > 1
     assert planned.requests == sum(sheet.requests for sheet in planned.sheets)
     assert not cut_off.exists()

@@ -78,7 +78,7 @@ def folder(name: str) -> Path:
     target = cache() / (name + "-" + version(name))
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with _locked(target.with_name(f"{target.name}.lock")):
             if not target.exists():
                 with atomic_folder(target) as work:
                     BUILDERS[name](work)
