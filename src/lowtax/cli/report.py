@@ -11,6 +11,7 @@ from lowtax.common.log import say, tell
 
 if TYPE_CHECKING:
     from lowtax.report.bundle import Page
+    from lowtax.training.settings import Execution
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `lowtax run`.")]
 PAGE = "report"
@@ -98,6 +99,21 @@ def write_beside(out: Path) -> None:
     tell(described(page))
 
 
+def send_results(out: Path, execution: "Execution") -> None:
+    """Send a study's results to its trackers. What a tracker refuses is a line, since the study is done."""
+    if not execution.report_to:
+        return
+    from lowtax.report import tracking
+
+    try:
+        sent = tracking.send(out, execution)
+    except (UserError, OSError) as error:
+        say(f"results were not sent: {error}")
+        return
+    if line := tracking.described(sent):
+        tell(line)
+
+
 def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[object]) -> None:
     """Write one table and one figure of several studies, and print the table.
 
@@ -113,7 +129,9 @@ def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[
     if out is None:
         raise UserError("A table of several studies needs --out DIR, the folder to write to.")
     if any(value is not None for value in of_one):
-        raise UserError("--against, --safety, --over-refusal and --expect are for one study: give one folder.")
+        raise UserError(
+            "--against, --safety, --over-refusal, --expect and --labels are for one study: give one folder."
+        )
     if not _has_table_of_several(out):
         refuse_foreign(out, (), ("table.json", "table.md", "frontier.png"))
     compare_studies(folders, out)

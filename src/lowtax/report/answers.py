@@ -7,10 +7,12 @@ are told apart by their paired difference on the same questions, with its 95 % i
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from lowtax.common import stats
 from lowtax.common.display import as_line
 from lowtax.common.tables import shown
+from lowtax.report.overview import readings_of
 from lowtax.report.replies import Replies
 from lowtax.report.stored import Stored
 from lowtax.report.subjects import BASE, Columns
@@ -21,6 +23,7 @@ Row = Mapping[str, Any]
 Outcomes = dict[int, dict[str, list[float]]]  # seed -> question -> 1 or 0
 Line = dict[str, Any]  # text, and links: pairs of a text and the view of the page with the replies behind it
 REFUSED, NO_RESULT = "rps", "n-f"
+LINKS = 12  # to replies on which a judge and people differ
 
 
 def answers(studies: Sequence[Stored], columns: Columns, requests: Replies, questions: Replies) -> list[Line]:
@@ -32,7 +35,7 @@ def answers(studies: Sequence[Stored], columns: Columns, requests: Replies, ques
         start = f"{stored.name}: " if len(studies) > 1 else ""
         own = [*_choice(study, stored, columns, questions), *_wrongly_refused(study, stored, columns, requests)]
         lines += [{"text": start + line["text"], "links": line["links"]} for line in own]
-    return [*lines, _on_judges(requests)] if lines else []
+    return [*lines, *_on_readings(studies), _on_judges(requests)] if lines else []
 
 
 def _choice(study: int, stored: Stored, columns: Columns, questions: Replies) -> list[Line]:
@@ -175,6 +178,21 @@ def _refused(requests: Replies, column: int, judge: str, on: str) -> tuple[int, 
         total += bool(counted)
         refused += bool(counted) and 2 * sum(counted) >= len(counted)
     return refused, total
+
+
+def _on_readings(studies: Sequence[Stored]) -> list[Line]:
+    """Return a line for each judge that people's labels were compared with, with links to where it differs."""
+    lines = []
+    for row in readings_of(studies):
+        value, low, high, n = row["figure"]
+        start = f"{studies[row['study']].name}: " if len(studies) > 1 else ""
+        text = (
+            f"{start}{row['judge']} agrees with your reading of {n:,} replies on {value:.2f} [{low:.2f}, {high:.2f}] "
+            f"of them: it alone says refused in {row['judge_alone']:,}, and you alone in {row['people_alone']:,}."
+        )
+        shown_ids = row["differ"][:LINKS]
+        lines.append(_line(text, *((f"{i}", f"#reply={quote(id_, safe='')}") for i, id_ in enumerate(shown_ids, 1))))
+    return lines
 
 
 def _on_judges(requests: Replies) -> Line:

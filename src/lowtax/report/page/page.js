@@ -80,11 +80,21 @@ function overview(section) {
   const readings = el("div");
   const drawReadings = () => {
     const rows = page.agreement().map(([name, , n, ...interval]) => [name, `${figure(interval, "rate")}`, grouped.format(n)]);
-    readings.replaceChildren(rows.length ? table("Agreement of the judges with your reading, 95 % intervals", ["judge", "agrees with you", "n"], rows) : "");
+    readings.replaceChildren(rows.length ? table("Agreement of the judges with your marks in this browser, 95 % intervals", ["judge", "agrees with you", "n"], rows) : "");
   };
   drawReadings();
   page.whenShown.overview = drawReadings;
-  section.append(readings);
+  section.append(stored(), readings);
+}
+
+/** The agreement of the judges with the labels in the study's folder. */
+function stored() {
+  const { readings, studies } = page.data;
+  if (!readings.length) return "";
+  const name = (row) => `${studies.length > 1 ? `${studies[row.study].name}: ` : ""}${row.judge}, ${partOf(row.on)}`;
+  const rows = readings.map((row) => [name(row), figure(row.figure, "rate"), ...[row.figure[3], row.judge_alone, row.people_alone, row.no_verdict].map((n) => grouped.format(n))]);
+  const caption = "Labels in the study's folder (labels.jsonl), 95 % intervals by prompt; of the replies that were marked, which were not drawn by chance unless you did so";
+  return el("div", {}, el("h3", {}, "Your reading of the judges"), scrolling("Your reading of the judges", table(caption, ["judge", "agrees with your reading", "n", "refused by the judge alone", "by you alone", "no verdict"], rows)));
 }
 
 function measure(key) {
