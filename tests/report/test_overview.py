@@ -110,7 +110,13 @@ def test_anatomy_has_sites_and_landscapes(tmp_path: Path):
     (tmp_path / "geometry.json").write_text(json.dumps(geometry))
     point = {"seed": 0, "alpha": 0.5, "safe": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 8}, "perplexity": 2.0}
     (tmp_path / "landscape.json").write_text(json.dumps({"points": [point, {"alpha": "x"}]}))
+    for place in ("basins/full", "arms/r1/seed-0/checkpoint-2/plane", ".hidden", "report"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "landscape.json").write_text(json.dumps({"points": [point]}))
+    (tmp_path / "loop").symlink_to(tmp_path)
     shown = anatomy([stored.read(tmp_path)])
+    names = [landscape["name"] for landscape in shown["landscapes"]]
+    assert names == ["x", "arms/r1/seed-0/checkpoint-2/plane", "basins/full", "report"]
     assert shown["maps"][0]["sites"] == [
         [3, "up_proj", 0.01, 1.5, 0.2, None, 0.5],
         [-1, "", None, None, None, None, None],

@@ -26,7 +26,10 @@ def report(
         bool, typer.Option("--single-file", help="Write one HTML file, with at most 2,000 replies.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Write the page again whenever the study has new results, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--follow", help="Write the page again whenever the study has new results, until its run ends or Ctrl-C."
+        ),
     ] = False,
     space: Annotated[
         bool,
@@ -42,7 +45,7 @@ def report(
 
     Example: lowtax report runs/a runs/b --out both.html --single-file
     """
-    from lowtax.report import bundle, following
+    from lowtax.report import bundle
 
     if out is None:
         if len(folders) > 1:
@@ -54,11 +57,30 @@ def report(
         from lowtax.report.cards import write_cards
 
         tell(f"model cards with rates: {write_cards(folder)} in {folder / 'arms'}")
-    before = following.state(folders)
-    tell(described(bundle.write(folders, out, single_file, follow, space)))
-    while follow:
-        before = following.wait_for_news(folders, before)
-        say(described(bundle.write(folders, out, follow=True, space=space)))
+    if not follow:
+        tell(described(bundle.write(folders, out, single_file, space=space)))
+        return
+    _follow(folders, out, space)
+
+
+def _follow(folders: Sequence[Path], out: Path, space: bool) -> None:
+    """Write the page until the run that is under way has ended, or Ctrl-C."""
+    from lowtax.report import bundle, following
+
+    written = False
+    try:
+        for last in following.rounds(folders):
+            try:
+                page = bundle.write(folders, out, follow=not last, space=space)
+            except UserError as error:
+                if not written or last:
+                    raise
+                say(f"the page stays as it is: {error}")  # a file that was rewritten meanwhile: the next look reads it
+                continue
+            written = True
+            tell(described(page)) if last else say(described(page))
+    except KeyboardInterrupt:
+        say(f"stopped; {out} stays as it is" if written else "stopped; no page was written")
 
 
 def described(page: "Page") -> str:
