@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from importlib.util import find_spec
+import sqlite3
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import write_json
 from lowtax.report import tracking
 from lowtax.training.settings import Execution
-from lowtax.training.trackers import check
 
 RECORDING_WANDB = """
 import contextlib, json, os
@@ -37,14 +38,16 @@ def init(**options):
 
 
 @pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file to which a package `wandb` writes everything that it is sent."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "wandb.py").write_text(RECORDING_WANDB)
     monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("RECORD", str(tmp_path / "record.jsonl"))
-    return tmp_path / "record.jsonl"
+    yield tmp_path / "record.jsonl"
+    sys.modules.pop("wandb", None)
 
 
 @pytest.fixture
@@ -176,8 +179,26 @@ def test_tensorboard_shows_an_arm_and_its_files_are_replaced(study: Path):
     assert b"harmful request" not in file.read_bytes()
 
 
-@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install trackio")
-def test_trackio_has_an_arm(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trackio_has_every_arm(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    check(["trackio"])
+    pytest.importorskip("trackio", reason="trackio is not installed: pip install trackio")
     assert tracking.send(study, Execution(report_to=["trackio"]))["trackio"][-1] == "arm_2"
+    with sqlite3.connect(tmp_path / "trackio" / "lowtax.db") as stored:
+        listed = stored.execute("select run_name, step, metrics from metrics").fetchall()
+    assert {name for name, _, _ in listed} == {f"made/{arm}/results" for arm in ("base", "arm_0", "arm_1", "arm_2")}
+    assert "ordinary request" in str(listed)
+    assert "harmful request" not in str(listed)
+
+
+def test_wandb_takes_every_arm_offline(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    assert tracking.send(study, Execution(report_to=["wandb"]))["wandb"][-1] == "arm_2"
+    tables = list(tmp_path.rglob("replies_*.table.json"))
+    assert len(tables) == 4
+    assert all("ordinary request" in path.read_text() for path in tables)
+    assert not any(
+        b"harmful request" in path.read_bytes() for path in tmp_path.rglob("offline-run-*/**/*") if path.is_file()
+    )

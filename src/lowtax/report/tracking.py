@@ -136,7 +136,6 @@ def _to_wandb(arm: Results, folder: Path) -> None:
 
 
 def _to_trackio(arm: Results, folder: Path) -> None:
-    import pandas  # type: ignore[import-untyped]  # trackio needs it
     import trackio  # type: ignore[import-not-found]
 
     config = {"study": arm.study, "arm": arm.arm}
@@ -145,8 +144,8 @@ def _to_trackio(arm: Results, folder: Path) -> None:
         for step, figures in arm.figures:
             run.log(figures, step=step)
         if arm.replies:
-            frame = pandas.DataFrame(arm.replies, columns=list(COLUMNS))
-            run.log({"replies": trackio.Table(dataframe=frame)}, step=arm.figures[-1][0])
+            table = trackio.Table(columns=list(COLUMNS), data=arm.replies)
+            run.log({"replies": table}, step=arm.figures[-1][0])
     finally:
         run.finish()
 
@@ -191,8 +190,9 @@ def _figures(study: Stored, columns: Columns) -> dict[int, dict[str, float]]:
     by_column: dict[int, dict[str, float]] = {number: {} for number in columns.numbers.values()}
     for measure in measures.described():
         if measure["group"] not in LEFT_OUT:
+            unit = f" {measure['unit']}" if measure["unit"] in ("seconds", "tokens") else ""
             for column, figure in measure["figures"].items():
-                by_column[column] |= _named(f"{measure['group']}/{measure['name']}", figure)
+                by_column[column] |= _named(f"{measure['group']}/{measure['name']}{unit}", figure)
     return by_column
 
 

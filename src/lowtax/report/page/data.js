@@ -11,9 +11,13 @@ function lowtaxData(name, text) {
   delete waiting[name]; // else it would keep the chunk in memory
 }
 
-/** Return a part: JSON, or of a chunk (`requests-3`) the number of its first prompt, and a line of JSON for each. */
-function readPart(name, text) {
-  if (!/-\d+$/.test(name)) return JSON.parse(text);
+/**
+ * Return a part: JSON, or of a chunk (`requests-3`) the number of its first prompt, and a line of JSON for each.
+ * The script of a chunk hands over a function with the lines in a comment, which is read and never called.
+ */
+function readPart(name, part) {
+  if (!/-\d+$/.test(name)) return JSON.parse(part);
+  const text = typeof part === "function" ? String(part).slice("() => {/*".length, -"*/}".length) : part;
   const [first, ...lines] = text.split("\n");
   return { first: Number(first), lines };
 }
