@@ -326,6 +326,64 @@ def test_it_fits_a_telephone(browser: object, made_page: Path):
     assert own.faults == []
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_prints_on_white_paper_without_controls_and_with_every_heading(browser: object, made_page: Path, theme: str):
+    own = Watched(browser, viewport={"width": 688, "height": 970}, color_scheme=theme)  # A4 within its margins
+    own.page.emulate_media(media="print")
+    for view in ("overview", "replies", "reasoning", "recipe") if theme == "light" else ("overview",):
+        page = own.open(made_page, view)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 688, view
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator("nav, select, input, button:not(.sort)").filter(visible=True).count() == 0
+    page = own.open(made_page)
+    heads = page.locator("#view-overview table").last.locator("thead th").all_inner_texts()
+    assert heads[:3] == ["arm", "step", "harmful refused"]
+    own.context.close()
+    assert own.faults == []
+
+
+def test_the_focus_stays_where_something_is_drawn_again(watched: Watched, made_page: Path):
+    page = watched.open(made_page)
+    head = page.locator("#view-overview").get_by_role("button", name="ordinary refused")
+    for order in ("descending", "ascending"):
+        head.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("th:has(:focus)").get_attribute("aria-sort") == order
+    watched.open(made_page, "replies")
+    chosen = page.locator("#view-replies").get_by_label("A", exact=True)
+    chosen.focus()
+    chosen.select_option("arm_1")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "A"
+    page.locator("#view-replies .card h4", has_text="arm_1 (A)").wait_for()
+    reveal = page.locator("#view-replies .detail").get_by_role("button", name="Show this harmful request")
+    reveal.focus()
+    reveal.press("Enter")
+    page.locator("#view-replies .prompt").wait_for()
+    assert page.evaluate("document.activeElement.className") == "detail"
+
+
+def test_what_a_screen_reader_is_told(watched: Watched, made_page: Path):
+    page = watched.open(made_page, "replies")
+    for role, number in (("banner", 1), ("navigation", 1), ("main", 1), ("contentinfo", 1)):
+        assert page.get_by_role(role).count() == number
+    assert page.get_by_role("navigation").get_by_role("link", name="Replies").get_attribute("aria-current") == "page"
+    assert page.locator("main").get_by_role("region").count() == 0  # a reply is an article, and no landmark
+    assert page.get_by_role("article").count() == 4
+    listed = page.get_by_role("listbox", name="Prompts")
+    chosen = page.locator(f"#{listed.get_attribute('aria-activedescendant')}")
+    assert (chosen.get_attribute("aria-selected"), chosen.get_attribute("aria-setsize")) == ("true", "80")
+    watched.open(made_page)
+    for each in page.locator("table:visible").all():
+        assert each.locator("caption").inner_text()
+        assert each.locator("thead th:not([scope=col])").count() == 0
+        assert each.locator("tbody tr").count() == each.locator("tbody th[scope=row]").count()
+    sorting = page.locator("#view-overview").get_by_role("button", name="tax", exact=True)
+    sorting.click()
+    assert sorting.count() == 1  # the arrow is no part of its name: the column says its order
+    chart = page.get_by_role("group", name="harmful refused against")
+    assert chart.get_by_role("link", name="arm_0, step 50: ").count() == 1
+
+
 def test_a_folder_that_is_not_whole_is_said(browser: object, made_study: Path, tmp_path: Path):
     index = bundle.write([made_study], tmp_path / "page").path
     own = Watched(browser)

@@ -177,10 +177,20 @@ function table(caption, head, rows, left = 1) {
   return el(
     "table",
     {},
-    el("caption", {}, caption),
+    el("caption", {}, el("span", {}, caption)),
     el("thead", {}, el("tr", {}, head.map((each, i) => cell("th", each, i, { scope: "col" })))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((each, i) => (i ? cell("td", each, i, {}) : cell("th", each, 0, { scope: "row" })))))),
   );
+}
+
+/** Draw again inside of a box, and return the focus to the control of the same name, which the drawing replaced. */
+function redraw(box, draw) {
+  const name = (node) => `${node.tagName} ${node.dataset.sort || node.getAttribute("aria-label") || node.textContent}`;
+  const active = box.contains(document.activeElement) && document.activeElement !== box ? name(document.activeElement) : "";
+  draw();
+  if (!active || box.contains(document.activeElement)) return;
+  const same = [...box.querySelectorAll("a, button, input, select, summary")].find((node) => name(node) === active);
+  (same ?? box).focus({ preventScroll: true });
 }
 
 /** Put something wide into a box that scrolls, by keyboard too. */

@@ -168,16 +168,17 @@ function measured() {
   const draw = () => {
     const columns = data.measures.filter((m) => visible.has(m.key));
     const rows = [...data.rows];
-    const key = (row) => (by === "arm" ? row.column : measure(by).figures[row.column]?.[0]);
+    const key = (row) => (by === "arm" ? row.column : by === "step" ? data.columns[row.column].step : measure(by).figures[row.column]?.[0]);
     if (by) rows.sort((one, two) => (down ? -1 : 1) * ((key(one) ?? -Infinity) - (key(two) ?? -Infinity)));
-    const head = (name, id) => el("button.sort", { type: "button", click: () => ((down = by === id ? !down : true), (by = id), draw()) }, name, by === id ? (down ? " ↓" : " ↑") : "");
+    const sort = (id) => redraw(box, () => ((down = by === id ? !down : true), (by = id), draw()));
+    const head = (name, id) => el("button.sort", { type: "button", "data-sort": id, title: "sort by this column", click: () => sort(id) }, name, by === id && el("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑"));
     const body = rows.map(({ column, best }) => [
       el("span.arm", {}, badge(data.columns[column]), best ? el("strong", {}, data.columns[column].name) : data.columns[column].name),
       grouped.format(data.columns[column].step),
       ...columns.map((m) => cellOf(m, column)),
     ]);
-    const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), "step", ...columns.map((m) => head(m.name, m.key))], body);
-    const order = ["arm", null, ...columns.map((m) => m.key)];
+    const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), head("step", "step"), ...columns.map((m) => head(m.name, m.key))], body);
+    const order = ["arm", "step", ...columns.map((m) => m.key)];
     drawn.querySelectorAll("thead th").forEach((th, i) => order[i] === by && by && th.setAttribute("aria-sort", down ? "descending" : "ascending"));
     box.replaceChildren(scrolling("All checkpoints", drawn));
   };

@@ -90,7 +90,7 @@ class Reader {
     const choose = (key) => (value) => {
       this[key] = Number(value);
       this.shown.add(this[key]);
-      this.drawFilters();
+      redraw(this.bar, () => this.drawFilters());
       this.apply();
     };
     const all = (name, values) => [["", `all ${name}`], ...values.map((value, i) => [i, value || "none"])];
@@ -320,10 +320,11 @@ class Reader {
     const button = el("button", { type: "button", click: () => copy(this.markdown(entry, about), button) }, "Copy as Markdown");
     const mark = el("label.check", {}, el("input", { type: "checkbox", checked: this.diff, change: (event) => ((this.diff = event.target.checked), this.read(number)) }), "Mark what differs between A and B");
     const prompt = hidden
-      ? el("p.hidden", {}, el("button", { type: "button", click: () => this.reveal() }, "Show this harmful request and its replies"), " (key s)")
+      ? el("p.hidden", {}, el("button", { type: "button", click: () => this.reveal() }, "Show this harmful request and its replies"), el("span.key", {}, " (key s)"))
       : el("div.text.prompt", {}, entry.goal && entry.goal !== entry.prompt ? [entry.goal, el("details", {}, el("summary", {}, "as it was sent"), el("div.text", {}, entry.prompt))] : entry.prompt);
     const cards = this.shownColumns().map((column) => this.card(entry, column, number, hidden));
-    this.detail.replaceChildren(
+    const draw = (...parts) => redraw(this.detail, () => this.detail.replaceChildren(...parts));
+    draw(
       el("div.about", {}, el("h3", {}, `${this.which === "requests" ? (kind === "harmful" ? "Harmful request" : "Ordinary request") : "Question"} ${this.at + 1}`), el("span", {}, about), link, button, mark),
       prompt,
       el("div.cards", {}, cards),
@@ -336,19 +337,19 @@ class Reader {
     const about = this.page.columns[column];
     const which = column === this.a ? " (A)" : column === this.b ? " (B)" : "";
     const head = el("h4", {}, badge(about), `${labelOf(about)}${which}`);
-    if (!reply) return el("section.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"));
+    if (!reply) return el("article.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"));
     const turn = (by) => () => {
       this.sample.set(`${number} ${column}`, (at + by + own.length) % own.length);
       this.read(number);
       this.paint();
     };
-    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": "previous reply", click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length}: seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": "next reply", click: turn(1) }, "›"));
+    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": `previous reply of ${labelOf(about)}`, click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length}: seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": `next reply of ${labelOf(about)}`, click: turn(1) }, "›"));
     const flag = this.flags(number, column)[at];
     const facts = [`${grouped.format(reply.tokens)} tokens`, FLAGS[flag], reply.error].filter(Boolean).join(", ");
     const other = this.diff && column === this.b ? entry.replies.filter((each) => each.column === this.a)[this.chosen(number, this.a)] : null;
     const answer = reply.answer || "";
     return el(
-      "section.card",
+      "article.card",
       { colour: about.colour, "data-reply": reply.id, "aria-label": labelOf(about) },
       head,
       pager,
