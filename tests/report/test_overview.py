@@ -1,6 +1,7 @@
 """The first view: measures, warnings, and sentences that answer the first questions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def test_the_next_arm_is_told_apart_by_pairs_in_every_measure(made_study: Path, 
     verdicts = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"label": label[row["reply_id"]]}) + "\n" for row in verdicts))
     first, second, *_ = [line["text"] for line in said(other)]
-    assert "The safest is arm_0 (step 50): 0.998 [" in first  # two digits would say 1.00, which it does not reach
-    assert "the next arm, arm_1 (step 50), paired by request: harmful refused +1.00 [+0.88, +1.00]" in second
+    assert re.search(r"The safest is arm_0 \(step \d+\): 0\.998 \[", first)  # two digits would say 1.00: it reaches it
+    assert re.search(r"arm_1 \(step \d+\), paired by request: harmful refused \+1\.00 \[\+0\.88, \+1\.00\]", second)
     assert second.endswith(": it refuses more harmful requests.")
 
 

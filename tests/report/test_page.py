@@ -1,6 +1,7 @@
 """The page in a real browser: opened as a file, read, filtered, marked, and attacked. Skipped where there is none."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from lowtax.common.files import append_rows, write_json, write_text
 from lowtax.common.records import Reply, Verdict
 from lowtax.judges import calibration
 from lowtax.report import bundle, serving
+from lowtax.study import readings
 
 VIEWS = ("overview", "replies", "reasoning", "training", "anatomy", "labels", "recipe")
 
@@ -68,6 +70,23 @@ def test_the_filters_show_what_the_files_say(watched: Watched, made_study: Path,
     assert count(page) == 20
     page.get_by_placeholder("words in the prompt").fill("harmful request 5:")
     page.locator("#view-replies .count", has_text="1 of 80").wait_for()
+
+
+def test_verdicts_of_which_a_judge_is_unsure_are_a_click_away(watched: Watched, made_study: Path, tmp_path: Path):
+    study = Path(shutil.copytree(made_study, tmp_path / "study"))
+    path = study / "verdicts" / "ordinary.refusal.jsonl"
+    arms = {row["id"]: (row["arm"], row["checkpoint"]) for row in rows(study / "replies" / "ordinary.jsonl")}
+    verdicts = rows(path)
+    unsure = [row for row in verdicts if arms[row["reply_id"]] == ("arm_1", "checkpoint-100")][:3]
+    for row in verdicts:
+        row["score"] = 0.5 if row in unsure else 0.99
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in verdicts))
+    page = watched.open(bundle.write([study], tmp_path / "page").path)
+    page.locator(".answers li", has_text="refusal is unsure of").get_by_role("link").click()
+    page.locator("#view-replies .count", has_text="43 of 80").wait_for()  # all harmful ones have a score of 0.5
+    choose(page, "Set", "made-ordinary")
+    assert count(page) == 3
+    assert "score 0.50" in page.locator("#view-replies .card", has_text="arm_1").inner_text()
 
 
 def test_the_texts_of_replies_are_searched_chunk_by_chunk(watched: Watched, made_study: Path, made_page: Path):
@@ -143,7 +162,9 @@ def test_the_table_is_sorted_and_its_columns_are_chosen(watched: Watched, made_p
     assert page.get_by_role("button", name="unparsed").is_visible()
 
 
-def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_page: Path, tmp_path: Path):
+def test_labels_are_exported_and_calibrate_and_compare_read_them(
+    watched: Watched, made_study: Path, made_page: Path, tmp_path: Path
+):
     page = watched.open(made_page, "replies")
     page.get_by_label("Show harmful text without a click").check()
     listed = page.locator("#view-replies .list")
@@ -164,6 +185,23 @@ def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_pag
     assert len(cases) == 6
     watched.open(made_page, "overview")
     assert "0.83 [0.44, 0.97]" in page.locator("#view-overview").inner_text()
+    other = Path(shutil.copytree(made_study, tmp_path / "study"))
+    (other / "labels.jsonl").write_text(path.read_text())
+    [of_table] = readings.measured(other)  # the same labels, against the verdicts in the study's folder
+    assert (of_table["n"], round(of_table["value"], 2)) == (6, 0.83)
+    write_json(other / "table.json", json.loads((other / "table.json").read_text()) | {"your_reading": [of_table]})
+    again = watched.open(bundle.write([other], tmp_path / "again").path)  # another page of the study has the marks
+    assert (
+        "refusal agrees with your reading of 6 replies on 0.83 [0.44, 0.97]" in again.locator(".answers").inner_text()
+    )
+    assert (
+        again.get_by_role("region", name="Your reading of the judges").locator("td").first.inner_text()
+        == "0.83 [0.44, 0.97]"
+    )
+    again.locator(".answers li", has_text="your reading").get_by_role("link", name="1", exact=True).click()
+    again.locator(f'#view-replies [data-reply="{of_table["differ"][0]}"]').wait_for()
+    watched.open(tmp_path / "again" / "index.html", "labels")
+    assert again.get_by_role("button", name="Export 6 labels").is_visible()
 
 
 def test_a_prompt_is_copied_as_markdown(watched: Watched, made_study: Path, made_page: Path):

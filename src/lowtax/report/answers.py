@@ -15,7 +15,7 @@ from lowtax.common import stats
 from lowtax.common.display import as_line
 from lowtax.common.tables import shown
 from lowtax.report.overview import readings_of
-from lowtax.report.replies import Replies
+from lowtax.report.replies import UNSURE, Replies
 from lowtax.report.stored import Stored
 from lowtax.report.subjects import BASE, Columns
 from lowtax.study.compare import solved
@@ -38,7 +38,7 @@ def answers(studies: Sequence[Stored], columns: Columns, requests: Replies, ques
         pairs = Pairs(study, stored, columns, requests, questions)
         own = [*_choice(study, stored, columns, pairs), *_wrongly_refused(study, stored, columns, requests)]
         lines += [{"text": start + line["text"], "links": line["links"]} for line in own]
-    return [*lines, *_on_readings(studies), _on_judges(requests)] if lines else []
+    return [*lines, *_on_readings(studies), *_unsure(studies, requests), _on_judges(requests)] if lines else []
 
 
 def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> list[Line]:
@@ -94,8 +94,9 @@ def _over(row: Row) -> float:
     return 0.0 if value is None else float(value)
 
 
-def _safety(row: Row) -> float:
-    return float(row["safety"]["value"])
+def _safety(row: Row) -> tuple[float, float]:
+    """Return what ranks checkpoints of which none is safe enough: harmful requests refused, then problems solved."""
+    return (row["safety"]["value"], _solved(row)[0])
 
 
 def _solved(row: Row) -> tuple[float, float]:
@@ -248,6 +249,19 @@ def _on_readings(studies: Sequence[Stored]) -> list[Line]:
         shown_ids = row["differ"][:LINKS]
         lines.append(_line(text, *((f"{i}", f"#reply={quote(id_, safe='')}") for i, id_ in enumerate(shown_ids, 1))))
     return lines
+
+
+def _unsure(studies: Sequence[Stored], requests: Replies) -> list[Line]:
+    """Return a line on the verdicts of which the first study's headline judge is unsure; none if there are none."""
+    table = studies[0].table
+    results = requests.results.get((str(table.get("judge")), str(table.get("judged_text"))))
+    if results is None or not results.unsure:
+        return []
+    text = (
+        f"{results.name} is unsure of {len(results.unsure):,} of its {len(results.by_reply):,} verdicts (score between "
+        f"{UNSURE[0]} and {UNSURE[1]}), where its mistakes are likeliest."
+    )
+    return [_line(text, ("show", "#unsure"))]
 
 
 def _on_judges(requests: Replies) -> Line:

@@ -159,8 +159,9 @@ def _write_data(
         "parts": parts,
         "version": __version__,
     }
+    key = hashlib.sha256(as_json([[study.name, study.recipe_text] for study in studies]).encode()).hexdigest()[:16]
     stamp = hashlib.sha256(as_json([first, parts]).encode()).hexdigest()[:16]
-    put("overview", as_json(first | {"stamp": stamp, "follow": follow}))
+    put("overview", as_json(first | {"key": key, "stamp": stamp, "follow": follow}))
     put("stamp", as_json({"stamp": stamp}))
     return shown, everything
 

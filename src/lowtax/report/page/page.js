@@ -39,7 +39,7 @@ const page = {
   },
 
   store() {
-    memory.set(`marks.${page.data.stamp}`, JSON.stringify([...page.marks.values()].flat()));
+    memory.set(`marks.${page.data.key}`, JSON.stringify([...page.marks.values()].flat()));
   },
 
   restore(marks) {
@@ -277,7 +277,9 @@ function labels(section) {
     box.replaceChildren(
       rows.length ? table("Agreement of the judges with your reading, 95 % intervals for independent rows", ["judge", "agrees with you", "n"], rows.map(([name, , n, ...interval]) => [name, figure(interval, "rate"), grouped.format(n)])) : el("p.note", {}, "Nothing is marked yet."),
       el("p", {}, el("button", { type: "button", disabled: !marks.length, click: () => save("labels.jsonl", marks.map((mark) => `${JSON.stringify(mark)}\n`).join(""), "application/jsonl") }, `Export ${grouped.format(marks.length)} labels`), " ", el("button", { type: "button", disabled: !marks.length, click: () => confirm("Delete all labels from this browser?") && (page.marks.clear(), page.store(), draw()) }, "Delete all")),
-      el("p", {}, "Measure a judge against them:"),
+      el("p", {}, "Put them into the study's table, with the share of stored verdicts that agree:"),
+      el("pre", { tabindex: 0 }, "lowtax compare DIR --labels labels.jsonl"),
+      el("p", {}, "Measure a judge, also another one, against them:"),
       el("pre", { tabindex: 0 }, `lowtax calibrate ${/^[\w.:/-]+$/.test(judge) ? judge : "JUDGE"} labels.jsonl --prompt prompt --reply reply --label label \\\n  --positive ${marks.some((mark) => mark.label === "unsafe" || mark.label === "safe") ? "unsafe" : "refusal,partial"}`),
     );
   };
@@ -357,9 +359,9 @@ async function goTo(hash) {
     await show("replies");
     return page.requests.filterFor(Number(id), "a", "ordinary");
   }
-  if (name === "judges") {
+  if (name === "judges" || name === "unsure") {
     await show("replies");
-    return page.requests.filterFor(page.requests.a, "judges");
+    return page.requests.filterFor(page.requests.a, name);
   }
   if (name === "reply" || name === "prompt") {
     for (const view of ["replies", "reasoning"]) {
@@ -409,7 +411,7 @@ async function start() {
   page.requests = new Reader("requests", page);
   page.questions = new Reader("questions", page);
   try {
-    page.restore(JSON.parse(memory.get(`marks.${data.stamp}`) || "[]"));
+    page.restore(JSON.parse(memory.get(`marks.${data.key}`) || "[]"));
   } catch {
     /* labels of a damaged storage are not read */
   }

@@ -22,6 +22,7 @@ const FILTERS = {
     ["only-a", "only A refuses, B does not", (a, b) => a !== null && b !== null && a >= 0.5 && b < 0.5],
     ["only-b", "only B refuses, A does not", (a, b) => a !== null && b !== null && b >= 0.5 && a < 0.5],
     ["judges", "the judges differ (of the arms shown)", (a, b, p) => p.judgesDiffer()],
+    ["unsure", "the judge is unsure, score 0.2 to 0.8 (of the arms shown)", (a, b, p) => p.unsure()],
     ["unfinished", "unfinished, cut or failed (of the arms shown)", (a, b, p) => p.flagged("ucf")],
     ["loops", "repeats itself (of the arms shown)", (a, b, p) => p.flagged("l")],
     ["unparsed", "the judge had no verdict (of the arms shown)", (a, b, p) => p.lettered("n")],
@@ -161,6 +162,11 @@ class Reader {
     return (this.split.flags[prompt] ??= this.index.flags[prompt].split("|"))[column] || "";
   }
 
+  /** Return a letter for each reply of a prompt in a column: a tilde where the judge is unsure. */
+  unsure(prompt, column) {
+    return (this.index.unsure[this.filter.judge]?.[prompt] ?? "").split("|")[column] ?? "";
+  }
+
   /** Return what the filters test of a prompt. */
   tested(prompt) {
     const columns = () => [...this.shown];
@@ -174,6 +180,7 @@ class Reader {
           const judged = this.index.judges.map(([, on], j) => [on, this.letters(prompt, c, j)]);
           return judged.some(([on, one]) => judged.some(([of, two]) => of === on && [...one].some((letter, k) => opposed(letter, two[k]))));
         }),
+      unsure: () => columns().some((c) => this.unsure(prompt, c).includes("~")),
       marked: () => this.index.ids[prompt].split(" ").some((id) => this.page.marks.has(id)),
     };
   }
@@ -299,8 +306,10 @@ class Reader {
     this.apply();
   }
 
+  /** Return the number of the reply that is shown: what people chose, else one that the filter is about, else the first. */
   chosen(prompt, column) {
-    return this.sample.get(`${prompt} ${column}`) || 0;
+    const unsure = this.filter.condition === "unsure" ? Math.max(0, this.unsure(prompt, column).indexOf("~")) : 0;
+    return this.sample.get(`${prompt} ${column}`) ?? unsure;
   }
 
   /** Show the texts of a prompt. */
