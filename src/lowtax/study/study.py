@@ -9,6 +9,7 @@ DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
 DIR/updates.json  effects.json           the size of each checkpoint's update, and what it changes of the logits
 DIR/base.json                            the fingerprint of the base
+DIR/labels.jsonl                         people's labels of verdicts, exported by the page (`compare --labels`)
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
