@@ -1,5 +1,6 @@
 """The commands `report` and `view`, and the page that `run` leaves."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from golden_study import rows, stub_model
 from typer.testing import CliRunner
 
 from lowtax.cli import report
@@ -83,3 +85,56 @@ def test_a_finished_study_stands_although_its_page_fails(tmp_path: Path, capsys:
     (tmp_path / "report" / "mine.txt").unlink()
     report.write_beside(tmp_path)
     assert "report/index.html" in capsys.readouterr().out
+
+
+WANDB = """
+import contextlib, json, os
+
+class Table:
+    def __init__(self, columns, data):
+        pass
+
+class Run:
+    def log(self, values, step):
+        print(self.name, step, values["safety/harmful_refused_n"])
+
+@contextlib.contextmanager
+def init(**options):
+    run = Run()
+    run.name = options["name"]
+    yield run
+"""
+
+
+def test_compare_says_how_often_the_judge_agrees_with_labels_and_tells_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = Path(shutil.copytree(GOLDEN, tmp_path / "study"))
+    monkeypatch.chdir(tmp_path)
+    stub_model(tmp_path / "model")
+    rows()
+    with (study / "recipe.yaml").open("a") as recipe:
+        recipe.write("execution:\n  report_to: [wandb]\n")
+    (tmp_path / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    verdicts = [json.loads(line) for line in (study / "verdicts/harmful.refusal_words.jsonl").read_text().splitlines()]
+    refusals = [row for row in verdicts if row["label"] == "refusal"][:8]
+    labels = [{"reply_id": row["reply_id"], "judge": row["judge"], "label": "refusal"} for row in refusals]
+    labels[0]["label"] = "compliance"
+    Path("labels.jsonl").write_text("".join(f"{json.dumps(label)}\n" for label in labels))
+    said = run("compare", study, "--labels", "labels.jsonl")
+    agreement = json.loads((study / "table.json").read_text())["your_reading"]
+    assert [(row["judge"], row["n"], row["judge_alone"], row["differ"]) for row in agreement] == [
+        ("refusal_words", 8, 1, [refusals[0]["reply_id"]])
+    ]
+    assert f"| refusal_words | answer | 0.88 [{agreement[0]['low']:.2f}, {agreement[0]['high']:.2f}] | 8 |" in said
+    assert "golden/r1/results 4 36" in said
+    assert "results sent to wandb (base, full, r1, kept_apart, r1_half)" in said
+    run("report", study)
+    page = (study / "report/data/overview.js").read_text()
+    assert f"#reply={refusals[0]['reply_id']}" in page
+    assert "refusal_words agrees with your reading of 8 replies on 0.88" in page
+    again = run("compare", study)  # the labels are the study's now, and the trackers know its results
+    assert "agrees with your reading" in again
+    assert "sent to" not in again

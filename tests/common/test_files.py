@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,48 @@ def test_a_file_that_another_process_takes_for_a_rest_is_made_again(tmp_path: Pa
     monkeypatch.setattr(os, "rename", once)
     files.write_text(tmp_path / "x.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_two_processes_replace_one_folder_again_and_again(tmp_path: Path):
+    program = """
+import sys
+from pathlib import Path
+from lowtax.common.files import atomic_folder
+for number in range(60):
+    with atomic_folder(Path(sys.argv[1]), replace=True) as work:
+        (work / "one").write_text(sys.argv[2])
+        (work / "two").write_text(sys.argv[2])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "folder")]
+    with subprocess.Popen([*command, "a"]) as first, subprocess.Popen([*command, "b"]) as second:
+        assert (first.wait(), second.wait()) == (0, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+    assert (tmp_path / "folder" / "one").read_text() == (tmp_path / "folder" / "two").read_text()
+
+
+def test_a_stop_between_two_names_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x").write_text("old")
+    replace, calls = os.replace, []
+
+    def stopped(source: object, target: object) -> None:
+        calls.append(target)
+        if len(calls) == 3:  # the new folder, the old one away, the new one
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(folder, replace=True) as work:
+        (work / "x").write_text("new")
+    assert (folder / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_lock_is_seen_by_others_and_let_go_with_its_process(tmp_path: Path):
+    assert not files.is_locked(tmp_path)
+    with files.locked(tmp_path):
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path)
+    with files.locked(tmp_path):
+        pass

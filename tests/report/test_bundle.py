@@ -11,7 +11,7 @@ import yaml
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows, write_text
 from lowtax.common.records import Reply
-from lowtax.report import bundle, following
+from lowtax.report import bundle
 
 
 def test_the_page_of_the_stored_study(tmp_path: Path):
@@ -104,12 +104,3 @@ def test_a_page_is_a_space(made_study: Path, tmp_path: Path):
     assert settings["sdk"] == "static"
     assert (page.path.parent / settings["app_file"]).exists()
     assert settings["title"] == "made"
-
-
-def test_following_waits_for_a_change(made_study: Path, tmp_path: Path):
-    study = Path(shutil.copytree(made_study, tmp_path / "study"))
-    before = following.state([study])
-    assert following.state([study]) == before
-    with (study / "replies" / "harmful.jsonl").open("a") as handle:
-        handle.write("\n")
-    assert following.wait_for_news([study], before, every=0.01) != before

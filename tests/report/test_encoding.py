@@ -7,7 +7,7 @@ import re
 import pytest
 from injections import INJECTIONS
 
-from lowtax.report.encoding import as_block, as_json, as_lines, as_script, source_hash
+from lowtax.report.encoding import as_block, as_chunk, as_json, as_lines, as_script, source_hash
 
 UNSAFE = re.compile("[<>&\u2028\u2029]")
 
@@ -32,9 +32,16 @@ def test_a_text_comes_back_and_acts_nowhere(text: str):
     block.encode()
 
 
-def test_lines_are_lines_of_a_chunk():
-    text = as_lines(7, [as_json({"a": "1\n2"}), as_json({"b": "\r"})])
-    assert string_of(as_script("requests-0", text)).split("\n") == ["7", '{"a":"1\\n2"}', '{"b":"\\r"}']
+@pytest.mark.parametrize("text", [*INJECTIONS, "\ud800", "*\\/", "\\*/", "**/", "*/*/", "/*"])
+def test_the_comment_of_a_chunk_has_the_text_and_no_end_before_its_own(text: str):
+    value = {text: [text, "\r"]}
+    script = as_chunk("requests-0", as_lines(7, [as_json(value), as_json({"b": 1})]))
+    match = re.fullmatch(r"lowtaxData\('requests-0', \(\) => \{/\*(.*?)\*/\}\);\n", script, re.DOTALL)
+    assert match
+    assert "*/" not in match[1]
+    first, line, other = match[1].split("\n")
+    assert (first, json.loads(line), other) == ("7", value, '{"b":1}')
+    script.encode()
 
 
 def test_numbers_that_json_lacks_are_null():

@@ -1,6 +1,7 @@
 """The first view: measures, warnings, and sentences that answer the first questions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def test_the_answers_choose_the_checkpoint_that_solves_most_of_the_safe(made_stu
         f"{best['arm']} (step {best['step']}) solves most: {best['reasoning']['sums']['value']:.2f}" in lines[0]["text"]
     )
     assert lines[0]["links"] == [("show", f"#arm={study.rows.index(best)}")]
-    assert "paired by question: this study does not tell them apart" in lines[1]["text"]
+    assert lines[1]["text"].startswith("It minus the next arm, ")
+    assert lines[1]["text"].endswith("this study does not tell them apart.")
     assert "minus that of the base" in lines[2]["text"]
     counts = dict(lines[3]["links"])
     base = study.rows[0]["over_refusal"]
@@ -83,7 +85,27 @@ def test_no_arm_that_is_safe_enough_is_said(made_study: Path, tmp_path: Path):
     table = json.loads((other / "table.json").read_text())
     table["matched_safety"] = {"safety": 1.0, "over_refusal": 0.0}
     (other / "table.json").write_text(json.dumps(table))
-    assert said(other)[0]["text"].startswith("No checkpoint refuses 1.00 of the harmful requests")
+    first, second, *_ = [line["text"] for line in said(other)]
+    assert first.startswith("No checkpoint refuses 1.00 of the harmful requests")
+    assert "It minus the next arm" in second
+
+
+def test_the_next_arm_is_told_apart_by_pairs_in_every_measure(made_study: Path, tmp_path: Path):
+    other = Path(shutil.copytree(made_study, tmp_path / "study"))
+    table = json.loads((other / "table.json").read_text())
+    table["matched_safety"] = {"safety": 1.0, "over_refusal": 0.0}
+    for row in table["rows"]:
+        row["safety"]["value"] = {"arm_0": 0.998, "arm_1": 0.9}.get(row["arm"], 0.1)
+    (other / "table.json").write_text(json.dumps(table))
+    path = other / "verdicts" / "harmful.refusal.jsonl"
+    replies = [json.loads(line) for line in (other / "replies" / "harmful.jsonl").read_text().splitlines()]
+    label = {row["id"]: "refusal" if row["arm"] == "arm_0" else "compliance" for row in replies}
+    verdicts = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"label": label[row["reply_id"]]}) + "\n" for row in verdicts))
+    first, second, *_ = [line["text"] for line in said(other)]
+    assert re.search(r"The safest is arm_0 \(step \d+\): 0\.998 \[", first)  # two digits would say 1.00: it reaches it
+    assert re.search(r"arm_1 \(step \d+\), paired by request: harmful refused \+1\.00 \[\+0\.88, \+1\.00\]", second)
+    assert second.endswith(": it refuses more harmful requests.")
 
 
 def test_long_curves_are_thinned_to_means():
@@ -110,7 +132,13 @@ def test_anatomy_has_sites_and_landscapes(tmp_path: Path):
     (tmp_path / "geometry.json").write_text(json.dumps(geometry))
     point = {"seed": 0, "alpha": 0.5, "safe": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 8}, "perplexity": 2.0}
     (tmp_path / "landscape.json").write_text(json.dumps({"points": [point, {"alpha": "x"}]}))
+    for place in ("basins/full", "arms/r1/seed-0/checkpoint-2/plane", ".hidden", "report"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "landscape.json").write_text(json.dumps({"points": [point]}))
+    (tmp_path / "loop").symlink_to(tmp_path)
     shown = anatomy([stored.read(tmp_path)])
+    names = [landscape["name"] for landscape in shown["landscapes"]]
+    assert names == ["x", "arms/r1/seed-0/checkpoint-2/plane", "basins/full", "report"]
     assert shown["maps"][0]["sites"] == [
         [3, "up_proj", 0.01, 1.5, 0.2, None, 0.5],
         [-1, "", None, None, None, None, None],

@@ -1,6 +1,7 @@
 """The page in a real browser: opened as a file, read, filtered, marked, and attacked. Skipped where there is none."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from lowtax.common.files import append_rows, write_json, write_text
 from lowtax.common.records import Reply, Verdict
 from lowtax.judges import calibration
 from lowtax.report import bundle, serving
+from lowtax.study import readings
 
 VIEWS = ("overview", "replies", "reasoning", "training", "anatomy", "labels", "recipe")
 
@@ -68,6 +70,23 @@ def test_the_filters_show_what_the_files_say(watched: Watched, made_study: Path,
     assert count(page) == 20
     page.get_by_placeholder("words in the prompt").fill("harmful request 5:")
     page.locator("#view-replies .count", has_text="1 of 80").wait_for()
+
+
+def test_verdicts_of_which_a_judge_is_unsure_are_a_click_away(watched: Watched, made_study: Path, tmp_path: Path):
+    study = Path(shutil.copytree(made_study, tmp_path / "study"))
+    path = study / "verdicts" / "ordinary.refusal.jsonl"
+    arms = {row["id"]: (row["arm"], row["checkpoint"]) for row in rows(study / "replies" / "ordinary.jsonl")}
+    verdicts = rows(path)
+    unsure = [row for row in verdicts if arms[row["reply_id"]] == ("arm_1", "checkpoint-100")][:3]
+    for row in verdicts:
+        row["score"] = 0.5 if row in unsure else 0.99
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in verdicts))
+    page = watched.open(bundle.write([study], tmp_path / "page").path)
+    page.locator(".answers li", has_text="refusal is unsure of").get_by_role("link").click()
+    page.locator("#view-replies .count", has_text="43 of 80").wait_for()  # all harmful ones have a score of 0.5
+    choose(page, "Set", "made-ordinary")
+    assert count(page) == 3
+    assert "score 0.50" in page.locator("#view-replies .card", has_text="arm_1").inner_text()
 
 
 def test_the_texts_of_replies_are_searched_chunk_by_chunk(watched: Watched, made_study: Path, made_page: Path):
@@ -143,7 +162,9 @@ def test_the_table_is_sorted_and_its_columns_are_chosen(watched: Watched, made_p
     assert page.get_by_role("button", name="unparsed").is_visible()
 
 
-def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_page: Path, tmp_path: Path):
+def test_labels_are_exported_and_calibrate_and_compare_read_them(
+    watched: Watched, made_study: Path, made_page: Path, tmp_path: Path
+):
     page = watched.open(made_page, "replies")
     page.get_by_label("Show harmful text without a click").check()
     listed = page.locator("#view-replies .list")
@@ -164,6 +185,23 @@ def test_labels_are_exported_and_calibrate_reads_them(watched: Watched, made_pag
     assert len(cases) == 6
     watched.open(made_page, "overview")
     assert "0.83 [0.44, 0.97]" in page.locator("#view-overview").inner_text()
+    other = Path(shutil.copytree(made_study, tmp_path / "study"))
+    (other / "labels.jsonl").write_text(path.read_text())
+    [of_table] = readings.measured(other)  # the same labels, against the verdicts in the study's folder
+    assert (of_table["n"], round(of_table["value"], 2)) == (6, 0.83)
+    write_json(other / "table.json", json.loads((other / "table.json").read_text()) | {"your_reading": [of_table]})
+    again = watched.open(bundle.write([other], tmp_path / "again").path)  # another page of the study has the marks
+    assert (
+        "refusal agrees with your reading of 6 replies on 0.83 [0.44, 0.97]" in again.locator(".answers").inner_text()
+    )
+    assert (
+        again.get_by_role("region", name="Your reading of the judges").locator("td").first.inner_text()
+        == "0.83 [0.44, 0.97]"
+    )
+    again.locator(".answers li", has_text="your reading").get_by_role("link", name="1", exact=True).click()
+    again.locator(f'#view-replies [data-reply="{of_table["differ"][0]}"]').wait_for()
+    watched.open(tmp_path / "again" / "index.html", "labels")
+    assert again.get_by_role("button", name="Export 6 labels").is_visible()
 
 
 def test_a_prompt_is_copied_as_markdown(watched: Watched, made_study: Path, made_page: Path):
@@ -232,7 +270,7 @@ def hostile_study(out: Path) -> Path:
 
 @pytest.mark.parametrize("single_file", [False, True])
 def test_no_injection_runs_or_fetches(watched: Watched, tmp_path: Path, single_file: bool):
-    assert len(INJECTIONS) == 60
+    assert len(INJECTIONS) == 62
     study = hostile_study(tmp_path / "study")
     out = tmp_path / ("page.html" if single_file else "page")
     index = bundle.write([study], out, single_file=single_file).path
@@ -326,12 +364,72 @@ def test_it_fits_a_telephone(browser: object, made_page: Path):
     assert own.faults == []
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_prints_on_white_paper_without_controls_and_with_every_heading(browser: object, made_page: Path, theme: str):
+    own = Watched(browser, viewport={"width": 688, "height": 970}, color_scheme=theme)  # A4 within its margins
+    own.page.emulate_media(media="print")
+    for view in ("overview", "replies", "reasoning", "recipe") if theme == "light" else ("overview",):
+        page = own.open(made_page, view)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 688, view
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator("nav, select, input, button:not(.sort)").filter(visible=True).count() == 0
+    page = own.open(made_page)
+    heads = page.locator("#view-overview table").last.locator("thead th").all_inner_texts()
+    assert heads[:3] == ["arm", "step", "harmful refused"]
+    own.context.close()
+    assert own.faults == []
+
+
+def test_the_focus_stays_where_something_is_drawn_again(watched: Watched, made_page: Path):
+    page = watched.open(made_page)
+    head = page.locator("#view-overview").get_by_role("button", name="ordinary refused")
+    for order in ("descending", "ascending"):
+        head.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("th:has(:focus)").get_attribute("aria-sort") == order
+    watched.open(made_page, "replies")
+    chosen = page.locator("#view-replies").get_by_label("A", exact=True)
+    chosen.focus()
+    chosen.select_option("arm_1")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "A"
+    page.locator("#view-replies .card h4", has_text="arm_1 (A)").wait_for()
+    reveal = page.locator("#view-replies .detail").get_by_role("button", name="Show this harmful request")
+    reveal.focus()
+    reveal.press("Enter")
+    page.locator("#view-replies .prompt").wait_for()
+    assert page.evaluate("document.activeElement.className") == "detail"
+
+
+def test_what_a_screen_reader_is_told(watched: Watched, made_page: Path):
+    page = watched.open(made_page, "replies")
+    for role, number in (("banner", 1), ("navigation", 1), ("main", 1), ("contentinfo", 1)):
+        assert page.get_by_role(role).count() == number
+    assert page.get_by_role("navigation").get_by_role("link", name="Replies").get_attribute("aria-current") == "page"
+    assert page.locator("main").get_by_role("region").count() == 0  # a reply is an article, and no landmark
+    assert page.get_by_role("article").count() == 4
+    listed = page.get_by_role("listbox", name="Prompts")
+    chosen = page.locator(f"#{listed.get_attribute('aria-activedescendant')}")
+    assert (chosen.get_attribute("aria-selected"), chosen.get_attribute("aria-setsize")) == ("true", "80")
+    watched.open(made_page)
+    for each in page.locator("table:visible").all():
+        assert each.locator("caption").inner_text()
+        assert each.locator("thead th:not([scope=col])").count() == 0
+        assert each.locator("tbody tr").count() == each.locator("tbody th[scope=row]").count()
+    sorting = page.locator("#view-overview").get_by_role("button", name="tax", exact=True)
+    sorting.click()
+    assert sorting.count() == 1  # the arrow is no part of its name: the column says its order
+    chart = page.get_by_role("group", name="harmful refused against")
+    assert chart.get_by_role("link", name="arm_0, step 50: ").count() == 1
+
+
 def test_a_folder_that_is_not_whole_is_said(browser: object, made_study: Path, tmp_path: Path):
     index = bundle.write([made_study], tmp_path / "page").path
     own = Watched(browser)
     page = own.open(index, "replies")
     page.locator("#view-replies .card").first.wait_for()
-    write_text(index.parent / "data" / "questions-0.js", "lowtaxData('questions-0', '0\\n{\"id\": \"other\"}');\n")
+    write_text(
+        index.parent / "data" / "questions-0.js", 'lowtaxData(\'questions-0\', () => {/*0\n{"id": "other"}*/});\n'
+    )
     own.open(index, "reasoning")
     page.locator("#view-reasoning [role=alert]", has_text="load it again").wait_for()
     (index.parent / "data" / "requests-0.js").unlink()

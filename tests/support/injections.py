@@ -1,4 +1,4 @@
-"""Sixty texts that try to be more than text: whatever they reach, `window.pwned` is set, or an address is fetched."""
+"""Sixty-two texts that try to be more than text: they set `window.pwned`, or fetch an address, wherever they act."""
 
 AWAY = "http://127.0.0.1:9/leak"
 RUN = "window.pwned=1"
@@ -63,4 +63,6 @@ INJECTIONS = [
     "\x1b]8;;http://127.0.0.1:9/leak\x07x\x1b]8;;\x07\x1b[2J",
     f"expression({RUN}); background: url({AWAY}.gif)",
     f"&lt;script&gt;{RUN}&lt;/script&gt; &#60;img src=x onerror={RUN}&#62;",
+    f"*/}});{RUN};(() => {{/*",
+    f"**/{RUN}/**\n//# sourceMappingURL={AWAY}.map",
 ]  # fmt: skip

@@ -150,6 +150,7 @@ def run(
         work.run(train=not no_train)
     _show(out)
     report.write_beside(out)
+    report.send_results(out, work.recipe.execution)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
 
 
@@ -200,6 +201,10 @@ def compare(
     expect: Annotated[
         Path | None, typer.Option(help="Say which rates agree with the stored results of the same recipe in this file.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="Labels that the page exported: the judges' agreement with you."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder, of several studies.")] = None,
     trust: Trust = False,
 ) -> None:
@@ -213,13 +218,17 @@ def compare(
     Example: lowtax compare runs/a runs/b --out both
     """
     if len(folders) > 1:
-        report.compare_several(folders, out, [against, safety, over_refusal, expect])
+        report.compare_several(folders, out, [against, safety, over_refusal, expect, labels])
         return
     [folder] = folders
     if out is not None:
         raise UserError("--out is for several studies: the table of one is in its folder.")
     with study(folder, trust=trust) as work:
         work.require("either")
+        if labels is not None:
+            from lowtax.study import readings
+
+            readings.store(labels, folder)
         if against is not None:
             from lowtax.study import paired
 
@@ -228,6 +237,7 @@ def compare(
         table = work.compare(work.level(safety, over_refusal))
     if (folder / report.PAGE).exists():
         report.write_beside(folder)
+    report.send_results(folder, work.recipe.execution)
     if expect is None:
         return _show(folder)
     from lowtax.study import expected

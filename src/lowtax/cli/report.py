@@ -11,6 +11,7 @@ from lowtax.common.log import say, tell
 
 if TYPE_CHECKING:
     from lowtax.report.bundle import Page
+    from lowtax.training.settings import Execution
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies: the --out folders of `lowtax run`.")]
 PAGE = "report"
@@ -25,7 +26,10 @@ def report(
         bool, typer.Option("--single-file", help="Write one HTML file, with at most 2,000 replies.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Write the page again whenever the study has new results, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--follow", help="Write the page again whenever the study has new results, until its run ends or Ctrl-C."
+        ),
     ] = False,
     space: Annotated[
         bool,
@@ -41,7 +45,7 @@ def report(
 
     Example: lowtax report runs/a runs/b --out both.html --single-file
     """
-    from lowtax.report import bundle, following
+    from lowtax.report import bundle
 
     if out is None:
         if len(folders) > 1:
@@ -53,11 +57,30 @@ def report(
         from lowtax.report.cards import write_cards
 
         tell(f"model cards with rates: {write_cards(folder)} in {folder / 'arms'}")
-    before = following.state(folders)
-    tell(described(bundle.write(folders, out, single_file, follow, space)))
-    while follow:
-        before = following.wait_for_news(folders, before)
-        say(described(bundle.write(folders, out, follow=True, space=space)))
+    if not follow:
+        tell(described(bundle.write(folders, out, single_file, space=space)))
+        return
+    _follow(folders, out, space)
+
+
+def _follow(folders: Sequence[Path], out: Path, space: bool) -> None:
+    """Write the page until the run that is under way has ended, or Ctrl-C."""
+    from lowtax.report import bundle, following
+
+    written = False
+    try:
+        for last in following.rounds(folders):
+            try:
+                page = bundle.write(folders, out, follow=not last, space=space)
+            except UserError as error:
+                if not written or last:
+                    raise
+                say(f"the page stays as it is: {error}")  # a file that was rewritten meanwhile: the next look reads it
+                continue
+            written = True
+            tell(described(page)) if last else say(described(page))
+    except KeyboardInterrupt:
+        say(f"stopped; {out} stays as it is" if written else "stopped; no page was written")
 
 
 def described(page: "Page") -> str:
@@ -98,6 +121,21 @@ def write_beside(out: Path) -> None:
     tell(described(page))
 
 
+def send_results(out: Path, execution: "Execution") -> None:
+    """Send a study's results to its trackers. What a tracker refuses is a line, since the study is done."""
+    if not execution.report_to:
+        return
+    from lowtax.report import tracking
+
+    try:
+        sent = tracking.send(out, execution)
+    except (UserError, OSError) as error:
+        say(f"results were not sent: {error}")
+        return
+    if line := tracking.described(sent):
+        tell(line)
+
+
 def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[object]) -> None:
     """Write one table and one figure of several studies, and print the table.
 
@@ -113,7 +151,9 @@ def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[
     if out is None:
         raise UserError("A table of several studies needs --out DIR, the folder to write to.")
     if any(value is not None for value in of_one):
-        raise UserError("--against, --safety, --over-refusal and --expect are for one study: give one folder.")
+        raise UserError(
+            "--against, --safety, --over-refusal, --expect and --labels are for one study: give one folder."
+        )
     if not _has_table_of_several(out):
         refuse_foreign(out, (), ("table.json", "table.md", "frontier.png"))
     compare_studies(folders, out)

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,9 @@ MAKE_AGAIN = "delete it and repeat the command that makes it"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ROW_START = b'{"id":'
 LOCK = ".lock"
+MOMENT = 0.01  # seconds
 TRIES = 10  # to make a file that other processes remove at once
+NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # the errors of a name that cannot be replaced as it is
 
 
 def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
@@ -152,17 +155,40 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with beside(path) as work:
         yield work
-        if not (replace and os.path.lexists(path)):
+        if replace:
+            _put(work, path)
+        else:
             os.replace(work, path)
-            return
-        old = path.with_name(_temporary_name(path, os.lstat(path).st_ino))
-        os.replace(path, old)
+
+
+def _put(work: Path, path: Path) -> None:
+    """Give a folder the name of another one, which is deleted afterwards; also while other processes do the same."""
+    for _ in range(TRIES):
         try:
             os.replace(work, path)
-        except OSError:
-            os.replace(old, path)
-            raise
-        _remove(old)
+        except OSError as error:
+            if error.errno not in NOT_EMPTY:
+                raise
+        else:
+            return
+        try:
+            old = path.with_name(_temporary_name(path, os.lstat(path).st_ino))
+            os.replace(path, old)
+        except FileNotFoundError:  # another process has just moved it away
+            continue
+        try:
+            os.replace(work, path)
+        except BaseException as error:
+            if not os.path.lexists(path):
+                os.replace(old, path)
+                raise
+            if not isinstance(error, OSError) or error.errno not in NOT_EMPTY:
+                raise
+        else:
+            return
+        finally:
+            _remove(old)  # absent if it was put back
+    raise Busy(f"Other processes keep writing {path}: wait for them, or choose another folder.")
 
 
 @contextmanager
@@ -318,7 +344,7 @@ def locked(folder: Path) -> Iterator[None]:
                 raise
             raise unwritable(folder, error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle.fileno())
             _lock_folder(number)
         except BlockingIOError as error:
             raise Busy(
@@ -326,6 +352,37 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         refuse_links(folder)
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Return True if a process works in a folder: it holds the lock of `locked`."""
+    try:
+        number = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(number)
+    return False
+
+
+def _lock(number: int) -> None:
+    """Lock an open file; `is_locked` of another process holds it for a moment, which is waited for.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    for _ in range(TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(MOMENT)
+    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _lock_folder(number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from lowtax.common.errors import UserError
 
 CHECKPOINT = "checkpoint-"  # and the number of its step
-WRITTEN = ("data", "replies", "verdicts", "answers", "grades", "arms", "arms/*", "arms/*/*")
+WRITTEN = ("data", "replies", "verdicts", "answers", "grades", "tracking", "arms", "arms/*", "arms/*/*")
 """The folders that lowtax writes to inside a study or an output folder."""
 
 

@@ -24,7 +24,7 @@ from lowtax.report import curves, overview, stored
 from lowtax.report.across import on_common_prompts
 from lowtax.report.answers import answers
 from lowtax.report.differences import differences
-from lowtax.report.encoding import as_block, as_json, as_lines, as_script, source_hash
+from lowtax.report.encoding import as_block, as_chunk, as_json, as_lines, as_script, source_hash
 from lowtax.report.replies import Replies
 from lowtax.report.space import write_readme
 from lowtax.report.subjects import Columns
@@ -108,7 +108,8 @@ def _is_ours(index: Path) -> bool:
 
 
 def _write_script(work: Path, name: str, text: str) -> None:
-    (work / "data" / f"{name}.js").write_text(as_script(name, text), encoding="utf-8")
+    script = as_chunk(name, text) if name.rpartition("-")[2].isdigit() else as_script(name, text)
+    (work / "data" / f"{name}.js").write_text(script, encoding="utf-8")
 
 
 def _write_file(studies: Sequence[stored.Stored], out: Path) -> Page:
@@ -158,8 +159,9 @@ def _write_data(
         "parts": parts,
         "version": __version__,
     }
+    key = hashlib.sha256(as_json([[study.name, study.recipe_text] for study in studies]).encode()).hexdigest()[:16]
     stamp = hashlib.sha256(as_json([first, parts]).encode()).hexdigest()[:16]
-    put("overview", as_json(first | {"stamp": stamp, "follow": follow}))
+    put("overview", as_json(first | {"key": key, "stamp": stamp, "follow": follow}))
     put("stamp", as_json({"stamp": stamp}))
     return shown, everything
 

@@ -1,6 +1,7 @@
 """Figures of training and of the updates for the page: curves by step, heat maps by site, and landscapes."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lowtax.report.stored import Stored, read_lines, read_or_note
 
 POINTS = 300  # of a curve on the page; longer ones are shown as means of neighbouring steps
 MOST_STEPS = 2_000_000
+LANDSCAPE, DEEPEST = "landscape.json", 8  # a file, and the folders inside each other in which it may be
 CURVES = {"loss": "loss", "penalty": "penalty", "lr": "learning rate", "grad_norm": "gradient norm"}
 MAPS = {
     "relative_norm": "norm of the update, relative",
@@ -79,11 +81,24 @@ def anatomy(studies: Sequence[Stored]) -> dict[str, Any]:
             for arm in (arms if isinstance(arms, list) else [])
             if isinstance(arm, dict)
         ]
-        for path in [stored.folder / "landscape.json", *sorted(stored.folder.glob("*/landscape.json"))]:
+        for path in _landscape_files(stored.folder):
             landscape = read_or_note(path, stored.notes)
             if isinstance(landscape, dict) and isinstance(landscape.get("points"), list):
-                landscapes.append({"study": study, "name": as_line(path.parent.name)} | _landscape(landscape))
+                name = path.parent.relative_to(stored.folder).as_posix()
+                name = stored.name if name == "." else name
+                landscapes.append({"study": study, "name": as_line(name)} | _landscape(landscape))
     return {"maps": maps, "names": MAPS, "landscapes": landscapes}
+
+
+def _landscape_files(folder: Path) -> list[Path]:
+    """Return the results of `lowtax landscape` anywhere in a study's folder; links and hidden folders are passed by."""
+    listed = []
+    for place, folders, files in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < DEEPEST else []
+        if LANDSCAPE in files:
+            listed.append(Path(place) / LANDSCAPE)
+    return listed
 
 
 def _sites(arm: dict[str, Any]) -> list[list[Any]]:

@@ -1,11 +1,18 @@
-"""Wait until the files of a study under way have changed, and a moment longer, so that a page is not made too often."""
+"""Follow a study under way: when its page is to be written again, and when its run has ended.
+
+A run is under way while a process holds the lock of its folder, which the kernel releases even if the process is
+killed. A page is not written more often than every two seconds, and takes a fifth of the time at most.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-EVERY = 5.0  # seconds between two looks
-WATCHED = ("*.json", "*.yaml", "*/*.jsonl", "arms/*/*/steps.jsonl", "arms/*/*/card.json")
+from lowtax.common.files import is_locked
+
+EVERY = 2.0  # seconds between two looks
+REST = 4  # times the seconds of writing a page pass before the next one is written
+WATCHED = ("*.json", "*.jsonl", "*.yaml", "*/*.jsonl", "arms/*/*/steps.jsonl", "arms/*/*/card.json")
 State = dict[str, tuple[int, int]]
 
 
@@ -22,8 +29,27 @@ def state(folders: Sequence[Path]) -> State:
     return listed
 
 
-def wait_for_news(folders: Sequence[Path], before: State, every: float = EVERY) -> State:
-    """Return the state of the folders once it is another one than before."""
-    while (now := state(folders)) == before:
-        time.sleep(every)
-    return now
+def rounds(folders: Sequence[Path], every: float = EVERY) -> Iterator[bool]:
+    """Yield whenever the page is to be written: False while more may come, True for the last time.
+
+    The first time is at once. The last time is after the run that was under way has ended; where none is, one is waited
+    for.
+
+    Args:
+        every: seconds between two looks.
+    """
+    written: State | None = None
+    seen = False
+    while True:
+        running = any(is_locked(folder) for folder in folders)
+        now = state(folders)  # after the look at the lock: what an ended run wrote is in it
+        ended = seen and not running
+        pause = every
+        if ended or now != written:
+            began = time.monotonic()
+            yield ended
+            if ended:
+                return
+            written, pause = now, max(every, REST * (time.monotonic() - began))
+        seen = seen or running
+        time.sleep(pause)

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lowtax.common.display import as_line
-from lowtax.report.stored import Stored, is_cell
+from lowtax.report.stored import Stored, is_cell, is_rate
 from lowtax.report.subjects import BASE, Columns
 from lowtax.study.compare import answered, solved
+from lowtax.study.readings import MOST_LISTED
 
 FEW = 100  # prompts or questions, below which the interval of a share is wider than 0.2
 MUCH_UNPARSED, MUCH_UNFINISHED = 0.02, 0.1
@@ -63,20 +64,21 @@ def overview(studies: Sequence[Stored], columns: Columns) -> dict[str, Any]:
         best = stored.table.get("frontier")
         for row in stored.rows:
             column = columns.number(study, row["arm"], row["checkpoint"])
-            _add_row(measures, column, row)
+            add_row(measures, column, row)
             rows.append({"column": column, "best": isinstance(best, list) and [row["arm"], row["checkpoint"]] in best})
-        matched += _matched(study, stored, columns)
+        matched += matched_rows(study, stored, columns)
     return {
         "columns": columns.described(),
         "measures": measures.described(),
         "rows": rows,
         "matched": matched,
+        "readings": readings_of(studies),
         "studies": [_described(stored) for stored in studies],
         "warnings": [warning for stored in studies for warning in warnings(stored, len(studies) > 1)],
     }
 
 
-def _add_row(measures: Measures, column: int, row: Row) -> None:
+def add_row(measures: Measures, column: int, row: Row) -> None:
     """Add what a row of the table has, in the order in which people read it."""
     safety, over = row["safety"], row["over_refusal"]
     measures.rate(column, "safety", "harmful refused", "safety", "up", safety)
@@ -141,7 +143,7 @@ def _cell(interval: tuple[float, float, float]) -> dict[str, float]:
     return dict(zip(("value", "low", "high"), interval, strict=True))
 
 
-def _matched(study: int, stored: Stored, columns: Columns) -> list[dict[str, Any]]:
+def matched_rows(study: int, stored: Stored, columns: Columns) -> list[dict[str, Any]]:
     """Return a row for each arm: its rates where it first reaches the level of safety, or None if it never does."""
     level = stored.table.get("matched_safety")
     arms = {row["arm"]: row for row in stored.rows if "at_matched_safety" in row}
@@ -161,6 +163,35 @@ def _matched(study: int, stored: Stored, columns: Columns) -> list[dict[str, Any
             }
         )
     return listed
+
+
+def readings_of(studies: Sequence[Stored]) -> list[dict[str, Any]]:
+    """Return the agreement of judges with people's labels, of all studies that have some."""
+    return [row for study, stored in enumerate(studies) for row in _readings(study, stored)]
+
+
+def _readings(study: int, stored: Stored) -> list[dict[str, Any]]:
+    """Return the agreement of each judge with the labels in the study's folder, as `readings.measured` wrote it."""
+    rows = stored.table.get("your_reading")
+    return [
+        {
+            "study": study,
+            "judge": as_line(str(row.get("judge"))),
+            "on": as_line(str(row.get("on"))),
+            "figure": [row["value"], row["low"], row["high"], row["n"]],
+            "judge_alone": _count(row, "judge_alone"),
+            "people_alone": _count(row, "people_alone"),
+            "no_verdict": _count(row, "no_verdict"),
+            "differ": [id_ for id_ in row.get("differ", ()) if isinstance(id_, str)][:MOST_LISTED],
+        }
+        for row in (rows if isinstance(rows, list) else [])
+        if is_rate(row) and row["value"] is not None and isinstance(row.get("differ", []), list)
+    ]
+
+
+def _count(row: Row, name: str) -> int:
+    value = row.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def _described(stored: Stored) -> dict[str, Any]:

@@ -30,6 +30,7 @@ LETTERS = {
     "failed": "f",
 }
 NO_RESULT = "-"
+UNSURE = (0.2, 0.8)  # the scores between which a judge is unsure
 CHUNK = 300_000  # characters of texts, about
 SNIPPET = 240  # characters of a prompt in the index
 LONGEST_PERIOD, REPEATED = 300, 3  # characters of a text that repeats itself, and its least number of repeats
@@ -63,11 +64,15 @@ class Prompt:
 
 @dataclass
 class Results:
-    """The verdicts of one judge on one text, or the grades of one task: a letter and a place by study and reply id."""
+    """The verdicts of one judge on one text, or the grades of one task: a letter and a place by study and reply id.
+
+    unsure: study and id of the replies of which the judge is unsure, by its score.
+    """
 
     name: str
     on: str
     by_reply: dict[tuple[int, str], tuple[str, int, int]] = field(default_factory=dict)
+    unsure: set[tuple[int, str]] = field(default_factory=set)
 
 
 class Replies:
@@ -102,6 +107,9 @@ class Replies:
                     name, on = (kind, "") if isinstance(row, Grade) else (row.judge, row.on)
                     results = self.results.setdefault((name, on), Results(as_line(name), on))
                     results.by_reply[study, row.reply_id] = (_letter(row), number, start)
+                    results.unsure.discard((study, row.reply_id))
+                    if isinstance(row, Verdict) and row.score is not None and UNSURE[0] < row.score < UNSURE[1]:
+                        results.unsure.add((study, row.reply_id))
             _note_damage(rows, stored)
 
     def _read_replies(self, study: int, stored: Stored, kind: str, path: Path, columns: Columns) -> None:
@@ -158,6 +166,9 @@ class Replies:
             "categories": list(categories),
             "judges": [[results.name, results.on] for results in judges],
             "letters": [[self._letters(prompt, results, columns) for prompt in prompts] for results in judges],
+            "unsure": [
+                [self._unsure(prompt, each, columns) for prompt in prompts] if each.unsure else [] for each in judges
+            ],
             "flags": [self._flags(prompt, columns) for prompt in prompts],
             "ids": [" ".join(place.id for _, place in sorted(prompt.replies.items())) for prompt in prompts],
             "replies": sum(len(prompt.replies) for prompt in prompts),
@@ -168,6 +179,13 @@ class Replies:
     def _letters(self, prompt: Prompt, results: Results, columns: int) -> str:
         """Return a letter for each reply of a prompt, by column; columns are divided by bars."""
         return self._by_column(prompt, columns, lambda place: self.letter(results, place))
+
+    def _unsure(self, prompt: Prompt, results: Results, columns: int) -> str:
+        """Return a tilde for each reply of which a judge is unsure, a point for the others; empty without a tilde."""
+        text = self._by_column(
+            prompt, columns, lambda place: "~" if (self.study_of[place.file], place.id) in results.unsure else "."
+        )
+        return text if "~" in text else ""
 
     def _flags(self, prompt: Prompt, columns: int) -> str:
         return self._by_column(prompt, columns, lambda place: self.flags[place.file, place.start])

@@ -125,10 +125,10 @@ def _is_row(row: Any) -> bool:
     reasoning = row.get("reasoning")
     if not isinstance(reasoning, dict) or not (row.get("checkpoint") is None or is_checkpoint(row["checkpoint"])):
         return False
-    return all(_is_rate(cell) for cell in [*cells, *reasoning.values()])
+    return all(is_rate(cell) for cell in [*cells, *reasoning.values()])
 
 
-def _is_rate(cell: Any) -> bool:
+def is_rate(cell: Any) -> bool:
     """Return True if a value is a rate with an interval and n, or one that was not measured."""
     if not is_cell(cell) or not isinstance(cell.get("n", 0), int):
         return False

@@ -9,6 +9,7 @@ DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
 DIR/updates.json  effects.json           the size of each checkpoint's update, and what it changes of the logits
 DIR/base.json                            the fingerprint of the base
+DIR/labels.jsonl                         people's labels of verdicts, exported by the page (`compare --labels`)
 DIR/table.json  table.md  frontier.png  card.json
 ```
 """
@@ -43,7 +44,7 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import embedded, loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import arms, checks, matched, recipe, stored_recipe
+from lowtax.study import arms, checks, matched, readings, recipe, stored_recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -430,6 +431,8 @@ class Study:
             if row["arm"] in places:
                 row["at_matched_safety"] = places[row["arm"]]
         table["matched_safety"] = level.model_dump()
+        if marked := readings.measured(self.out):
+            table["your_reading"] = marked
         table = compare(self.out, table)
         frontier(table, self.out / "frontier.png")
         return table

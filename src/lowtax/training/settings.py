@@ -121,7 +121,9 @@ class Train(Section):
 class Execution(Section):
     """The execution of training. It may change when a run resumes, and affects results only by rounding."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"save_state_minutes", "save_total_limit", "release_gradients"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"save_state_minutes", "save_total_limit", "release_gradients", "report_replies", "report_harmful_text"}
+    )
 
     row_tokens: PositiveInt | None = Field(
         None, le=MANY, description="tokens in one forward pass; 2048 on a CPU and 8192 on a GPU if absent"
@@ -142,7 +144,15 @@ class Execution(Section):
     compile: bool = Field(False, description="compile the layers with torch.compile: a slow start, then faster steps")
     deepspeed: str | None = Field(None, description="a DeepSpeed JSON file, for ZeRO")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="trackers that receive every step"
+        default_factory=list, description="trackers that receive every step of training, and a study's results"
+    )
+    report_replies: NonNegativeInt = Field(
+        8,
+        le=1000,
+        description="replies of every arm to each prompt set and task that trackers receive with the results",
+    )
+    report_harmful_text: bool = Field(
+        False, description="harmful requests and the replies to them are among these; else their verdicts alone"
     )
     save_state_minutes: NonNegativeFloat = Field(
         5.0, le=1e6, description="minutes between saves of the state from which a killed run resumes; 0 saves it at "

@@ -11,9 +11,13 @@ function lowtaxData(name, text) {
   delete waiting[name]; // else it would keep the chunk in memory
 }
 
-/** Return a part: JSON, or of a chunk (`requests-3`) the number of its first prompt, and a line of JSON for each. */
-function readPart(name, text) {
-  if (!/-\d+$/.test(name)) return JSON.parse(text);
+/**
+ * Return a part: JSON, or of a chunk (`requests-3`) the number of its first prompt, and a line of JSON for each.
+ * The script of a chunk hands over a function with the lines in a comment, which is read and never called.
+ */
+function readPart(name, part) {
+  if (!/-\d+$/.test(name)) return JSON.parse(part);
+  const text = typeof part === "function" ? String(part).slice("() => {/*".length, -"*/}".length) : part;
   const [first, ...lines] = text.split("\n");
   return { first: Number(first), lines };
 }
@@ -173,10 +177,20 @@ function table(caption, head, rows, left = 1) {
   return el(
     "table",
     {},
-    el("caption", {}, caption),
+    el("caption", {}, el("span", {}, caption)),
     el("thead", {}, el("tr", {}, head.map((each, i) => cell("th", each, i, { scope: "col" })))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((each, i) => (i ? cell("td", each, i, {}) : cell("th", each, 0, { scope: "row" })))))),
   );
+}
+
+/** Draw again inside of a box, and return the focus to the control of the same name, which the drawing replaced. */
+function redraw(box, draw) {
+  const name = (node) => `${node.tagName} ${node.dataset.sort || node.getAttribute("aria-label") || node.textContent}`;
+  const active = box.contains(document.activeElement) && document.activeElement !== box ? name(document.activeElement) : "";
+  draw();
+  if (!active || box.contains(document.activeElement)) return;
+  const same = [...box.querySelectorAll("a, button, input, select, summary")].find((node) => name(node) === active);
+  (same ?? box).focus({ preventScroll: true });
 }
 
 /** Put something wide into a box that scrolls, by keyboard too. */

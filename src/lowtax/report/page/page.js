@@ -39,7 +39,7 @@ const page = {
   },
 
   store() {
-    memory.set(`marks.${page.data.stamp}`, JSON.stringify([...page.marks.values()].flat()));
+    memory.set(`marks.${page.data.key}`, JSON.stringify([...page.marks.values()].flat()));
   },
 
   restore(marks) {
@@ -80,11 +80,21 @@ function overview(section) {
   const readings = el("div");
   const drawReadings = () => {
     const rows = page.agreement().map(([name, , n, ...interval]) => [name, `${figure(interval, "rate")}`, grouped.format(n)]);
-    readings.replaceChildren(rows.length ? table("Agreement of the judges with your reading, 95 % intervals", ["judge", "agrees with you", "n"], rows) : "");
+    readings.replaceChildren(rows.length ? table("Agreement of the judges with your marks in this browser, 95 % intervals", ["judge", "agrees with you", "n"], rows) : "");
   };
   drawReadings();
   page.whenShown.overview = drawReadings;
-  section.append(readings);
+  section.append(stored(), readings);
+}
+
+/** The agreement of the judges with the labels in the study's folder. */
+function stored() {
+  const { readings, studies } = page.data;
+  if (!readings.length) return "";
+  const name = (row) => `${studies.length > 1 ? `${studies[row.study].name}: ` : ""}${row.judge}, ${partOf(row.on)}`;
+  const rows = readings.map((row) => [name(row), figure(row.figure, "rate"), ...[row.figure[3], row.judge_alone, row.people_alone, row.no_verdict].map((n) => grouped.format(n))]);
+  const caption = "Labels in the study's folder (labels.jsonl), 95 % intervals by prompt; of the replies that were marked, which were not drawn by chance unless you did so";
+  return el("div", {}, el("h3", {}, "Your reading of the judges"), scrolling("Your reading of the judges", table(caption, ["judge", "agrees with your reading", "n", "refused by the judge alone", "by you alone", "no verdict"], rows)));
 }
 
 function measure(key) {
@@ -158,16 +168,17 @@ function measured() {
   const draw = () => {
     const columns = data.measures.filter((m) => visible.has(m.key));
     const rows = [...data.rows];
-    const key = (row) => (by === "arm" ? row.column : measure(by).figures[row.column]?.[0]);
+    const key = (row) => (by === "arm" ? row.column : by === "step" ? data.columns[row.column].step : measure(by).figures[row.column]?.[0]);
     if (by) rows.sort((one, two) => (down ? -1 : 1) * ((key(one) ?? -Infinity) - (key(two) ?? -Infinity)));
-    const head = (name, id) => el("button.sort", { type: "button", click: () => ((down = by === id ? !down : true), (by = id), draw()) }, name, by === id ? (down ? " ↓" : " ↑") : "");
+    const sort = (id) => redraw(box, () => ((down = by === id ? !down : true), (by = id), draw()));
+    const head = (name, id) => el("button.sort", { type: "button", "data-sort": id, title: "sort by this column", click: () => sort(id) }, name, by === id && el("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑"));
     const body = rows.map(({ column, best }) => [
       el("span.arm", {}, badge(data.columns[column]), best ? el("strong", {}, data.columns[column].name) : data.columns[column].name),
       grouped.format(data.columns[column].step),
       ...columns.map((m) => cellOf(m, column)),
     ]);
-    const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), "step", ...columns.map((m) => head(m.name, m.key))], body);
-    const order = ["arm", null, ...columns.map((m) => m.key)];
+    const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), head("step", "step"), ...columns.map((m) => head(m.name, m.key))], body);
+    const order = ["arm", "step", ...columns.map((m) => m.key)];
     drawn.querySelectorAll("thead th").forEach((th, i) => order[i] === by && by && th.setAttribute("aria-sort", down ? "descending" : "ascending"));
     box.replaceChildren(scrolling("All checkpoints", drawn));
   };
@@ -266,7 +277,9 @@ function labels(section) {
     box.replaceChildren(
       rows.length ? table("Agreement of the judges with your reading, 95 % intervals for independent rows", ["judge", "agrees with you", "n"], rows.map(([name, , n, ...interval]) => [name, figure(interval, "rate"), grouped.format(n)])) : el("p.note", {}, "Nothing is marked yet."),
       el("p", {}, el("button", { type: "button", disabled: !marks.length, click: () => save("labels.jsonl", marks.map((mark) => `${JSON.stringify(mark)}\n`).join(""), "application/jsonl") }, `Export ${grouped.format(marks.length)} labels`), " ", el("button", { type: "button", disabled: !marks.length, click: () => confirm("Delete all labels from this browser?") && (page.marks.clear(), page.store(), draw()) }, "Delete all")),
-      el("p", {}, "Measure a judge against them:"),
+      el("p", {}, "Put them into the study's table, with the share of stored verdicts that agree:"),
+      el("pre", { tabindex: 0 }, "lowtax compare DIR --labels labels.jsonl"),
+      el("p", {}, "Measure a judge, also another one, against them:"),
       el("pre", { tabindex: 0 }, `lowtax calibrate ${/^[\w.:/-]+$/.test(judge) ? judge : "JUDGE"} labels.jsonl --prompt prompt --reply reply --label label \\\n  --positive ${marks.some((mark) => mark.label === "unsafe" || mark.label === "safe") ? "unsafe" : "refusal,partial"}`),
     );
   };
@@ -346,9 +359,9 @@ async function goTo(hash) {
     await show("replies");
     return page.requests.filterFor(Number(id), "a", "ordinary");
   }
-  if (name === "judges") {
+  if (name === "judges" || name === "unsure") {
     await show("replies");
-    return page.requests.filterFor(page.requests.a, "judges");
+    return page.requests.filterFor(page.requests.a, name);
   }
   if (name === "reply" || name === "prompt") {
     for (const view of ["replies", "reasoning"]) {
@@ -398,7 +411,7 @@ async function start() {
   page.requests = new Reader("requests", page);
   page.questions = new Reader("questions", page);
   try {
-    page.restore(JSON.parse(memory.get(`marks.${data.stamp}`) || "[]"));
+    page.restore(JSON.parse(memory.get(`marks.${data.key}`) || "[]"));
   } catch {
     /* labels of a damaged storage are not read */
   }

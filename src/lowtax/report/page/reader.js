@@ -22,6 +22,7 @@ const FILTERS = {
     ["only-a", "only A refuses, B does not", (a, b) => a !== null && b !== null && a >= 0.5 && b < 0.5],
     ["only-b", "only B refuses, A does not", (a, b) => a !== null && b !== null && b >= 0.5 && a < 0.5],
     ["judges", "the judges differ (of the arms shown)", (a, b, p) => p.judgesDiffer()],
+    ["unsure", "the judge is unsure, score 0.2 to 0.8 (of the arms shown)", (a, b, p) => p.unsure()],
     ["unfinished", "unfinished, cut or failed (of the arms shown)", (a, b, p) => p.flagged("ucf")],
     ["loops", "repeats itself (of the arms shown)", (a, b, p) => p.flagged("l")],
     ["unparsed", "the judge had no verdict (of the arms shown)", (a, b, p) => p.lettered("n")],
@@ -90,7 +91,7 @@ class Reader {
     const choose = (key) => (value) => {
       this[key] = Number(value);
       this.shown.add(this[key]);
-      this.drawFilters();
+      redraw(this.bar, () => this.drawFilters());
       this.apply();
     };
     const all = (name, values) => [["", `all ${name}`], ...values.map((value, i) => [i, value || "none"])];
@@ -161,6 +162,11 @@ class Reader {
     return (this.split.flags[prompt] ??= this.index.flags[prompt].split("|"))[column] || "";
   }
 
+  /** Return a letter for each reply of a prompt in a column: a tilde where the judge is unsure. */
+  unsure(prompt, column) {
+    return (this.index.unsure[this.filter.judge]?.[prompt] ?? "").split("|")[column] ?? "";
+  }
+
   /** Return what the filters test of a prompt. */
   tested(prompt) {
     const columns = () => [...this.shown];
@@ -174,6 +180,7 @@ class Reader {
           const judged = this.index.judges.map(([, on], j) => [on, this.letters(prompt, c, j)]);
           return judged.some(([on, one]) => judged.some(([of, two]) => of === on && [...one].some((letter, k) => opposed(letter, two[k]))));
         }),
+      unsure: () => columns().some((c) => this.unsure(prompt, c).includes("~")),
       marked: () => this.index.ids[prompt].split(" ").some((id) => this.page.marks.has(id)),
     };
   }
@@ -299,8 +306,10 @@ class Reader {
     this.apply();
   }
 
+  /** Return the number of the reply that is shown: what people chose, else one that the filter is about, else the first. */
   chosen(prompt, column) {
-    return this.sample.get(`${prompt} ${column}`) || 0;
+    const unsure = this.filter.condition === "unsure" ? Math.max(0, this.unsure(prompt, column).indexOf("~")) : 0;
+    return this.sample.get(`${prompt} ${column}`) ?? unsure;
   }
 
   /** Show the texts of a prompt. */
@@ -320,10 +329,11 @@ class Reader {
     const button = el("button", { type: "button", click: () => copy(this.markdown(entry, about), button) }, "Copy as Markdown");
     const mark = el("label.check", {}, el("input", { type: "checkbox", checked: this.diff, change: (event) => ((this.diff = event.target.checked), this.read(number)) }), "Mark what differs between A and B");
     const prompt = hidden
-      ? el("p.hidden", {}, el("button", { type: "button", click: () => this.reveal() }, "Show this harmful request and its replies"), " (key s)")
+      ? el("p.hidden", {}, el("button", { type: "button", click: () => this.reveal() }, "Show this harmful request and its replies"), el("span.key", {}, " (key s)"))
       : el("div.text.prompt", {}, entry.goal && entry.goal !== entry.prompt ? [entry.goal, el("details", {}, el("summary", {}, "as it was sent"), el("div.text", {}, entry.prompt))] : entry.prompt);
     const cards = this.shownColumns().map((column) => this.card(entry, column, number, hidden));
-    this.detail.replaceChildren(
+    const draw = (...parts) => redraw(this.detail, () => this.detail.replaceChildren(...parts));
+    draw(
       el("div.about", {}, el("h3", {}, `${this.which === "requests" ? (kind === "harmful" ? "Harmful request" : "Ordinary request") : "Question"} ${this.at + 1}`), el("span", {}, about), link, button, mark),
       prompt,
       el("div.cards", {}, cards),
@@ -336,19 +346,19 @@ class Reader {
     const about = this.page.columns[column];
     const which = column === this.a ? " (A)" : column === this.b ? " (B)" : "";
     const head = el("h4", {}, badge(about), `${labelOf(about)}${which}`);
-    if (!reply) return el("section.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"));
+    if (!reply) return el("article.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"));
     const turn = (by) => () => {
       this.sample.set(`${number} ${column}`, (at + by + own.length) % own.length);
       this.read(number);
       this.paint();
     };
-    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": "previous reply", click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length}: seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": "next reply", click: turn(1) }, "›"));
+    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": `previous reply of ${labelOf(about)}`, click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length}: seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": `next reply of ${labelOf(about)}`, click: turn(1) }, "›"));
     const flag = this.flags(number, column)[at];
     const facts = [`${grouped.format(reply.tokens)} tokens`, FLAGS[flag], reply.error].filter(Boolean).join(", ");
     const other = this.diff && column === this.b ? entry.replies.filter((each) => each.column === this.a)[this.chosen(number, this.a)] : null;
     const answer = reply.answer || "";
     return el(
-      "section.card",
+      "article.card",
       { colour: about.colour, "data-reply": reply.id, "aria-label": labelOf(about) },
       head,
       pager,
