@@ -83,11 +83,13 @@ class Method(BaseModel):
 
     whole: it also acts where whole weights are trained, on sites of rank 0.
     holds: it promises values that no method after it may change.
+    begins: it gives the factors their first values, so that they must be new.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     whole: ClassVar[bool] = False
     holds: ClassVar[bool] = False
+    begins: ClassVar[bool] = False
 
     def check(self, sites: Sites) -> None:
         """Refuse sites that the method cannot act on; called before anything is computed, so only shapes are read.
@@ -124,7 +126,12 @@ class Method(BaseModel):
 
 
 class Edit(Method):
-    """A method for trained adapters. Its sites read W anew each time; numbers in the state of a site are reported."""
+    """A method for trained adapters. Its sites read W anew each time; numbers in the state of a site are reported.
+
+    attacks: it takes safety away on purpose, so that tables show its arm as what became of the one that it edits.
+    """
+
+    attacks: ClassVar[bool] = False
 
 
 def moments(kind: type[Method]) -> list[str]:

@@ -137,6 +137,19 @@ class Methods:
     def __bool__(self) -> bool:
         return bool(self.configured)
 
+    def require_new_factors(self, parent: str) -> None:
+        """Refuse methods that give the factors their first values, where those are the factors of another arm.
+
+        Raises:
+            UserError: There is one.
+        """
+        for one in self.configured:
+            if one.method.begins:
+                raise UserError(
+                    f"{type(one.method).__name__} gives the factors their first values, and these are the factors of "
+                    f"{parent!r}: give the arm another rank, so that it has new factors."
+                )
+
     def on(self, model: nn.Module) -> ActiveMethods:
         """Attach the methods to the LoRA sites of a model.
 
