@@ -177,7 +177,7 @@ def test_a_killed_run_resumes_to_the_same_bits(base, parent, tmp_path, placement
 def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     other = make_model(tmp_path / "other", seed=3)
     save_adapter(tmp_path / "parent" / "checkpoint-4", other, 2, ["up_proj"], 1)
-    with pytest.raises(UserError, match="was trained on .* whose weights differ"):
+    with pytest.raises(UserError, match=r"was trained on .* whose weights differ"):
         loop.TrainingRun(job(base, as_arm(tmp_path / "parent"), "lora_mlp_r2"), tmp_path / "run")
 
 
@@ -198,7 +198,7 @@ def test_a_method_that_begins_the_factors_needs_new_ones(base, parent, tmp_path,
 def test_the_job_is_another_one_if_the_parent_is(base, parent, tmp_path):
     loop.train(job(base, parent, SAME), tmp_path / "run")
     other = Start("parent", None, parent.folder, False, "other")
-    with pytest.raises(UserError, match="start.made_by was hash, now other"):
+    with pytest.raises(UserError, match=r"start\.made_by was hash, now other"):
         loop.train(job(base, other, SAME), tmp_path / "run")
-    with pytest.raises(UserError, match="start.arm was parent, now absent"):
+    with pytest.raises(UserError, match=r"start\.arm was parent, now absent"):
         loop.train(job(base, None, SAME), tmp_path / "run")

@@ -39,6 +39,7 @@ TABLE = {
     "spf": "lowtax.methods.spf:SPF",
     "splora": "lowtax.methods.splora:SPLoRA",
     "ssah": "lowtax.methods.ssah:SSAH",
+    "subtract": "lowtax.methods.subtract:Subtract",
 }
 
 

@@ -171,6 +171,25 @@ def whole_ancestor(name: str, arms: "Trained", edited: "Edited") -> str | None:
     return whole_ancestor(parent, arms, edited)
 
 
+def continues(name: str, arms: "Trained", edited: "Edited") -> bool:
+    """Test whether an arm trains the factors of the LoRA that it starts from: both have one placement.
+
+    An edited arm may have other ranks than its source; its files decide then.
+    """
+    parent = parent_of(arms[name])
+    if parent is None:
+        return False
+    source = source_of(parent, edited)
+    ours, theirs = arms[name].where(), arms[source].where()
+    if "full" in (ours.kind, theirs.kind) or ours.model_dump() != theirs.model_dump():
+        return False
+    return (
+        arms[source].start is None
+        or whole_ancestor(source, arms, edited) == parent_of(arms[source])
+        or continues(source, arms, edited)
+    )
+
+
 def children(arms: "Trained", edited: "Edited") -> Iterator[tuple[str, str, str | None]]:
     """Yield each arm that starts from another, the other, and its checkpoint; None is the last."""
     for name, arm in arms.items():

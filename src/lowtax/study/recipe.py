@@ -398,7 +398,8 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
             raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
         message = problem["msg"].removeprefix("Value error, ")
         value = "" if isinstance(problem["input"], dict) else f" (found {brief(problem['input'])})"
-        raise UserError(f"{where}: {place}: {message}{value}.") from error
+        at = f"{place}: " if problem["loc"] else ""
+        raise UserError(f"{where}: {at}{message}{value}.") from error
 
 
 def _keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

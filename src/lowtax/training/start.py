@@ -136,7 +136,7 @@ def begin(model: PreTrainedModel | PeftModel, folder: Path, ref: str) -> Adapter
 
 
 def _is_alike(layers: Mapping[str, LoraLayer], adapter: Adapter) -> bool:
-    """Test whether new factors can take the values of an adapter without rounding: of its ranks, alpha / r apart by 2^n."""
+    """Test whether new factors can take the values of an adapter without rounding."""
     ranks = {name: x.rank for name, x in adapter.factors.items()}
     if ranks != {name: layer.r[ADAPTER] for name, layer in layers.items()}:
         return False

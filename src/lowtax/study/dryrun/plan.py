@@ -141,6 +141,7 @@ def _arm(name: str, recipe: Recipe, model: Model, counter: Counter, precision: s
     arm, execution, batch = recipe.arms[name], recipe.execution, recipe.train_of(name).batch_size
     (parameters, lora), placement = model.trained(arm), arm.where()
     what = arm.mode or ("full" if placement.kind == "full" else f"{' '.join(placement.modules)} r{placement.rank}")
+    what += f" from {arm.start}" if arm.start else ""
     runs = [counter.training(name, seed) for seed in recipe.seeds]
     checkpoints, longest = sum(run.checkpoints for run in runs), max(run.longest for run in runs)
     if model.shape is None or parameters is None:
