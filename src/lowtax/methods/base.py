@@ -47,8 +47,8 @@ class Probe(Protocol):
     """Read access of a method to weights and, in training, to the running model.
 
     Modules have the names of sites, but need not be sites. In training the model has the weights as methods left them
-    and is in evaluation mode; all processes must make the same calls in the same order. An edit runs no model: there,
-    everything but `weights` raises a UserError.
+    and is in evaluation mode; all processes must make the same calls in the same order. An edit reads stored weights:
+    there, `variances`, `directions`, `gradients` and `rows_before` raise a UserError.
     """
 
     def weights(self, ref: str) -> Mapping[str, Float[Tensor, "out in"]]:
@@ -69,6 +69,14 @@ class Probe(Protocol):
 
     def gradients(self, source: str, sites: Sites) -> dict[str, tuple[Tensor, ...]]:
         """Return the gradients of the rows' mean loss per token: for each site of A and B, or of W if that moves."""
+        ...
+
+    def states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
+        """Return the mean state after each layer but the last, at the last token of n prompts; for edits alone."""
+        ...
+
+    def writers(self) -> list[str]:
+        """Return the names of the linear layers that write to the residual stream; for edits alone."""
         ...
 
     def rows_before(self, first: str, second: str, units: Tensor) -> Tensor:

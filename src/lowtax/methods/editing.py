@@ -23,9 +23,10 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
 from lowtax.common.log import say
-from lowtax.methods import loading
+from lowtax.methods import loading, residual
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
+from lowtax.methods.residual import ResidualStream
 from lowtax.methods.sites import Site, Sites, in_scope
 from lowtax.models.adapters import Adapter, check_base, name_base, read_adapter, require_base, write_adapter, write_base
 from lowtax.models.weights import Weights, open_weights
@@ -44,7 +45,7 @@ class EditedAdapter:
 
 
 class OfflineProbe(Probe):
-    """The probe of an edit: it reads other checkpoints, and runs no model.
+    """A probe without a model: it reads other checkpoints.
 
     Every member but `weights` raises a UserError.
     """
@@ -53,9 +54,17 @@ class OfflineProbe(Probe):
         """Return the matrices of another checkpoint, each read when it is accessed."""
         return open_weights(ref)
 
-    def weight(self, name: str) -> NoReturn:
+    def weight(self, name: str) -> Tensor:
         """Raise a UserError."""
         raise _no_model("the weight of a layer")
+
+    def states(self, source: str, n: int) -> Tensor:
+        """Raise a UserError."""
+        raise _no_model("states after prompts")
+
+    def writers(self) -> list[str]:
+        """Raise a UserError."""
+        raise _no_model("the layers of a model")
 
     def variances(self, source: str, names: Iterable[str]) -> NoReturn:
         """Raise a UserError."""
@@ -72,6 +81,29 @@ class OfflineProbe(Probe):
     def rows_before(self, first: str, second: str, units: Tensor) -> NoReturn:
         """Raise a UserError."""
         raise _no_model("the rows of a layer")
+
+
+class EditProbe(OfflineProbe):
+    """The probe of an edit: it also reads the base, and runs it with the adapter for `states`.
+
+    Args:
+        base: the weights that the adapter is on. adapter: its folder.
+    """
+
+    def __init__(self, base: Weights, adapter: Path) -> None:
+        self._base, self._stream = base, ResidualStream(base.ref, adapter)
+
+    def weight(self, name: str) -> Tensor:
+        """Return the base's weight of a linear layer."""
+        return self._base[name]
+
+    def states(self, source: str, n: int) -> Tensor:
+        """Return the mean state after each layer but the last, at the last token of n prompts."""
+        return self._stream.states(source, n)
+
+    def writers(self) -> list[str]:
+        """Return the names of the linear layers that write to the residual stream."""
+        return residual.writers(self._base)
 
 
 def _no_model(request: str) -> UserError:
@@ -113,7 +145,7 @@ def edit(
     weights = open_weights(ref)
     all_sites = sites_from(original, weights)
     sites = {name: all_sites[name] for name in in_scope(all_sites, configured.only)}
-    state = configured.method.prepare(sites, OfflineProbe())
+    state = configured.method.prepare(sites, EditProbe(weights, adapter))
     exact = configured.method.edit(sites, state)
     if configured.only is not None:
         exact = {name: exact[name] for name in sites if name in exact}

@@ -26,6 +26,7 @@ from lowtax.methods.base import Edit, Method, Probe, State, moments
 from lowtax.methods.sites import Sites, sites_of
 
 TABLE = {
+    "ablate": "lowtax.methods.ablate:Ablate",
     "interpolate": "lowtax.methods.interpolate:Interpolate",
     "intruders": "lowtax.methods.intruders:Intruders",
     "lox": "lowtax.methods.lox:LoX",

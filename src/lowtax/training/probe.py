@@ -8,6 +8,7 @@ example by example; no more than one example is kept.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -163,6 +164,14 @@ class ModelProbe:
     def weights(self, ref: str) -> Mapping[str, Tensor]:
         """Return the linear weights of another checkpoint by module, each read when it is accessed."""
         return open_weights(ref)
+
+    def states(self, source: str, n: int) -> NoReturn:
+        """Raise a UserError: only edits read the residual stream."""
+        raise UserError("The states after prompts are read by edits alone: give this method to `lowtax edit`.")
+
+    def writers(self) -> NoReturn:
+        """Raise a UserError: only edits read the residual stream."""
+        raise UserError("What writes to the residual stream is read by edits alone: give this method to `lowtax edit`.")
 
     def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Yield the names in groups whose tables fit in `TABLE_BYTES`."""
