@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small_study import contents, write_recipe
 
@@ -13,6 +14,7 @@ from lowtax.common import stats
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.models.adapters import read_adapter
+from lowtax.models.weights import open_weights
 from lowtax.study import lineage, recipe, stored_recipe, study
 from lowtax.study.dryrun.plan import plan
 
@@ -25,11 +27,13 @@ ARMS: dict[str, Any] = {
     "whole": {"start": "r2", "mode": "full"},
     "on_full": {"start": "full", "mode": R2},
     "on_half": {"start": "half"},
+    "on_lox": {"start": "whole_lox", "mode": "lora_mlp_r1"},
     "deeper": {"start": "on_full", "mode": "lora_up_proj_only_from1_to1_r1"},
 }
 EDITED = {
     "half": {"of": "r2", "edits": [{"name": "scale", "by": 0.5}]},
     "half_on_full": {"of": "on_full", "edits": [{"name": "scale", "by": 0.5}]},
+    "whole_lox": {"of": "full", "edits": [{"name": "lox", "k": 2, "coef": 0.5}]},
     "gone": {"of": "r2", "edits": [{"name": "subtract", "share": 1.0}]},
 }
 ATTACKED = {"again": {"of": ["full", "half"], "train": {"steps": 1}, "mode": "lora_mlp_r1"}}
@@ -66,7 +70,7 @@ def test_every_arm_has_its_base(finished, tiny_model):
     bases = {(s.arm, s.seed): s.model for s in work.subjects()}
     for seed in (0, 1):
         full = str(out / "arms" / "full" / f"seed-{seed}" / "checkpoint-2")
-        for arm in ("on_full", "deeper", "half_on_full", "full.again"):
+        for arm in ("on_full", "deeper", "half_on_full", "full.again", "whole_lox", "on_lox"):
             assert bases[arm, seed] == full
         for arm in ("more", "wider", "on_half", "gone", "half.again"):
             assert bases[arm, seed] == str(tiny_model)
@@ -76,9 +80,17 @@ def test_ranks_add_up_where_the_placement_is_another(finished):
     _, out = finished
     ranks = {
         arm: {x.rank for x in read_adapter(next((out / "arms" / arm / "seed-0").glob("checkpoint-*"))).factors.values()}
-        for arm in ("more", "wider", "on_half", "deeper", "half.again")
+        for arm in ("more", "wider", "on_half", "deeper", "half.again", "whole_lox", "on_lox")
     }
-    assert ranks == {"more": {2}, "wider": {4, 6}, "on_half": {2}, "deeper": {2, 3}, "half.again": {3}}
+    assert ranks == {
+        "more": {2},
+        "wider": {4, 6},
+        "on_half": {2},
+        "deeper": {2, 3},
+        "half.again": {3},
+        "whole_lox": {2},
+        "on_lox": {2, 3},
+    }
 
 
 def test_children_have_the_parent_in_the_table_and_parents_what_became_of_them(finished):
@@ -121,6 +133,19 @@ def test_subtracting_everything_gives_the_base(finished):
     base = {k: v["value"] for k, v in row(out, "base", None).items() if k in ("safety", "over_refusal")}
     assert {k: v["value"] for k, v in row(out, "gone").items() if k in base} == base
     assert row(out, "gone")["update"]["norm"] == 0
+
+
+def test_lox_of_full_fine_tuning_is_the_formula(finished, tiny_model):
+    """W + coef U_k S_k V_k' with D = W - W_base, in float64."""
+    _, out = finished
+    full = open_weights(str(out / "arms" / "full" / "seed-0" / LAST))
+    base = open_weights(str(tiny_model))
+    updates = read_adapter(out / "arms" / "whole_lox" / "seed-0" / LAST).factors
+    assert len(updates) == 14
+    for name, update in updates.items():
+        U, S, Vh = torch.linalg.svd((full[name] - base[name]).double(), full_matrices=False)
+        expected = 0.5 * U[:, :2] @ torch.diag(S[:2]) @ Vh[:2]
+        torch.testing.assert_close(update.dense().double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_finished_study_is_not_made_again(finished, tmp_path):
@@ -196,6 +221,10 @@ def test_an_attack_has_the_training_settings_of_the_arm_that_it_starts_from(tmp_
                 "edited": {"e": {"of": "r2", "edits": [{"name": "interpolate", "to": "arm:a", "at": 0.5}]}},
             },
             r"edited.e: 'r2' is an adapter on the model and 'a' on the weights of 'full', and an edit needs one base",
+        ),
+        (
+            {"edited": {"e": {"of": "full", "edits": [{"name": "subtract"}]}}},
+            r"'full' is fine-tuned in full, and subtract makes an adapter of its k strongest directions: set k to 1",
         ),
         (
             {

@@ -34,6 +34,7 @@ class Ablate(Edit):
     """Remove the direction of refusal from all residual writes: an attack."""
 
     attacks = True
+    whole = True
 
     harmful: str = "builtin:harmful"
     ordinary: str = "builtin:ordinary"

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
 from lowtax.data import chat, prompt_sets, special_tokens
@@ -31,11 +32,11 @@ def writers(names: Iterable[str]) -> list[str]:
 
 
 class ResidualStream:
-    """A model with an adapter, in float32. It is loaded when it is first read."""
+    """A model, with an adapter if there is one, in float32. It is loaded when it is first read."""
 
-    def __init__(self, ref: str, adapter: Path) -> None:
+    def __init__(self, ref: str, adapter: Path | None) -> None:
         self.ref, self.adapter = ref, adapter
-        self._model: PeftModel | None = None
+        self._model: PreTrainedModel | PeftModel | None = None
 
     @torch.no_grad()
     def states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
@@ -57,13 +58,16 @@ class ResidualStream:
         assert total is not None
         return total / len(prompts)
 
-    def _loaded(self) -> PeftModel:
+    def _loaded(self) -> PreTrainedModel | PeftModel:
         if self._model is None:
-            with unfit(self.adapter, self.ref):
-                folder = fitted(self.adapter, self.ref).folder
-                model = loading.load_model(self.ref, "float32")
-                self._model = PeftModel.from_pretrained(model, str(folder)).eval()
+            model = loading.load_model(self.ref, "float32").eval()
+            self._model = model if self.adapter is None else _with_adapter(model, self.ref, self.adapter)
         return self._model
+
+
+def _with_adapter(model: PreTrainedModel, ref: str, adapter: Path) -> PeftModel:
+    with unfit(adapter, ref):
+        return PeftModel.from_pretrained(model, str(fitted(adapter, ref).folder)).eval()
 
 
 def _last(hidden: Sequence[Tensor]) -> Tensor:

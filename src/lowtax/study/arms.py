@@ -31,7 +31,7 @@ from lowtax.methods.base import Edit
 from lowtax.methods.editing import CARD, MADE_BY, edit
 from lowtax.methods.loading import load
 from lowtax.models import loading
-from lowtax.models.adapters import check_adapter, fingerprint
+from lowtax.models.adapters import check_adapter, fingerprint, is_adapter
 from lowtax.study.recipe import TO_ARM, EditedArm
 
 
@@ -162,11 +162,12 @@ class EditPlan:
                 what = f"edited with other settings ({'; '.join(settings)})" if settings else "made of another training"
                 raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
 
-    def make(self, base: str) -> None:
+    def make(self, base: str, model: str) -> None:
         """Make the checkpoints that have not been made yet.
 
         Args:
-            base: the model that the adapters are on.
+            base: the model that the adapters are on; whole weights that are edited themselves.
+            model: that of the study.
 
         Raises:
             UserError: The arms it is made of are not trained, or the folder holds another result.
@@ -183,7 +184,7 @@ class EditPlan:
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
-                rows.append(self._one(checkpoint, base))
+                rows.append(self._one(checkpoint, base, model))
                 write_json(under_way, decided | {"checkpoints": rows})
         write_json(
             self.folder / CARD,
@@ -227,7 +228,7 @@ class EditPlan:
             for row in card["checkpoints"]
         ]
 
-    def _one(self, checkpoint: Card, base: str) -> Card:
+    def _one(self, checkpoint: Card, base: str, model: str) -> Card:
         """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
         out, began = below(self.folder, checkpoint["name"]), time.perf_counter()
         source, cards = below(self._folder_of(self.arm.of), checkpoint["name"]), list[Card]()
@@ -235,7 +236,7 @@ class EditPlan:
         with beside(out.with_name(f"{out.name}.edits")) as between:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
-                result = edit(self._with_paths(spec), source, to, base=base, rank=self.arm.rank)
+                result = edit(self._with_paths(spec, source, model), source, to, base=base, rank=self.arm.rank)
                 cards.append(result.card)
                 source = to
         seconds = time.perf_counter() - began
@@ -249,11 +250,16 @@ class EditPlan:
             "edits": [{key: card[key] for key in FIGURES} for card in cards],
         }
 
-    def _with_paths(self, spec: Card) -> Card:
-        """Return the edit with `arm:NAME` replaced by the folder of that arm's last checkpoint."""
-        if (end := self.arm.end(spec)) is None:
-            return spec
-        return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+    def _with_paths(self, spec: Card, source: Path, model: str) -> Card:
+        """Return the edit with `arm:NAME` as the folder of that arm's last checkpoint.
+
+        The alignment of a whole model is its difference to the model of the study, unless the edit names another.
+        """
+        if (end := self.arm.end(spec)) is not None:
+            return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+        if not is_adapter(source) and spec["name"] in ("lox", "subtract"):
+            return {"aligned": str(source), "unaligned": model} | spec
+        return spec
 
     def decided(self, jobs: Mapping[str, Card]) -> Card:
         """Return everything that decides the result."""

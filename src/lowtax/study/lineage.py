@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Trained: TypeAlias = Mapping[str, Arm]
     Edited: TypeAlias = Mapping[str, EditedArm]
 BEFORE = "@"  # in `start`, before the name of a checkpoint
+WHOLE = ("ablate", "lox", "subtract")  # edits that make an adapter of a fully fine-tuned arm, on its weights
 BETWEEN = "."  # in the name of an attacked arm, before that of the attack
 
 
@@ -163,12 +164,17 @@ def source_of(name: str, edited: "Edited") -> str:
 
 def whole_ancestor(name: str, arms: "Trained", edited: "Edited") -> str | None:
     """Return the arm whose whole weights are the base of an arm's adapters; None is the recipe's model."""
+    if name in edited and is_whole(edited[name].of, arms):
+        return edited[name].of
     parent = parent_of(arms[source_of(name, edited)])
     if parent is None:
         return None
-    if parent in arms and arms[parent].where().kind == "full":
-        return parent
-    return whole_ancestor(parent, arms, edited)
+    return parent if is_whole(parent, arms) else whole_ancestor(parent, arms, edited)
+
+
+def is_whole(name: str, arms: "Trained") -> bool:
+    """Test whether an arm is fine-tuned in full, so that its checkpoints are whole models."""
+    return name in arms and arms[name].where().kind == "full"
 
 
 def continues(name: str, arms: "Trained", edited: "Edited") -> bool:
@@ -195,6 +201,19 @@ def children(arms: "Trained", edited: "Edited") -> Iterator[tuple[str, str, str 
     for name, arm in arms.items():
         if arm.start is not None:
             yield name, *split(arm.start)
+
+
+def refuse_edits_of_whole(name: str, arm: "EditedArm") -> None:
+    """Raise ValueError if an arm that edits make of a fully fine-tuned one has edits that need an adapter."""
+    where = f"edited.{name}: {arm.of!r} is fine-tuned in full, and"
+    for edit in arm.edits:
+        method = edit.get("name")
+        if method not in WHOLE:
+            raise ValueError(f"{where} {method} edits adapters: name a LoRA arm")
+        if method != "ablate" and edit.get("k", 6 if method == "lox" else 0) == 0:
+            raise ValueError(f"{where} {method} makes an adapter of its k strongest directions: set k to 1 or more")
+    if arm.checkpoints == "all":
+        raise ValueError(f"{where} only its last checkpoint is edited: remove checkpoints")
 
 
 def _parents(name: str, arms: "Trained", edited: "Edited") -> list[str]:

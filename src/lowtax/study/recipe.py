@@ -236,8 +236,10 @@ class Recipe(Section):
             hint = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
             raise ValueError(f"{where}: there is no trained arm {of!r}; {hint}")
         placement = self.arms[of].where()
-        if placement.kind == "full":
+        if placement.kind == "full" and of != self.edited[where.removeprefix("edited.")].of:
             raise ValueError(f"{where}: {of!r} is fine-tuned in full, and only adapters are edited: name a LoRA arm")
+        if placement.kind == "full":
+            lineage.refuse_edits_of_whole(where.removeprefix("edited."), self.edited[where.removeprefix("edited.")])
         if placement.parameters:
             raise ValueError(f"{where}: {of!r} adapts {placement.parameters[0]}, and only linear modules are edited")
 

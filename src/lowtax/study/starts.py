@@ -25,23 +25,27 @@ def base_of(work: "Study", arm: str, seed: int) -> str:
     Raises:
         UserError: Those are not trained yet.
     """
-    recipe, name = work.recipe, lineage.source_of(arm, work.recipe.edited)
-    while (start := recipe.arms[name].start) is not None:
-        parent, checkpoint = lineage.split(start)
-        if _is_whole(work, parent):
-            return str(Start(parent, checkpoint, work.arm_folder(parent, seed), True, "").path())
-        name = lineage.source_of(parent, recipe.edited)
-    return recipe.model
+    whole = _whole_below(work, arm, seed)
+    return work.recipe.model if whole is None else whole.base(work.recipe.model)
 
 
-def _is_whole(work: "Study", arm: str) -> bool:
-    return arm in work.recipe.arms and work.recipe.arms[arm].where().kind == "full"
+def _whole_below(work: "Study", arm: str, seed: int) -> Start | None:
+    """Return the checkpoint of whole weights that the adapters of an arm are on; None if that is the model."""
+    recipe = work.recipe
+    if arm in recipe.edited and lineage.is_whole(recipe.edited[arm].of, recipe.arms):
+        return Start(recipe.edited[arm].of, None, work.arm_folder(recipe.edited[arm].of, seed), True, "")
+    start = recipe.arms[lineage.source_of(arm, recipe.edited)].start
+    if start is None:
+        return None
+    parent, checkpoint = lineage.split(start)
+    if lineage.is_whole(parent, recipe.arms):
+        return Start(parent, checkpoint, work.arm_folder(parent, seed), True, "")
+    return _whole_below(work, parent, seed)
 
 
 def _checkpoint(work: "Study", arm: str, checkpoint: str | None, seed: int) -> Start:
     """Return a checkpoint of an arm, as another arm starts from it; None is its last one."""
-    edited, source = work.recipe.edited, lineage.source_of(arm, work.recipe.edited)
-    if arm in edited:
+    if arm in work.recipe.edited:
         [plan] = [plan for plan in work.edit_plans(arm) if plan.seed == seed]
         made_by = row_id(plan.decided({name: work.job(name, seed).describe() for name in plan.arm.made_of()}))
     else:
@@ -50,7 +54,7 @@ def _checkpoint(work: "Study", arm: str, checkpoint: str | None, seed: int) -> S
         arm=arm,
         checkpoint=checkpoint,
         folder=work.arm_folder(arm, seed),
-        whole=_is_whole(work, arm),
+        whole=lineage.is_whole(arm, work.recipe.arms),
         made_by=made_by,
-        before=start_of(work, source, seed),
+        before=_whole_below(work, arm, seed),
     )

@@ -309,7 +309,7 @@ class Study:
             UserError: The folder holds the result of other edits or of another training.
         """
         for plan in self.edit_plans(only):
-            plan.make(starts.base_of(self, plan.name, plan.seed))
+            plan.make(starts.base_of(self, plan.name, plan.seed), self.recipe.model)
 
     def edit_plans(self, only: str | None = None) -> list[arms.EditPlan]:
         """Return the plans of all edited arms, or of one, for every seed."""

@@ -46,7 +46,7 @@ class Start:
     arm: its name. checkpoint: its folder's name; None is the last.
     folder: of the arm's run. whole: its checkpoints are whole models.
     made_by: the hash of everything that decides its weights.
-    before: what that arm itself starts from; None is the base.
+    before: the checkpoint of whole weights that its adapter is on; None is the model.
     """
 
     arm: str

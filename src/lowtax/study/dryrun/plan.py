@@ -166,6 +166,9 @@ def _edited(name: str, arm: EditedArm, recipe: Recipe, model: Model, arms: dict[
     model.check_edits(name, arm, recipe.arms[arm.of])
     source = arms[arm.of]
     checkpoints = source.checkpoints if arm.checkpoints == "all" else len(source.runs)
+    if recipe.arms[arm.of].where().kind == "full":
+        what = f"{', '.join(str(edit['name']) for edit in arm.edits)} of {arm.of}"
+        return ArmPlan(name, what, [], checkpoints)  # the rank is the edit's
     parameters = sum(arms[of].trainable_parameters or 0 for of in (arm.of, *arm.ends()))
     what = f"{', '.join(str(edit['name']) for edit in arm.edits)} of {arm.of}"
     return ArmPlan(name, what, [], checkpoints, disk_bytes=BYTES["float32"] * parameters * checkpoints or None)
