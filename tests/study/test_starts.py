@@ -196,6 +196,11 @@ def test_an_attack_has_the_training_settings_of_the_arm_that_it_starts_from(tmp_
     path.write_text(yaml.safe_dump(values))
     settings = recipe.load(path).train_of("r2.a")
     assert (settings.lr, settings.steps, settings.epochs, settings.batch_size) == (0.3, 3, None, 2)
+    values["train"], values["arms"]["r2"]["train"] = {"steps": 9}, {"lr": 0.3}
+    values["attacked"]["a"]["train"] = {"epochs": 1}
+    path.write_text(yaml.safe_dump(values))
+    settings = recipe.load(path).train_of("r2.a")
+    assert (settings.lr, settings.steps, settings.epochs) == (0.3, None, 1)
 
 
 # --- refused

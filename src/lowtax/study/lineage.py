@@ -15,7 +15,6 @@ from lowtax.common.errors import did_you_mean
 from lowtax.common.names import CHECKPOINT, is_checkpoint
 from lowtax.data.specs import Data
 from lowtax.models.placement import Placement
-from lowtax.training.settings import merged
 
 if TYPE_CHECKING:
     from lowtax.study.recipe import Arm, EditedArm
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     Edited: TypeAlias = Mapping[str, EditedArm]
 BEFORE = "@"  # in `start`, before the name of a checkpoint
 WHOLE = ("ablate", "lox", "subtract")  # edits that make an adapter of a fully fine-tuned arm, on its weights
+EXCLUSIVE = (("steps", "epochs"), ("checkpoint_steps", "checkpoint_epochs"))  # fields of `train`
 BETWEEN = "."  # in the name of an attacked arm, before that of the attack
 
 
@@ -76,9 +76,19 @@ def expanded(values: dict[str, Any]) -> dict[str, Any]:
             child = f"{of}{BETWEEN}{name}"
             if child in written:
                 raise ValueError(f"attacked.{name} makes an arm {child!r}, which exists: give the attack another name")
-            train = merged(_train_of(of, arms, values.get("edited")), attack.train)
+            train = _merged(_train_of(of, arms, values.get("edited")), attack.train)
             written[child] = fields | {"start": of} | ({"train": train} if train else {})
     return {key: value for key, value in values.items() if key != "attacked"} | {"arms": written}
+
+
+def _merged(train: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of training with changes; of two exclusive ones that which the changes have stays."""
+    stay = dict(train)
+    for pair in EXCLUSIVE:
+        for one, other in (pair, pair[::-1]):
+            if changes.get(one) is not None and other not in changes:
+                stay[other] = None  # also that of the recipe
+    return {**stay, **changes}
 
 
 def _train_of(name: str, arms: Mapping[str, Any], edited: Any) -> dict[str, Any]:

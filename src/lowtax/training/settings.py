@@ -118,21 +118,13 @@ class Train(Section):
         return seed if self.data_seed is None else self.data_seed
 
     def with_changes(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields that were set, with changes; of two exclusive fields the changed one stays."""
-        return merged(self.model_dump(exclude_unset=True), changes)
-
-
-EXCLUSIVE = (("warmup_steps", "warmup_ratio"), ("steps", "epochs"), ("checkpoint_steps", "checkpoint_epochs"))
-
-
-def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return fields of `Train` with changes; of two exclusive fields the changed one stays."""
-    stay = dict(fields)
-    for pair in EXCLUSIVE:
-        for one, other in (pair, pair[::-1]):
-            if changes.get(one) is not None and changes.get(other) is None:
-                stay.pop(other, None)
-    return {**stay, **changes}
+        """Return the fields that were set, with changes; either form of the warm-up replaces the other."""
+        fields = self.model_dump(exclude_unset=True)
+        if changes.get("warmup_ratio") is not None:
+            fields.pop("warmup_steps", None)
+        if "warmup_steps" in changes:
+            fields.pop("warmup_ratio", None)
+        return {**fields, **changes}
 
 
 class Execution(Section):
