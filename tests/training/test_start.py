@@ -189,7 +189,7 @@ def test_a_checkpoint_that_does_not_exist_is_refused(parent):
         Start("parent", None, parent.folder / "nowhere", False, "hash").path()
 
 
-@pytest.mark.parametrize("name", ["pissa", "salora"])
+@pytest.mark.parametrize("name", ["pissa", "salora", "ssah"])
 def test_a_method_that_begins_the_factors_needs_new_ones(base, parent, tmp_path, name):
     with pytest.raises(UserError, match="factors of 'parent': give the arm another rank"):
         loop.TrainingRun(job(base, parent, SAME, methods=[{"name": name}]), tmp_path / "run")
@@ -202,3 +202,54 @@ def test_the_job_is_another_one_if_the_parent_is(base, parent, tmp_path):
         loop.train(job(base, other, SAME), tmp_path / "run")
     with pytest.raises(UserError, match=r"start\.arm was parent, now absent"):
         loop.train(job(base, None, SAME), tmp_path / "run")
+
+
+# --- methods beside a frozen adapter
+
+
+def test_methods_see_the_weight_with_the_frozen_adapter(base, parent, tmp_path):
+    """Against a base into which the adapter is merged."""
+    spec = {"name": "salora", "safety": "builtin:refusals,n=3", "task": "builtin:chat,n=3", "rank_safety": 4}
+    placement = Placement(modules=["mlp"], rank=4, alpha=4)
+    merged = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    update = read_adapter(parent.path()).factors
+    for name, x in update.items():
+        merged.get_submodule(name).weight.data += x.dense()
+    merged.save_pretrained(tmp_path / "merged")
+    loading.load_tokenizer(str(base)).save_pretrained(tmp_path / "merged")
+    run = loop.TrainingRun(job(base, parent, placement, methods=[spec]), tmp_path / "run")
+    other = loop.TrainingRun(job(tmp_path / "merged", None, placement, methods=[spec]), tmp_path / "other")
+    [(_, sites)], [(_, plain)] = run.methods.parts, other.methods.parts
+    assert sites.keys() == plain.keys() == update.keys()
+    for name, site in sites.items():
+        torch.testing.assert_close(site.weight, plain[name].weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(run.probe.weight(name), plain[name].weight, rtol=1e-5, atol=1e-6)
+        spans = (states[name]["span"].double() for states in (run.states[0], other.states[0]))
+        one, two = (span @ span.T for span in spans)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+    run.finish()
+    torch.testing.assert_close(
+        of_adapter(base, tmp_path / "run" / "checkpoint-3"), logits(run.model), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_ssah_holds_the_units_of_the_parent(base, parent, tmp_path):
+    """What it holds has the bits of the parent's adapter in the saved one: the new factors are zero there."""
+    spec = {"name": "ssah", "safety": "builtin:refusals,n=2", "utility": "builtin:chat,n=2", "scu": 0.1}
+    run = loop.TrainingRun(
+        job(base, parent, Placement(modules=["mlp"], rank=4, alpha=4), methods=[spec]), tmp_path / "run"
+    )
+    assert torch.equal(logits(run.model), of_adapter(base, parent.path()))
+    run.model.train()
+    run.finish()
+    before, after = (read_adapter(folder).factors for folder in (parent.path(), tmp_path / "run" / "checkpoint-3"))
+    for name, held in run.states[0].items():
+        change = after[name].dense() - before[name].dense()
+        assert float(change.index_select(held["axis"], held["units"]).abs().max()) < 1e-6
+        assert float(change.abs().max()) > 1e-4
+
+
+def test_spf_trains_the_factors_of_the_parent(base, parent, tmp_path):
+    spec = {"name": "spf", "safety": "builtin:refusals,n=2"}
+    run = loop.TrainingRun(job(base, parent, SAME, methods=[spec]), tmp_path / "run")
+    assert torch.equal(logits(run.model), of_adapter(base, parent.path()))
