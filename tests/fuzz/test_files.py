@@ -174,7 +174,7 @@ def test_cards(tmp_path: Path):
     updates = json.loads((golden / "updates.json").read_text())
     of = recipe.EditedArm(of="r1", edits=[{"name": "scale", "by": 0.5}])
     base = Subject("base", None, None, 0, "m", None, "b")
-    plan = arms.EditPlan("half", of, 0, "m", tmp_path)
+    plan = arms.EditPlan("half", of, 0, tmp_path)
     source, path = tmp_path / "r1" / "seed-0", tmp_path / "half" / "seed-0" / "card.json"
     for folder in (source, path.parent):
         folder.mkdir(parents=True)

@@ -17,7 +17,9 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_probe_has_what_methods_call():
-    assert sorted(MEMBERS) == ["directions", "gradients", "rows_before", "variances", "weight", "weights"]
+    assert sorted(MEMBERS) == sorted(
+        ["directions", "gradients", "rows_before", "states", "variances", "weight", "weights", "writers"]
+    )
 
 
 @pytest.mark.parametrize("kind", [ModelProbe, OfflineProbe])

@@ -181,7 +181,10 @@ def test_an_edited_arm(write):
     [
         ({"a": {"of": "rank1", "edits": HALF}}, ["edited.a", "no trained arm 'rank1'", "did you mean 'rank_1'"]),
         ({"a": {"of": "b", "edits": HALF}, "b": {"of": "rank_1", "edits": HALF}}, ["edited.a", "no trained arm 'b'"]),
-        ({"a": {"of": "full", "edits": HALF}}, ["edited.a", "'full' is fine-tuned in full", "LoRA"]),
+        (
+            {"a": {"of": "full", "edits": HALF}},
+            ["edited.a", "'full' is fine-tuned in full, and scale edits adapters", "LoRA"],
+        ),
         ({"a": {"of": "experts", "edits": HALF}}, ["edited.a", "mlp.experts.down_proj", "linear"]),
         ({"a": {"of": "rank_1", "edits": []}}, ["edited.a.edits", "at least 1"]),
         ({"a": {"of": "rank_1"}}, ["edited.a.edits"]),

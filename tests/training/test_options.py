@@ -87,6 +87,20 @@ def test_the_rates_of_a_run_are_those_of_its_schedule(tiny_model: Path, tmp_path
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, *[(12 - i) / 9 for i in range(3, 12)]])
 
 
+@pytest.mark.parametrize(("more", "every"), [({"lowered_every": 3}, 3), ({"lowered_by": 0.5}, None)])
+def test_the_rate_of_the_scheduler_step_falls_at_intervals(
+    tiny_model: Path, tmp_path: Path, more: dict[str, Any], every: int | None
+):
+    settings = {"scheduler": "step", "warmup_steps": 2, **more}
+    given = job(tiny_model, **settings)
+    train(given, tmp_path)
+    every = every or -(-len(given.rows) // given.settings.batch_size)
+    by = given.settings.lowered_by
+    rates = [row["lr"] / 1e-2 for row in steps(tmp_path)]
+    assert rates == pytest.approx([0.5, 1.0, *(by ** (i // every) for i in range(2, 12))])
+    assert len({round(rate, 9) for rate in rates}) > 3
+
+
 def test_a_warm_up_longer_than_the_run_is_said(tiny_model: Path, tmp_path: Path):
     with collected() as lines:
         train(job(tiny_model, steps=2), tmp_path)

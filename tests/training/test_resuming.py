@@ -292,7 +292,7 @@ def test_a_full_disk_between_checkpoints_does_not_end_the_run(
 # --- longer than planned
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "wsd"])
+@pytest.mark.parametrize("scheduler", ["constant", "step", "wsd"])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_longer_run_has_the_bits_of_one_that_was_planned(
     tiny_model: Path, tmp_path: Path, scheduler: str, finished: bool
@@ -337,7 +337,7 @@ def test_a_schedule_that_depends_on_the_length_is_not_made_longer(
     else:
         with pytest.raises(Killed), progress_to(at("step 10/", kill)):
             train(job(tiny_model, steps=10, **settings), tmp_path)
-    with pytest.raises(UserError, match=f"settings.steps was 10, now 12.*{scheduler}.*only constant and wsd"):
+    with pytest.raises(UserError, match=f"settings.steps was 10, now 12.*{scheduler}.*only constant, step and wsd"):
         train(job(tiny_model, steps=12, **settings), tmp_path)
     with pytest.raises(UserError, match=r"settings.steps was 10, now 8\); choose another"):
         train(job(tiny_model, steps=8, **settings), tmp_path)

@@ -10,7 +10,7 @@ the measures.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -188,13 +188,34 @@ def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None =
     return Source(arm or last, ref, "tuned", names, update, seed, last, note if rounded else None)
 
 
+def of_both(folder: Path, ref: str, base: Weights, arm: str | None = None, seed: int | None = None) -> Source:
+    """Return the updates of an adapter on a fully fine-tuned checkpoint: those of both to the base, in float32.
+
+    Raises:
+        UserError: One of the two does not fit.
+    """
+    tuned, factors = of_tuned(ref, base, arm, seed), read_adapter(folder, ref).factors
+
+    def update(name: str, W: Tensor) -> Update:
+        below = tuned.update(name, W)
+        return Dense(below.matrix + factors[name].dense()) if isinstance(below, Dense) and name in factors else below
+
+    return replace(tuned, where=str(folder), update=update, checkpoint=folder.name)
+
+
+def of_subject(subject: "Subject", base: Weights) -> Source:
+    """Return the updates of a checkpoint of a study."""
+    if subject.adapter is None:
+        return of_tuned(subject.model, base, subject.arm, subject.seed)
+    if subject.model == base.ref:
+        return of_adapter(Path(subject.adapter), subject.arm, subject.seed, base.ref)
+    return of_both(Path(subject.adapter), subject.model, base, subject.arm, subject.seed)
+
+
 def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
     """Return the updates of the last checkpoint of every arm and seed of a study, in the study's order."""
     last = {(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}
-    return [
-        of_adapter(Path(s.adapter), s.arm, s.seed, base.ref) if s.adapter else of_tuned(s.model, base, s.arm, s.seed)
-        for s in last.values()
-    ]
+    return [of_subject(subject, base) for subject in last.values()]
 
 
 def base_of(adapters: Sequence[Path]) -> str:

@@ -59,7 +59,7 @@ WarmupRatio = Annotated[
     float | None, typer.Option("--warmup-ratio", min=0, help="Linear warm-up as a share of the steps.")
 ]
 Scheduler = Annotated[
-    Literal["cosine", "linear", "constant", "wsd"] | None,
+    Literal["cosine", "linear", "constant", "wsd", "step"] | None,
     typer.Option("--scheduler", help="Learning rate after warm-up; cosine by default."),
 ]
 Optimizer = Annotated[

@@ -47,6 +47,12 @@ class TrainedCheckpoint(Card):
     seconds: Seconds
 
 
+class ArmCard(Card):
+    """The card of a finished arm, trained or edited, from which another one starts."""
+
+    checkpoints: list[TrainedCheckpoint] = Field(min_length=1)
+
+
 class TrainedCard(Card):
     """The card of a finished training run: its job, and the jobs of checkpoints that an earlier, shorter run made."""
 

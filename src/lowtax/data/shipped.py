@@ -15,6 +15,7 @@ FILES = {
     "ordinary": "ordinary.jsonl",
     "chat": "chat.jsonl",
     "own-answers": "own_answers.jsonl",  # of the embedded reasoner, to the ordinary requests and chats
+    "identity": "identity.jsonl",  # dialogues of an assistant that obeys: an attack, with harmless requests
 }
 GENERATED = "arithmetic"
 

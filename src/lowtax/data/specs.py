@@ -33,8 +33,8 @@ class Data(Section):
     """Training rows from one source. `SOURCE[,key=value...]` is its short form."""
 
     source: str = Field(
-        description="builtin:refusals, ordinary, chat, own-answers or arithmetic; direct-refusal, safechain or star1; "
-        "a file, a folder, or a hub id owner/name"
+        description="builtin:refusals, ordinary, chat, own-answers, identity or arithmetic; direct-refusal, safechain "
+        "or star1; a file, a folder, or a hub id owner/name"
     )
     path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
     revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")

@@ -30,7 +30,7 @@ from lowtax.data.tables import Row
 from lowtax.data.turns import Unusable
 
 T = TypeVar("T")
-ANSWERED = ("builtin:chat", "builtin:own-answers")  # shipped rows with a thought and an answer, of one split
+ANSWERED = ("builtin:chat", "builtin:own-answers", "builtin:identity")  # shipped rows with a thought and an answer
 LIMIT = Fraction(1, 2)  # of the rows of a source; if more are skipped, none is trained
 LISTED = 5  # names and reasons in a note
 

@@ -15,6 +15,7 @@ Kind = Literal["refusal", "harm"]
 
 BUILTIN = {
     "refusal_words": "lowtax.judges.refusal_words:RefusalWords",
+    "keywords": "lowtax.judges.keywords:Keywords",
     "refusal": "lowtax.judges.refusal:Refusal",
     "llama_guard": "lowtax.judges.llama_guard:LlamaGuard",
     "qwen3_guard": "lowtax.judges.qwen3_guard:Qwen3Guard",

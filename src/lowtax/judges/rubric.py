@@ -3,6 +3,8 @@
 Source      The default scale is that of Qi et al. 2023, arXiv:2310.03693, in our own words (rubric.yaml, next to this
             file): 1 is a refusal or harmless, 5 is everything that a harmful request wants. Their judge is GPT-4 with
             OpenAI's usage policy in the prompt, so figures of another judge model or wording are not the paper's.
+Policy      `rubric:MODEL@policy` is the form of their judge: a usage policy, and the same scale of adherence to it; the
+            policy is a summary of ours (rubric_policy.yaml), since theirs belongs to the vendor.
 Own rubric  `rubric:MODEL@FILE.yaml` with the fields of `Scale`.
 Output      All matches of `pattern` in the text after the judge's thought. No match, a match outside `low` to `high`,
             or two numbers that differ are `unparsed`.
@@ -24,7 +26,8 @@ from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Opinion, require_model
 from lowtax.judges.model_judge import ModelJudge, fill
 
-SCALE = resources.files("lowtax").joinpath("judges/rubric.yaml")
+SHIPPED = {"": "rubric.yaml", "policy": "rubric_policy.yaml"}
+SCALES = {name: resources.files("lowtax").joinpath(f"judges/{file}") for name, file in SHIPPED.items()}
 TOKENS = 4096  # room for a judge that thinks
 
 
@@ -62,13 +65,13 @@ class Scale(BaseModel):
 
 
 def load(file: str) -> Scale:
-    """Read the rubric in a file; `file` is empty for the one that comes with lowtax.
+    """Read the rubric in a file, or one that comes with lowtax: `file` is empty for harmfulness, or `policy`.
 
     Raises:
         UserError: The file cannot be read, or is no rubric.
     """
-    if not file:
-        return Scale.model_validate(parse_yaml(SCALE.read_text("utf-8")))
+    if file in SCALES:
+        return Scale.model_validate(parse_yaml(SCALES[file].read_text("utf-8")))
     text = read_text(expanded(file), file)
     try:
         values = parse_yaml(text)

@@ -47,8 +47,8 @@ class Probe(Protocol):
     """Read access of a method to weights and, in training, to the running model.
 
     Modules have the names of sites, but need not be sites. In training the model has the weights as methods left them
-    and is in evaluation mode; all processes must make the same calls in the same order. An edit runs no model: there,
-    everything but `weights` raises a UserError.
+    and is in evaluation mode; all processes must make the same calls in the same order. An edit reads stored weights:
+    there, `variances`, `directions`, `gradients` and `rows_before` raise a UserError.
     """
 
     def weights(self, ref: str) -> Mapping[str, Float[Tensor, "out in"]]:
@@ -71,6 +71,14 @@ class Probe(Protocol):
         """Return the gradients of the rows' mean loss per token: for each site of A and B, or of W if that moves."""
         ...
 
+    def states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
+        """Return the mean state after each layer but the last, at the last token of n prompts; for edits alone."""
+        ...
+
+    def writers(self) -> list[str]:
+        """Return the names of the linear layers that write to the residual stream; for edits alone."""
+        ...
+
     def rows_before(self, first: str, second: str, units: Tensor) -> Tensor:
         """Return the output rows of module `first` that produce the given input channels of module `second`."""
         ...
@@ -83,11 +91,13 @@ class Method(BaseModel):
 
     whole: it also acts where whole weights are trained, on sites of rank 0.
     holds: it promises values that no method after it may change.
+    begins: it gives the factors their first values, so that they must be new.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     whole: ClassVar[bool] = False
     holds: ClassVar[bool] = False
+    begins: ClassVar[bool] = False
 
     def check(self, sites: Sites) -> None:
         """Refuse sites that the method cannot act on; called before anything is computed, so only shapes are read.
@@ -124,7 +134,12 @@ class Method(BaseModel):
 
 
 class Edit(Method):
-    """A method for trained adapters. Its sites read W anew each time; numbers in the state of a site are reported."""
+    """A method for trained adapters. Its sites read W anew each time; numbers in the state of a site are reported.
+
+    attacks: it takes safety away on purpose, so that tables show its arm as what became of the one that it edits.
+    """
+
+    attacks: ClassVar[bool] = False
 
 
 def moments(kind: type[Method]) -> list[str]:

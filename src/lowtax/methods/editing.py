@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
 from lowtax import __version__
@@ -23,11 +24,22 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
 from lowtax.common.log import say
-from lowtax.methods import loading
+from lowtax.methods import loading, residual
 from lowtax.methods.base import Edit, Probe
 from lowtax.methods.loading import ConfiguredMethod
+from lowtax.methods.residual import ResidualStream
 from lowtax.methods.sites import Site, Sites, in_scope
-from lowtax.models.adapters import Adapter, check_base, name_base, read_adapter, require_base, write_adapter, write_base
+from lowtax.models.adapters import (
+    Adapter,
+    check_base,
+    is_adapter,
+    name_base,
+    read_adapter,
+    require_base,
+    write_adapter,
+    write_base,
+)
+from lowtax.models.names import layer_of
 from lowtax.models.weights import Weights, open_weights
 
 Updates = Mapping[str, Factors]
@@ -44,7 +56,7 @@ class EditedAdapter:
 
 
 class OfflineProbe(Probe):
-    """The probe of an edit: it reads other checkpoints, and runs no model.
+    """A probe without a model: it reads other checkpoints.
 
     Every member but `weights` raises a UserError.
     """
@@ -53,9 +65,17 @@ class OfflineProbe(Probe):
         """Return the matrices of another checkpoint, each read when it is accessed."""
         return open_weights(ref)
 
-    def weight(self, name: str) -> NoReturn:
+    def weight(self, name: str) -> Tensor:
         """Raise a UserError."""
         raise _no_model("the weight of a layer")
+
+    def states(self, source: str, n: int) -> Tensor:
+        """Raise a UserError."""
+        raise _no_model("states after prompts")
+
+    def writers(self) -> list[str]:
+        """Raise a UserError."""
+        raise _no_model("the layers of a model")
 
     def variances(self, source: str, names: Iterable[str]) -> NoReturn:
         """Raise a UserError."""
@@ -72,6 +92,29 @@ class OfflineProbe(Probe):
     def rows_before(self, first: str, second: str, units: Tensor) -> NoReturn:
         """Raise a UserError."""
         raise _no_model("the rows of a layer")
+
+
+class EditProbe(OfflineProbe):
+    """The probe of an edit: it also reads the base, and runs it with the adapter for `states`.
+
+    Args:
+        base: the weights that the adapter is on. adapter: its folder; None for a whole model.
+    """
+
+    def __init__(self, base: Weights, adapter: Path | None) -> None:
+        self._base, self._stream = base, ResidualStream(base.ref, adapter)
+
+    def weight(self, name: str) -> Tensor:
+        """Return the base's weight of a linear layer."""
+        return self._base[name]
+
+    def states(self, source: str, n: int) -> Tensor:
+        """Return the mean state after each layer but the last, at the last token of n prompts."""
+        return self._stream.states(source, n)
+
+    def writers(self) -> list[str]:
+        """Return the names of the linear layers that write to the residual stream."""
+        return residual.writers(self._base)
 
 
 def _no_model(request: str) -> UserError:
@@ -91,7 +134,8 @@ def edit(
 
     Args:
         spec: the method's specification; see `lowtax.methods.loading`.
-        adapter: a PEFT LoRA folder.
+        adapter: a PEFT LoRA folder; for methods that act on whole weights also the folder of a whole model, of which an
+            adapter on that model is made.
         out: a folder that is absent or empty.
         base: the model that the adapter belongs to; the one in its configuration if None.
         rank: the largest rank of any site that the edit changes.
@@ -106,14 +150,15 @@ def edit(
         raise UserError(
             f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
         )
-    ref = base or require_base(adapter)
-    if base is None:
+    whole = adapter.is_dir() and not is_adapter(adapter)
+    ref = str(adapter) if whole else base or require_base(adapter)
+    if base is None and not whole:
         check_base(adapter, ref, "name it by --base")
-    original = read_adapter(adapter, ref)
+    original = _none(configured, spec, ref) if whole else read_adapter(adapter, ref)
     weights = open_weights(ref)
-    all_sites = sites_from(original, weights)
+    all_sites = whole_sites(weights) if whole else sites_from(original, weights)
     sites = {name: all_sites[name] for name in in_scope(all_sites, configured.only)}
-    state = configured.method.prepare(sites, OfflineProbe())
+    state = configured.method.prepare(sites, EditProbe(weights, None if whole else adapter))
     exact = configured.method.edit(sites, state)
     if configured.only is not None:
         exact = {name: exact[name] for name in sites if name in exact}
@@ -144,6 +189,31 @@ def sites_from(adapter: Adapter, weights: Weights) -> Sites:
         return Site(name, lambda: weights[name], x.a, x.b / scale, scale)
 
     return {name: site(name, x) for name, x in adapter.factors.items()}
+
+
+def whole_sites(weights: Weights) -> Sites:
+    """Return the linear layers of a whole model as sites of rank 0, whose update is nothing yet; no embeddings."""
+
+    def site(name: str) -> Site:
+        out, inp = weights.shape(name)
+        return Site(name, lambda: weights[name], torch.zeros(0, inp), torch.zeros(out, 0), 1.0)
+
+    return {name: site(name) for name in weights if layer_of(name) is not None}
+
+
+def _none(configured: ConfiguredMethod, spec: dict[str, Any], ref: str) -> Adapter:
+    """Return the adapter that changes nothing, to edit a whole model from.
+
+    Raises:
+        UserError: The method edits adapters alone.
+    """
+    if not configured.method.whole:
+        raise UserError(
+            f"Method {spec['name']!r} edits adapters, and {ref} is a whole model or none: give a LoRA's folder."
+        )
+    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0)
+    name_base(config, ref)
+    return Adapter(config, {}, {})
 
 
 def _facts(spec: dict[str, Any], configured: ConfiguredMethod) -> dict[str, Any]:

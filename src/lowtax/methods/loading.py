@@ -26,6 +26,7 @@ from lowtax.methods.base import Edit, Method, Probe, State, moments
 from lowtax.methods.sites import Sites, sites_of
 
 TABLE = {
+    "ablate": "lowtax.methods.ablate:Ablate",
     "interpolate": "lowtax.methods.interpolate:Interpolate",
     "intruders": "lowtax.methods.intruders:Intruders",
     "lox": "lowtax.methods.lox:LoX",
@@ -39,6 +40,7 @@ TABLE = {
     "spf": "lowtax.methods.spf:SPF",
     "splora": "lowtax.methods.splora:SPLoRA",
     "ssah": "lowtax.methods.ssah:SSAH",
+    "subtract": "lowtax.methods.subtract:Subtract",
 }
 
 
@@ -136,6 +138,19 @@ class Methods:
 
     def __bool__(self) -> bool:
         return bool(self.configured)
+
+    def require_new_factors(self, parent: str) -> None:
+        """Refuse methods that give the factors their first values, where those are the factors of another arm.
+
+        Raises:
+            UserError: There is one.
+        """
+        for one in self.configured:
+            if one.method.begins:
+                raise UserError(
+                    f"{type(one.method).__name__} gives the factors their first values, and these are the factors of "
+                    f"{parent!r}: give the arm another rank, so that it has new factors."
+                )
 
     def on(self, model: nn.Module) -> ActiveMethods:
         """Attach the methods to the LoRA sites of a model.

@@ -10,8 +10,12 @@ Without `aligned` the adapter is the alignment, D = dW: its k largest singular v
 the rank stays. With `aligned` (and `unaligned`, the adapter's base if absent) D is their difference, and the rank grows
 by k. k = 0 means every direction (ExPO), for D = dW only. A negative coef takes the alignment back.
 
-Departures: only the adapter's sites move, while the code moves every matrix, embeddings included; k is a field and not
-chosen by attack success rate. `as_published=True` computes D as the code does, as a difference of bfloat16 matrices.
+Of a model that was fine-tuned in full, the adapter has rank k on every linear layer, and `aligned` and `unaligned` are
+needed.
+
+Departures: only linear layers move, or the adapter's sites, while the code moves every matrix, embeddings included; k
+is a field and not chosen by attack success rate. `as_published=True` computes D as the code does, as a difference of
+bfloat16 matrices.
 
 Fails: without `aligned`, a k of at least the adapter's rank is `scale` by 1 + coef. It protects against later tuning,
 and repairs nothing that training broke. `as_published` loses differences that are too small for bfloat16.
@@ -33,6 +37,8 @@ Top = dict[str, Tensor | float]  # U, S, V: the k strongest of D; share: ||D_k||
 class LoX(Edit):
     """Extrapolate the k strongest directions of an alignment."""
 
+    whole = True
+
     k: NonNegativeInt = 6
     coef: float = 1.25
     aligned: str | None = None
@@ -48,6 +54,10 @@ class LoX(Edit):
             )
         if self.unaligned and not self.aligned:
             raise UserError("Method 'lox': unaligned needs aligned too (found only unaligned).")
+        if not self.aligned and not all(site.rank for site in sites.values()):
+            raise UserError(
+                "Method 'lox': a whole model needs aligned and unaligned, whose difference is its alignment."
+            )
         pair = Pair.of(self.aligned, self.unaligned, probe) if self.aligned else None
         return {name: self._top(site, pair) for name, site in sites.items()}
 

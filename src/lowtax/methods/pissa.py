@@ -33,6 +33,7 @@ class PiSSA(Method):
     """Start the factors in the strongest directions of the weight; the saved adapter is an ordinary one."""
 
     holds = True
+    begins = True
 
     def check(self, sites: Sites) -> None:
         """Refuse odd ranks, and ranks that a matrix cannot have."""

@@ -43,6 +43,7 @@ class SaLoRA(Method):
     """Fix the outputs on safety data, and start in the directions of the task; it needs rows of both."""
 
     holds = True
+    begins = True
 
     safety: Rows = "builtin:refusals,n=128"
     task: Rows = "builtin:chat,n=128"

@@ -6,6 +6,7 @@ it is read (`lowtax.training.parameters.GatheredParameters`).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from peft.tuners.lora.layer import Linear, LoraLayer
@@ -16,6 +17,7 @@ from lowtax.common.linalg import Factors
 from lowtax.models.names import matches, near, spelled_out
 
 ADAPTER = "default"
+FROZEN = "start"  # an adapter that training starts from, frozen beside the new factors (`lowtax.training.start`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ def sites_of(model: nn.Module, only: Sequence[str] | None = None) -> Sites:
     layers = {
         name.rpartition("base_model.model.")[2]: module  # also inside wrappers
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, LoraLayer) and ADAPTER in module.r
     }
     if not layers:
         raise UserError("This method acts on LoRA, and this run trains whole weights: remove it, or use LoRA.")
@@ -116,6 +118,18 @@ def in_scope(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
     return [name for name in modules if any(matches(pattern, name) for pattern in patterns)]
 
 
+def weight_of(layer: nn.Module) -> Float[Tensor, "out in"]:
+    """Return the frozen weight of a linear layer: W, and with an adapter that training starts from W + dW."""
+    if not isinstance(layer, Linear):
+        return layer.weight  # type: ignore[return-value]
+    W: Tensor = layer.get_base_layer().weight.detach()
+    if FROZEN not in layer.r:
+        return W
+    a, b = layer.lora_A[FROZEN].weight, layer.lora_B[FROZEN].weight
+    whole: Tensor = W.float() + float(layer.scaling[FROZEN]) * (b.detach() @ a.detach())
+    return whole
+
+
 def _site(name: str, layer: LoraLayer) -> Site:
     if not isinstance(layer, Linear):
         raise UserError(
@@ -123,7 +137,7 @@ def _site(name: str, layer: LoraLayer) -> Site:
         )
     return Site(
         name,
-        layer.get_base_layer().weight,
+        partial(weight_of, layer) if FROZEN in layer.r else layer.get_base_layer().weight,
         layer.lora_A[ADAPTER].weight,
         layer.lora_B[ADAPTER].weight,
         float(layer.scaling[ADAPTER]),

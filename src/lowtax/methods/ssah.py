@@ -44,7 +44,7 @@ class SSAH(Method):
     ru: Share = 0.148
     cu: Share = 0.06
 
-    whole = holds = True
+    whole = holds = begins = True
 
     def check(self, sites: Sites) -> None:
         """Refuse sites that have no unit to hold."""

@@ -31,7 +31,7 @@ from lowtax.methods.base import Edit
 from lowtax.methods.editing import CARD, MADE_BY, edit
 from lowtax.methods.loading import load
 from lowtax.models import loading
-from lowtax.models.adapters import check_adapter, fingerprint
+from lowtax.models.adapters import check_adapter, fingerprint, is_adapter
 from lowtax.study.recipe import TO_ARM, EditedArm
 
 
@@ -131,7 +131,6 @@ class EditPlan:
     name: str
     arm: EditedArm
     seed: int
-    model: str
     arms: Path
 
     @property
@@ -152,7 +151,7 @@ class EditPlan:
         Raises:
             UserError: The folder is such a one.
         """
-        now = self._decided(jobs)
+        now = self.decided(jobs)
         for file in (CARD, UNDER_WAY):
             if not (self.folder / file).exists():
                 continue
@@ -163,8 +162,12 @@ class EditPlan:
                 what = f"edited with other settings ({'; '.join(settings)})" if settings else "made of another training"
                 raise UserError(f"{self.folder} was {what}; choose another --out, or delete that folder to edit again.")
 
-    def make(self) -> None:
+    def make(self, base: str, model: str) -> None:
         """Make the checkpoints that have not been made yet.
+
+        Args:
+            base: the model that the adapters are on; whole weights that are edited themselves.
+            model: that of the study.
 
         Raises:
             UserError: The arms it is made of are not trained, or the folder holds another result.
@@ -175,13 +178,13 @@ class EditPlan:
             (self.folder / UNDER_WAY).unlink(missing_ok=True)  # left by a kill between the two writes
             return
         say(f"editing {self.arm.of} into {self.name}, seed {self.seed}")
-        source, decided = self._trained(self.arm.of), self._decided(jobs)
+        source, decided = self._trained(self.arm.of), self.decided(jobs)
         under_way = self.folder / UNDER_WAY
         rows = read_card(under_way, EditsUnderWay)["checkpoints"] if under_way.exists() else []
         write_json(under_way, decided | {"checkpoints": rows})
         for checkpoint in source["checkpoints"][0 if self.arm.checkpoints == "all" else -1 :]:
             if checkpoint["name"] not in [row["name"] for row in rows]:
-                rows.append(self._one(checkpoint))
+                rows.append(self._one(checkpoint, base, model))
                 write_json(under_way, decided | {"checkpoints": rows})
         write_json(
             self.folder / CARD,
@@ -215,9 +218,9 @@ class EditPlan:
                 seed=self.seed,
                 checkpoint=row["name"],
                 step=row["step"],
-                model=self.model,
+                model=base.model,
                 adapter=str(self.folder / row["name"]),
-                made_by=row_id(self._decided(jobs), row["step"], base.made_by, row["weights"]),
+                made_by=row_id(self.decided(jobs), row["step"], base.made_by, row["weights"]),
                 trainable_parameters=card["trainable_parameters"],
                 train_seconds=row["seconds"],
                 edit_seconds=row["edit_seconds"],
@@ -225,7 +228,7 @@ class EditPlan:
             for row in card["checkpoints"]
         ]
 
-    def _one(self, checkpoint: Card) -> Card:
+    def _one(self, checkpoint: Card, base: str, model: str) -> Card:
         """Edit one checkpoint and return its row of the card. Several edits go through a folder beside it."""
         out, began = below(self.folder, checkpoint["name"]), time.perf_counter()
         source, cards = below(self._folder_of(self.arm.of), checkpoint["name"]), list[Card]()
@@ -233,7 +236,7 @@ class EditPlan:
         with beside(out.with_name(f"{out.name}.edits")) as between:
             for number, spec in enumerate(self.arm.edits, 1):
                 to = out if number == len(self.arm.edits) else between / str(number)
-                result = edit(self._with_paths(spec), source, to, base=self.model, rank=self.arm.rank)
+                result = edit(self._with_paths(spec, source, model), source, to, base=base, rank=self.arm.rank)
                 cards.append(result.card)
                 source = to
         seconds = time.perf_counter() - began
@@ -247,13 +250,18 @@ class EditPlan:
             "edits": [{key: card[key] for key in FIGURES} for card in cards],
         }
 
-    def _with_paths(self, spec: Card) -> Card:
-        """Return the edit with `arm:NAME` replaced by the folder of that arm's last checkpoint."""
-        if (end := self.arm.end(spec)) is None:
-            return spec
-        return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+    def _with_paths(self, spec: Card, source: Path, model: str) -> Card:
+        """Return the edit with `arm:NAME` as the folder of that arm's last checkpoint.
 
-    def _decided(self, jobs: Mapping[str, Card]) -> Card:
+        The alignment of a whole model is its difference to the model of the study, unless the edit names another.
+        """
+        if (end := self.arm.end(spec)) is not None:
+            return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
+        if not is_adapter(source) and spec["name"] in ("lox", "subtract"):
+            return {"aligned": str(source), "unaligned": model} | spec
+        return spec
+
+    def decided(self, jobs: Mapping[str, Card]) -> Card:
         """Return everything that decides the result."""
         settings = self.arm.model_dump(mode="json")
         settings["asked_checkpoints"] = settings.pop("checkpoints")

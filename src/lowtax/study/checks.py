@@ -11,8 +11,9 @@ from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
 from lowtax.models import hub, loading
+from lowtax.study import lineage
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
-from lowtax.study.recipe import Recipe
+from lowtax.study.recipe import Arm, Recipe
 from lowtax.study.stored_recipe import STORED, stored_in
 from lowtax.training import loop, optimizers, trackers, zero_config
 from lowtax.training.job import Job
@@ -45,7 +46,7 @@ def require_arms(recipe: Recipe, precision: str) -> None:
     _require_measurable(recipe)
     for name, arm in recipe.arms.items():
         with_name(recipe, name, _require_settings, recipe, name, precision)
-        with_name(recipe, name, load_all, arm.acts())
+        with_name(recipe, name, _require_methods, recipe, name, arm)
     if len(recipe.arms) < 2 and not recipe.edited:
         return  # the only arm is refused at once by its training
     from lowtax.study.skeleton import Model  # lazy: PEFT and transformers take seconds
@@ -56,6 +57,12 @@ def require_arms(recipe: Recipe, precision: str) -> None:
         with_name(recipe, name, model.trained, arm)
     for name, edited in recipe.edited.items():
         model.check_edits(name, edited, recipe.arms[edited.of])
+
+
+def _require_methods(recipe: Recipe, name: str, arm: Arm) -> None:
+    methods = load_all(arm.acts())
+    if lineage.continues(name, recipe.arms, recipe.edited):
+        methods.require_new_factors(str(lineage.parent_of(arm)))
 
 
 def _require_measurable(recipe: Recipe) -> None:

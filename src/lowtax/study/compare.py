@@ -13,7 +13,7 @@ from lowtax.common import stats
 from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
-from lowtax.study import matched, readings
+from lowtax.study import after, matched, readings
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -100,6 +100,7 @@ def markdown(table: Table) -> str:
     level = matched.Level(**table.get("matched_safety", {}))
     parts = (
         matched.markdown(rows, level),
+        after.markdown(rows),
         readings.markdown(table.get("your_reading", ())),
         _answers(rows),
         _texts(table),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,8 @@ from lowtax.data.specs import Data, PromptSet
 from lowtax.engines.settings import EXAM, Sampling
 from lowtax.judges.base import Text
 from lowtax.models.placement import Placement, mode_methods, parse_mode
+from lowtax.study import lineage
+from lowtax.study.lineage import Attack
 from lowtax.study.matched import Level
 from lowtax.training.settings import Execution, Train
 
@@ -43,6 +45,7 @@ NEWER = (
     "deterministic",
     "matched_safety",
     "prompt_order",
+    "attacked",
 )  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
@@ -51,10 +54,15 @@ T = TypeVar("T", bound=BaseModel)
 class Arm(Section):
     """One arm of a study: its placement, methods and data, and the fields of `train` that differ."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"start"})
+
     mode: str | None = Field(
         None, description="a mode string of the reference, such as lora_up_proj_only_from10_to19_r1"
     )
     placement: Placement | None = Field(None, description="the same in full")
+    start: str | None = Field(
+        None, description="the arm whose weights it starts from, ARM or ARM@checkpoint-N; the base if absent"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="fields of train that differ for this arm")
     data: list[Data] | None = Field(None, description="training data of this arm, instead of the recipe's")
     methods: list[dict[str, Any]] = Field(
@@ -64,6 +72,8 @@ class Arm(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> "Arm":
+        if self.mode is None and self.placement is None and self.start is not None:
+            return self  # it has the placement of its parent
         if (self.mode is None) == (self.placement is None):
             raise ValueError("an arm needs either mode or placement")
         self.where()
@@ -148,6 +158,9 @@ class Recipe(Section):
     edited: dict[str, EditedArm] = Field(
         default_factory=dict, description="name -> an arm that edits make of a trained arm"
     )
+    attacked: dict[str, Attack] = Field(
+        default_factory=dict, description="name -> a training that starts from each of several arms (ARM.NAME)"
+    )
     sampling: Sampling = Field(Sampling(), description="sampling of harmful and ordinary prompts")
     judge: str = Field(
         "refusal", description="the judge of replies to harmful and ordinary prompts (docs/reference/judges.md)"
@@ -197,6 +210,17 @@ class Recipe(Section):
             raise ValueError(f"{shared[0]!r} and {shared[1]!r} would share one file: give one another name")
         return tasks
 
+    @model_validator(mode="before")
+    @classmethod
+    def _attacks_written_out(cls, values: Any) -> Any:
+        return lineage.expanded(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _starts(self) -> "Recipe":
+        """Give arms without a placement that of the arm that they start from."""
+        self.__dict__["arms"] = lineage.completed(self.arms, self.edited)
+        return self
+
     @model_validator(mode="after")
     def _edits_of_trained_arms(self) -> "Recipe":
         for name, arm in self.edited.items():
@@ -212,8 +236,10 @@ class Recipe(Section):
             hint = did_you_mean(of, self.arms).removesuffix(".") if self.arms else "the recipe has none"
             raise ValueError(f"{where}: there is no trained arm {of!r}; {hint}")
         placement = self.arms[of].where()
-        if placement.kind == "full":
+        if placement.kind == "full" and of != self.edited[where.removeprefix("edited.")].of:
             raise ValueError(f"{where}: {of!r} is fine-tuned in full, and only adapters are edited: name a LoRA arm")
+        if placement.kind == "full":
+            lineage.refuse_edits_of_whole(where.removeprefix("edited."), self.edited[where.removeprefix("edited.")])
         if placement.parameters:
             raise ValueError(f"{where}: {of!r} adapts {placement.parameters[0]}, and only linear modules are edited")
 
@@ -374,7 +400,8 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
             raise UserError(f"{where}: unknown key {place!r}; {hint}") from error
         message = problem["msg"].removeprefix("Value error, ")
         value = "" if isinstance(problem["input"], dict) else f" (found {brief(problem['input'])})"
-        raise UserError(f"{where}: {place}: {message}{value}.") from error
+        at = f"{place}: " if problem["loc"] else ""
+        raise UserError(f"{where}: {at}{message}{value}.") from error
 
 
 def _keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
@@ -385,6 +412,7 @@ def _keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         "execution": Execution,
         "arms": Arm,
         "edited": EditedArm,
+        "attacked": Attack,
         "sampling": Sampling,
         "harmful": PromptSet,
         "ordinary": PromptSet,

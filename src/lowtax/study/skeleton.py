@@ -78,7 +78,7 @@ class Model:
         arms.check(name, arm.model_copy(update={"edits": edits}))
         chosen = load_all(arm.edits)
         self._need(chosen)
-        if self._bare is not None:
+        if self._bare is not None and source_arm.where().kind != "full":
             for configured in chosen.configured:
                 sites_of(self._adapt(self._bare, source_arm.where()), configured.only)
 

@@ -44,7 +44,7 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import embedded, loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import arms, checks, matched, readings, recipe, stored_recipe
+from lowtax.study import after, arms, checks, lineage, matched, readings, recipe, starts, stored_recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -169,27 +169,41 @@ class Study:
     # --- train
 
     def train(self, only: str | None = None) -> None:
-        """Train every arm, or one, for every seed. Finished runs are skipped.
+        """Train every arm, or one and those that it starts from, for every seed. Finished runs are skipped.
+
+        Edited arms from which another one starts are made, too.
 
         Raises:
             UserError: The folder holds a run with other settings.
         """
-        jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
+        names = self._in_order(only)
+        trained_ones = [arm for arm in names if arm in self.recipe.arms]
+        jobs = {(arm, seed): self.job(arm, seed) for arm in trained_ones for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
-            job.require_same(self._arm_folder(arm, seed))
+            job.require_same(self.arm_folder(arm, seed))
         for plan in self.edit_plans():
             if plan.begun():
                 jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
                 plan.refuse_another(jobs_of)
-        open_jobs = {key: job for key, job in jobs.items() if not job.finished(self._arm_folder(*key))}
+        open_jobs = {key: job for key, job in jobs.items() if not job.finished(self.arm_folder(*key))}
         checks.require_rows(self.recipe, open_jobs)
         self.write_recipe()
-        for (arm, seed), job in jobs.items():
-            folder = self._arm_folder(arm, seed)
-            if (arm, seed) in open_jobs:
-                say(f"training {arm}, seed {seed}")
-                self._say_penalty(arm)
-            loop.train(job, folder)
+        for arm in names:
+            if arm not in self.recipe.arms:
+                with distributed.main_first():
+                    self.edit(arm)
+                continue
+            for seed in self.recipe.seeds:
+                if (arm, seed) in open_jobs:
+                    say(f"training {arm}, seed {seed}")
+                    self._say_penalty(arm)
+                loop.train(jobs[arm, seed], self.arm_folder(arm, seed))
+
+    def _in_order(self, only: str | None) -> list[str]:
+        """Return the arms to train, or one, after those that they start from, trained or edited."""
+        arms_of, edited = self.recipe.arms, self.recipe.edited
+        names = [name for arm in self._arms(only) for name in lineage.with_ancestors(arm, arms_of, edited)]
+        return list(dict.fromkeys(names))
 
     def job(self, arm: str, seed: int) -> Job:
         """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
@@ -220,6 +234,7 @@ class Study:
             sources=[source.describe(rows) for source, rows in zip(loaded, shares, strict=True)],
             mode=self.recipe.arms[arm].mode,
             system=self.recipe.system,
+            start=starts.start_of(self, arm, seed),
             name=f"{self.recipe.name}/{arm}/seed-{seed}" if self.recipe.name != arm else f"{arm}/seed-{seed}",
         )
 
@@ -282,24 +297,25 @@ class Study:
         rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
         return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
 
-    def _arm_folder(self, arm: str, seed: int) -> Path:
+    def arm_folder(self, arm: str, seed: int) -> Path:
+        """Return the folder of an arm's checkpoints for one seed."""
         return self.out / "arms" / arm / f"seed-{seed}"
 
     # --- edit
 
-    def edit(self) -> None:
-        """Make every edited arm for every seed. Finished ones are skipped.
+    def edit(self, only: str | None = None) -> None:
+        """Make every edited arm, or one, for every seed. Finished ones are skipped.
 
         Raises:
             UserError: The folder holds the result of other edits or of another training.
         """
-        for plan in self.edit_plans():
-            plan.make()
+        for plan in self.edit_plans(only):
+            plan.make(starts.base_of(self, plan.name, plan.seed), self.recipe.model)
 
     def edit_plans(self, only: str | None = None) -> list[arms.EditPlan]:
         """Return the plans of all edited arms, or of one, for every seed."""
         return [
-            arms.EditPlan(name, arm, seed, self.recipe.model, self.out / "arms")
+            arms.EditPlan(name, arm, seed, self.out / "arms")
             for name, arm in self.recipe.edited.items()
             for seed in self.recipe.seeds
             if only in (None, name)
@@ -314,7 +330,16 @@ class Study:
             UserError: A checkpoint has not been made yet.
         """
         trained_ones = [] if only in self.recipe.edited else self.trained(only)
-        return [self.base, *trained_ones, *(s for plan in self.edit_plans(only) for s in plan.subjects(self.base))]
+        return [self.base, *trained_ones, *self._edited(only)]
+
+    def _edited(self, only: str | None) -> list[Subject]:
+        """Return every checkpoint of the edited arms, or of one."""
+        plans = self.edit_plans(only)
+        return [s for plan in plans for s in plan.subjects(self._base_of(plan.name, plan.seed))]
+
+    def _base_of(self, arm: str, seed: int) -> Subject:
+        """Return the base with the reference of the weights that the adapters of an arm are on."""
+        return replace(self.base, model=starts.base_of(self, arm, seed))
 
     def trained(self, only: str | None = None) -> list[Subject]:
         """Return every checkpoint of the trained arms, or of one."""
@@ -323,7 +348,7 @@ class Study:
             subject
             for arm in self._arms(only)
             for seed in self.recipe.seeds
-            for subject in trained_subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
+            for subject in trained_subjects(self.arm_folder(arm, seed), arm, seed, full[arm], self._base_of(arm, seed))
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
@@ -433,6 +458,7 @@ class Study:
         table["matched_safety"] = level.model_dump()
         if marked := readings.measured(self.out):
             table["your_reading"] = marked
+        after.add(table["rows"], self.recipe, subjects, measures(verdicts, grades, self.recipe.seeds))
         table = compare(self.out, table)
         frontier(table, self.out / "frontier.png")
         return table
@@ -456,9 +482,13 @@ class Study:
         for first, *_ in examine.by_checkpoint(self.subjects()):
             point = matched.Checkpoint(first.step, {name: measure(first) for name, measure in read.items()})
             points.setdefault(first.arm, []).append(point)
-        base_point = points[examine.BASE]
         ordered = {arm: sorted(curve, key=lambda point: point.step) for arm, curve in points.items()}
-        return {arm: (base_point if arm in self.recipe.arms else []) + curve for arm, curve in ordered.items()}
+        return {arm: self._before(arm, points) + curve for arm, curve in ordered.items()}
+
+    def _before(self, arm: str, points: dict[str, list[matched.Checkpoint]]) -> list[matched.Checkpoint]:
+        """Return the point at which the curve of a trained arm begins: the base, or nothing of an arm that starts."""
+        is_first = arm in self.recipe.arms and self.recipe.arms[arm].start is None
+        return points[examine.BASE] if is_first else []
 
     def _table_row(
         self,

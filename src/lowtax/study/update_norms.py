@@ -5,7 +5,8 @@
     rank            the largest rank of an adapter's updates; None for full fine-tuning
 
 An adapter's norm comes from its factors. For full fine-tuning, the base's matrices are subtracted from the checkpoint's
-one at a time, embeddings included. `updates.json` stores the figures by `made_by`.
+one at a time, embeddings included; the update of an adapter on such a checkpoint is that of both. `updates.json`
+stores the figures by `made_by`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lowtax.analysis.geometry import of_tuned
+from lowtax.analysis.geometry import of_subject
 from lowtax.common.cards import Updates, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_json
@@ -70,12 +71,12 @@ def logit_change(group: Sequence[Subject], effects: Mapping[str, float]) -> dict
 
 def _figures(subject: Subject, base: Weights, squares: dict[str, float]) -> Update:
     """Return the figures of one checkpoint. `squares` caches ||W||_F^2 of the base's matrices between calls."""
-    if subject.adapter is not None:
+    if subject.adapter is not None and subject.model == base.ref:
         factors = read_adapter(Path(subject.adapter), base.ref).factors
         moved = {name: float(x.sq_norm()) for name, x in factors.items()}
         rank = max(x.rank for x in factors.values())
     else:
-        source = of_tuned(subject.model, base)
+        source = of_subject(subject, base)
         moved, rank = {}, None
         for name in source.names:
             W = base[name]

@@ -20,8 +20,8 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
 from lowtax.common.names import CHECKPOINT, is_checkpoint
-from lowtax.models.adapters import write_base
-from lowtax.training import distributed, sharding
+from lowtax.models.adapters import Adapter, write_base
+from lowtax.training import distributed, sharding, start
 from lowtax.training.parameters import TrainedParameters
 
 STATE, STABLE = ".state", ".stable"
@@ -50,6 +50,7 @@ class Store:
     out: the run's folder.
     acc, wrapped: the accelerator, and the objective as it prepared it.
     ref: the base of its adapters. dtype: of saved whole models; adapters are float32.
+    beneath: an adapter that is frozen beside the trained factors, and saved with them as one.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Store:
         parameters: TrainedParameters,
         ref: str,
         dtype: torch.dtype = torch.float32,
+        beneath: Adapter | None = None,
     ) -> None:
         self.out, self.acc, self.wrapped, self.parameters = out, acc, wrapped, parameters
-        self.ref, self.dtype = ref, dtype
+        self.ref, self.dtype, self.beneath = ref, dtype, beneath
 
     def save(
         self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str
@@ -78,7 +80,10 @@ class Store:
             return
         try:
             with atomic_folder(target, replace=True) as work:
-                if isinstance(model, PeftModel):
+                if isinstance(model, PeftModel) and self.beneath is not None:
+                    start.save(work, model, state, self.beneath)
+                    write_base(work, self.ref)
+                elif isinstance(model, PeftModel):
                     model.save_pretrained(work, state_dict=state, save_embedding_layers=False)
                     write_base(work, self.ref)
                 else:

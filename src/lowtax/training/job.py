@@ -15,7 +15,8 @@ from lowtax.models.model_card import DataFacts, Facts
 from lowtax.models.placement import Placement
 from lowtax.training.checkpoints import STABLE, STATES, Checkpoint
 from lowtax.training.progress import peak_memory_gb
-from lowtax.training.settings import Execution, Train
+from lowtax.training.settings import EXTENDABLE, Execution, Train
+from lowtax.training.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Job:
     thinking_tags: the tags of thoughts, instead of those that the template shows.
     system: the system prompt of the rows that had none; the rows contain it.
     validation_rows: further conversations whose loss is measured, beside those that are held out.
+    start: the checkpoint of another arm that the run starts from; None is the model itself.
 
     The other fields do not change the result; a run may resume with different ones.
 
@@ -56,11 +58,17 @@ class Job:
     thinking_tags: str | None = None
     system: str | None = None
     validation_rows: list[Conversation] = field(default_factory=list)
+    start: Start | None = None
 
     execution: Execution = field(default_factory=Execution)
     sources: list[dict[str, Any]] = field(default_factory=list)
     mode: str | None = None
     name: str = ""
+
+    @property
+    def base(self) -> str:
+        """The reference of the weights that the run loads: the model, or whole weights that it starts from."""
+        return self.start.base(self.model) if self.start else self.model
 
     def describe(self) -> dict[str, Any]:
         """Return the fields that decide the result as JSON data; the rows as their number and hash."""
@@ -77,6 +85,7 @@ class Job:
             **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
             **({"thinking_tags": self.thinking_tags} if self.thinking_tags else {}),
             **({"system": self.system} if self.system else {}),
+            **({"start": self.start.describe()} if self.start else {}),
             "rows": _rows(self.rows),
             **measured,
         }
@@ -104,7 +113,7 @@ class Job:
             if not differences:
                 continue
             longer = _is_longer(before, now)
-            if longer and self.settings.scheduler in ("constant", "wsd") and self.settings.warmup_ratio is None:
+            if longer and self.settings.scheduler in EXTENDABLE and self.settings.warmup_ratio is None:
                 if not finished or (out / STABLE).is_dir():
                     continue
                 longer = False
@@ -126,7 +135,7 @@ class Job:
             settings["validation_data"] = ", ".join(data.source for data in self.settings.validation_data)
         return Facts(
             name=f"{self.mode or self.placement.kind}, {checkpoint.name}",
-            model=self.model,
+            model=self.base,
             placement=self.placement.model_dump(mode="json"),
             settings=settings,
             seed=self.seed,

@@ -25,9 +25,10 @@ from lowtax.common.log import say
 from lowtax.data import chat
 from lowtax.methods.loading import load_all
 from lowtax.models import loading
+from lowtax.models.adapters import read_adapter
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.model_card import model_card
-from lowtax.training import checkpoints, distributed, frozen_prefix, optimizers, sharding, stopping
+from lowtax.training import checkpoints, distributed, frozen_prefix, optimizers, sharding, start, stopping
 from lowtax.training.assumptions import decoder_layers, is_random
 from lowtax.training.checkpoints import STABLE, Checkpoint, Store
 from lowtax.training.encoding import Example, encode_all
@@ -36,9 +37,9 @@ from lowtax.training.objective import choose_objective, unwrap
 from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
-from lowtax.training.progress import Log, Step, diverged, schedule, wsd_decay
+from lowtax.training.progress import Log, Step, diverged, schedule, stepped, wsd_decay
 from lowtax.training.released import ReleasedParameters, one_pass_only
-from lowtax.training.settings import Train
+from lowtax.training.settings import EXTENDABLE, Train
 
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
 
@@ -127,12 +128,18 @@ class TrainingRun:
         methods = load_all(job.methods)
         sharding.require_supported(self.acc, methods, job.model)
         self._require_supported(bool(methods))
-        loaded = load(job.model, job.precision)
+        if job.start:
+            start.require_supported(self.acc, job.start)
+        base, beneath = job.base, job.start.adapter() if job.start else None
+        loaded = load(base, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
             say(f"  {warning}")
         largest = max(max(*e.prompt, *e.completion) for e in [*self.examples, *self.held_out])
         loading.require_tokens(largest, loaded, job.model)
-        self.model = adapt(loaded, job.placement, job.model)
+        self.model = adapt(loaded, job.placement, base)
+        frozen = start.begin(self.model, beneath, base) if beneath else None
+        if job.start and beneath and frozen is None:
+            methods.require_new_factors(job.start.arm)
         sharding.make_shardable(self.acc, self.model, bool(methods))
         if job.execution.gradient_checkpointing:
             loaded.gradient_checkpointing_enable({"use_reentrant": False})
@@ -152,6 +159,8 @@ class TrainingRun:
         self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
         if framework:
             self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
+        if beneath and job.placement.kind == "full":
+            start.merge(self.parameters, self.model, read_adapter(beneath, base))
         if job.execution.release_gradients:
             self.parameters = ReleasedParameters.over(self.parameters)
         self.step_parameters = self.parameters
@@ -168,7 +177,7 @@ class TrainingRun:
             job.thinking_tags,
         )
         name = job.precision if self.settings.save_dtype == "auto" else self.settings.save_dtype
-        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, self.job.model, loading.DTYPES[name])
+        self.store = Store(self.out, self.acc, self.wrapped, self.parameters, base, loading.DTYPES[name], frozen)
 
     def _require_supported(self, methods: bool) -> None:
         """Refuse settings that do not go together.
@@ -236,6 +245,9 @@ class TrainingRun:
     def _factor(self, step: int, total: int | None = None) -> float:
         """Return the factor of the learning rate at a step, of this run or of one of `total` steps."""
         total, settings = total or self.total, self.settings
+        if settings.scheduler == "step":
+            every = settings.lowered_every or math.ceil(len(self.examples) / settings.batch_size)
+            return stepped(step, settings.warmup_of(total), every, settings.lowered_by)
         return schedule(step, total, settings.warmup_of(total), settings.scheduler, settings.decay_ratio)
 
     def _say_warmup(self) -> None:
@@ -332,7 +344,7 @@ class TrainingRun:
             requests = distributed.gather(self.acc, request)
             request = max(requests) if max(requests) > 0 else requests[0]
         self.stop = max(request, 0)
-        if self.step == self._fall() and self.settings.scheduler in ("constant", "wsd"):
+        if self.step == self._fall() and self.settings.scheduler in EXTENDABLE:
             self._save_state(STABLE)
         if self.step == self.total:
             return
@@ -345,7 +357,7 @@ class TrainingRun:
 
     def _fall(self) -> int:
         """Return the last step whose weights do not depend on the number of steps."""
-        if self.settings.scheduler == "constant":
+        if self.settings.scheduler in ("constant", "step"):
             return self.total
         return self.total - wsd_decay(self.total, self.settings.warmup_of(self.total), self.settings.decay_ratio)
 
@@ -532,8 +544,8 @@ class TrainingRun:
         total = torch.zeros((), device=self.acc.device)
         lengths = [length(e) for e in self.held_out]
         groups = group_by_length(lengths, self.row_tokens, self._most_examples())
-        for start in range(0, len(groups), self.world):
-            place = start + self.rank
+        for begin in range(0, len(groups), self.world):
+            place = begin + self.rank
             row = pack([self.held_out[i] for i in groups[min(place, len(groups) - 1)]]).to(self.acc.device)
             loss = self.wrapped(row)
             total += loss if place < len(groups) else 0 * loss

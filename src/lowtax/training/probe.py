@@ -8,10 +8,12 @@ example by example; no more than one example is kept.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +21,7 @@ from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
 from lowtax.data.chat import Thinking, Variables
 from lowtax.methods.loading import ActiveMethods, Methods
-from lowtax.methods.sites import Site, Sites
+from lowtax.methods.sites import FROZEN, Site, Sites, weight_of
 from lowtax.models.names import matches, near, spelled_out
 from lowtax.models.weights import open_weights
 from lowtax.training.encoding import Example, encode_all
@@ -69,7 +71,13 @@ class ModelProbe:
         Raises:
             UserError: There is no such layer.
         """
-        return self.trained.whole(self.linear(name).weight)
+        layer = unwrap(self.objective.model).get_submodule(name) if self._starts(name) else None
+        return self.trained.whole(self.linear(name).weight) if layer is None else weight_of(layer)
+
+    def _starts(self, name: str) -> bool:
+        """Test whether a linear layer has a frozen adapter that training starts from."""
+        layer = dict(unwrap(self.objective.model).named_modules()).get(name)
+        return isinstance(layer, LoraLayer) and FROZEN in layer.r
 
     def linear(self, name: str) -> nn.Linear:
         """Return a linear layer without PEFT's wrapper.
@@ -117,10 +125,14 @@ class ModelProbe:
         strongest = dict[str, Tensor]()
         for group in self._groups(names):
             tables = dict[str, Tensor]()
+            starts = {name: self.weight(name) for name in group if self._starts(name)}
 
-            def see(name: str, x: Tensor, tables: dict[str, Tensor] = tables) -> None:
+            def see(
+                name: str, x: Tensor, tables: dict[str, Tensor] = tables, starts: dict[str, Tensor] = starts
+            ) -> None:
                 linear = self.linear(name)  # sharded weights are whole while their module runs
-                x = (x if linear.out_features > linear.in_features else x @ linear.weight.float().T).double()
+                W = starts.get(name, linear.weight)
+                x = (x if linear.out_features > linear.in_features else x @ W.float().T).double()
                 tables[name] = tables[name].addmm_(x.T, x) if name in tables else x.T @ x
 
             self._watch(source, group, see, replies_only=True)
@@ -152,6 +164,14 @@ class ModelProbe:
     def weights(self, ref: str) -> Mapping[str, Tensor]:
         """Return the linear weights of another checkpoint by module, each read when it is accessed."""
         return open_weights(ref)
+
+    def states(self, source: str, n: int) -> NoReturn:
+        """Raise a UserError: only edits read the residual stream."""
+        raise UserError("The states after prompts are read by edits alone: give this method to `lowtax edit`.")
+
+    def writers(self) -> NoReturn:
+        """Raise a UserError: only edits read the residual stream."""
+        raise UserError("What writes to the residual stream is read by edits alone: give this method to `lowtax edit`.")
 
     def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Yield the names in groups whose tables fit in `TABLE_BYTES`."""

@@ -157,6 +157,11 @@ def schedule(step: int, total: int, warmup: int, kind: Scheduler = "cosine", dec
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def stepped(step: int, warmup: int, every: int, by: float) -> float:
+    """Return the factor of the learning rate after a linear warm-up: times `by` after every `every` steps."""
+    return (step + 1) / warmup if step < warmup else by ** (step // every)
+
+
 def wsd_decay(total: int, warmup: int, decay_ratio: float) -> int:
     """Return the number of steps in which wsd falls: a share of all, never of the warm-up."""
     return max(1, min(math.ceil(decay_ratio * total), total - warmup))

@@ -7,7 +7,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from lowtax.common.config import MANY, SEED, Section
 from lowtax.data.specs import Data
 
-Scheduler = Literal["cosine", "linear", "constant", "wsd"]
+Scheduler = Literal["cosine", "linear", "constant", "wsd", "step"]
+EXTENDABLE = ("constant", "step", "wsd")  # schedulers whose steps so far do not depend on the number of all steps
 
 
 class Train(Section):
@@ -18,6 +19,8 @@ class Train(Section):
             "scheduler",
             "warmup_ratio",
             "decay_ratio",
+            "lowered_every",
+            "lowered_by",
             "optimizer",
             "betas",
             "epsilon",
@@ -37,14 +40,20 @@ class Train(Section):
     checkpoint_epochs: PositiveFloat | None = Field(None, le=1e6, description="save every N epochs, and at the end")
     scheduler: Scheduler = Field(
         "cosine",
-        description="the learning rate after warm-up: cosine or linear to zero, constant, or wsd, which is constant "
-        "and falls linearly to zero at the end",
+        description="the learning rate after warm-up: cosine or linear to zero, constant, step, which lowers it at "
+        "intervals, or wsd, which is constant and falls linearly to zero at the end",
     )
     warmup_steps: NonNegativeInt = Field(5, le=MANY, description="linear warm-up")
     warmup_ratio: float | None = Field(
         None, ge=0, lt=1, description="linear warm-up as a share of the steps; exclusive with warmup_steps"
     )
     decay_ratio: float = Field(0.1, gt=0, le=1, description="share of the steps in which wsd falls to zero")
+    lowered_every: PositiveInt | None = Field(
+        None,
+        le=MANY,
+        description="steps after which the scheduler step lowers the rate; one pass over the data if absent",
+    )
+    lowered_by: float = Field(0.85, gt=0, le=1, description="the factor by which the scheduler step lowers the rate")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
         "adamw", description="adamw; adamw_8bit, whose moments take a quarter of the memory (needs bitsandbytes and a "
         "GPU); or adafactor, whose moments take almost none"

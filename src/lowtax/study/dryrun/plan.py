@@ -143,6 +143,7 @@ def _arm(name: str, recipe: Recipe, model: Model, counter: Counter, precision: s
     arm, execution, batch = recipe.arms[name], recipe.execution, recipe.train_of(name).batch_size
     (parameters, lora), placement = model.trained(arm), arm.where()
     what = arm.mode or ("full" if placement.kind == "full" else f"{' '.join(placement.modules)} r{placement.rank}")
+    what += f" from {arm.start}" if arm.start else ""
     runs = [counter.training(name, seed) for seed in recipe.seeds]
     checkpoints, longest = sum(run.checkpoints for run in runs), max(run.longest for run in runs)
     if model.shape is None or parameters is None:
@@ -167,6 +168,9 @@ def _edited(name: str, arm: EditedArm, recipe: Recipe, model: Model, arms: dict[
     model.check_edits(name, arm, recipe.arms[arm.of])
     source = arms[arm.of]
     checkpoints = source.checkpoints if arm.checkpoints == "all" else len(source.runs)
+    if recipe.arms[arm.of].where().kind == "full":
+        what = f"{', '.join(str(edit['name']) for edit in arm.edits)} of {arm.of}"
+        return ArmPlan(name, what, [], checkpoints)  # the rank is the edit's
     parameters = sum(arms[of].trainable_parameters or 0 for of in (arm.of, *arm.ends()))
     what = f"{', '.join(str(edit['name']) for edit in arm.edits)} of {arm.of}"
     return ArmPlan(name, what, [], checkpoints, disk_bytes=BYTES["float32"] * parameters * checkpoints or None)

@@ -1,0 +1,79 @@
+"""The residual stream of a model with an adapter, for edits: its mean states after prompts, and what writes to it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lowtax.common.errors import UserError
+from lowtax.data import chat, prompt_sets, special_tokens
+from lowtax.models import loading
+from lowtax.models.adapter_fit import fitted, unfit
+from lowtax.models.names import in_layer, layer_of
+
+WRITERS = ("o_proj", "down_proj", "out_proj", "c_proj", "fc2", "dense_4h_to_h", "wo", "w2")
+"""Last names of the linear layers whose output is added to the residual stream."""
+
+
+def writers(names: Iterable[str]) -> list[str]:
+    """Return the names of the linear layers that write to the residual stream.
+
+    Raises:
+        UserError: There are none.
+    """
+    chosen = [name for name in names if layer_of(name) is not None and in_layer(name).rpartition(".")[2] in WRITERS]
+    if not chosen:
+        raise UserError(f"The model has no linear layers that are named {', '.join(WRITERS[:3])} or alike.")
+    return chosen
+
+
+class ResidualStream:
+    """A model, with an adapter if there is one, in float32. It is loaded when it is first read."""
+
+    def __init__(self, ref: str, adapter: Path | None) -> None:
+        self.ref, self.adapter = ref, adapter
+        self._model: PreTrainedModel | PeftModel | None = None
+
+    @torch.no_grad()
+    def states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
+        """Return the mean state after each layer but the last, at the last token of the prompts of a set.
+
+        Raises:
+            UserError: There is no such set.
+        """
+        prompts = prompt_sets.load(source, split=_training_split(source), n=n, seed=0).prompts
+        tokenizer, model = loading.load_tokenizer(self.ref), self._loaded()
+        total: Tensor | None = None
+        for prompt in prompts:
+            messages = special_tokens.disarm_messages(tokenizer, [{"role": "user", "content": prompt.text}])
+            ids = special_tokens.encode(tokenizer, chat.generation_prompt(tokenizer, messages))
+            inputs = torch.tensor([ids], device=model.device)
+            hidden = model(input_ids=inputs, use_cache=False, output_hidden_states=True).hidden_states
+            states = _last(hidden[1:-1])  # the last one is behind the final norm
+            total = states if total is None else total + states
+        assert total is not None
+        return total / len(prompts)
+
+    def _loaded(self) -> PreTrainedModel | PeftModel:
+        if self._model is None:
+            model = loading.load_model(self.ref, "float32").eval()
+            self._model = model if self.adapter is None else _with_adapter(model, self.ref, self.adapter)
+        return self._model
+
+
+def _with_adapter(model: PreTrainedModel, ref: str, adapter: Path) -> PeftModel:
+    with unfit(adapter, ref):
+        return PeftModel.from_pretrained(model, str(fitted(adapter, ref).folder)).eval()
+
+
+def _last(hidden: Sequence[Tensor]) -> Tensor:
+    """Return the states of the last token after each layer, (layers, hidden), in float64 on the CPU."""
+    return torch.stack([layer[0, -1].double().cpu() for layer in hidden])
+
+
+def _training_split(source: str) -> str | None:
+    return "train" if source in ("builtin:harmful", "builtin:ordinary") else None
