@@ -43,7 +43,7 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import arms, checks, matched, recipe, stored_recipe
+from lowtax.study import arms, checks, matched, own_answers, recipe, stored_recipe
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -173,7 +173,11 @@ class Study:
         Raises:
             UserError: The folder holds a run with other settings.
         """
-        jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
+        runs = [(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds]
+        self._draw_answers([
+            (spec, self.recipe.train_of(arm).choice_of(seed)) for arm, seed in runs for spec in self.recipe.data_of(arm)
+        ])  # fmt: skip
+        jobs = {(arm, seed): self.job(arm, seed) for arm, seed in runs}
         for (arm, seed), job in jobs.items():
             job.require_same(self._arm_folder(arm, seed))
         for plan in self.edit_plans():
@@ -263,23 +267,26 @@ class Study:
         """Return the rows of a source, read once for all arms; tell people how, once for all seeds."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
-            loaded = self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
-            if key[0] not in {text for text, _ in self._sources}:
-                loaded.announce()
-            self._sources[key] = loaded
+            self._draw_answers([(spec, seed)])
+            if key not in self._sources:
+                self._sources[key] = training_sets.load(spec, seed)
+            if key[0] not in {text for text, n in self._sources if n != seed}:
+                self._sources[key].announce()
         return self._sources[key]
 
-    def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
-        prompts = training_sets.self_prompts(spec, seed)
-        name = "".join(c if c.isalnum() else "_" for c in spec.source)
-        sheet = Sheet(
-            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.drawn().model_copy(update={"samples": 1})
-        )
+    def _draw_answers(self, sources: Sequence[tuple[Data, int]]) -> None:
+        """Draw the answers that a model writes for these sources, in one plan, and keep their rows."""
+        drawn = {(spec.model_dump_json(), seed): (spec, seed) for spec, seed in sources if own_answers.is_drawn(spec)}
+        maker = own_answers.Maker(self.base, self.engine)
+        plans = {
+            key: own_answers.plan(spec, seed, self.recipe.drawn(), maker, self.out)
+            for key, (spec, seed) in drawn.items()
+            if key not in self._sources
+        }
         with distributed.main_first():
-            collect([sheet], [self.base], self.engine, self.out)
-        replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
-        rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
-        return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
+            outcomes = own_answers.draw([*plans.values()], self.out)
+        for (key, each), outcome in zip(plans.items(), outcomes, strict=True):
+            self._sources[key] = own_answers.training_set(each, outcome)
 
     def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"

@@ -20,10 +20,12 @@ from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
 from lowtax.data.conversations import Conversation
 from lowtax.data.prompt_sets import prompt_set
 from lowtax.data.specs import Data
-from lowtax.data.training_sets import load, self_prompts, shares
+from lowtax.data.own_answers import DRAWN
+from lowtax.data.training_sets import load, shares
 from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.study.offline import OfflineSource
+from lowtax.study.own_answers import answered_prompts
 from lowtax.study.recipe import Recipe
 from lowtax.training.encoding import encode_all
 from lowtax.training.loop import checkpoint_steps, held_out, total_steps
@@ -124,13 +126,13 @@ class Counter:
         """Return the rows of a source, None for each whose text is not known."""
         published = TRAINING_SETS.get(spec.source)
         size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
-        if spec.answers != "self":
+        if spec.answers not in DRAWN:
             loaded = self.source.read(spec.source, load, spec, seed)
             if loaded is not None and str(spec) not in self._announced:
                 self._announced.add(str(spec))
                 loaded.announce(unusual=True)
             return [None] * size if loaded is None else [*loaded.rows]
-        prompts = self.source.read(spec.source, self_prompts, spec, seed)
+        prompts = self.source.read(spec.source, answered_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
         ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
         self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
