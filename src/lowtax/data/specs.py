@@ -67,7 +67,9 @@ class Data(Section):
         description="an instruction with which answers are drawn, and which training never sees: refuse, realsafe, "
         "improved, short, template, or a text (docs/guides/self-generated-data.md)",
     )
-    steer_as: Place = Field("user", description="the turn that has the instruction: before the request, or a system turn")
+    steer_as: Place = Field(
+        "user", description="the turn that has the instruction: before the request, or a system turn"
+    )
     teacher: str | None = Field(None, description="the model that writes the answers; the untrained model if absent")
     teacher_engine: str | None = Field(None, description="the engine of the teacher; the recipe's if absent")
     draw: Draw = Field(Draw(), description="how answers are drawn")
@@ -106,7 +108,6 @@ class Data(Section):
         if name is not None and name not in RENDERINGS:
             raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
         return name
-
 
     @model_validator(mode="after")
     def _drawn_answers(self) -> "Data":

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -405,13 +405,17 @@ def self_prompts(spec: Data, seed: int) -> list[Prompt]:
         UserError: The source cannot be read, or names columns other than the prompt's.
     """
     if spec.train_on == "all":
-        raise UserError(f"{spec.source} with `answers: {spec.answers}` trains on the model's answers alone; remove train_on.")
+        raise UserError(
+            f"{spec.source} with `answers: {spec.answers}` trains on the model's answers alone; remove train_on."
+        )
     if spec.source.startswith(shipped.PREFIX):
         rows = shipped.rows(spec.source, "train")
         return _choose(prompt_sets.from_rows(rows, spec.source), spec, seed)
     unused = {str(role) for role in spec.columns} - {"prompt"}
     if unused:
-        raise UserError(f"{spec.source} with `answers: {spec.answers}` is read for its prompts; remove columns {sorted(unused)}.")
+        raise UserError(
+            f"{spec.source} with `answers: {spec.answers}` is read for its prompts; remove columns {sorted(unused)}."
+        )
     table, texts, skipped = _table(spec), list[Row](), Counter[str]()
     for row in table.rows:
         try:

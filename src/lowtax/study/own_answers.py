@@ -136,7 +136,9 @@ def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> P
         teacher = base_in(out / "data", spec.teacher)
         maker = Maker(Subject("teacher", None, None, 0, spec.teacher, None, teacher.made_by), engine)
     instruction = steering.text_of(spec.steer) if spec.steer else ""
-    return Plan(spec, prompts, how, out / "data" / f"{name}.jsonl", maker, instruction, references, {} if references else given)
+    return Plan(
+        spec, prompts, how, out / "data" / f"{name}.jsonl", maker, instruction, references, {} if references else given
+    )
 
 
 def answered_prompts(spec: Data, seed: int) -> list[Prompt]:
@@ -175,7 +177,9 @@ def draw(plans: Sequence[Plan], out: Path) -> list[Outcome]:
         waiting = [(each, outcome, prompts) for each, outcome, prompts in waiting if prompts]
         sheets = [each.sheet(attempt, prompts) for each, _, prompts in waiting]
         for maker in dict.fromkeys(_key(each.maker) for each, _, _ in waiting):
-            own = [(each, sheet) for (each, _, _), sheet in zip(waiting, sheets, strict=True) if _key(each.maker) == maker]
+            own = [
+                (each, sheet) for (each, _, _), sheet in zip(waiting, sheets, strict=True) if _key(each.maker) == maker
+            ]
             collect([sheet for _, sheet in own], [own[0][0].maker.subject], own[0][0].maker.engine, out)
         for (each, outcome, prompts), sheet in zip(waiting, sheets, strict=True):
             _sort(each, outcome, prompts, sheet)

@@ -18,9 +18,9 @@ from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Subject
 from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
 from lowtax.data.conversations import Conversation
+from lowtax.data.own_answers import DRAWN
 from lowtax.data.prompt_sets import prompt_set
 from lowtax.data.specs import Data
-from lowtax.data.own_answers import DRAWN
 from lowtax.data.training_sets import load, shares
 from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
