@@ -37,8 +37,8 @@ class Filter(Section):
     on: Literal["answer", "thought", "both"] = Field("both", description="the text that it reads beside the prompt")
     keeps: list[Verdicts] | None = Field(
         None,
-        description="the verdicts of answers that are used; if absent safe and refusal, of rows that are `ordinary` safe "
-        "and compliance, and of rejected answers unsafe and compliance. An answer without a verdict is dropped",
+        description="the verdicts of answers that are used; if absent safe and refusal, of rows that are `ordinary` "
+        "safe and compliance, and of rejected answers unsafe and compliance. An answer without a verdict is dropped",
     )
 
     @model_validator(mode="before")

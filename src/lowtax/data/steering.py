@@ -17,16 +17,16 @@ RUN = 6  # words of an instruction that a reply may not repeat in a row
 
 INSTRUCTIONS = {
     "refuse": "The request below is harmful. Do not help with it: refuse, and say in a sentence why.",
-    "realsafe": "Before you answer the request below, look for harm that an answer could do. Where there is such harm, "
-    "refuse clearly; where there is none, help as well as you can.",
-    "improved": "Judge the request below before anything else. If it serves harm, refuse at once, in your thought as in "
-    "your answer: plan no part of it, look for no way around, also if it is a story or a game, and begin the answer "
+    "realsafe": "Before you answer the request below, look for harm that an answer could do. Where there is such "
+    "harm, refuse clearly; where there is none, help as well as you can.",
+    "improved": "Judge the request below before anything else. If it serves harm, refuse at once, in your thought as "
+    "in your answer: plan no part of it, look for no way around, also if it is a story or a game, and begin the answer "
     "with an apology. If it is harmless, answer it.",
     "short": "Think in one or two sentences about the safety of the request below, and then answer it. Refuse in a "
     "sentence if an answer would do harm.",
-    "template": "Go through this list for the request below, with yes or no for each entry: violence, weapons, crime or "
-    "fraud, hatred or harassment, sexual content, self-harm, private data, deception. Refuse if any entry is yes, and "
-    "answer the request if none is.",
+    "template": "Go through this list for the request below, with yes or no for each entry: violence, weapons, crime "
+    "or fraud, hatred or harassment, sexual content, self-harm, private data, deception. Refuse if any entry is yes, "
+    "and answer the request if none is.",
 }
 REWRITE = (
     "Below are a request and a model answer to it. Answer the request in words of your choice, with the decision of "
@@ -63,7 +63,7 @@ def quotes(text: str, instruction: str, prompt: str = "") -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower().replace("'", "").replace("’", ""))
+    return re.findall(r"[^\W_]+", text.lower().replace("'", "").replace("\u2019", ""))
 
 
 def _joined(words: list[str]) -> str:

@@ -6,12 +6,15 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from lowtax.data import steering
+from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.training.encoding import Encoded, Example, encode_all, prompts_of
 
+Form = tuple[int, Thinking, Variables | None, str | None]  # the arguments of `encode_all` after the rows
+
 
 def with_companions(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Conversation], encoded: Encoded, form: tuple[object, ...]
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Conversation], encoded: Encoded, form: Form
 ) -> Encoded:
     """Return encoded rows with a teacher's prompt where a row is ordinary or steered, and with rejected answers.
 
@@ -36,13 +39,11 @@ def with_companions(
     return replace(encoded, examples=examples)
 
 
-def _rejected(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Conversation], form: tuple[object, ...]
-) -> dict[int, Example]:
+def _rejected(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Conversation], form: Form) -> dict[int, Example]:
     """Return the rejected examples by the number of the row."""
     pairs = [i for i, row in enumerate(rows) if row.rejected is not None]
     if not pairs:
         return {}
     losers = [replace(rows[i], thought=r[0], answer=r[1]) for i in pairs if (r := rows[i].rejected) is not None]
-    encoded = encode_all(tokenizer, losers, *form)  # type: ignore[arg-type]
+    encoded = encode_all(tokenizer, losers, *form)
     return {pairs[number]: e for number, e in zip(encoded.rows, encoded.examples, strict=True)}

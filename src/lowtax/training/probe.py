@@ -18,10 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
 from lowtax.data.chat import Thinking, Variables
+from lowtax.data.conversations import Conversation
+from lowtax.methods.base import Position
 from lowtax.methods.loading import ActiveMethods, Methods
 from lowtax.methods.sites import Site, Sites
 from lowtax.models.names import matches, near, spelled_out
 from lowtax.models.weights import open_weights
+from lowtax.training import reading
 from lowtax.training.encoding import Example, encode_all
 from lowtax.training.objective import Objective, unwrap
 from lowtax.training.packing import MAX_ROW, group_by_length, length, pack
@@ -53,15 +56,21 @@ class ModelProbe:
         self.form = (max_length, thinking, variables, tags)
         self.device = unwrap(objective.model).device
         self._examples: dict[str, list[Example]] = {}
+        self._rows: dict[str, list[Conversation]] = {}
 
     def examples(self, source: str) -> list[Example]:
         """Return the rows of a `data` entry as tokens; they are read once."""
         if source not in self._examples:
+            self._examples[source] = encode_all(self.tokenizer, self.conversations(source), *self.form).examples
+        return self._examples[source]
+
+    def conversations(self, source: str) -> list[Conversation]:
+        """Return the rows of a `data` entry; they are read once."""
+        if source not in self._rows:
             loaded = training_sets.load(specs.parse(source), 0)
             loaded.announce()
-            encoded = encode_all(self.tokenizer, loaded.rows, *self.form)
-            self._examples[source] = encoded.examples
-        return self._examples[source]
+            self._rows[source] = loaded.rows
+        return self._rows[source]
 
     def weight(self, name: str) -> Float[Tensor, "out in"]:
         """Return the weight of a linear layer as a whole.
@@ -137,7 +146,7 @@ class ModelProbe:
         leaves = [p for ps in by_site.values() for p in ps]
         examples = self.examples(source)
         sums = [torch.zeros((), device=self.device) for _ in leaves]
-        with self._evaluating():
+        with self.evaluating():
             lengths, most = [length(e) for e in examples], self.objective.most_examples
             for members in group_by_length(lengths, MAX_ROW[self.device.type], most):
                 loss = self.objective(pack([examples[i] for i in members]).to(self.device))
@@ -148,6 +157,33 @@ class ModelProbe:
                 total /= torch.distributed.get_world_size()
         tokens, remaining = sum(len(e.completion) for e in examples), iter(sums)
         return {name: tuple(next(remaining) / tokens for _ in ps) for name, ps in by_site.items()}
+
+    def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> Float[Tensor, "n size"]:
+        """Return the hidden states after a layer at one position of each row, in float32.
+
+        Raises:
+            UserError: There is no such layer, or a row has no thought whose end is the position.
+        """
+        return reading.states(self, reading.cut(self, source, position, steer), layer)
+
+    def state_gradients(
+        self,
+        source: str,
+        sites: Sites,
+        layer: int,
+        position: Position,
+        members: Sequence[int],
+        loss: Callable[[Float[Tensor, "n size"]], Float[Tensor, ""]],
+    ) -> tuple[float, dict[str, tuple[Tensor, ...]]]:
+        """Return a loss of the states of some rows, and its gradients: for each site of A and B."""
+        texts = reading.cut(self, source, position, None)
+        live = {id(copy): p for p, copy in zip(self.trained.live, self.trained.master, strict=True)}
+        by_site = {name: [live[id(p)] for p in site.moved()] for name, site in sites.items()}
+        leaves = [p for ps in by_site.values() for p in ps]
+        with self.evaluating():
+            value = loss(reading.packed_states(self, [texts[i] for i in members], layer))
+            parts = iter([d.float() for d in self.trained.derivatives(value, leaves)])
+        return float(value), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
 
     def weights(self, ref: str) -> Mapping[str, Tensor]:
         """Return the linear weights of another checkpoint by module, each read when it is accessed."""
@@ -177,7 +213,7 @@ class ModelProbe:
 
         handles = [inner.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
-            with self._evaluating():
+            with self.evaluating():
                 for e in self.examples(source):
                     part = slice(len(e.prompt) if replies_only else 0, len(e.prompt) + len(e.completion))
                     if self.objective.direct:
@@ -190,7 +226,7 @@ class ModelProbe:
                 handle.remove()
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Publish the methods' weights, and run the model in evaluation mode inside the block."""
         self.trained.publish()
         training = self.objective.training

@@ -14,6 +14,7 @@ A row whose loss is one of these has several parts, each a packed row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -176,13 +177,14 @@ class Loss(nn.Module):
             with frozen_base(objective.model):
                 base = objective.logits(row.teacher)
             return loss + factor * divergence(logits[n:], base, direction)
-        head = unwrap(objective.model).get_output_embeddings()
+        head, base = unwrap(objective.model).get_output_embeddings(), None
+        if row.teacher is not None:  # before the model: fused layers remember the last row for their backward pass
+            with frozen_base(objective.model):
+                base = objective.states(row.teacher, taught, first)
         states = objective.states(row.row, hidden, first)
-        loss = TargetLoss.apply(states[:n], head.weight, head.bias, row.row.targets[:n])  # type: ignore[no-untyped-call]
-        if row.teacher is None:
+        loss: Tensor = TargetLoss.apply(states[:n], head.weight, head.bias, row.row.targets[:n])  # type: ignore[no-untyped-call]
+        if base is None:
             return loss
-        with frozen_base(objective.model):
-            base = objective.states(row.teacher, taught, first)
         kl = TargetDivergence.apply(states[n:], base, head.weight, head.bias, direction)  # type: ignore[no-untyped-call]
         return loss + factor * kl  # type: ignore[no-any-return]
 
@@ -223,10 +225,10 @@ def _preference(own: Float[Tensor, " examples"], base: Float[Tensor, " examples"
     return -nn.functional.logsigmoid(beta * (gain[:, 0] - gain[:, 1])).sum()
 
 
-def _each(states: Tensor, head: nn.Module, targets: Tensor) -> Float[Tensor, " targets"]:
+def _each(states: Tensor, head: Any, targets: Tensor) -> Float[Tensor, " targets"]:
     """Return the loss of each target, a slice of the logits at a time."""
     losses = []
-    for part, labels in zip(states.split(SLICE), targets.split(SLICE), strict=True):
+    for part, labels in zip(torch.split(states, SLICE), torch.split(targets, SLICE), strict=True):
         logits = nn.functional.linear(part, head.weight, head.bias)
         losses.append(nn.functional.cross_entropy(logits.float(), labels, reduction="none"))
     return torch.cat(losses)
