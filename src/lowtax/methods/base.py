@@ -77,7 +77,7 @@ class Probe(Protocol):
         ...
 
     def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> Float[Tensor, "n size"]:
-        """Return the hidden states after a layer at one position of each row, with an instruction before its request."""
+        """Return the states after a layer at one position of each row, with an instruction before its request."""
         ...
 
     def state_gradients(

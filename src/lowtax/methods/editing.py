@@ -9,7 +9,7 @@ zero up to float32, unless a `rank` is given, which keeps the nearest update of 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
 from lowtax.common.log import say
 from lowtax.methods import loading
-from lowtax.methods.base import Edit, Probe
+from lowtax.methods.base import Edit, Position, Probe
 from lowtax.methods.loading import ConfiguredMethod
 from lowtax.methods.sites import Site, Sites, in_scope
 from lowtax.models.adapters import Adapter, check_base, name_base, read_adapter, require_base, write_adapter, write_base
@@ -72,6 +72,16 @@ class OfflineProbe(Probe):
     def rows_before(self, first: str, second: str, units: Tensor) -> NoReturn:
         """Raise a UserError."""
         raise _no_model("the rows of a layer")
+
+    def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("hidden states")
+
+    def state_gradients(
+        self, source: str, sites: Sites, layer: int, position: Position, members: Sequence[int], loss: Any
+    ) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("gradients")
 
 
 def _no_model(request: str) -> UserError:

@@ -151,12 +151,16 @@ class ModelProbe:
             for members in group_by_length(lengths, MAX_ROW[self.device.type], most):
                 loss = self.objective(pack([examples[i] for i in members]).to(self.device))
                 sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
-        if torch.distributed.is_initialized():  # kernels may differ in the last bits, and processes must not
-            for total in sums:
-                torch.distributed.all_reduce(total)
-                total /= torch.distributed.get_world_size()
+        self._average(sums)
         tokens, remaining = sum(len(e.completion) for e in examples), iter(sums)
         return {name: tuple(next(remaining) / tokens for _ in ps) for name, ps in by_site.items()}
+
+    def _average(self, gradients: Sequence[Tensor]) -> None:
+        """Make gradients the same in all processes: kernels may differ in the last bits, and processes must not."""
+        if torch.distributed.is_initialized():
+            for total in gradients:
+                torch.distributed.all_reduce(total)
+                total /= torch.distributed.get_world_size()
 
     def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> Float[Tensor, "n size"]:
         """Return the hidden states after a layer at one position of each row, in float32.
@@ -182,7 +186,9 @@ class ModelProbe:
         leaves = [p for ps in by_site.values() for p in ps]
         with self.evaluating():
             value = loss(reading.packed_states(self, [texts[i] for i in members], layer))
-            parts = iter([d.float() for d in self.trained.derivatives(value, leaves)])
+            derivatives = [d.float() for d in self.trained.derivatives(value, leaves)]
+        self._average(derivatives)
+        parts = iter(derivatives)
         return float(value), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
 
     def weights(self, ref: str) -> Mapping[str, Tensor]:
