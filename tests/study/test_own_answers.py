@@ -113,7 +113,7 @@ def test_an_empty_filter_result_is_a_sentence(tmp_path: Path, tiny_model: Path):
     with pytest.raises(UserError, match=r"^0 of 24 rows passed the filter of builtin:harmful: .*; steer the answers"):
         study_of(tmp_path, tiny_model, data).job("r1", 0)
     short = ORDINARY | {"draw": {"max_new_tokens": 2}}
-    with pytest.raises(UserError, match="finished none of the answers to train on; raise sampling.max_new_tokens"):
+    with pytest.raises(UserError, match="finished none of the answers to train on"):
         study_of(tmp_path, tiny_model, short).job("r1", 0)
 
 

@@ -38,7 +38,8 @@ class Data(Section):
     """Training rows from one source. `SOURCE[,key=value...]` is its short form."""
 
     source: str = Field(
-        description="builtin:refusals, ordinary, chat, own-answers or arithmetic; direct-refusal, safechain or star1; "
+        description="builtin:refusals, ordinary, chat, own-answers or arithmetic; direct-refusal, safechain, star1 or "
+        "star1-benign; "
         "a file, a folder, or a hub id owner/name"
     )
     path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
@@ -77,8 +78,7 @@ class Data(Section):
     ordinary: bool = Field(False, description="mark rows as ordinary: those on which `train.penalty: kl` acts")
     rejected: Literal["self"] | None = Field(
         None,
-        description="self: the untrained model's own answer to each prompt is the rejected one (train.loss: dpo); the "
-        "source's own pairs if absent",
+        description="self: the untrained model's own answer to each prompt is the rejected one (train.loss: dpo)",
     )
     train_on: TrainOn = Field(
         "last",

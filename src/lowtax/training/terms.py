@@ -92,8 +92,7 @@ class Terms:
         if settings.loss == "dpo":
             if not any(e.rejected for e in examples):
                 raise UserError(
-                    "The loss dpo needs pairs, and no row has a rejected answer: add `rejected: self` to a source, or "
-                    "use one with the columns chosen and rejected."
+                    "The loss dpo needs pairs, and no row has a rejected answer: add `rejected: self` to a source."
                 )
             return [e for e in examples if e.rejected]
         if settings.loss != "on_policy" and not all(e.completion for e in examples):
