@@ -79,7 +79,7 @@ def test_target_features_and_gradient_are_those_of_the_formula(tmp_path: Path, m
     run.methods.after_step(run.states, run.probe, 0, lambda: None)
     moved = ((last_states(run, harmful, 1) - refused.mean(0)) * mask).square().mean()
     loss = moved + 0.5 * (last_states(run, ordinary, 1) - held).square().mean()
-    assert run.states[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert run.states[0]["loss"] == pytest.approx(loss.detach().item(), rel=1e-4)
     run.model.zero_grad()
     loss.backward()
     sites = run.methods.parts[0][1]

@@ -76,7 +76,7 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def assert_same(model: nn.Module, ours: torch.Tensor, stock: str, expected: list[torch.Tensor]) -> None:
     """Compare value and gradients with a sum of dense losses, which transformers' own attention computes."""
-    mine, value = gradients(model, ours), float(ours)
+    mine, value = gradients(model, ours), ours.detach().item()
     inner = unwrap(model)
     packed = inner.config._attn_implementation
     layers = [layer for layer in inner.get_decoder().layers if "forward" in layer.__dict__]
@@ -87,7 +87,7 @@ def assert_same(model: nn.Module, ours: torch.Tensor, stock: str, expected: list
     inner.set_attn_implementation(packed)
     for layer, forward in zip(layers, forwards, strict=True):
         layer.forward = forward
-    assert value == pytest.approx(float(total), rel=1e-5, abs=1e-6)
+    assert value == pytest.approx(total.detach().item(), rel=1e-5, abs=1e-6)
     assert mine.keys() == theirs.keys()
     for name in mine:
         assert (mine[name] - theirs[name]).abs().max() <= 2e-5 * max(1e-2, float(theirs[name].abs().max())), name
@@ -117,11 +117,11 @@ def test_kl_without_the_fast_path_and_one_example_at_a_time(tmp_path: Path):
     objective, _ = choose_objective(model, examples, sharded=False)
     model.eval()
     rows = [Terms(settings).pack([e], [i]) for i, e in enumerate(examples)]
-    fast = [float(Loss(objective, settings)(row)) for row in rows]
+    fast = [Loss(objective, settings)(row).detach().item() for row in rows]
     objective.direct = False
-    slow = [float(Loss(objective, settings)(row)) for row in rows]
+    slow = [Loss(objective, settings)(row).detach().item() for row in rows]
     objective.alone = True
-    alone = [float(Loss(objective, settings)(row)) for row in rows]
+    alone = [Loss(objective, settings)(row).detach().item() for row in rows]
     assert slow == pytest.approx(fast, rel=1e-4)
     assert alone == pytest.approx(fast, rel=1e-4)
 
@@ -132,7 +132,7 @@ def test_kl_is_zero_at_the_start_and_on_the_frozen_base(tmp_path: Path):
     objective, _ = choose_objective(model, examples, sharded=False)
     settings = Train(steps=1, penalty="kl")
     loss = Loss(objective, settings)(Terms(settings).pack(examples, range(3)))
-    assert abs(float(loss)) < 1e-6
+    assert abs(loss.detach().item()) < 1e-6
     moved = trained(folder)
     before = {name: p.requires_grad for name, p in moved.named_parameters()}
     ids = torch.tensor([examples[0].prompt])
@@ -154,7 +154,7 @@ def test_a_slice_of_logits_exists_at_a_time(tmp_path: Path, monkeypatch: pytest.
     expected = gradients(model, whole)
     monkeypatch.setattr("lowtax.training.divergence.SLICE_BYTES", {"cpu": 8 * 300 * 7})  # 7 positions
     sliced = Loss(objective, settings)(row)
-    assert float(sliced) == pytest.approx(float(whole), rel=1e-5)
+    assert sliced.detach().item() == pytest.approx(whole.detach().item(), rel=1e-5)
     again = gradients(model, sliced)
     assert all(torch.allclose(again[name], expected[name], atol=1e-6) for name in expected)
 
@@ -176,7 +176,7 @@ def test_dpo_is_the_dense_formula_in_value_and_gradient(tmp_path: Path):
 
     assert_same(model, ours, "eager", [lambda e=e: pair(e) for e in examples])
     objective.direct = False
-    assert float(Loss(objective, settings)(row)) == pytest.approx(float(ours), rel=1e-4)
+    assert Loss(objective, settings)(row).detach().item() == pytest.approx(ours.detach().item(), rel=1e-4)
 
 
 def job(folder: Path, rows: list[Conversation], **settings: object) -> Job:

@@ -189,7 +189,7 @@ class ModelProbe:
             derivatives = [d.float() for d in self.trained.derivatives(value, leaves)]
         self._average(derivatives)
         parts = iter(derivatives)
-        return float(value), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
+        return float(value.detach()), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
 
     def weights(self, ref: str) -> Mapping[str, Tensor]:
         """Return the linear weights of another checkpoint by module, each read when it is accessed."""
