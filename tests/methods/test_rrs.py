@@ -32,7 +32,7 @@ def spec(folder: Path, **changes: object) -> dict[str, object]:
 def job(model: Path, method: dict[str, object], steps: int = 30) -> Job:
     return Job(
         model=str(model),
-        placement=parse_mode("lora_mlp_from0_to1_r2").model_copy(update={"dropout": 0.0}),
+        placement=parse_mode("lora_mlp_r2").model_copy(update={"dropout": 0.0}),
         settings=Train(steps=steps, batch_size=2, lr=5e-3, warmup_steps=0, weight_decay=0.0, max_grad_norm=1e6),
         seed=0,
         precision="float32",

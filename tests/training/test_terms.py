@@ -183,7 +183,7 @@ def job(folder: Path, rows: list[Conversation], **settings: object) -> Job:
     train = Train(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "warmup_steps": 0} | settings)
     return Job(
         model=str(folder),
-        placement=parse_mode("lora_mlp_from1_to1_r2"),
+        placement=parse_mode("lora_up_proj_only_from1_to1_r2"),
         settings=train,
         seed=0,
         precision="float32",
@@ -258,6 +258,7 @@ def test_rollouts_are_the_model_s_and_the_base_alone_reads_the_instruction(tmp_p
         (ROWS[:3], {"penalty": "kl"}, "marked `ordinary: true`, and no source is"),
         (ROWS, {"loss": "dpo"}, "no row has a rejected answer"),
         (rollouts(), {}, "set train.loss to on_policy"),
+        ([*rollouts(), *ROWS[:2]], {"loss": "on_policy"}, "draws the answers itself, and 2 of 10 rows have one"),
     ],
 )
 def test_rows_that_a_loss_cannot_use_are_refused(tmp_path: Path, rows: list, settings: dict, sentence: str):

@@ -125,7 +125,7 @@ class TrainingRun:
         for sentence in notes:
             say(f"  {sentence}")
         self.terms = Terms(self.settings)
-        self.examples = self.terms.prepared(self.examples)
+        self.examples = self.terms.prepared(self.examples, self.job.rows)
 
     def _build(self, load: Load) -> None:
         """Load the model and make all that a step needs of it: objective, optimiser, methods and probe."""

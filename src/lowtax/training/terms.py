@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowtax.common.errors import UserError
+from lowtax.data.conversations import Conversation
 from lowtax.training.divergence import TargetDivergence, divergence
 from lowtax.training.encoding import Example
 from lowtax.training.frozen_base import frozen_base
@@ -80,13 +81,20 @@ class Terms:
         """True if an example is the same in every step, so that hidden states of it can be computed beforehand."""
         return self.settings.loss == "cross_entropy"
 
-    def prepared(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the examples as the loss needs them.
+    def prepared(self, examples: Sequence[Example], rows: Sequence[Conversation]) -> list[Example]:
+        """Return the examples of these rows as the loss needs them.
 
         Raises:
-            UserError: There is none that the loss acts on.
+            UserError: There is none that the loss acts on, or one that it cannot act on.
         """
-        settings = self.settings
+        settings, rolled = self.settings, sum(not row.answer for row in rows)
+        if settings.loss == "on_policy" and rolled < len(rows):
+            raise UserError(
+                f"The loss on_policy draws the answers itself, and {len(rows) - rolled} of {len(rows)} rows have one: "
+                "set `answers: rollout` for every source."
+            )
+        if settings.loss != "on_policy" and rolled:
+            raise UserError("Rows with `answers: rollout` have no answers yet: set train.loss to on_policy.")
         if settings.penalty == "kl" and not any(e.teacher for e in examples):
             raise UserError("The penalty kl acts on rows that are marked `ordinary: true`, and no source is: mark one.")
         if settings.loss == "dpo":
@@ -95,8 +103,6 @@ class Terms:
                     "The loss dpo needs pairs, and no row has a rejected answer: add `rejected: self` to a source."
                 )
             return [e for e in examples if e.rejected]
-        if settings.loss != "on_policy" and not all(e.completion for e in examples):
-            raise UserError("Rows with `answers: rollout` have no answers yet: set train.loss to on_policy.")
         return [
             e if settings.penalty == "kl" or settings.loss == "on_policy" else replace(e, teacher=None)
             for e in examples
