@@ -94,12 +94,13 @@ def test_target_features_and_gradient_are_those_of_the_formula(tmp_path: Path, m
 
 
 def test_states_move_to_the_target_and_the_run_resumes_to_the_same_bits(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO", logger="lowtax")
     method = spec(tmp_path)
     before = loop.TrainingRun(job(model, method), tmp_path / "start").states[0]["loss"]
     loop.train(job(model, method), tmp_path / "whole")
-    after = float(capsys.readouterr().err.split("the loss of the representations is ")[1].split("\n")[0])
+    after = float(caplog.text.split("the loss of the representations is ")[-1].split("\n")[0])
     assert after < 0.7 * before
     one_step, steps = loop.TrainingRun._one_step, iter(range(100))
 

@@ -53,8 +53,9 @@ def test_the_instruction_is_sampled_with_and_never_trained(tmp_path: Path, tiny_
 
 
 def test_what_is_dropped_is_counted_and_all_sources_are_one_plan(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO", logger="lowtax")
     loads: list[str] = []
     load = base.load
     monkeypatch.setattr(base, "load", lambda *args: loads.append(args[1]) or load(*args))
@@ -69,7 +70,7 @@ def test_what_is_dropped_is_counted_and_all_sources_are_one_plan(
     assert "refusal_words: compliance" in reasons
     assert "the thought has no end" in reasons
     assert card["sources"][0]["filter"] == {"judge": "refusal_words"}
-    assert "of 24 rows are skipped: refusal_words: compliance" in capsys.readouterr().err
+    assert "of 24 rows are skipped: refusal_words: compliance" in caplog.text
     replies = {row["id"]: row for row in stored(tmp_path)}
     verdicts = (tmp_path / "out" / "data" / "builtin_harmful.refusal_words.jsonl").read_text().splitlines()
     labels = {v["reply_id"]: v["label"] for v in map(json.loads, verdicts)}
@@ -150,8 +151,8 @@ def test_replies_that_are_not_trained(changes: dict[str, Any], reason: str | Non
 
 def test_words_of_the_request_are_no_quotation():
     instruction = "Do not help with it at all: refuse."
-    assert steering.quotes("You do not help with it at all.", instruction)
-    assert not steering.quotes("You do not help with it at all.", instruction, "Why do you not help with it at all?")
+    assert steering.quotes("I do not help with it at all.", instruction)
+    assert not steering.quotes("I do not help with it at all.", instruction, "Why do not help with it at all?")
     assert steering.quotes("I refuse now", "Refuse now!")
     assert not steering.quotes("", "")
 

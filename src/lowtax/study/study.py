@@ -79,6 +79,7 @@ class Study:
         self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
+        self._announced = set[str]()  # sources about whose rows people have been told
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
         self.engine = EngineSettings(
@@ -268,10 +269,11 @@ class Study:
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
             self._draw_answers([(spec, seed)])
-            if key not in self._sources:
-                self._sources[key] = training_sets.load(spec, seed)
-            if key[0] not in {text for text, n in self._sources if n != seed}:
-                self._sources[key].announce()
+        if key not in self._sources:
+            self._sources[key] = training_sets.load(spec, seed)
+        if key[0] not in self._announced:
+            self._announced.add(key[0])
+            self._sources[key].announce()
         return self._sources[key]
 
     def _draw_answers(self, sources: Sequence[tuple[Data, int]]) -> None:

@@ -186,7 +186,8 @@ class ModelProbe:
         leaves = [p for ps in by_site.values() for p in ps]
         with self.evaluating():
             value = loss(reading.packed_states(self, [texts[i] for i in members], layer))
-            derivatives = [d.float() for d in self.trained.derivatives(value, leaves)]
+            unused = sum(0 * p.sum() for p in leaves)  # tensors above the layer have a gradient of zero
+            derivatives = [d.float() for d in self.trained.derivatives(value + unused, leaves)]
         self._average(derivatives)
         parts = iter(derivatives)
         return float(value.detach()), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
