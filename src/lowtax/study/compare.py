@@ -13,7 +13,7 @@ from lowtax.common import stats
 from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
-from lowtax.study import matched
+from lowtax.study import matched, thought_patterns
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -98,11 +98,8 @@ def markdown(table: Table) -> str:
             *[f"{_count(row, 'failed'):,}, {_count(row, 'unparsed'):,}"] * lost,
         ])  # fmt: skip
     level = matched.Level(**table.get("matched_safety", {}))
-    more = [
-        part
-        for part in (matched.markdown(rows, level), _answers(rows), _texts(table), _sets(rows), _categories(table))
-        if part
-    ]
+    parts = (matched.markdown(rows, level), _answers(rows), _texts(table), thought_patterns.markdown(rows))
+    more = [part for part in (*parts, _sets(rows), _categories(table)) if part]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
 
 

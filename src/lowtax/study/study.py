@@ -43,7 +43,7 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import arms, checks, matched, own_answers, recipe, stored_recipe
+from lowtax.study import arms, checks, matched, own_answers, recipe, stored_recipe, thought_patterns
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -438,6 +438,7 @@ class Study:
         for row in table["rows"]:
             if row["arm"] in places:
                 row["at_matched_safety"] = places[row["arm"]]
+        thought_patterns.add(table["rows"], self.out)
         table["matched_safety"] = level.model_dump()
         table = compare(self.out, table)
         frontier(table, self.out / "frontier.png")

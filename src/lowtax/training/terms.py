@@ -174,18 +174,16 @@ class Loss(nn.Module):
     def _compared(self, row: ComparedRow, hidden: Hidden | None, first: int, taught: Hidden | None) -> Tensor:
         objective, settings, n = self.objective, self.settings, row.supervised
         direction, factor = settings.divergence, settings.penalty_weight if settings.penalty == "kl" else 1.0
-        if not objective.direct:
-            logits = objective.logits(row.row)
-            loss = nn.functional.cross_entropy(logits[:n].float(), row.row.targets[:n], reduction="sum")
-            if row.teacher is None:
-                return loss
-            with frozen_base(objective.model):
-                base = objective.logits(row.teacher)
-            return loss + factor * divergence(logits[n:], base, direction)
-        head, base = unwrap(objective.model).get_output_embeddings(), None
+        base: Tensor | None = None
         if row.teacher is not None:  # before the model: fused layers remember the last row for their backward pass
             with frozen_base(objective.model):
-                base = objective.states(row.teacher, taught, first)
+                direct = objective.direct
+                base = objective.states(row.teacher, taught, first) if direct else objective.logits(row.teacher)
+        if not objective.direct:
+            logits = objective.logits(row.row)
+            supervised = nn.functional.cross_entropy(logits[:n].float(), row.row.targets[:n], reduction="sum")
+            return supervised if base is None else supervised + factor * divergence(logits[n:], base, direction)
+        head = unwrap(objective.model).get_output_embeddings()
         states = objective.states(row.row, hidden, first)
         loss: Tensor = TargetLoss.apply(states[:n], head.weight, head.bias, row.row.targets[:n])  # type: ignore[no-untyped-call]
         if base is None:
