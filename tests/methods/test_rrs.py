@@ -63,7 +63,8 @@ def last_states(run: loop.TrainingRun, prompts: list[str], layer: int) -> torch.
 def test_target_features_and_gradient_are_those_of_the_formula(tmp_path: Path, model: Path):
     run = loop.TrainingRun(job(model, spec(tmp_path, **{"lambda": 0.5})), tmp_path / "out")
     run.model.eval()
-    harmful, ordinary = ([f"{word} thing {i}." for i in range(6)] for word in ("Break", "Paint"))
+    sources = (str(tmp_path / f"{name}.jsonl") for name in ("harmful", "ordinary"))
+    harmful, ordinary = ([row.prompt for row in run.probe.conversations(source)] for source in sources)
     with torch.no_grad():
         refused = last_states(run, [steering.steered(p, steering.INSTRUCTIONS["refuse"]) for p in harmful], 1)
         held = last_states(run, ordinary, 1)

@@ -34,7 +34,7 @@ class Filter(Section):
     """The judge that decides which answers are trained. `JUDGE` alone is its short form."""
 
     judge: str = Field(description="a judge (docs/reference/judges.md)")
-    on: Literal["answer", "thought", "both"] = Field("both", description="the text that it reads beside the prompt")
+    text: Literal["answer", "thought", "both"] = Field("both", description="the text that it reads beside the prompt")
     keeps: list[Verdicts] | None = Field(
         None,
         description="the verdicts of answers that are used; if absent safe and refusal, of rows that are `ordinary` "

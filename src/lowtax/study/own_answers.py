@@ -216,7 +216,7 @@ def _labels(each: Plan, replies: Iterable[Reply]) -> dict[str, str]:
     if each.spec.filter is None or not replies:
         return {}
     path = each.path.with_name(f"{each.path.stem}.{file_name(each.spec.filter.judge)}.jsonl")
-    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.on, each.maker.engine)
+    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.text, each.maker.engine)
     return {reply.id: verdicts[reply.id].label for reply in replies}
 
 
