@@ -134,8 +134,12 @@ class Counter:
             return [None] * size if loaded is None else [*loaded.rows]
         prompts = self.source.read(spec.source, answered_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
+        drawn = spec.model_dump(include={"steer", "steer_as", "teacher", "draw"})
+        of += f"{drawn}, " if drawn else ""  # the same prompts, drawn in another way
         ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
-        self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
+        again = {f"{of}attempt {i}, {id_}": False for i in range(2, spec.draw.attempts + 1) for id_ in ids}
+        own = self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {})
+        own.update({f"{of}{id_}" if drawn else id_: read for id_, read in ids.items()} | again)
         return [None] * len(ids)
 
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
