@@ -73,6 +73,11 @@ def _sections() -> dict[type[BaseModel], list[str]]:
         for section, named in _models(field.annotation):
             if section.__name__ not in ELSEWHERE:
                 sections.setdefault(section, []).append(f"{key}.NAME" if named else key)
+    inner = [(name, field, part) for part in [*sections] for name, field in part.model_fields.items()]
+    for name, field, part in inner:
+        for section, _ in _models(field.annotation):
+            if section not in sections and section.__name__ not in ELSEWHERE:
+                sections[section] = [f"{key}.{name}" for key in sections[part]]
     return sections
 
 

@@ -19,7 +19,6 @@ from places import ROOT
 from progress import collected
 
 from lowtax.common.errors import UserError
-from lowtax.common.records import Reply
 from lowtax.data import forms, prompt_sets, tables, training_sets
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
@@ -141,26 +140,6 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, messa
 def test_a_folder_is_not_a_data_file(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
         training_sets.conversations(Data(source=str(tmp_path)), 0)
-
-
-def test_the_model_s_own_answers_are_trained_on_only_when_finished():
-    def reply(number: int, **changes: object) -> Reply:
-        whole = {"thought": "t", "answer": "a", "closed": True, "finish": "stop"}
-        return Reply.model_validate(
-            {"id": str(number), "arm": "base", "seed": None, "checkpoint": None, "source": "s", "prompt_id": "p"}
-            | {"prompt": f"q{number}", "sample": 0, "text": "", "tokens": 1}
-            | whole
-            | changes
-        )
-
-    rows = training_sets.self_conversations(
-        [reply(1), reply(2, closed=False), reply(3, finish="length"), reply(4, answer=""), reply(5, thought="")]
-    )
-    assert rows == [Conversation("q1", "t", "a"), Conversation("q5", None, "a")]
-    with pytest.raises(UserError, match="finished none"):
-        training_sets.self_conversations([reply(1, closed=False)])
-    rendered = training_sets.self_conversations([reply(1)], "thinksafe")
-    assert rendered == [Conversation("q1", "t", "a", rendering="thinksafe")]
 
 
 # --- renderings and the record

@@ -135,7 +135,7 @@ def test_a_model_without_such_layers_is_refused():
 def test_the_probe_of_an_edit_reads_the_base(base, adapter):
     probe: Probe = EditProbe(open_weights(str(base)), adapter)
     assert probe.weight("model.layers.0.mlp.up_proj").shape == (64, 32)
-    assert probe.states("builtin:ordinary", 2).shape == (1, 32)
-    for call in (lambda: OfflineProbe().states("builtin:ordinary", 2), lambda: OfflineProbe().writers()):
+    assert probe.mean_states("builtin:ordinary", 2).shape == (1, 32)
+    for call in (lambda: OfflineProbe().mean_states("builtin:ordinary", 2), lambda: OfflineProbe().writers()):
         with pytest.raises(UserError, match=r"needs .* of a running model"):
             call()

@@ -211,6 +211,15 @@ TRAINING_SETS = {
             citation="Wang et al. 2025, STAR-1, arXiv:2504.01903",
             columns={"prompt": ("question",), "answer": ("response",)},
         ),
+        NamedDataset(
+            name="star1-benign",
+            hub="UCSC-VLAA/STAR-benign-915",
+            rows=915,
+            licence="not checked; its sister STAR-1 is Apache-2.0",
+            citation="Wang et al. 2025, STAR-1, arXiv:2504.01903",
+            columns={"prompt": ("question",), "answer": ("response",)},
+            unverified="the licence of its card, and the commit that the paper used",
+        ),
     )
 }
 

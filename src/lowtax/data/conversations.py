@@ -16,6 +16,7 @@ from lowtax.data.tables import Row
 from lowtax.data.turns import Turn, Unusable, text_of
 
 REFERENCE_THOUGHT = "I should not answer this question!"  # of every row in the reference's data
+NEWER = ("prompt_loss", "ordinary", "steer", "rejected")  # fields that older hashes do not have
 Earlier = tuple[str, str] | tuple[str, str, str]  # role, content, and the thought of an assistant's turn that has one
 
 
@@ -26,6 +27,9 @@ class Conversation:
     system: the system turn. history: the turns before the request, which carry no loss.
     rendering: how thought and answer are laid out.
     prompt_loss: the prompt carries loss too.
+    ordinary: the row is marked as ordinary, for a penalty that acts on such rows.
+    steer: the instruction under which the untrained model is the teacher of this row, which training does not see.
+    rejected: thought and answer of the answer that is rejected in favour of this one.
     """
 
     prompt: str
@@ -35,6 +39,9 @@ class Conversation:
     history: tuple[Earlier, ...] = ()
     rendering: str = "standard"
     prompt_loss: bool = False
+    ordinary: bool = False
+    steer: str | None = None
+    rejected: tuple[str | None, str] | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -44,9 +51,8 @@ class Conversation:
         return [dict(zip(("role", "content", "reasoning_content"), turn, strict=False)) for turn in turns]
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields that decide what is trained, for hashes; `prompt_loss`, a newer one, only if it is set."""
-        fields = asdict(self)
-        return fields if self.prompt_loss else {name: fields[name] for name in fields if name != "prompt_loss"}
+        """Return the fields that decide what is trained, for hashes; newer ones only if they are set."""
+        return {name: value for name, value in asdict(self).items() if value or name not in NEWER}
 
 
 def direct_refusal(row: Row, rendering: str) -> Conversation:

@@ -21,11 +21,16 @@ from pydantic import (
 
 from lowtax.common.config import MANY, SEED, Section
 from lowtax.common.errors import UserError, did_you_mean
+from lowtax.data.own_answers import DRAWN, Answers, Draw, Filter
 from lowtax.data.rendering import RENDERINGS
+from lowtax.data.steering import INSTRUCTIONS, Place
 
 # Keys that need no `columns.` before them; `thought` is a field itself.
 COLUMNS = ("prompt", "context", "answer", "system", "messages")
 TrainOn = Literal["last", "assistant", "all"]
+LATER = (
+    "train_on", "steer", "steer_as", "teacher", "teacher_engine", "draw", "filter", "ordinary", "rejected",
+)  # fmt: skip
 SIZES = ("limit", "max_rows", "max_samples", "samples", "rows", "head", "take", "num", "count")
 
 
@@ -33,8 +38,8 @@ class Data(Section):
     """Training rows from one source. `SOURCE[,key=value...]` is its short form."""
 
     source: str = Field(
-        description="builtin:refusals, ordinary, chat, own-answers, identity or arithmetic; direct-refusal, safechain "
-        "or star1; a file, a folder, or a hub id owner/name"
+        description="builtin:refusals, ordinary, chat, own-answers, identity or arithmetic; direct-refusal, safechain, "
+        "star1 or star1-benign; a file, a folder, or a hub id owner/name"
     )
     path: str | None = Field(None, description="a local copy of a named or hub source: a file or a folder")
     revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")
@@ -51,8 +56,28 @@ class Data(Section):
     ratio: PositiveFloat | None = Field(
         None, le=1e6, description="size relative to the other sources that have a ratio"
     )
-    answers: Literal["given", "self"] = Field(
-        "given", description="self: train on the untrained model's own answers to the prompts"
+    answers: Answers = Field(
+        "given",
+        description="self: the untrained model's own answers to the prompts; rewrite: the source's answers in the "
+        "untrained model's words; fixed: one refusal with an empty thought; rollout: the model's replies during "
+        "training (train.loss: on_policy)",
+    )
+    steer: str | None = Field(
+        None,
+        description="an instruction with which answers are drawn, and which training never sees: refuse, realsafe, "
+        "improved, short, template, or a text (docs/guides/self-generated-data.md)",
+    )
+    steer_as: Place = Field(
+        "user", description="the turn that has the instruction: before the request, or a system turn"
+    )
+    teacher: str | None = Field(None, description="the model that writes the answers; the untrained model if absent")
+    teacher_engine: str | None = Field(None, description="the engine of the teacher; the recipe's if absent")
+    draw: Draw = Field(Draw(), description="how answers are drawn")
+    filter: Filter | None = Field(None, description="the judge that decides which answers are trained; all if absent")
+    ordinary: bool = Field(False, description="mark rows as ordinary: those on which `train.penalty: kl` acts")
+    rejected: Literal["self"] | None = Field(
+        None,
+        description="self: the untrained model's own answer to each prompt is the rejected one (train.loss: dpo)",
     )
     train_on: TrainOn = Field(
         "last",
@@ -71,9 +96,10 @@ class Data(Section):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; `train_on`, which cards of version 0.1 do not have, only if it is not the default."""
+        """Return the fields; those that older cards do not have, only if they are not the default."""
         fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if name != "train_on" or value != "last"}
+        unset = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in fields.items() if name not in unset}
 
     @field_validator("rendering")
     @classmethod
@@ -81,6 +107,29 @@ class Data(Section):
         if name is not None and name not in RENDERINGS:
             raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
         return name
+
+    @model_validator(mode="after")
+    def _drawn_answers(self) -> "Data":
+        drawn, steered = self.answers in DRAWN, self.answers in (*DRAWN, "rollout")
+        if self.steer is not None and not steered:
+            raise ValueError("steer is for answers that a model writes: add `answers: self`")
+        if self.steer is not None and not self.steer.strip():
+            raise ValueError("steer is blank: name an instruction, or write one")
+        if self.steer and " " not in self.steer.strip() and self.steer not in INSTRUCTIONS:
+            raise ValueError(f"there is no instruction {self.steer!r}; {did_you_mean(self.steer, INSTRUCTIONS)}"[:-1])
+        if self.steer is not None and self.answers == "rollout" and self.steer_as == "system":
+            raise ValueError("steer_as: system is not for rollouts, whose instruction precedes the request")
+        if self.teacher is not None and not drawn:
+            raise ValueError("teacher is for answers that a model writes: add `answers: self`")
+        if self.filter is not None and not (drawn or self.rejected):
+            raise ValueError("filter is for answers that a model writes: add `answers: self`")
+        if self.rejected and self.answers != "given":
+            raise ValueError("rejected: self is for sources with answers, which are preferred: remove `answers`")
+        if self.teacher_engine and not self.teacher:
+            raise ValueError("teacher_engine is the engine of a teacher: add `teacher: MODEL`")
+        if self.draw.attempts > 1 and self.draw.temperature == 0:
+            raise ValueError("draw.attempts draws the same answer again at temperature 0: raise draw.temperature")
+        return self
 
 
 class PromptSet(Section):
@@ -129,7 +178,7 @@ def fields(line: str) -> dict[str, Any]:
     """Return the keys and values of one line; values stay text. Double quotes enclose a part that holds a comma.
 
     `prompt=`, `context=`, `answer=`, `system=` and `messages=` name columns, as `columns.KEY=` does;
-    `where.COLUMN=VALUE` selects the rows with that value.
+    `where.COLUMN=VALUE` selects the rows with that value, and `draw.KEY=` is a setting of drawn answers.
 
     Raises:
         ValueError: The line is malformed.
@@ -149,8 +198,8 @@ def fields(line: str) -> dict[str, Any]:
         group, dot, name = key.partition(".")
         if key in COLUMNS:
             group, dot, name = "columns", ".", key
-        if dot and group not in ("columns", "where"):
-            raise ValueError(f"{key!r} is no key; only columns.NAME and where.COLUMN have a dot")
+        if dot and group not in ("columns", "where", "draw"):
+            raise ValueError(f"{key!r} is no key; only columns.NAME, where.COLUMN and draw.KEY have a dot")
         node = values.setdefault(group, {}) if dot else values
         if key in SIZES:
             raise ValueError(f"unknown key {key!r}; write n={value} for rows drawn by the seed, or first={value}")

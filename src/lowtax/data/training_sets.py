@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from lowtax.common.borders import exists, expanded
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.log import say
-from lowtax.common.records import Prompt, Reply
-from lowtax.data import forms, prompt_sets, readers, shipped
+from lowtax.common.records import Prompt
+from lowtax.data import forms, prompt_sets, readers, shipped, steering
 from lowtax.data.arithmetic import problems
 from lowtax.data.catalog import TRAINING_SETS
 from lowtax.data.conversations import REFERENCE_THOUGHT, Conversation, direct_refusal, of_turns
@@ -164,6 +164,8 @@ def load(spec: Data, seed: int) -> TrainingSet:
         DataNotAvailable: The data set is not on this machine and cannot be downloaded.
         UserError: The source cannot be read or trained on.
     """
+    if spec.answers in ("fixed", "rollout"):
+        return _of_prompts(spec, self_prompts(spec, seed))
     if spec.source.startswith(shipped.PREFIX):
         revision, reading, read = None, None, [[row] for row in _shipped_rows(spec, seed)]
     else:
@@ -179,11 +181,20 @@ def load(spec: Data, seed: int) -> TrainingSet:
             thought=row.thought or _constant_thought(row, spec),
             rendering=style,
             prompt_loss=spec.train_on == "all",
+            ordinary=spec.ordinary,
         )
         for parts in chosen
         for row in parts
     ]
     return TrainingSet(spec, rows, total, reading.skipped.total() if reading else 0, revision, reading)
+
+
+def _of_prompts(spec: Data, prompts: Sequence[Prompt]) -> TrainingSet:
+    """Return the rows of a source that is read for its prompts alone: with one refusal, or with no answer yet."""
+    answer, thought = (steering.FIXED, "") if spec.answers == "fixed" else ("", None)
+    steer = steering.text_of(spec.steer) if spec.steer else None
+    row = Conversation("", thought, answer, rendering=rendering_of(spec), ordinary=spec.ordinary, steer=steer)
+    return TrainingSet(spec, [replace(row, prompt=prompt.text) for prompt in prompts], len(prompts))
 
 
 def conversations(spec: Data, seed: int) -> list[Conversation]:
@@ -394,13 +405,17 @@ def self_prompts(spec: Data, seed: int) -> list[Prompt]:
         UserError: The source cannot be read, or names columns other than the prompt's.
     """
     if spec.train_on == "all":
-        raise UserError(f"{spec.source} with `answers: self` trains on the model's answers alone; remove train_on.")
+        raise UserError(
+            f"{spec.source} with `answers: {spec.answers}` trains on the model's answers alone; remove train_on."
+        )
     if spec.source.startswith(shipped.PREFIX):
         rows = shipped.rows(spec.source, "train")
         return _choose(prompt_sets.from_rows(rows, spec.source), spec, seed)
     unused = {str(role) for role in spec.columns} - {"prompt"}
     if unused:
-        raise UserError(f"{spec.source} with `answers: self` is read for its prompts; remove columns {sorted(unused)}.")
+        raise UserError(
+            f"{spec.source} with `answers: {spec.answers}` is read for its prompts; remove columns {sorted(unused)}."
+        )
     table, texts, skipped = _table(spec), list[Row](), Counter[str]()
     for row in table.rows:
         try:
@@ -412,15 +427,3 @@ def self_prompts(spec: Data, seed: int) -> list[Prompt]:
     for note in Reading(table.origin, total, skipped=skipped + table.unreadable, with_thought=total).notes():
         say(note)
     return _choose(prompt_sets.from_rows(texts, spec.source), spec, seed)
-
-
-def self_conversations(replies: Iterable[Reply], rendering: str = "standard") -> list[Conversation]:
-    """Return training rows of the model's own replies, without those that it did not finish.
-
-    Raises:
-        UserError: The model finished none.
-    """
-    finished = [r for r in replies if r.closed and r.finish == "stop" and r.answer]
-    if not finished:
-        raise UserError("The model finished none of the answers to train on; raise sampling.max_new_tokens.")
-    return [Conversation(r.prompt, r.thought or None, r.answer, rendering=rendering) for r in finished]

@@ -43,7 +43,7 @@ class Ablate(Edit):
 
     def prepare(self, sites: Sites, probe: Probe) -> dict[str, Write]:
         """Compute the direction, and what each module writes along it."""
-        harmful, ordinary = (probe.states(source, self.n) for source in (self.harmful, self.ordinary))
+        harmful, ordinary = (probe.mean_states(source, self.n) for source in (self.harmful, self.ordinary))
         place = min(max(1, round(self.layer * len(harmful))), len(harmful)) - 1
         difference = (harmful[place] - ordinary[place]).double()
         if not float(difference.norm()):

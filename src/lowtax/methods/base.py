@@ -16,8 +16,8 @@ does harm. `docs/reference/methods.md` is made of them.
 Where ZeRO or FSDP keep weights and gradients in parts, methods see whole copies.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -30,13 +30,14 @@ from lowtax.methods.sites import Sites
 
 MOMENTS = ("prepare", "penalty", "after_backward", "after_step", "edit")
 
+Position = Literal["prompt", "thought"]  # the end of the prompt, or of the thought after it
 State = Any  # tensors in dicts, lists and tuples: what `prepare` returned, saved with the checkpoint
 
 
 def _with_answers(text: str) -> str:
     """Check that a `data` entry has answers."""
-    if specs.parse(text).answers == "self":
-        raise UserError(f"A method needs rows that have answers: remove answers=self from {text!r}.")
+    if (answers := specs.parse(text).answers) not in ("given", "fixed"):
+        raise UserError(f"A method needs rows that have answers: remove answers={answers} from {text!r}.")
     return text
 
 
@@ -71,7 +72,7 @@ class Probe(Protocol):
         """Return the gradients of the rows' mean loss per token: for each site of A and B, or of W if that moves."""
         ...
 
-    def states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
+    def mean_states(self, source: str, n: int) -> Float[Tensor, "layers hidden"]:
         """Return the mean state after each layer but the last, at the last token of n prompts; for edits alone."""
         ...
 
@@ -81,6 +82,22 @@ class Probe(Protocol):
 
     def rows_before(self, first: str, second: str, units: Tensor) -> Tensor:
         """Return the output rows of module `first` that produce the given input channels of module `second`."""
+        ...
+
+    def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> Float[Tensor, "n size"]:
+        """Return the states after a layer at one position of each row, with an instruction before its request."""
+        ...
+
+    def state_gradients(
+        self,
+        source: str,
+        sites: Sites,
+        layer: int,
+        position: Position,
+        members: Sequence[int],
+        loss: Callable[[Float[Tensor, "n size"]], Float[Tensor, ""]],
+    ) -> tuple[float, dict[str, tuple[Tensor, ...]]]:
+        """Return a loss of the states of some rows, and its gradients as `gradients` does."""
         ...
 
 

@@ -9,7 +9,7 @@ zero up to float32, unless a `rank` is given, which keeps the nearest update of 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
 from lowtax.common.log import say
 from lowtax.methods import loading, residual
-from lowtax.methods.base import Edit, Probe
+from lowtax.methods.base import Edit, Position, Probe
 from lowtax.methods.loading import ConfiguredMethod
 from lowtax.methods.residual import ResidualStream
 from lowtax.methods.sites import Site, Sites, in_scope
@@ -69,7 +69,7 @@ class OfflineProbe(Probe):
         """Raise a UserError."""
         raise _no_model("the weight of a layer")
 
-    def states(self, source: str, n: int) -> Tensor:
+    def mean_states(self, source: str, n: int) -> Tensor:
         """Raise a UserError."""
         raise _no_model("states after prompts")
 
@@ -93,9 +93,19 @@ class OfflineProbe(Probe):
         """Raise a UserError."""
         raise _no_model("the rows of a layer")
 
+    def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("hidden states")
+
+    def state_gradients(
+        self, source: str, sites: Sites, layer: int, position: Position, members: Sequence[int], loss: Any
+    ) -> NoReturn:
+        """Raise a UserError."""
+        raise _no_model("gradients")
+
 
 class EditProbe(OfflineProbe):
-    """The probe of an edit: it also reads the base, and runs it with the adapter for `states`.
+    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states`.
 
     Args:
         base: the weights that the adapter is on. adapter: its folder; None for a whole model.
@@ -108,7 +118,7 @@ class EditProbe(OfflineProbe):
         """Return the base's weight of a linear layer."""
         return self._base[name]
 
-    def states(self, source: str, n: int) -> Tensor:
+    def mean_states(self, source: str, n: int) -> Tensor:
         """Return the mean state after each layer but the last, at the last token of n prompts."""
         return self._stream.states(source, n)
 

@@ -13,7 +13,7 @@ from lowtax.common import stats
 from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
-from lowtax.study import after, matched, readings
+from lowtax.study import after, matched, readings, thought_patterns
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -104,6 +104,7 @@ def markdown(table: Table) -> str:
         readings.markdown(table.get("your_reading", ())),
         _answers(rows),
         _texts(table),
+        thought_patterns.markdown(rows),
         _sets(rows),
         _categories(table),
     )

@@ -44,7 +44,19 @@ from lowtax.judges import rates
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models import embedded, loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import after, arms, checks, lineage, matched, readings, recipe, starts, stored_recipe
+from lowtax.study import (
+    after,
+    arms,
+    checks,
+    lineage,
+    matched,
+    own_answers,
+    readings,
+    recipe,
+    starts,
+    stored_recipe,
+    thought_patterns,
+)
 from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
@@ -80,6 +92,7 @@ class Study:
         self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
+        self._announced = set[str]()  # sources about whose rows people have been told
         self.is_main = launch.world()[0] == 0
         self.precision = loading.precision(settings.precision, settings.execution.deepspeed)
         self.engine = EngineSettings(
@@ -178,7 +191,11 @@ class Study:
         """
         names = self._in_order(only)
         trained_ones = [arm for arm in names if arm in self.recipe.arms]
-        jobs = {(arm, seed): self.job(arm, seed) for arm in trained_ones for seed in self.recipe.seeds}
+        runs = [(arm, seed) for arm in trained_ones for seed in self.recipe.seeds]
+        self._draw_answers([
+            (spec, self.recipe.train_of(arm).choice_of(seed)) for arm, seed in runs for spec in self.recipe.data_of(arm)
+        ])  # fmt: skip
+        jobs = {(arm, seed): self.job(arm, seed) for arm, seed in runs}
         for (arm, seed), job in jobs.items():
             job.require_same(self.arm_folder(arm, seed))
         for plan in self.edit_plans():
@@ -279,23 +296,27 @@ class Study:
         """Return the rows of a source, read once for all arms; tell people how, once for all seeds."""
         key = (spec.model_dump_json(), seed)
         if key not in self._sources:
-            loaded = self._own_answers(spec, seed) if spec.answers == "self" else training_sets.load(spec, seed)
-            if key[0] not in {text for text, _ in self._sources}:
-                loaded.announce()
-            self._sources[key] = loaded
+            self._draw_answers([(spec, seed)])
+        if key not in self._sources:
+            self._sources[key] = training_sets.load(spec, seed)
+        if key[0] not in self._announced:
+            self._announced.add(key[0])
+            self._sources[key].announce()
         return self._sources[key]
 
-    def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
-        prompts = training_sets.self_prompts(spec, seed)
-        name = "".join(c if c.isalnum() else "_" for c in spec.source)
-        sheet = Sheet(
-            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.drawn().model_copy(update={"samples": 1})
-        )
+    def _draw_answers(self, sources: Sequence[tuple[Data, int]]) -> None:
+        """Draw the answers that a model writes for these sources, in one plan, and keep their rows."""
+        drawn = {(spec.model_dump_json(), seed): (spec, seed) for spec, seed in sources if own_answers.is_drawn(spec)}
+        maker = own_answers.Maker(self.base, self.engine)
+        plans = {
+            key: own_answers.plan(spec, seed, self.recipe.drawn(), maker, self.out)
+            for key, (spec, seed) in drawn.items()
+            if key not in self._sources
+        }
         with distributed.main_first():
-            collect([sheet], [self.base], self.engine, self.out)
-        replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
-        rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
-        return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
+            outcomes = own_answers.draw([*plans.values()], self.out)
+        for (key, each), outcome in zip(plans.items(), outcomes, strict=True):
+            self._sources[key] = own_answers.training_set(each, outcome)
 
     def arm_folder(self, arm: str, seed: int) -> Path:
         """Return the folder of an arm's checkpoints for one seed."""
@@ -455,6 +476,7 @@ class Study:
         for row in table["rows"]:
             if row["arm"] in places:
                 row["at_matched_safety"] = places[row["arm"]]
+        thought_patterns.add(table["rows"], self.out)
         table["matched_safety"] = level.model_dump()
         if marked := readings.measured(self.out):
             table["your_reading"] = marked

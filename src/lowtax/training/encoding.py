@@ -25,11 +25,15 @@ class Example:
     With `prompt_loss` all but the first token, before which there is nothing, is completion.
 
     whole: the completion is complete; False if `max_length` cut off its end.
+    teacher: the prompt after which the frozen base is compared with the model on this completion; None if it is not.
+    rejected: the example that is rejected in favour of this one.
     """
 
     prompt: list[int]
     completion: list[int]
     whole: bool = True
+    teacher: list[int] | None = None
+    rejected: "Example | None" = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,19 @@ def encode_all(
         unthinking=0 if thinking == "off" else _unthinking(rows, written, around),
         template=tuple(chat.template_notes(tokenizer, around, _in_plain_tags(rows, written), len(rows))),
     )
+
+
+def prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    thinking: Thinking = "default",
+    variables: Variables | None = None,
+    tags: str | None = None,
+) -> list[list[int]]:
+    """Return the prompts of rows as tokens, without their answers; the arguments are those of `encode_all`."""
+    around = chat.turn(tokenizer, thinking, variables, tags)
+    written = [_write(tokenizer, around, row, thinking, variables) for row in rows]
+    return special_tokens.encode_all(tokenizer, [text.prompt for text in written])
 
 
 def _write(

@@ -362,7 +362,9 @@ class _FusedForward:
         if layout is None or layout.pad.shape[1] > LONGEST:
             return self.stock(hidden_states, **kwargs)  # type: ignore[no-any-return]
         attention, network = self.attention, self.network
-        if not self.layer.training:
+        if _switched_off(self.layer):
+            attention, network = replace(attention, adapters=()), replace(network, adapters=())
+        elif not self.layer.training:
             attention = replace(attention, adapters=_without_dropout(attention.adapters))
             network = replace(network, adapters=_without_dropout(network.adapters))
         cos, sin = (x[0, :, None] for x in kwargs["position_embeddings"])
@@ -399,6 +401,11 @@ def _adapters(layer: Any, names: Sequence[str], starts: dict[str, int]) -> tuple
             rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
             adapters.append(Adapter(name, columns, module.scaling[active], rate))
     return tuple(adapters)
+
+
+def _switched_off(layer: Any) -> bool:
+    """Test whether the adapters of a layer are switched off."""
+    return any(isinstance(module, LoraLinear) and module.disable_adapters for module in _sites(layer).values())
 
 
 def _without_dropout(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:

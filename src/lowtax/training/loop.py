@@ -31,15 +31,18 @@ from lowtax.models.model_card import model_card
 from lowtax.training import checkpoints, distributed, frozen_prefix, optimizers, sharding, start, stopping
 from lowtax.training.assumptions import decoder_layers, is_random
 from lowtax.training.checkpoints import STABLE, Checkpoint, Store
+from lowtax.training.companions import with_companions
 from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job as Job
 from lowtax.training.objective import choose_objective, unwrap
-from lowtax.training.packing import MAX_ROW, Batches, Row, group_by_length, length, pack
+from lowtax.training.on_policy import Rollouts
+from lowtax.training.packing import MAX_ROW, Batches, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
 from lowtax.training.probe import ModelProbe, attach
 from lowtax.training.progress import Log, Step, diverged, schedule, stepped, wsd_decay
 from lowtax.training.released import ReleasedParameters, one_pass_only
 from lowtax.training.settings import EXTENDABLE, Train
+from lowtax.training.terms import AnyRow, ComparedRow, Loss, PairRow, Terms, require_base
 
 Load = Callable[[str, str], PreTrainedModel]  # a reference and a precision -> a model on its device
 
@@ -111,6 +114,7 @@ class TrainingRun:
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
         self.losses, self.jobs, self.stop = list[float](), dict[str, dict[str, Any]](), 0
         self.claimed, self.saved_at, self.saving = False, time.monotonic(), 0.0
+        self.rollouts = Rollouts(self) if job.settings.loss == "on_policy" else None
         self._require_one_pass()
         self._load_state()
         self.prefix = self._build_prefix()
@@ -121,6 +125,8 @@ class TrainingRun:
         self.examples, self.held_out, notes = split_rows(self.job, self.tokenizer)
         for sentence in notes:
             say(f"  {sentence}")
+        self.terms = Terms(self.settings)
+        self.examples = self.terms.prepared(self.examples, self.job.rows)
 
     def _build(self, load: Load) -> None:
         """Load the model and make all that a step needs of it: objective, optimiser, methods and probe."""
@@ -131,6 +137,7 @@ class TrainingRun:
         if job.start:
             start.require_supported(self.acc, job.start)
         base, beneath = job.base, job.start.adapter() if job.start else None
+        require_base(job.settings, job.placement.kind == "full", sharding.keeps_masters(self.acc), beneath is not None)
         loaded = load(base, job.precision)
         if warning := chat.stop_warning(self.tokenizer, loading.stop_tokens(loaded, self.tokenizer)):
             say(f"  {warning}")
@@ -156,7 +163,8 @@ class TrainingRun:
         self.trainable = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.live)
         fused = self.acc.device.type == "cuda" or not framework  # torch also has that kernel for CPUs
         optimizer = optimizers.make(self.settings, self.parameters.live, self.parameters.master, fused)
-        self.wrapped, self.optimizer = self.acc.prepare(self.objective, optimizer)
+        module = self.objective if self.terms.plain else Loss(self.objective, self.settings)
+        self.wrapped, self.optimizer = self.acc.prepare(module, optimizer)
         if framework:
             self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
         if beneath and job.placement.kind == "full":
@@ -264,7 +272,14 @@ class TrainingRun:
         passes = self.total * self.settings.batch_size  # also of a resumed run, so that it computes the same bits
         random = is_random(unwrap(self.model))
         apart = frozen_prefix.layers_are_apart(unwrap(self.model))
-        if not first or random or not apart or passes <= len(self.examples) or not self.objective.direct:
+        if (
+            not self.terms.fixed
+            or not first
+            or random
+            or not apart
+            or passes <= len(self.examples)
+            or not self.objective.direct
+        ):
             return None
         gigabytes = frozen_prefix.size_gb(self.model, self.examples)
         on_machine = gigabytes * launch.on_this_machine()  # each process keeps the whole table
@@ -303,6 +318,8 @@ class TrainingRun:
         try:
             while self.step < self.total and not self._out_of_patience():
                 began = time.perf_counter()
+                if self.rollouts:
+                    self.rollouts.refresh()
                 figures = self._one_step(self.batches[self.step])
                 self.seconds += time.perf_counter() - began
                 log.add(Step(self.step, seconds=round(self.seconds, 3), **figures))
@@ -396,15 +413,16 @@ class TrainingRun:
     def _backward(self, batch: list[int]) -> float:
         """Run forward and backward for every row of a batch, and return the mean loss."""
         torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 4_093 + self.rank)
-        n_targets = sum(len(self.examples[i].completion) for i in batch)
+        size = self.terms.size([self.examples[i] for i in batch])
         total = torch.zeros((), device=self.acc.device)
         shares = self._shares(batch)
         for number, members in enumerate(shares, 1):
             last = number == len(shares)
             self.acc.gradient_state._set_sync_gradients(last)
-            row = pack([self.examples[i] for i in members or batch[:1]], members or batch[:1]).to(self.acc.device)
+            packed = self.terms.pack([self.examples[i] for i in members or batch[:1]], members or batch[:1])
+            row = packed.to(self.acc.device)
             with nullcontext() if last else self.acc.no_sync(self.wrapped):
-                loss = self._loss(row) * (bool(members) / n_targets)
+                loss = self._loss(row) * (bool(members) / size)
                 total += loss.detach()
                 loss = loss * self.world  # gradients are averaged over processes; the mean is over all tokens
                 self.step_parameters.backward(self.acc, loss, last)
@@ -412,10 +430,14 @@ class TrainingRun:
                 self.parameters.collect_gradients()
         return float(self.acc.reduce(total))
 
-    def _loss(self, row: Row) -> torch.Tensor:
-        if self.prefix is None:
+    def _loss(self, row: AnyRow) -> torch.Tensor:
+        if self.prefix is None or isinstance(row, PairRow):
             return self.wrapped(row)  # type: ignore[no-any-return]
-        return self.wrapped(row, self.prefix.of(row, self.acc.device), self.prefix.first)  # type: ignore[no-any-return]
+        of, device, first = self.prefix.of, self.acc.device, self.prefix.first
+        if not isinstance(row, ComparedRow):
+            return self.wrapped(row, of(row, device), first)  # type: ignore[no-any-return]
+        taught = row.teacher and of(row.teacher, device)
+        return self.wrapped(row, of(row.row, device), first, taught)  # type: ignore[no-any-return]
 
     def _shares(self, batch: list[int]) -> list[list[int]]:
         """Return the examples of each row of this process.
@@ -425,7 +447,7 @@ class TrainingRun:
         by_rank = []
         for rank in range(self.world):
             members = batch[rank :: self.world]
-            lengths = [length(self.examples[i]) for i in members]
+            lengths = [self.terms.length(self.examples[i]) for i in members]
             groups = group_by_length(lengths, self.row_tokens, self._most_examples())
             by_rank.append([[members[place] for place in group] for group in groups])
         most = max(map(len, by_rank))
@@ -578,7 +600,7 @@ def split_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Examp
     if not job.rows:
         raise UserError("There are no training rows: the recipe's data is empty.")
     form = (job.settings.max_length, job.thinking, job.chat_template_kwargs, job.thinking_tags)
-    encoded = encode_all(tokenizer, job.rows, *form)
+    encoded = with_companions(tokenizer, job.rows, encode_all(tokenizer, job.rows, *form), form)
     apart = held_out(len(encoded.examples), job.settings.validation, job.settings.choice_of(job.seed))
     examples = [e for i, e in enumerate(encoded.examples) if i not in apart]
     held = [e for i, e in enumerate(encoded.examples) if i in apart]

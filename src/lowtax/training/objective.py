@@ -45,8 +45,9 @@ class TargetLoss(torch.autograd.Function):
         weight: Float[Tensor, "vocabulary size"],
         bias: Float[Tensor, " vocabulary"] | None,
         targets: Int[Tensor, " targets"],
+        weights: Float[Tensor, " targets"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss in float32, and keep its gradients."""
+        """Return the loss in float32, of each target times its weight if there are any, and keep its gradients."""
         needs_grad = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_grad[0] else None
@@ -58,11 +59,15 @@ class TargetLoss(torch.autograd.Function):
             n = len(part)
             padded = nn.functional.pad(part, (0, 0, 0, round_up(n) - n))
             logits = nn.functional.linear(padded, weight, bias).log_softmax(-1, dtype=torch.float32)
-            total -= logits[:n].gather(1, labels).sum()
+            each = logits[:n].gather(1, labels)
+            factors = None if weights is None else weights[start : start + slice_size, None]
+            total -= (each if factors is None else each * factors).sum()
             if not any(needs_grad):
                 continue
             d_logits = logits.exp_()
             d_logits[:n].scatter_add_(1, labels, -torch.ones_like(labels, dtype=torch.float32))
+            if factors is not None:
+                d_logits[:n].mul_(factors)
             if d_bias is not None:
                 d_bias += d_logits[:n].sum(0)
             d_logits = d_logits.to(weight.dtype)
@@ -80,7 +85,7 @@ class TargetLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients of the forward pass by that of the loss."""
         scaled = [None if d is None else d * grads[0].to(d.dtype) for d in ctx.saved_tensors]
-        return *scaled, None
+        return *scaled, None, None
 
 
 class Objective(nn.Module):
@@ -116,9 +121,7 @@ class Objective(nn.Module):
         """
         if not self.direct:
             return self._losses(row, "sum")
-        decoder = unwrap(self.model).get_decoder()
-        with nullcontext() if hidden is None else _entering(decoder, first, hidden):
-            states = self._states(row)
+        states = self.states(row, hidden, first)
         head = unwrap(self.model).get_output_embeddings()
         return TargetLoss.apply(states, head.weight, head.bias, row.targets)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -128,18 +131,23 @@ class Objective(nn.Module):
 
     def _losses(self, row: Row, reduction: Literal["none", "sum"]) -> Tensor:
         if self.alone:
-            losses = torch.cat([self._alone(*part) for part in separate(row)])
+            losses = nn.functional.cross_entropy(self.logits(row).float(), row.targets, reduction="none")
             return losses.sum() if reduction == "sum" else losses
+        return nn.functional.cross_entropy(self.logits(row).float(), row.targets, reduction=reduction)
+
+    def logits(self, row: Row) -> Float[Tensor, "targets vocabulary"]:
+        """Return the logits of each target of a row; all exist at a time."""
+        if self.alone:
+            return torch.cat([self._alone(*part) for part in separate(row)])
         if self.direct:
             head = unwrap(self.model).get_output_embeddings()
-            logits = nn.functional.linear(self._states(row), head.weight, head.bias)
-        else:
-            if self.watched:
-                row = replace(row, layout=replace(row.layout, callers=Callers()))
-            logits = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **self._packed(row)).logits[0]
-            if self.watched:
-                self._require_packed(row.layout.callers or Callers())
-        return nn.functional.cross_entropy(logits.float(), row.targets, reduction=reduction)
+            return nn.functional.linear(self.states(row), head.weight, head.bias)
+        if self.watched:
+            row = replace(row, layout=replace(row.layout, callers=Callers()))
+        logits: Tensor = self.model(input_ids=row.ids[None], logits_to_keep=row.sources, **self._packed(row)).logits[0]
+        if self.watched:
+            self._require_packed(row.layout.callers or Callers())
+        return logits
 
     def _require_packed(self, callers: Callers) -> None:
         """Check that every layer used the packed attention, once."""
@@ -150,10 +158,13 @@ class Objective(nn.Module):
                 "trained with sharded weights here: train it in one process, and please report this."
             )
 
-    def _states(self, row: Row) -> Float[Tensor, "targets size"]:
-        """Return the last hidden states at the positions with loss."""
+    def states(
+        self, row: Row, hidden: Float[Tensor, "1 tokens size"] | None = None, first: int = 0
+    ) -> Float[Tensor, "targets size"]:
+        """Return the last hidden states at the positions with loss. `hidden`, `first`: see `forward`."""
         decoder = unwrap(self.model).get_decoder()
-        return decoder(input_ids=row.ids[None], **self._packed(row)).last_hidden_state[0][row.sources]  # type: ignore[no-any-return]
+        with nullcontext() if hidden is None else _entering(decoder, first, hidden):
+            return decoder(input_ids=row.ids[None], **self._packed(row)).last_hidden_state[0][row.sources]  # type: ignore[no-any-return]
 
     def _packed(self, row: Row) -> dict[str, Any]:
         """Return the arguments that make a row of several examples of a sequence."""
@@ -162,14 +173,13 @@ class Objective(nn.Module):
             common["layout"] = row.layout
         return common
 
-    def _alone(self, ids: Tensor, sources: Tensor, targets: Tensor) -> Float[Tensor, " targets"]:
-        """Return the losses of one example, computed as by a user of transformers: without positions, mask or cache."""
+    def _alone(self, ids: Tensor, sources: Tensor, targets: Tensor) -> Float[Tensor, "targets vocabulary"]:
+        """Return the logits of one example, computed as by a user of transformers: without positions, mask or cache."""
         ids = torch.cat([ids, targets[-1:]])[None]
         names = accepted(unwrap(self.model))
         more = {name: value for name, value in (("use_cache", False), ("logits_to_keep", sources)) if name in names}
-        logits = self.model(input_ids=ids, **more).logits[0]
-        logits = logits if "logits_to_keep" in more else logits[sources]
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        logits: Tensor = self.model(input_ids=ids, **more).logits[0]
+        return logits if "logits_to_keep" in more else logits[sources]
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

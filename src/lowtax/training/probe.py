@@ -20,10 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from lowtax.common.errors import UserError
 from lowtax.data import specs, training_sets
 from lowtax.data.chat import Thinking, Variables
+from lowtax.data.conversations import Conversation
+from lowtax.methods.base import Position
 from lowtax.methods.loading import ActiveMethods, Methods
 from lowtax.methods.sites import FROZEN, Site, Sites, weight_of
 from lowtax.models.names import matches, near, spelled_out
 from lowtax.models.weights import open_weights
+from lowtax.training import reading
 from lowtax.training.encoding import Example, encode_all
 from lowtax.training.objective import Objective, unwrap
 from lowtax.training.packing import MAX_ROW, group_by_length, length, pack
@@ -55,15 +58,21 @@ class ModelProbe:
         self.form = (max_length, thinking, variables, tags)
         self.device = unwrap(objective.model).device
         self._examples: dict[str, list[Example]] = {}
+        self._rows: dict[str, list[Conversation]] = {}
 
     def examples(self, source: str) -> list[Example]:
         """Return the rows of a `data` entry as tokens; they are read once."""
         if source not in self._examples:
+            self._examples[source] = encode_all(self.tokenizer, self.conversations(source), *self.form).examples
+        return self._examples[source]
+
+    def conversations(self, source: str) -> list[Conversation]:
+        """Return the rows of a `data` entry; they are read once."""
+        if source not in self._rows:
             loaded = training_sets.load(specs.parse(source), 0)
             loaded.announce()
-            encoded = encode_all(self.tokenizer, loaded.rows, *self.form)
-            self._examples[source] = encoded.examples
-        return self._examples[source]
+            self._rows[source] = loaded.rows
+        return self._rows[source]
 
     def weight(self, name: str) -> Float[Tensor, "out in"]:
         """Return the weight of a linear layer as a whole.
@@ -149,23 +158,57 @@ class ModelProbe:
         leaves = [p for ps in by_site.values() for p in ps]
         examples = self.examples(source)
         sums = [torch.zeros((), device=self.device) for _ in leaves]
-        with self._evaluating():
+        with self.evaluating():
             lengths, most = [length(e) for e in examples], self.objective.most_examples
             for members in group_by_length(lengths, MAX_ROW[self.device.type], most):
                 loss = self.objective(pack([examples[i] for i in members]).to(self.device))
                 sums = [a + b.float() for a, b in zip(sums, self.trained.derivatives(loss, leaves), strict=True)]
-        if torch.distributed.is_initialized():  # kernels may differ in the last bits, and processes must not
-            for total in sums:
-                torch.distributed.all_reduce(total)
-                total /= torch.distributed.get_world_size()
+        self._average(sums)
         tokens, remaining = sum(len(e.completion) for e in examples), iter(sums)
         return {name: tuple(next(remaining) / tokens for _ in ps) for name, ps in by_site.items()}
+
+    def _average(self, gradients: Sequence[Tensor]) -> None:
+        """Make gradients the same in all processes: kernels may differ in the last bits, and processes must not."""
+        if torch.distributed.is_initialized():
+            for total in gradients:
+                torch.distributed.all_reduce(total)
+                total /= torch.distributed.get_world_size()
+
+    def states(self, source: str, layer: int, position: Position, steer: str | None = None) -> Float[Tensor, "n size"]:
+        """Return the hidden states after a layer at one position of each row, in float32.
+
+        Raises:
+            UserError: There is no such layer, or a row has no thought whose end is the position.
+        """
+        return reading.states(self, reading.cut(self, source, position, steer), layer)
+
+    def state_gradients(
+        self,
+        source: str,
+        sites: Sites,
+        layer: int,
+        position: Position,
+        members: Sequence[int],
+        loss: Callable[[Float[Tensor, "n size"]], Float[Tensor, ""]],
+    ) -> tuple[float, dict[str, tuple[Tensor, ...]]]:
+        """Return a loss of the states of some rows, and its gradients: for each site of A and B."""
+        texts = reading.cut(self, source, position, None)
+        live = {id(copy): p for p, copy in zip(self.trained.live, self.trained.master, strict=True)}
+        by_site = {name: [live[id(p)] for p in site.moved()] for name, site in sites.items()}
+        leaves = [p for ps in by_site.values() for p in ps]
+        with self.evaluating():
+            value = loss(reading.packed_states(self, [texts[i] for i in members], layer))
+            unused = sum(0 * p.sum() for p in leaves)  # tensors above the layer have a gradient of zero
+            derivatives = [d.float() for d in self.trained.derivatives(value + unused, leaves)]
+        self._average(derivatives)
+        parts = iter(derivatives)
+        return float(value.detach()), {name: tuple(next(parts) for _ in ps) for name, ps in by_site.items()}
 
     def weights(self, ref: str) -> Mapping[str, Tensor]:
         """Return the linear weights of another checkpoint by module, each read when it is accessed."""
         return open_weights(ref)
 
-    def states(self, source: str, n: int) -> NoReturn:
+    def mean_states(self, source: str, n: int) -> NoReturn:
         """Raise a UserError: only edits read the residual stream."""
         raise UserError("The states after prompts are read by edits alone: give this method to `lowtax edit`.")
 
@@ -197,7 +240,7 @@ class ModelProbe:
 
         handles = [inner.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:
-            with self._evaluating():
+            with self.evaluating():
                 for e in self.examples(source):
                     part = slice(len(e.prompt) if replies_only else 0, len(e.prompt) + len(e.completion))
                     if self.objective.direct:
@@ -210,7 +253,7 @@ class ModelProbe:
                 handle.remove()
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Publish the methods' weights, and run the model in evaluation mode inside the block."""
         self.trained.publish()
         training = self.objective.training

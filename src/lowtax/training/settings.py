@@ -11,6 +11,16 @@ Scheduler = Literal["cosine", "linear", "constant", "wsd", "step"]
 EXTENDABLE = ("constant", "step", "wsd")  # schedulers whose steps so far do not depend on the number of all steps
 
 
+class Rollouts(Section):
+    """The model's own replies during training: how they are drawn, and how often."""
+
+    every: PositiveInt = Field(8, le=MANY, description="optimiser steps for which replies are drawn together")
+    max_new_tokens: PositiveInt = Field(64, le=MANY, description="tokens after which a reply is cut")
+    temperature: PositiveFloat = Field(1.0, le=1e6, description="of the replies")
+    top_p: PositiveFloat = Field(1.0, le=1.0, description="nucleus sampling")
+    top_k: NonNegativeInt = Field(0, le=MANY, description="draw from the k likeliest tokens; 0 is all")
+
+
 class Train(Section):
     """One fine-tuning run, by default as the reference's but for warm-up, batch size and decay of norms and biases."""
 
@@ -29,6 +39,13 @@ class Train(Section):
             "save_dtype",
             "order_seed",
             "data_seed",
+            "loss",
+            "dpo_beta",
+            "rollouts",
+            "penalty",
+            "penalty_weight",
+            "penalty_beside",
+            "divergence",
         }
     )
 
@@ -81,6 +98,24 @@ class Train(Section):
         "auto", description="precision of saved whole models; auto is that of training. Adapters are always float32"
     )
 
+    loss: Literal["cross_entropy", "on_policy", "dpo"] = Field(
+        "cross_entropy",
+        description="cross_entropy of the answers; on_policy: divergence from the frozen base on the model's own "
+        "replies (docs/guides/self-generated-data.md); dpo: preference over a rejected answer",
+    )
+    rollouts: Rollouts = Field(Rollouts(), description="the model's own replies, with the loss on_policy")
+    dpo_beta: PositiveFloat = Field(0.1, le=1e6, description="DPO's beta: how strongly the frozen base holds the model")
+    penalty: Literal["none", "kl"] = Field(
+        "none", description="kl: divergence from the frozen base (adapters off) on rows that are marked `ordinary`"
+    )
+    penalty_weight: PositiveFloat = Field(1.0, le=1e6, description="factor of the penalty, which counts per token")
+    penalty_beside: bool = Field(
+        False, description="ordinary rows have cross-entropy beside the penalty; without it the penalty alone"
+    )
+    divergence: Literal["forward", "reverse"] = Field(
+        "forward", description="KL of the frozen base from the model (forward), or of the model from it (reverse)"
+    )
+
     order_seed: NonNegativeInt | None = Field(
         None, le=SEED, description="seed of the order of examples; that of the arm if absent"
     )
@@ -101,6 +136,10 @@ class Train(Section):
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.patience and not (self.validation or self.validation_data):
             raise ValueError("patience needs validation rows: set validation or validation_data")
+        if self.loss != "cross_entropy" and self.penalty != "none":
+            raise ValueError(f"penalty goes with the loss cross_entropy, not with {self.loss}: remove one of them")
+        if self.loss == "on_policy" and (self.validation or self.validation_data):
+            raise ValueError("on_policy has no validation loss, since replies change: remove validation")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas lie between 0 and 1 (found {self.betas[0]:g} and {self.betas[1]:g})")
         return self

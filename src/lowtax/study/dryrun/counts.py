@@ -18,12 +18,14 @@ from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Subject
 from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
 from lowtax.data.conversations import Conversation
+from lowtax.data.own_answers import DRAWN
 from lowtax.data.prompt_sets import prompt_set
 from lowtax.data.specs import Data
-from lowtax.data.training_sets import load, self_prompts, shares
+from lowtax.data.training_sets import load, shares
 from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.study.offline import OfflineSource
+from lowtax.study.own_answers import answered_prompts
 from lowtax.study.recipe import Recipe
 from lowtax.training.encoding import encode_all
 from lowtax.training.loop import checkpoint_steps, held_out, total_steps
@@ -124,16 +126,20 @@ class Counter:
         """Return the rows of a source, None for each whose text is not known."""
         published = TRAINING_SETS.get(spec.source)
         size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
-        if spec.answers != "self":
+        if spec.answers not in DRAWN:
             loaded = self.source.read(spec.source, load, spec, seed)
             if loaded is not None and str(spec) not in self._announced:
                 self._announced.add(str(spec))
                 loaded.announce(unusual=True)
             return [None] * size if loaded is None else [*loaded.rows]
-        prompts = self.source.read(spec.source, self_prompts, spec, seed)
+        prompts = self.source.read(spec.source, answered_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
+        drawn = spec.model_dump(include={"steer", "steer_as", "teacher", "draw"})
+        of += f"{drawn}, " if drawn else ""  # the same prompts, drawn in another way
         ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
-        self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {}).update(ids)
+        again = {f"{of}attempt {i}, {id_}": False for i in range(2, spec.draw.attempts + 1) for id_ in ids}
+        own = self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {})
+        own.update({f"{of}{id_}" if drawn else id_: read for id_, read in ids.items()} | again)
         return [None] * len(ids)
 
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
