@@ -13,7 +13,7 @@ from lowtax.common import stats
 from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
-from lowtax.study import matched
+from lowtax.study import attack_tables, matched, panel_tables
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -100,7 +100,15 @@ def markdown(table: Table) -> str:
     level = matched.Level(**table.get("matched_safety", {}))
     more = [
         part
-        for part in (matched.markdown(rows, level), _answers(rows), _texts(table), _sets(rows), _categories(table))
+        for part in (
+            matched.markdown(rows, level),
+            _answers(rows),
+            _texts(table),
+            _sets(rows),
+            _categories(table),
+            attack_tables.markdown(rows, table.get("judge_kind") == "harm"),
+            panel_tables.markdown(table),
+        )
         if part
     ]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
