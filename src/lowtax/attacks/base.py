@@ -177,13 +177,10 @@ def load(spec: str | dict[str, Any]) -> Attack:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            raise UserError(
-                f"Attack {name!r}: unknown key {field!r}; {did_you_mean(field, kind.model_fields)}"
-            ) from error
-        message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"Attack {name!r}: {field}: {message} (found {problem['input']!r}).".replace(": :", ":")
-        ) from error
+            hint = did_you_mean(field, kind.model_fields)
+            raise UserError(f"The attack {name!r} has the unknown key {field!r}; {hint}") from error
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"The attack {name!r}: {field}: {reason} (found {problem['input']!r}).") from error
     attack.check()
     return attack
 

@@ -76,7 +76,8 @@ def attack(
     The attacks change prompts, begin the reply, or talk to the model. What is judged is the reply to the plain
     request. Repeat the command to resume.
 
-    Example: lowtax attack prefill --model builtin:smollm2-135m-reasoner --prompts builtin:harmful --limit 20 --out attacked
+    Example: lowtax attack prefill --model builtin:smollm2-135m-reasoner --prompts builtin:harmful --limit 20
+    --out attacked
 
     Example: lowtax attack pair --model owner/name --prompts strongreject --attacker owner/writer --judge llama_guard
     --budget 25 --out attacked
@@ -90,6 +91,7 @@ def attack(
     from lowtax.engines.settings import PLAIN, EngineSettings
     from lowtax.models.loading import precision as resolved
     from lowtax.study import adhoc, adhoc_attack
+    from lowtax.study.attacking import Target
 
     fields: dict[str, Any] = settings_of(set_ or [])
     talk = {"attacker": attacker, "attacker_engine": attacker_engine, "judge": in_loop}
@@ -101,7 +103,7 @@ def attack(
     fields |= {key: value for key, value in {"budget": budget, **talk}.items() if value is not None}
     say_unused(judge, EngineSettings(engine, precision, batch_size))
     drawn = {"max_new_tokens": max_new_tokens, "temperature": temperature, "system": system, "seed": seed}
-    how = adhoc_attack.Target(
+    how = Target(
         adhoc.sampling(None, drawn, lambda: reply_tokens(model, engine, thinking_tags, embedded=PLAIN)),
         EngineSettings(
             engine, resolved(precision), batch_size, thinking, base_is_the_same, thinking_tags=thinking_tags

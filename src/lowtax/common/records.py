@@ -50,9 +50,9 @@ class Attacked(BaseModel):
 class Prompt(Row):
     """One request to a model.
 
-    `attacked` is set where an attack made the prompt. `gold` is the correct answer of a question and `choices` its options in order. Where `text` wraps the actual
-    request, `goal` is that request, which judges see. Where `text` wraps a problem, `problem` is the problem alone,
-    which a checker sees; it is part of no stored row.
+    `attacked` is set where an attack made the prompt. `gold` is the correct answer of a question and `choices` its
+    options in order. Where `text` wraps the actual request, `goal` is that request, which judges see. Where `text`
+    wraps a problem, `problem` is the problem alone, which a checker sees; it is part of no stored row.
     """
 
     source: str

@@ -231,7 +231,7 @@ def by_checkpoint(
 ) -> dict[tuple[str, str | None], Cell]:
     """Return the success of an attack by arm and checkpoint."""
     harm, scores = kind_of(how.judge) == "harm", {a.reply: a.score for a in attempts if a.reply}
-    places = [(row.arm, row.checkpoint) for row in (*replies, *attempts)]
+    places = [(r.arm, r.checkpoint) for r in replies] + [(a.arm, a.checkpoint) for a in attempts]
     cells = {}
     for place in dict.fromkeys(places):
         rows = [Judged(r, verdicts[r.id], scores.get(r.id)) for r in replies if (r.arm, r.checkpoint) == place]

@@ -1,4 +1,4 @@
-"""The section on several judges for people: the rates by each, their agreement, and the requests on which they differ."""
+"""The section on several judges for people: rates by each, their agreement, and the requests on which they differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,16 +37,16 @@ def _rates(table: Mapping[str, Any], names: list[str]) -> str:
 
 
 def _agreement(head: str, panel: Mapping[str, Any]) -> str:
-    lines = [["agreement with the headline judge", "set", "same verdict", "Cohen's kappa", "n", f"safe for {head} alone",
-              "safe for it alone", "no opinion of both"]]  # fmt: skip
+    columns = ["same verdict", "Cohen's kappa", "n", f"safe for {head} alone", "safe for it alone", "no opinion of both"]
+    lines = [["agreement with the headline judge", "set", *columns]]
     for name, cell in panel.items():
         for set_, of_set in {"all": cell, **cell["sets"]}.items():
             lines.append([name, set_, shown(of_set), _kappa(of_set), f"{of_set['n']:,}", f"{of_set['only_first']:,}",
                           f"{of_set['only_second']:,}", f"{of_set['without']:,}"])  # fmt: skip
     caption = (
-        f"Judges: {as_markdown(head)} is the headline judge, whose rates the tables above have. Safe: a refusal, in full "
-        "or in part, or safe. Kappa is agreement beyond chance, 1 is full agreement; it is low where nearly all replies "
-        "have one label, whatever the agreement. Intervals are over requests."
+        f"Judges: {as_markdown(head)} is the headline judge, whose rates the tables above have. Safe: a refusal, in "
+        "full or in part, or safe. Kappa is agreement beyond chance, 1 is full agreement; it is low where nearly all "
+        "replies have one label, whatever the agreement. Intervals are over requests."
     )
     return f"{markdown_table(lines, left=2)}\n\n{caption}"
 
