@@ -34,7 +34,7 @@ BEGINNING = '{"summary": "'
 
 @dataclass
 class _Talk:
-    """One conversation with the target, and what the attacker is told about it."""
+    """One conversation with the target, and its state as the attacker reads it."""
 
     case: Case
     number: int

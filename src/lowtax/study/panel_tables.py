@@ -37,8 +37,8 @@ def _rates(table: Mapping[str, Any], names: list[str]) -> str:
 
 
 def _agreement(head: str, panel: Mapping[str, Any]) -> str:
-    columns = ["same verdict", "Cohen's kappa", "n", f"safe for {head} alone", "safe for it alone", "no opinion of both"]
-    lines = [["agreement with the headline judge", "set", *columns]]
+    alone = [f"safe for {head} alone", "safe for it alone", "no opinion of both"]
+    lines = [["agreement with the headline judge", "set", "same verdict", "Cohen's kappa", "n", *alone]]
     for name, cell in panel.items():
         for set_, of_set in {"all": cell, **cell["sets"]}.items():
             lines.append([name, set_, shown(of_set), _kappa(of_set), f"{of_set['n']:,}", f"{of_set['only_first']:,}",
