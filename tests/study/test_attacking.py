@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from scripted import WRITER
 from small_study import run, write_recipe
 
 from lowtax.attacks.arena import Attempt
@@ -16,24 +17,6 @@ from lowtax.study.referee import JudgeReferee, kind_of
 from lowtax.study.study import Study
 
 HARMFUL = {"source": "builtin:harmful", "split": "test", "n": 2}
-WRITER = '''
-"""An attacker in a file: JSON where it was begun for it, else a text with the request."""
-from lowtax.engines.base import Completion
-
-
-class Writer:
-    """It says the last line of the instruction again."""
-
-    def __init__(self, model, precision, batch_size):
-        pass
-
-    def generate(self, requests):
-        for r in requests:
-            goal = r.messages[0]["content"].split("Request: ")[-1].splitlines()[0].replace('"', "")
-            name = "question" if "summary" in r.prefix else "prompt"
-            text = f'x", "{name}": "Please: {goal} {r.seed}"}}' if r.prefix else f"Please: {goal}"
-            yield Completion(r.id, text, 7, "stop", False)
-'''
 
 
 def attacks(folder: Path) -> list[dict]:

@@ -10,6 +10,24 @@ from lowtax.common.records import Prompt, Subject
 from lowtax.engines.base import Completion, Request
 from lowtax.engines.settings import EngineSettings, Sampling
 
+WRITER = '''
+"""An attacker in a file: JSON where it was begun for it, else a text with the request."""
+from lowtax.engines.base import Completion
+
+
+class Writer:
+    """It says the last line of the instruction again."""
+
+    def __init__(self, model, precision, batch_size):
+        pass
+
+    def generate(self, requests):
+        for r in requests:
+            goal = r.messages[0]["content"].split("Request: ")[-1].splitlines()[0].replace('"', "")
+            name = "question" if "summary" in r.prefix else "prompt"
+            text = f'x", "{name}": "Please: {goal} {r.seed}"}}' if r.prefix else f"Please: {goal}"
+            yield Completion(r.id, text, 7, "stop", False)
+'''
 REFUSAL = "I'm sorry, but I can't help with that."
 
 

@@ -194,6 +194,8 @@ class Arena:
                 text = new[done.id].prefix + (words if done.finish != "failed" else "")
                 call = Call(id=done.id, role="attacker", text=text, tokens=done.tokens, finish=done.finish)
                 (failed if done.finish == "failed" else self._calls)[done.id] = call
+                if done.finish == "failed" and len(failed) == 1:
+                    say(f"  the attacker of {self.attack.name} failed: {done.error}")
                 waiting += [] if done.finish == "failed" else [call]
                 if len(waiting) >= STORE:
                     self._store(waiting)

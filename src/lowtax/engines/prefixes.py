@@ -28,7 +28,7 @@ def begun(requests: Sequence[Request], asks: "Sequence[Ask]") -> list[Request]:
     whose template opens no thought.
 
     Raises:
-        UserError: An attack writes a thought, and the request turns thinking off.
+        UserError: An attack writes a thought where the model has none.
     """
     done = list[Request]()
     formats: dict[str, tuple[Markers, str]] = {}
@@ -38,10 +38,7 @@ def begun(requests: Sequence[Request], asks: "Sequence[Ask]") -> list[Request]:
             done.append(request)
             continue
         if attacked.part == "thought" and request.thinking == "off":
-            raise UserError(
-                f"The attack {attacked.attack} begins the thought, but thinking is off: set `thinking` to default, or "
-                "use `prefill`, which begins the answer."
-            )
+            raise _no_thought(attacked.attack)
         if ask.subject.model not in formats:
             formats[ask.subject.model] = _format(ask.subject.model, request)
         done.append(replace(request, prefix=prefix(attacked, *formats[ask.subject.model])))
@@ -54,14 +51,26 @@ def prefix(attacked: Attacked, markers: Markers, prompt: str) -> str:
     Args:
         markers: the model's format of a thought.
         prompt: a prompt as the chat template writes it.
+
+    Raises:
+        UserError: The attack writes a thought, and the prompt leaves none.
     """
     opened = markers.opens(prompt)
+    if attacked.part == "thought" and (markers.closes(prompt) or (markers.closed and not markers.in_tags)):
+        raise _no_thought(attacked.attack)
     if attacked.part == "thought":
         end = markers.closing if attacked.closed else ""
         return (markers.after(prompt) if opened else markers.opening) + attacked.prefix + end
     if opened:
         return markers.closing + attacked.prefix
-    return ("" if markers.closes(prompt) else markers.before_answer) + attacked.prefix
+    return markers.before_answer + attacked.prefix
+
+
+def _no_thought(attack: str) -> UserError:
+    return UserError(
+        f"The attack {attack} begins the thought, but thinking is off or the chat template allows none here: turn "
+        "thinking on, or use `prefill`, which begins the answer."
+    )
 
 
 def answer_lead(model: str, request: Request) -> str:
