@@ -22,7 +22,7 @@ STORE = 16  # rows after which they are on disk
 
 
 class Call(Row):
-    """What the attacker wrote, or how the judge scored a reply.
+    """A text of the attacker, or the score of a reply.
 
     role: attacker or judge. text: the attacker's words, with the beginning that was written for it.
     score: from 0 to 1; None if the judge gave no verdict. refused: the reply refuses.

@@ -28,7 +28,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Step:
-    """What an attacker spent on a request: the tokens that it wrote, and the steps without a usable prompt."""
+    """A step of an attacker on a request: the tokens that it wrote, and why no prompt came of them, if none did."""
 
     seed: int
     request: str

@@ -15,7 +15,7 @@ NO_JSON = "no JSON"
 
 @dataclass(frozen=True)
 class Written:
-    """What came of a draft: the attacker's words, the prompt in them (empty with a problem), and the tokens of all."""
+    """The outcome of a draft: the attacker's words, the prompt in them, empty with a problem, and all tokens."""
 
     wrote: str
     prompt: str

@@ -437,13 +437,14 @@ class Study:
             "precision": self.precision,
             "seeds": self.recipe.seeds,
             "judge": self.recipe.judge,
-            "judge_kind": kind_of(self.recipe.judge),
             "judged_text": self.recipe.judged_text,
             "versions": versions(),
             "hardware": self._hardware(),
         }
         if others:
             table["judges"] = panel.agreement(verdicts, others)
+        if attacks:
+            table["judge_kind"] = kind_of(self.recipe.judge)
         for row in table["rows"]:
             if cells := attacking.of_row(attacks, row):
                 row["attacks"] = cells
