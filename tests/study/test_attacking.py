@@ -67,7 +67,7 @@ def test_rows_keep_the_plain_request_and_judges_see_it(done: tuple[Path, Path, d
     assert len(replies) == (1 + 2 * 2) * 2 * (1 + 3 + 1)
     assert all(r.goal and r.attacked for r in replies.values())
     verdicts = read_rows(out / "verdicts" / "attacks.refusal_words.jsonl", Verdict)
-    assert {v.reply_id for v in verdicts.values()} == {*replies}
+    assert {v.reply_id for v in verdicts.values()} > {*replies}  # and those on conversations
     attempts = read_rows(out / "attacks" / "pair.attempts.jsonl", Attempt)
     talked = read_rows(out / "attacks" / "pair.replies.jsonl", Reply)
     assert {a.reply for a in attempts.values() if a.reply} <= {*talked}
@@ -115,7 +115,6 @@ def test_compare_of_a_cut_attack_says_what_to_do(done: tuple[Path, Path, dict], 
             },
             "set `sampling.decoding` to default",
         ),
-        ({"harmful": [{**HARMFUL, "attack": {"name": "prefill", "label": "attacks"}}]}, "another `label`"),
         ({"judges": ["llama_gard"]}, "did you mean 'llama_guard'"),
         (
             {"harmful": [{**HARMFUL, "attack": {"name": "pair", "attacker": "m", "attacker_engine": "hff"}}]},

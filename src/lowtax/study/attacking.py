@@ -6,7 +6,7 @@ the recipe says so. Files, beside those of the study:
 
     replies/attacks.jsonl                                  replies to prompts that attacks made
     attacks/NAME.{calls,replies,attempts}.jsonl            what attacker, judge and target wrote in a conversation
-    verdicts/attacks.JUDGE.jsonl  verdicts/NAME.JUDGE.jsonl
+    verdicts/attacks.JUDGE.jsonl                           the verdicts on both
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,9 +91,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: An attack, its engine or its judge does not exist, or it cannot begin a reply.
     """
-    for name, plan in planned(recipe).items():
-        if file_name(name) == SHEET:
-            raise UserError(f"An attack cannot be called {SHEET!r}: give it another `label`.")
+    for plan in planned(recipe).values():
         for prompt in plan.requests():
             judges.refuse_contexts(recipe.judge, [(prompt.text, prompt.goal)])
         if isinstance(plan.attack, Conversation):
@@ -204,12 +202,12 @@ def results(recipe: Recipe, subjects: Sequence[Subject], engine: EngineSettings,
     how, cells = target(recipe, engine), Results()
     stored = sheet(recipe, out)
     replies = [reply for _, reply in replies_of(stored, subjects, engine).values()] if stored else []
-    verdicts = _verdicts(replies, SHEET, how, out)
+    verdicts = _verdicts(replies, how, out)
     for name, plan in planned(recipe).items():
         if isinstance(plan.attack, Conversation):
             models = attacked(subjects, plan.attack)
             attempts, said = talk(plan.attack, plan.requests(), models, how, out / "attacks", None)
-            of_attack = _verdicts([*said.values()], name, how, out)
+            of_attack = _verdicts([*said.values()], how, out)
             cells[name] = by_checkpoint(plan.attack, how, [*said.values()], of_attack, attempts)
         else:
             own = [r for r in replies if r.attacked is not None and r.attacked.attack == name]
@@ -217,8 +215,8 @@ def results(recipe: Recipe, subjects: Sequence[Subject], engine: EngineSettings,
     return cells
 
 
-def _verdicts(replies: Sequence[Reply], name: str, how: Target, out: Path) -> dict[str, Verdict]:
-    path = out / "verdicts" / f"{file_name(name)}.{file_name(how.judge)}.jsonl"
+def _verdicts(replies: Sequence[Reply], how: Target, out: Path) -> dict[str, Verdict]:
+    path = out / "verdicts" / f"{SHEET}.{file_name(how.judge)}.jsonl"
     return judge_replies(replies, path, how.judge, how.on, how.engine) if replies else {}
 
 
