@@ -70,7 +70,8 @@ def test_every_row_is_read_and_written_back_as_it_was(path: Path):
 
 
 def test_prompts_have_the_fields_they_had():
-    assert list(Prompt.model_fields) == ["id", "source", "text", "category", "gold", "goal", "choices", "problem"]
+    older = ["id", "source", "text", "category", "gold", "goal", "choices", "problem"]
+    assert list(Prompt.model_fields) == [*older, "attacked"]
 
 
 def test_a_stored_study_has_nothing_left_to_do(stored: Path):

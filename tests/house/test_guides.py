@@ -26,6 +26,7 @@ GUIDES = (
     "guides/sampling.md",
     "guides/chat-templates.md",
     "guides/judging.md",
+    "guides/attacks.md",
     "start/your-model.md",
 )
 

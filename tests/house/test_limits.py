@@ -164,7 +164,20 @@ def run_help(*command: str) -> float:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "train", "sample", "judge", "evaluate", "grade", "sandbox", "analyze", "edit", "compare", "consistency"],
+    [
+        "run",
+        "train",
+        "sample",
+        "judge",
+        "attack",
+        "evaluate",
+        "grade",
+        "sandbox",
+        "analyze",
+        "edit",
+        "compare",
+        "consistency",
+    ],
 )
 def test_help_of_a_command_is_light_and_shows_an_example(command: str):
     run_help(command)

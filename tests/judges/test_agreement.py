@@ -171,3 +171,23 @@ def test_figures_of_no_rows_are_undefined():
     assert math.isnan(agreement.brier([], []))
     assert math.isnan(agreement.expected_calibration_error(agreement.reliability([], [])))
     assert all(math.isnan(x) for x in agreement.bootstrap_interval(agreement.kappa, np.zeros((2, 2))))
+
+
+def test_kappa_over_requests_draws_whole_requests():
+    """Ten equal replies to a request count as one draw: the interval is that of one reply for each, not of ten."""
+    rng = np.random.default_rng(0)
+    single = [np.eye(4)[rng.choice(4, p=[0.4, 0.1, 0.1, 0.4])].reshape(2, 2) for _ in range(40)]
+    once = agreement.kappa_over_requests(single)
+    tenfold = agreement.kappa_over_requests([10 * each for each in single])
+    assert tenfold == pytest.approx(once)
+    independent = agreement.bootstrap_interval(agreement.kappa, 10 * sum(single))
+    assert once[0] == pytest.approx(independent[0])
+    assert once[2] - once[1] > 2 * (independent[2] - independent[1])
+
+
+def test_kappa_over_requests_claims_no_certainty():
+    value, low, high = agreement.kappa_over_requests([np.diag([3.0, 0.0]), np.diag([0.0, 3.0])] * 5)
+    assert (value, high) == (1, 1)
+    assert low < 0.9
+    assert all(np.isnan(agreement.kappa_over_requests([np.diag([1.0, 0.0])] * 5)))
+    assert all(np.isnan(agreement.kappa_over_requests([])))

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from lowtax import __version__
 from lowtax.cli import (
     analyze,
+    attack,
     consistency,
     edit,
     evaluate,
@@ -171,6 +172,7 @@ app.command()(train.train)
 
 app.command()(sample.sample)
 app.command()(sample.judge)
+app.command()(attack.attack)
 app.command()(judge.calibrate)
 app.command()(judge.export)
 

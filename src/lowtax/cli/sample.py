@@ -79,7 +79,8 @@ def sample(
 ) -> None:
     """Sample replies to prompts.
 
-    The replies are those of a model and its adapters; in a study, those of the base and all checkpoints.
+    The replies are those of a model and its adapters; in a study, those of the base and all checkpoints, and the
+    conversations of attacks.
 
     Example: lowtax sample runs/quickstart
 
@@ -92,8 +93,9 @@ def sample(
             raise UserError("A study defines its own model and prompts: remove --model, --adapter and --prompts.")
         with study(folder, same=base_is_the_same, trust=trust) as work:
             work.require("prompts")
-            sheets = list(work.reply_sheets().values())
+            sheets = [*work.reply_sheets().values(), *work.attack_sheets()]
             work.sample(sheets)
+            work.converse()
             report_failures(stored(sheet.path for sheet in sheets))
         return
     if not (model and prompts and out):

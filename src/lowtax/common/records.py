@@ -24,12 +24,35 @@ class Row(BaseModel):
     id: str
 
 
+class Attacked(BaseModel):
+    """The place of a prompt or reply in an attack on a plain request.
+
+    attack: the attack's name in a table. request: the id of the plain request. attempt: the number of the query among
+        those to this model about this request, from 0. variant: the wrapper or technique.
+    prefix: text that begins the reply, in the `part` of it; it is not part of the reply. closed: such a thought ends.
+    history: the earlier turns of the conversation, as (role, content).
+    on_goal: the prompt still has words of the plain request, as far as they show it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attack: str
+    request: str
+    attempt: int = 0
+    variant: str = ""
+    prefix: str = ""
+    part: Literal["answer", "thought"] = "answer"
+    closed: bool = False
+    history: tuple[tuple[str, str], ...] = ()
+    on_goal: bool = True
+
+
 class Prompt(Row):
     """One request to a model.
 
-    `gold` is the correct answer of a question and `choices` its options in order. Where `text` wraps the actual
-    request, `goal` is that request, which judges see. Where `text` wraps a problem, `problem` is the problem alone,
-    which a checker sees; it is part of no stored row.
+    `attacked` is set where an attack made the prompt. `gold` is the correct answer of a question and `choices` its
+    options in order. Where `text` wraps the actual request, `goal` is that request, which judges see. Where `text`
+    wraps a problem, `problem` is the problem alone, which a checker sees; it is part of no stored row.
     """
 
     source: str
@@ -39,6 +62,7 @@ class Prompt(Row):
     goal: str | None = None
     choices: tuple[str, ...] = ()
     problem: str | None = None
+    attacked: Attacked | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,8 @@ class Subject:
 class Reply(Row):
     """Text that a model wrote. `finish` is "stop" (it ended by itself), "length" (token limit) or "failed".
 
-    `columns` has the other columns of the user's file that the prompt is from.
+    `columns` has the other columns of the user's file that the prompt is from, and `attacked` the place of the prompt
+    in an attack.
     """
 
     arm: str
@@ -79,12 +104,13 @@ class Reply(Row):
     category: str = ""
     goal: str | None = None
     columns: dict[str, Any] = {}
+    attacked: Attacked | None = None
 
     @model_serializer(mode="wrap")
-    def _without_empty_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write no `columns` where there are none, as rows are that are older than this field."""
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no `columns` and no `attacked` where there are none, as rows are that are older than these fields."""
         row: dict[str, Any] = handler(self)
-        return row if self.columns else {name: value for name, value in row.items() if name != "columns"}
+        return {name: value for name, value in row.items() if name not in ("columns", "attacked") or value}
 
 
 class Verdict(Row):

@@ -147,7 +147,17 @@ class PromptSet(Section):
     seed: NonNegativeInt | None = Field(
         None, le=SEED, description="draw the n prompts by this seed, spread over the categories of the set"
     )
-    later: ClassVar[frozenset[str]] = frozenset({"seed"})
+    attack: str | dict[str, Any] | None = Field(
+        None,
+        description="an attack on these prompts, of harmful ones alone: a name, or {name: pair, attacker: MODEL} "
+        "(docs/reference/attacks.md)",
+    )
+    later: ClassVar[frozenset[str]] = frozenset({"seed", "attack"})
+
+    def attack_names(self) -> list[str]:
+        """Return the texts in the attack, among which are the names of classes, engines and judges."""
+        values = self.attack.values() if isinstance(self.attack, dict) else [self.attack]
+        return [value for value in values if isinstance(value, str)]
 
     def at_most(self, n: int) -> "PromptSet":
         """Return the set with at most n prompts, drawn by seed 0 if it has more; a smaller n that it has stays."""

@@ -20,7 +20,7 @@ from lowtax.common.records import Prompt, Reply, Subject, row_id
 from lowtax.data import chat, rendering
 from lowtax.data.chat import Thinking, Variables
 from lowtax.data.rendering import THINK
-from lowtax.engines import base, thinking_modes
+from lowtax.engines import base, prefixes, thinking_modes
 from lowtax.engines.settings import EMBEDDED, PLAIN, THINKING, EngineSettings, Sampling
 from lowtax.models import embedded, loading
 from lowtax.models.adapters import check_base
@@ -62,10 +62,12 @@ class Ask:
     def request(self) -> base.Request:
         """Return the request for the engine. Its seed derives from prompt and sample, not from the subject."""
         settings = self.sheet.sampling
-        system = [{"role": "system", "content": settings.system}] if settings.system else []
+        system = [("system", settings.system)] if settings.system else []
+        history = self.prompt.attacked.history if self.prompt.attacked else ()
+        turns = [*system, *history, ("user", self.prompt.text)]
         return base.Request(
             id=self.id,
-            messages=(*system, {"role": "user", "content": self.prompt.text}),
+            messages=tuple({"role": role, "content": content} for role, content in turns),
             adapter=self.subject.adapter,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -180,7 +182,7 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
         of_mode = [ask for ask in missing if ask.sheet.sampling.decoding == mode]
         requests = [ask.request() for ask in of_mode]
         if mode == "default":
-            yield from engine.generate(requests)
+            yield from engine.generate(prefixes.begun(requests, of_mode))
             continue
         tokenizer = loading.load_tokenizer(of_mode[0].subject.model)
         first = requests[0]
@@ -302,6 +304,7 @@ def reply_of(ask: Ask, completion: base.Completion) -> Reply:
         category=ask.prompt.category,
         goal=ask.prompt.goal,
         columns=dict(ask.sheet.columns.get(ask.prompt.id, {})),
+        attacked=ask.prompt.attacked,
     )
 
 

@@ -141,3 +141,30 @@ def expected_calibration_error(curve: Sequence[dict[str, float]]) -> float:
     """Return the mean distance of a bin's score from its share, weighted by rows (Naeini et al. 2015)."""
     n = sum(each["n"] for each in curve)
     return sum(each["n"] * abs(each["score"] - each["positive"]) for each in curve) / n if n else NAN
+
+
+def kappa_over_requests(
+    counts: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+) -> Interval:
+    """Return Cohen's kappa of two judges with its interval; requests are drawn, with all their replies.
+
+    Replies to one request are alike, so that an interval over single replies would be too narrow. Where all resamples
+    are alike, the interval is that of `bootstrap_interval` for as many replies as requests.
+
+    Args:
+        counts: a matrix for each request, (first judge, second judge).
+    """
+    if not counts:
+        return NAN, NAN, NAN
+    each = np.asarray(counts, dtype=float)
+    whole, n = each.sum(0), len(each)
+    value = float(kappa(whole))
+    if math.isnan(value):
+        return value, NAN, NAN
+    drawn = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples)
+    values = kappa(np.tensordot(drawn, each, axes=1))
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    if low == high:  # the two never disagree, or never agree
+        of_requests = np.round(whole * n / whole.sum())
+        _, low, high = bootstrap_interval(kappa, of_requests, seed=seed, resamples=resamples, level=level)
+    return value, float(min(low, value)), float(max(high, value))

@@ -71,7 +71,7 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
             say(f"  {set_.name}: {set_.note}")
     refuse_foreign(out, BEGUN, ("card.json", "effects.json"))
     model = base_in(out, ask.model, same=ask.engine.base_is_the_same)
-    subjects = _subjects(ask.model, ask.adapters, model)
+    subjects = subjects_of(ask.model, ask.adapters, model)
     record_base(out, model)
     if (tokens := ask.sampling.max_new_tokens) < ENOUGH:
         needed = reply_tokens(ask.model, ask.engine.name, ask.engine.thinking_tags)
@@ -112,7 +112,7 @@ def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
     """
     refuse_foreign(out, BEGUN, ("card.json", "effects.json", "reasoning.json", "reasoning.md"))
     model = base_in(out, exam.model, same=exam.engine.base_is_the_same)
-    subjects = _subjects(exam.model, exam.adapters, model)
+    subjects = subjects_of(exam.model, exam.adapters, model)
     record_base(out, model)
     collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, out)
     rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
@@ -143,7 +143,8 @@ def _card(subjects: Sequence[Subject], engine: EngineSettings, how: dict[str, An
     }
 
 
-def _subjects(model: str, adapters: Sequence[Path], in_folder: Base) -> list[Subject]:
+def subjects_of(model: str, adapters: Sequence[Path], in_folder: Base) -> list[Subject]:
+    """Return the base and the adapters as subjects, by the shortest names that tell the adapters apart."""
     base = in_folder.made_by
     subjects = [Subject("base", None, None, 0, model, None, base)]
     for folder, name in zip(adapters, _names(adapters), strict=True):

@@ -11,7 +11,7 @@ from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
 from lowtax.models import hub, loading
-from lowtax.study import lineage
+from lowtax.study import attacking, lineage
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Arm, Recipe
 from lowtax.study.stored_recipe import STORED, stored_in
@@ -109,8 +109,13 @@ def require_tools(recipe: Recipe) -> None:
         raise UserError(f"The engine {recipe.engine!r} needs a package: pip install 'lowtax[{package}]'.")
     if recipe.engine not in ("hf", "vllm"):
         return  # a server has its own models
-    source, judge = OnlineSource(), judges.load(recipe.judge, EngineSettings(recipe.engine))
-    source.need_model(getattr(judge, "model", ""), f"the judge {recipe.judge}")
+    source, talks = OnlineSource(), [attack for attack, _ in attacking.conversations(recipe)]
+    for name in dict.fromkeys([recipe.judge, *recipe.judges, *(a.judge for a in talks if a.judge)]):
+        judge = judges.load(name, EngineSettings(recipe.engine))
+        source.need_model(getattr(judge, "model", ""), f"the judge {name}")
+    for attack in talks:
+        if attack.attacker_engine in ("hf", "vllm"):
+            source.need_model(str(attack.attacker), f"the attacker of {attack.name}")
     for name, task in recipe.tasks.items():
         source.need_model(task.checker or "", f"the checker of {name}")
         if task.checker and is_local(loading.resolve(task.checker)):

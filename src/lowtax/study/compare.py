@@ -13,7 +13,7 @@ from lowtax.common import stats
 from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
-from lowtax.study import after, matched, readings, thought_patterns
+from lowtax.study import after, attack_tables, matched, panel_tables, readings, thought_patterns
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
@@ -107,6 +107,8 @@ def markdown(table: Table) -> str:
         thought_patterns.markdown(rows),
         _sets(rows),
         _categories(table),
+        attack_tables.markdown(rows, table.get("judge_kind") == "harm"),
+        panel_tables.markdown(table),
     )
     more = [part for part in parts if part]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"

@@ -46,6 +46,7 @@ NEWER = (
     "matched_safety",
     "prompt_order",
     "attacked",
+    "judges",
 )  # fields that stored cards do not have
 TO_ARM = "arm:"  # in an edit, before the name of a trained arm: its last checkpoint
 T = TypeVar("T", bound=BaseModel)
@@ -164,6 +165,9 @@ class Recipe(Section):
     sampling: Sampling = Field(Sampling(), description="sampling of harmful and ordinary prompts")
     judge: str = Field(
         "refusal", description="the judge of replies to harmful and ordinary prompts (docs/reference/judges.md)"
+    )
+    judges: list[str] = Field(
+        default_factory=list, description="further judges of the same replies, beside `judge`, and their agreement"
     )
     judged_text: Text = Field(
         "answer", description="the text that the judge reads; both is the reply exactly as it was written"
@@ -292,7 +296,8 @@ class Recipe(Section):
         """Return the classes in Python files that it names (path/to/file.py:Class): they run when they are used."""
         specs = [spec for arm in self.arms.values() for spec in arm.methods]
         specs += [spec for arm in self.edited.values() for spec in arm.edits]
-        names = [self.engine, self.judge, *(spec.get("name") for spec in specs)]
+        names = [self.engine, self.judge, *self.judges, *(spec.get("name") for spec in specs)]
+        names += [value for spec in self.harmful for value in spec.attack_names()]
         names += [task.benchmark or name for name, task in self.tasks.items()]
         return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_program(name)))
 

@@ -6,6 +6,7 @@ DIR/arms/ARM/seed-S/checkpoint-N/        a PEFT adapter, or a whole model for fu
 DIR/data/*.jsonl                         the model's own answers, if the recipe trains on them
 DIR/replies/{harmful,ordinary}.jsonl     the replies of every checkpoint
 DIR/verdicts/*.JUDGE.jsonl               the judge's verdicts on them
+DIR/replies/attacks.jsonl  attacks/*.jsonl  the replies to attacks on prompts, and what attackers wrote
 DIR/answers/TASK.jsonl  grades/TASK.jsonl
 DIR/updates.json  effects.json           the size of each checkpoint's update, and what it changes of the logits
 DIR/base.json                            the fingerprint of the base
@@ -35,7 +36,7 @@ from lowtax.common.names import file_name, refuse_foreign
 from lowtax.common.provenance import hardware, provenance, versions
 from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
-from lowtax.data.specs import Data
+from lowtax.data.specs import Data, PromptSet
 from lowtax.engines import base
 from lowtax.engines.sampling import EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
 from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
@@ -47,10 +48,12 @@ from lowtax.models.fingerprint import BEGUN, base_in, record_base
 from lowtax.study import (
     after,
     arms,
+    attacking,
     checks,
     lineage,
     matched,
     own_answers,
+    panel,
     readings,
     recipe,
     starts,
@@ -61,6 +64,7 @@ from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
 from lowtax.study.recipe import Recipe
+from lowtax.study.referee import kind_of
 from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
@@ -147,11 +151,14 @@ class Study:
             UserError: An engine, judge, task, prompt set, split or edit does not exist, or an arm cannot be trained.
         """
         base.find(self.engine.name)
-        judges.check(self.recipe.judge)
+        for name in dict.fromkeys([self.recipe.judge, *self.recipe.judges]):
+            judges.check(name)
         for name, arm in self.recipe.edited.items():
             arms.check(name, arm)
         for sheet in self.reply_sheets().values():
-            judges.refuse_contexts(self.recipe.judge, ((prompt.text, prompt.goal) for prompt in sheet.prompts))
+            for name in (self.recipe.judge, *self.recipe.judges):
+                judges.refuse_contexts(name, ((prompt.text, prompt.goal) for prompt in sheet.prompts))
+        attacking.check(self.recipe)
         self.answer_sheets()
         checks.require_arms(self.recipe, self.precision)
 
@@ -373,15 +380,21 @@ class Study:
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
-        """Return the sheets of harmful and of ordinary prompts, by name."""
+        """Return the sheets of harmful and of ordinary prompts, by name; those that an attack makes are not in them."""
         sheets = {}
         for name in SETS:
-            lists = [prompt_sets.prompt_list(spec) for spec in getattr(self.recipe, name)]
+            specs: list[PromptSet] = [spec for spec in getattr(self.recipe, name) if spec.attack is None]
+            lists = [prompt_sets.prompt_list(spec) for spec in specs]
             prompts = [prompt for each in lists for prompt in each.prompts]
             columns = {id_: of_row for each in lists for id_, of_row in each.columns.items()}
             if prompts:
                 sheets[name] = Sheet(self.out / "replies" / f"{name}.jsonl", prompts, self.recipe.drawn(), columns)
         return sheets
+
+    def attack_sheets(self) -> list[Sheet]:
+        """Return the sheet of the prompts that attacks make, if the recipe has such attacks."""
+        stored = attacking.sheet(self.recipe, self.out)
+        return [] if stored is None else [stored]
 
     def answer_sheets(self) -> dict[str, Sheet]:
         """Return the sheets of all tasks, by name."""
@@ -398,6 +411,10 @@ class Study:
                 replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets
             ]
         collect(sheets, self.subjects(), self.engine, self.out)
+
+    def converse(self) -> None:
+        """Run the attacks that talk to the models; what is stored is not repeated."""
+        attacking.converse(self.recipe, self.subjects(), self.engine, self.out)
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
@@ -448,6 +465,8 @@ class Study:
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
+        others = panel.verdicts(self, verdicts)
+        attacks = attacking.results(self.recipe, subjects, self.engine, self.out)
         # Lazy: training needs neither the analysis nor matplotlib.
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
@@ -459,6 +478,7 @@ class Study:
                 self._table_row(group, verdicts, beside, grades)
                 | {"update": update_norms.cell(group, moved)}
                 | update_norms.logit_change(group, effects)
+                | panel.of_row(group[0], verdicts, others)
                 for group in examine.by_checkpoint(subjects)
             ],
             "recipe": self.recipe.name,
@@ -470,6 +490,13 @@ class Study:
             "versions": versions(),
             "hardware": self._hardware(),
         }
+        if others:
+            table["judges"] = panel.agreement(verdicts, others)
+        if attacks:
+            table["judge_kind"] = kind_of(self.recipe.judge)
+        for row in table["rows"]:
+            if cells := attacking.of_row(attacks, row):
+                row["attacks"] = cells
         curves = self.curves(verdicts, grades)
         level = level or self.level()
         places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
@@ -562,7 +589,8 @@ class Study:
             self.write_recipe()
         self.edit()
         self.warn()
-        self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
+        self.sample([*self.reply_sheets().values(), *self.attack_sheets(), *self.answer_sheets().values()])
+        self.converse()
         table = self.compare()
         self._write_card(time.perf_counter() - began)
         return table

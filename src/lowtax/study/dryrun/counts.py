@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lowtax.attacks.base import Wrapping
 from lowtax.benchmarks.base import Task
 from lowtax.benchmarks.base import load as load_benchmark
 from lowtax.benchmarks.catalog import QUESTION_SETS
@@ -24,6 +25,7 @@ from lowtax.data.specs import Data
 from lowtax.data.training_sets import load, shares
 from lowtax.engines.sampling import Sheet, asks
 from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.study import attacking
 from lowtax.study.offline import OfflineSource
 from lowtax.study.own_answers import answered_prompts
 from lowtax.study.recipe import Recipe
@@ -159,6 +161,7 @@ class Counter:
         """Yield kind, name, the prompts that were read, how many are not available, and how to sample."""
         for kind, specs in (("harmful", self.recipe.harmful), ("ordinary", self.recipe.ordinary)):
             prompts, unread = list[Prompt](), 0
+            specs = [spec for spec in specs if spec.attack is None]
             for spec in specs:
                 named = PROMPT_SETS.get(spec.source.partition(":")[0])
                 rows = self.source.read(spec.source, prompt_set, spec)
@@ -166,12 +169,28 @@ class Counter:
                 unread += _size(named.rows if named else None, spec.n, otherwise=PROMPTS) if rows is None else 0
             if specs:
                 yield kind, ", ".join(spec.source for spec in specs), prompts, unread, self.recipe.sampling
+        yield from self._attacks()
         for name, task in self.recipe.tasks.items():
             exam = QUESTION_SETS.get(task.benchmark or name)
             published = exam.rows if exam and task.split in (None, exam.split) else None
             rows = self.source.read(name, _questions, name, task)
             unread = _size(published, task.n, otherwise=PROMPTS) if rows is None else 0
             yield "task", name, rows or [], unread, task.sampling
+
+    def _attacks(self) -> Iterator[tuple[str, str, list[Prompt], int, Sampling]]:
+        """Yield the attacks like sheets; those that talk with as many unknown prompts as their budget allows."""
+        for name, plan in attacking.planned(self.recipe).items():
+            prompts, unread, queries = list[Prompt](), 0, plan.attack.queries
+            for spec in plan.specs:
+                named = PROMPT_SETS.get(spec.source.partition(":")[0])
+                rows = self.source.read(spec.source, prompt_set, spec)
+                if rows is None:
+                    unread += queries * _size(named.rows if named else None, spec.n, otherwise=PROMPTS)
+                elif isinstance(plan.attack, Wrapping):
+                    prompts += plan.attack.prompts(rows)
+                else:
+                    unread += queries * len(rows)
+            yield "attack", name, prompts, unread, self.recipe.drawn()
 
 
 def _questions(name: str, task: Task) -> list[Prompt]:

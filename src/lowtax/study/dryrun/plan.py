@@ -16,6 +16,7 @@ from lowtax.engines.sampling import few_tokens, reply_tokens, tokens_for
 from lowtax.engines.settings import EMBEDDED
 from lowtax.judges import base as judges
 from lowtax.models import embedded, loading
+from lowtax.study import attacking
 from lowtax.study.dryrun.counts import Counter, RequestCount, TrainingCount
 from lowtax.study.offline import OfflineSource, offline
 from lowtax.study.recipe import EditedArm, Recipe
@@ -91,7 +92,7 @@ def plan(recipe: Recipe) -> Plan:
         )
         _check_tools(recipe, source)
         _warn(recipe, tokenizer)
-    texts = {"harmful": len({recipe.judged_text, *recipe.judged_also}), "ordinary": 1}
+    texts = {"harmful": len({recipe.judged_text, *recipe.judged_also}), "ordinary": 1, "attack": 1}
     return Plan(
         recipe=recipe.name,
         model=recipe.model,
@@ -187,6 +188,13 @@ def _check_tools(recipe: Recipe, source: OfflineSource) -> None:
     needed["deepspeed"] = recipe.execution.deepspeed is not None
     for package in (name for name, is_needed in needed.items() if is_needed and find_spec(name) is None):
         source.missing[package] = f"`pip install 'lowtax[{package}]'`"
-    source.need_model(getattr(judges.load(recipe.judge), "model", ""), f"the judge {recipe.judge}:")
+    attacking.check_decoding(recipe.sampling, [plan.attack for plan in attacking.planned(recipe).values()])
+    talks = [attack for attack, _ in attacking.conversations(recipe)]
+    for name in dict.fromkeys([recipe.judge, *recipe.judges, *(a.judge for a in talks if a.judge)]):
+        source.need_model(getattr(judges.load(name), "model", ""), f"the judge {name}:")
+    for attack in talks:
+        base.find(attack.attacker_engine)
+        if attack.attacker_engine in ("hf", "vllm"):
+            source.need_model(str(attack.attacker), f"the attacker of {attack.name}:")
     for name, task in recipe.tasks.items():
         source.need_model(task.checker or "", f"the checker of {name}:")

@@ -1,0 +1,1 @@
+"""Attacks on prompts: one file for each, under one interface."""

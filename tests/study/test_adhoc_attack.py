@@ -1,0 +1,94 @@
+"""The command `attack`: what is in its folder, resuming, budgets and mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from scripted import WRITER
+from tiny import save_adapter
+from typer.testing import CliRunner
+
+from lowtax.cli.main import app
+from lowtax.common.errors import UserError
+
+
+def call(model: Path, out: Path, name: str, *more: object) -> str:
+    words = ["attack", name, "--model", model, "--prompts", "builtin:harmful", "--limit", 2, "--max-new-tokens", 8,
+             "--judge", "refusal_words", "--precision", "float32", "--out", out, *more]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def table(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_an_attack_on_a_model_and_an_adapter(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    adapter = save_adapter(tmp_path / "adapter", tiny_model, 2, ["up_proj"], 0)
+    out = tmp_path / "out"
+    text = call(tiny_model, out, "best_of_n", "--adapter", adapter, "--budget", 3)
+    assert text.count("| best_of_n |") == 2
+    assert (out / "attack.md").read_text() in text
+    results = json.loads((out / "attack.json").read_text())
+    assert [row["arm"] for row in results["rows"]] == ["base", "adapter"]
+    assert all(row["attacks"]["best_of_n"]["budget"] == 3 for row in results["rows"])
+    lines = [json.loads(line) for line in (out / "judged.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 2 * 3
+    assert {line["attempt"] for line in lines} == {0, 1, 2}
+    assert all(line["goal"] != line["prompt"] for line in lines)
+    monkeypatch.setattr("lowtax.engines.base.load", None)
+    again = call(tiny_model, out, "best_of_n", "--adapter", adapter, "--budget", 3)
+    assert table(again) == table(text)
+    fewer = call(tiny_model, out, "best_of_n", "--adapter", adapter, "--budget", 1)  # a part of what is stored
+    assert fewer.count("| 1 |") >= 2
+
+
+def test_an_attack_that_talks(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "writer.py").write_text(WRITER)
+    how = (
+        "--attacker",
+        "any",
+        "--attacker-engine",
+        f"{tmp_path / 'writer.py'}:Writer",
+        "--set",
+        "streams=2",
+        "--budget",
+        3,
+    )
+    text = call(tiny_model, tmp_path / "out", "pair", *how)
+    cell = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"][0]["attacks"]["pair"]
+    assert (cell["budget"], cell["n"]) == (3, 2)
+    assert cell["tokens"]["attacker"] > 0
+    monkeypatch.setattr("lowtax.engines.base.load", None)
+    assert table(call(tiny_model, tmp_path / "out", "pair", *how)) == table(text)
+
+
+def test_a_tiny_real_model_attacks_itself_and_writes_nonsense(tmp_path: Path, tiny_model: Path):
+    """A random model writes no JSON: every step is counted, nothing is sent, and no request is won."""
+    writer = tmp_path / "writer"
+    shutil.copytree(tiny_model, writer)
+    config = json.loads((writer / "config.json").read_text())
+    (writer / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    more = ("--set", "attacker_tokens=8", "--set", "tries=1")
+    call(tiny_model, tmp_path / "out", "pair", "--attacker", writer, *more)
+    cell = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"][0]["attacks"]["pair"]
+    assert (cell["value"], cell["n"], cell["unusable"]) == (0.0, 2, {"no JSON": 2 * 5 * 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("prefil", [], "did you mean 'prefill'"),
+        ("prefill", ["--attacker", "m"], "has no attacker"),
+        ("pair", [], "set `attacker`"),
+        ("prefill", ["--set", "texts"], "not of the form key=value"),
+        ("prefill", ["--set", "n=3"], "unknown key 'n'"),
+        ("prefill", ["--judge", "refusal_wrds"], "did you mean 'refusal_words'"),
+        ("prefill", ["--prompts", "strongrejct"], "did you mean 'strongreject'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, tiny_model: Path, name: str, more: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        call(tiny_model, tmp_path / "out", name, *more)
