@@ -69,13 +69,14 @@ class Reader {
 
   draw() {
     this.count = el("p.count", { role: "status" });
+    this.order = el("p.order");
     this.rows = el("div.rows", { role: "presentation" });
     this.list = el("div.list", { role: "listbox", tabindex: 0, "aria-label": "Prompts", scroll: () => this.paint(), keydown: (event) => this.press(event) }, this.rows);
     this.detail = el("div.detail", { tabindex: -1, keydown: (event) => this.press(event) });
     this.bar = el("div.filters");
     const letters = this.which === "requests" ? "rpcsxunf" : "ywuf";
     const key = el("details", {}, el("summary", {}, "Letters"), el("ul.letters", {}, [...letters].map((letter) => el("li", {}, chip(letter), ` ${NAMES[letter]}`))));
-    this.node.append(this.bar, el("div.panes", {}, el("div.pane", {}, this.count, this.list, key), this.detail));
+    this.node.append(this.bar, el("div.panes", {}, el("div.pane", {}, this.count, this.order, this.list, key), this.detail));
     this.drawFilters();
     this.apply();
     new ResizeObserver(() => this.paint()).observe(this.list);
@@ -211,6 +212,7 @@ class Reader {
     const first = Math.max(0, Math.floor(this.list.scrollTop / ROW) - 3);
     const last = Math.min(this.listed.length, first + Math.ceil(this.list.clientHeight / ROW) + 8);
     const columns = this.shownColumns();
+    this.order.replaceChildren("Letters of ", ...columns.flatMap((c, i) => [i ? ", " : "", el("span", {}, badge(this.page.columns[c]), ` ${labelOf(this.page.columns[c])}`)]));
     this.rows.replaceChildren(...this.listed.slice(first, last).map((prompt, i) => this.row(prompt, first + i, columns)));
     this.list.setAttribute("aria-activedescendant", this.listed.length ? `${this.which}-row-${this.at}` : "");
   }
