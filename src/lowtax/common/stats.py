@@ -235,7 +235,7 @@ def difference(
 
 
 def _resampled(table: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the sum of a table (seeds, questions) in each resample of its questions, a part of the resamples at a time.
+    """Return the sum of a table (seeds, questions) in each resample, computed for a part of the resamples at a time.
 
     Args:
         drawn: the weight of each seed in each resample, (resamples, seeds).
