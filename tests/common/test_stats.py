@@ -276,3 +276,11 @@ def test_intervals_over_seeds_hold_the_truth_where_those_over_prompts_do_not():
             held[i] += low <= truth <= high
     assert held[0] >= 107  # 0.89
     assert held[1] <= 96  # 0.8
+
+
+def test_a_resampling_in_parts_has_the_same_bits(monkeypatch: pytest.MonkeyPatch):
+    rng = random.Random(0)
+    one, two = ({s: {str(q): [float(rng.random() < p)] for q in range(90)} for s in (0, 1)} for p in (0.6, 0.5))
+    whole = stats.difference([(one, two)])
+    monkeypatch.setattr(stats, "LARGEST", 90 * 7)
+    assert stats.difference([(one, two)]) == whole

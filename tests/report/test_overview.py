@@ -72,7 +72,7 @@ def test_the_answers_choose_the_checkpoint_that_solves_most_of_the_safe(made_stu
         f"{best['arm']} (step {best['step']}) solves most: {best['reasoning']['sums']['value']:.2f}" in lines[0]["text"]
     )
     assert lines[0]["links"] == [("show", f"#arm={study.rows.index(best)}")]
-    assert lines[1]["text"].startswith("It minus the next arm, ")
+    assert lines[1]["text"].startswith("Against the next arm, ")
     assert lines[1]["text"].endswith("this study does not tell them apart.")
     assert "minus that of the base" in lines[2]["text"]
     counts = dict(lines[3]["links"])
@@ -87,7 +87,7 @@ def test_no_arm_that_is_safe_enough_is_said(made_study: Path, tmp_path: Path):
     (other / "table.json").write_text(json.dumps(table))
     first, second, *_ = [line["text"] for line in said(other)]
     assert first.startswith("No checkpoint refuses 1.00 of the harmful requests")
-    assert "It minus the next arm" in second
+    assert "Against the next arm" in second
 
 
 def test_the_next_arm_is_told_apart_by_pairs_in_every_measure(made_study: Path, tmp_path: Path):

@@ -89,6 +89,13 @@ def test_verdicts_of_which_a_judge_is_unsure_are_a_click_away(watched: Watched, 
     assert "score 0.50" in page.locator("#view-replies .card", has_text="arm_1").inner_text()
 
 
+def test_a_letter_of_several_replies_is_that_of_the_side_which_the_filters_count(watched: Watched, made_page: Path):
+    page = watched.open(made_page, "replies")
+    cases = {"crr": "r", "crp": "r", "ccr": "c", "cr": "r", "urr": "r", "uur": "u", "nnc": "c", "nn": "n", "": None}
+    read = page.evaluate("(all) => all.map((letters) => usual(letters, GOOD) ?? null)", list(cases))
+    assert dict(zip(cases, read, strict=True)) == cases
+
+
 def test_the_texts_of_replies_are_searched_chunk_by_chunk(watched: Watched, made_study: Path, made_page: Path):
     page = watched.open(made_page, "replies")
     row = rows(made_study / "replies" / "ordinary.jsonl")[7]

@@ -217,7 +217,10 @@ def _begin(path: Path, folder: bool) -> tuple[int, Path]:
         first = path.with_name(_first_name(secrets.token_hex(8)))
         if folder:
             first.mkdir()
-            number = os.open(first, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                number = os.open(first, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:  # another process took it for a rest
+                continue
         else:
             number = os.open(first, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with suppress(OSError):  # a file system without locks
@@ -273,7 +276,8 @@ def _remove(path: Path) -> None:
     """Delete a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    with suppress(IsADirectoryError):  # another process has just moved its folder there, and removes it
         path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ Point = tuple[float, float]
 Outcomes = Mapping[str, Sequence[float]]  # question -> outcomes over samples
 
 NAN = float("nan")
+LARGEST = 4_000_000  # numbers of a resampling that are in memory at once: 32 MB
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -218,7 +219,7 @@ def difference(
             return NAN, NAN, NAN
         table = np.array([[losses[q] for q in questions] for losses in lost])
         values.append(float(table.mean()))
-        draws += np.einsum("rq,rq->r", drawn @ table, weights(len(questions), rng, resamples)) / table.size
+        draws += _resampled(table, drawn, rng) / table.size
         if len(seeds) == 1 and (pairs := _single(one[seeds[0]], two[seeds[0]], questions)):
             exact.append((values[-1], *newcombe_paired(pairs, level)))
         if not table.any():
@@ -231,6 +232,17 @@ def difference(
     low, high = _percentiles(draws / len(values), level)
     more = math.hypot(*unchanged) / len(values)
     return value, max(-1.0, value - math.hypot(value - low, more)), min(1.0, value + math.hypot(high - value, more))
+
+
+def _resampled(table: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the sum of a table (seeds, questions) in each resample, computed for a part of the resamples at a time.
+
+    Args:
+        drawn: the weight of each seed in each resample, (resamples, seeds).
+    """
+    n, size = table.shape[1], max(1, LARGEST // table.shape[1])
+    parts = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+    return np.concatenate([np.einsum("rq,rq->r", part @ table, weights(n, rng, len(part))) for part in parts])
 
 
 def _single(one: Outcomes, two: Outcomes, questions: Sequence[str]) -> list[tuple[float, float]]:

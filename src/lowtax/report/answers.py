@@ -144,7 +144,7 @@ class Pairs:
         if not parts:
             return ""
         end = f"it {' and '.join(apart)}" if apart else "this study does not tell them apart"
-        return f"It minus the next arm, {_name(two)}, paired by request: {', '.join(parts)}: {end}."
+        return f"Against the next arm, {_name(two)}, paired by request: {', '.join(parts)}: {end}."
 
     def problems_solved(self, one: Row, two: Row) -> str:
         """Return a sentence on the problems that an arm and the base solve; empty if no question has both answers."""
@@ -243,8 +243,8 @@ def _on_readings(studies: Sequence[Stored]) -> list[Line]:
         value, low, high, n = row["figure"]
         start = f"{studies[row['study']].name}: " if len(studies) > 1 else ""
         text = (
-            f"{start}{row['judge']} agrees with your reading of {n:,} replies on {value:.2f} [{low:.2f}, {high:.2f}] "
-            f"of them: it alone says refused in {row['judge_alone']:,}, and you alone in {row['people_alone']:,}."
+            f"{start}The judge {row['judge']} agrees with your reading of {n:,} replies on "
+            f"{value:.2f} [{low:.2f}, {high:.2f}] of them: it alone says refused in {row['judge_alone']:,}, and you alone in {row['people_alone']:,}."
         )
         shown_ids = row["differ"][:LINKS]
         lines.append(_line(text, *((f"{i}", f"#reply={quote(id_, safe='')}") for i, id_ in enumerate(shown_ids, 1))))
@@ -258,8 +258,8 @@ def _unsure(studies: Sequence[Stored], requests: Replies) -> list[Line]:
     if results is None or not results.unsure:
         return []
     text = (
-        f"{results.name} is unsure of {len(results.unsure):,} of its {len(results.by_reply):,} verdicts (score between "
-        f"{UNSURE[0]} and {UNSURE[1]}), where its mistakes are likeliest."
+        f"The judge {results.name} is unsure of {len(results.unsure):,} of its {len(results.by_reply):,} verdicts "
+        f"(score between {UNSURE[0]} and {UNSURE[1]}), where its mistakes are likeliest."
     )
     return [_line(text, ("show", "#unsure"))]
 

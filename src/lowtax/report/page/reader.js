@@ -13,6 +13,14 @@ function share(letters, good) {
   return counted.length ? counted.filter((letter) => good.includes(letter)).length / counted.length : null;
 }
 
+/** Return the letter that stands for several replies: the most frequent one, of those on the side that the filters count. */
+function usual(letters, good) {
+  const refused = share(letters, good);
+  const side = refused === null ? [...letters] : [...letters].filter((letter) => !"n-f".includes(letter) && good.includes(letter) === refused >= 0.5);
+  const count = (letter) => side.filter((each) => each === letter).length;
+  return side.reduce((best, letter) => (count(letter) > count(best) ? letter : best), side[0]);
+}
+
 /** The filters of requests and of questions: [key, text, test(a, b, prompt)]; a and b are shares of the two arms. */
 const FILTERS = {
   requests: [
@@ -69,13 +77,14 @@ class Reader {
 
   draw() {
     this.count = el("p.count", { role: "status" });
+    this.order = el("p.order");
     this.rows = el("div.rows", { role: "presentation" });
     this.list = el("div.list", { role: "listbox", tabindex: 0, "aria-label": "Prompts", scroll: () => this.paint(), keydown: (event) => this.press(event) }, this.rows);
     this.detail = el("div.detail", { tabindex: -1, keydown: (event) => this.press(event) });
     this.bar = el("div.filters");
     const letters = this.which === "requests" ? "rpcsxunf" : "ywuf";
     const key = el("details", {}, el("summary", {}, "Letters"), el("ul.letters", {}, [...letters].map((letter) => el("li", {}, chip(letter), ` ${NAMES[letter]}`))));
-    this.node.append(this.bar, el("div.panes", {}, el("div.pane", {}, this.count, this.list, key), this.detail));
+    this.node.append(this.bar, el("div.panes", {}, el("div.pane", {}, this.count, this.order, this.list, key), this.detail));
     this.drawFilters();
     this.apply();
     new ResizeObserver(() => this.paint()).observe(this.list);
@@ -211,6 +220,7 @@ class Reader {
     const first = Math.max(0, Math.floor(this.list.scrollTop / ROW) - 3);
     const last = Math.min(this.listed.length, first + Math.ceil(this.list.clientHeight / ROW) + 8);
     const columns = this.shownColumns();
+    this.order.replaceChildren("Letters of ", ...columns.flatMap((c, i) => [i ? ", " : "", el("span", {}, badge(this.page.columns[c]), ` ${labelOf(this.page.columns[c])}`)]));
     this.rows.replaceChildren(...this.listed.slice(first, last).map((prompt, i) => this.row(prompt, first + i, columns)));
     this.list.setAttribute("aria-activedescendant", this.listed.length ? `${this.which}-row-${this.at}` : "");
   }
@@ -219,8 +229,9 @@ class Reader {
     const [, kind, set, category, text] = this.index.prompts[prompt];
     const chips = columns.map((c) => {
       const letters = this.letters(prompt, c);
-      const letter = letters[this.chosen(prompt, c)] ?? letters[0];
-      return letter && chip(letter, kind, { title: `${labelOf(this.page.columns[c])}: ${NAMES[letter]}` });
+      const letter = this.sample.has(`${prompt} ${c}`) ? letters[this.chosen(prompt, c)] : usual(letters, this.good);
+      const many = letters.length > 1 ? ` in ${[...letters].filter((each) => each === letter).length} of ${letters.length} replies` : "";
+      return letter && chip(letter, kind, { title: `${labelOf(this.page.columns[c])}: ${NAMES[letter]}${many}` });
     });
     const words = this.hidden(prompt) ? el("em", {}, `harmful request, ${this.index.categories[category] || this.index.sets[set]}`) : text;
     const node = el(
@@ -352,7 +363,7 @@ class Reader {
       this.read(number);
       this.paint();
     };
-    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": `previous reply of ${labelOf(about)}`, click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length}: seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": `next reply of ${labelOf(about)}`, click: turn(1) }, "›"));
+    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": `previous reply of ${labelOf(about)}`, click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length} (${[...this.letters(number, column)].map((letter) => SHORT[letter]).join(" ")}): seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": `next reply of ${labelOf(about)}`, click: turn(1) }, "›"));
     const flag = this.flags(number, column)[at];
     const facts = [`${grouped.format(reply.tokens)} tokens`, FLAGS[flag], reply.error].filter(Boolean).join(", ");
     const other = this.diff && column === this.b ? entry.replies.filter((each) => each.column === this.a)[this.chosen(number, this.a)] : null;
