@@ -291,14 +291,17 @@ def test_a_study_refuses_bad_edits_before_it_trains(finished, tmp_path, edit, sa
     assert not (tmp_path / "arms").exists()
 
 
-def test_the_edits_and_methods_of_the_shipped_recipe_are_known():
+def test_the_edits_and_methods_of_the_shipped_recipes_are_known():
     """Without the embedded models, which not every machine has."""
-    shipped = recipe.load(ROOT / "recipes/methods.yaml")
-    acting = [spec["name"] for arm in shipped.arms.values() for spec in arm.acts()]
-    editing = [spec["name"] for arm in shipped.edited.values() for spec in arm.edits]
-    loading.load_all([spec for arm in shipped.arms.values() for spec in arm.acts()])
-    loading.load_all([spec for arm in shipped.edited.values() for spec in arm.edits])
-    assert sorted({*acting, *editing, "pissa"}) == sorted(loading.TABLE)  # pissa is how an arm starts
+    names = {"pissa"}  # how an arm starts
+    for file in ("methods", "lasting"):
+        shipped = recipe.load(ROOT / f"recipes/{file}.yaml")
+        acting = [spec for arm in shipped.arms.values() for spec in arm.acts()]
+        editing = [spec for arm in shipped.edited.values() for spec in arm.edits]
+        loading.load_all(acting)
+        loading.load_all(editing)
+        names |= {spec["name"] for spec in (*acting, *editing)}
+    assert sorted(names) == sorted(loading.TABLE)
 
 
 # --- how far they are from the base
