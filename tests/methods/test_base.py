@@ -17,7 +17,8 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_probe_has_what_methods_call():
-    assert sorted(MEMBERS) == ["directions", "gradients", "rows_before", "variances", "weight", "weights"]
+    of_modules = ["directions", "gradients", "rows_before", "variances", "weight", "weights"]
+    assert sorted(MEMBERS) == sorted([*of_modules, "states", "state_gradients"])
 
 
 @pytest.mark.parametrize("kind", [ModelProbe, OfflineProbe])

@@ -109,7 +109,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What has become of the prompts of a plan: prompt id -> the reply that is trained, or why there is none."""
+    """The replies that are trained by prompt id, and for each other prompt the reason why it has none."""
 
     trained: dict[str, Reply] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
