@@ -142,7 +142,7 @@ def test_replies_that_are_not_trained(changes: dict[str, Any], reason: str | Non
     study = Data(source="builtin:harmful", answers="self", steer="refuse")
     prompt = Prompt(id="p", source="s", text="q")
     sampling = recipe.Sampling()
-    plan = own_answers.Plan(study, [prompt], sampling, Path("x"), None, steering.text_of("refuse"))  # type: ignore[arg-type]
+    plan = own_answers.Plan(study, [prompt], sampling, Path("x"), None, None, steering.text_of("refuse"))  # type: ignore[arg-type]
     assert plan.fault(reply(**changes), prompt) == reason
     if reason is None:
         row = plan.row(reply(**changes), prompt)
@@ -200,3 +200,12 @@ def test_settings_of_drawn_answers():
     assert Data.model_validate("star1,answers=self,draw.temperature=0.6").draw.temperature == 0.6
     plain = Data(source="star1", answers="self").model_dump()
     assert not {"steer", "draw", "filter", "ordinary", "rejected", "teacher"} & plain.keys()
+
+
+def test_a_judge_or_engine_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path: Path, tiny_model: Path):
+    with pytest.raises(UserError, match="judge"):
+        study_of(tmp_path, tiny_model, HARMFUL | {"filter": "refusl"}).check()
+    foreign = HARMFUL | {"filter": "mine.py:Judge"}
+    path = write_recipe(tmp_path, tiny_model, data=[foreign])
+    with pytest.raises(UserError, match=r"mine\.py:Judge, a Python file that would run with your rights"):
+        recipe.load(path)

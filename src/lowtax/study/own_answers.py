@@ -28,8 +28,10 @@ from lowtax.data.conversations import Conversation
 from lowtax.data.own_answers import DRAWN
 from lowtax.data.specs import Data
 from lowtax.data.training_sets import Reading, TrainingSet
+from lowtax.engines import base as engines
 from lowtax.engines.sampling import Sheet, collect, replies_of
 from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models.fingerprint import base_in
 
@@ -51,7 +53,7 @@ class Plan:
     prompts: the requests that are trained. sampling: of the first attempt.
     instruction: the steering text, empty without one. references: prompt id -> the given answer to rewrite.
     given: prompt id -> the row whose answer is preferred to the one that is drawn (`rejected: self`).
-    path: the file of the replies. maker: the model that draws.
+    path: the file of the replies. maker: the model that draws. engine: the engine of the filter's judge.
     """
 
     spec: Data
@@ -59,6 +61,7 @@ class Plan:
     sampling: Sampling
     path: Path
     maker: Maker
+    engine: EngineSettings
     instruction: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, Conversation] = field(default_factory=dict)
@@ -118,6 +121,18 @@ class Outcome:
 def is_drawn(spec: Data) -> bool:
     """Return whether a model writes answers of this source, the rejected ones of pairs included."""
     return spec.answers in DRAWN or spec.rejected == "self"
+
+
+def check(spec: Data) -> None:
+    """Refuse a source whose judge or engine does not exist; no model is loaded.
+
+    Raises:
+        UserError: There is no such judge or engine.
+    """
+    if spec.filter:
+        judges.check(spec.filter.judge)
+    if spec.teacher_engine:
+        engines.find(spec.teacher_engine)
 
 
 def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> Plan:
@@ -216,7 +231,7 @@ def _labels(each: Plan, replies: Iterable[Reply]) -> dict[str, str]:
     if each.spec.filter is None or not replies:
         return {}
     path = each.path.with_name(f"{each.path.stem}.{file_name(each.spec.filter.judge)}.jsonl")
-    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.text, each.maker.engine)
+    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.text, each.engine)
     return {reply.id: verdicts[reply.id].label for reply in replies}
 
 

@@ -268,7 +268,12 @@ class Recipe(Section):
         specs += [spec for arm in self.edited.values() for spec in arm.edits]
         names = [self.engine, self.judge, *(spec.get("name") for spec in specs)]
         names += [task.benchmark or name for name, task in self.tasks.items()]
+        names += [name for data in self.sources() for name in data.programs()]
         return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_program(name)))
+
+    def sources(self) -> list[Data]:
+        """Return the training data of all arms."""
+        return [*self.data, *(spec for arm in self.arms.values() for spec in arm.data or [])]
 
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""

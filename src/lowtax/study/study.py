@@ -135,6 +135,8 @@ class Study:
         """
         base.find(self.engine.name)
         judges.check(self.recipe.judge)
+        for spec in self.recipe.sources():
+            own_answers.check(spec)
         for name, arm in self.recipe.edited.items():
             arms.check(name, arm)
         for sheet in self.reply_sheets().values():

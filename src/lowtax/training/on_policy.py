@@ -23,6 +23,8 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import read_mapping, write_json
 from lowtax.common.log import say
 from lowtax.common.records import row_id
+from lowtax.data import chat
+from lowtax.models import loading
 from lowtax.training.encoding import Example
 from lowtax.training.objective import unwrap
 from lowtax.training.packing import PACKED_ATTENTION
@@ -77,9 +79,8 @@ class Rollouts:
         return replace(example, completion=ids, teacher=teacher, whole=ids[-1] in self._ends())
 
     def _ends(self) -> list[int]:
-        own = unwrap(self.run.model).generation_config.eos_token_id  # type: ignore[union-attr]
-        ends = own if isinstance(own, list) else [own]
-        return [*ends, self.run.tokenizer.eos_token_id]
+        tokenizer = self.run.tokenizer
+        return sorted(chat.stops(tokenizer, loading.stop_tokens(unwrap(self.run.model), tokenizer)))
 
     def _draw(self, members: list[int], step: int) -> dict[int, list[int]]:
         """Return a reply of the model as it is to each example's prompt."""
