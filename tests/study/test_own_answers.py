@@ -172,7 +172,7 @@ def test_given_answers_are_rewritten_or_preferred(tmp_path: Path, tiny_model: Pa
     }
     assert 0 < len(chosen) < 12
     for row in chosen:
-        assert (row.thought, row.answer) == (given[row.prompt].thought, given[row.prompt].answer)
+        assert (row.thought, row.answer) == (answered[row.prompt].thought, answered[row.prompt].answer)
         assert row.rejected is not None
         assert "sorry" not in row.rejected[1]
 

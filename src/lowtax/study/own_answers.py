@@ -52,7 +52,7 @@ class Plan:
 
     prompts: the requests that are trained. sampling: of the first attempt.
     instruction: the steering text, empty without one. references: prompt id -> the given answer to rewrite.
-    given: prompt id -> the row whose answer is preferred to the one that is drawn (`rejected: self`).
+    chosen: prompt id -> the row whose answer is preferred to the one that is drawn (`rejected: self`).
     path: the file of the replies. maker: the model that draws. engine: the engine of the filter's judge.
     """
 
@@ -64,7 +64,7 @@ class Plan:
     engine: EngineSettings
     instruction: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
-    given: Mapping[str, Conversation] = field(default_factory=dict)
+    chosen: Mapping[str, Conversation] = field(default_factory=dict)
 
     def sheet(self, attempt: int, prompts: Sequence[Prompt]) -> Sheet:
         """Return the requests of an attempt. The instruction is part of them, and `goal` is the plain request."""
@@ -102,8 +102,8 @@ class Plan:
 
     def row(self, reply: Reply, prompt: Prompt) -> Conversation:
         """Return the training row of a reply: the plain request, the thought and the answer; or a pair."""
-        if self.given:
-            return replace(self.given[prompt.id], rejected=(reply.thought or None, reply.answer))
+        if self.chosen:
+            return replace(self.chosen[prompt.id], rejected=(reply.thought or None, reply.answer))
         style = training_sets.rendering_of(self.spec)
         return Conversation(
             prompt.text, reply.thought or None, reply.answer, rendering=style, ordinary=self.spec.ordinary
@@ -141,8 +141,8 @@ def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> P
     Raises:
         UserError: The source cannot be read.
     """
-    prompts, given = _prompts(spec, seed)
-    references = {id_: row.answer for id_, row in given.items()} if spec.answers == "rewrite" else {}
+    prompts, answered = _prompts(spec, seed)
+    references = {id_: row.answer for id_, row in answered.items()} if spec.answers == "rewrite" else {}
     name = "".join(c if c.isalnum() else "_" for c in spec.source)
     how = sampling.model_copy(update={"samples": 1, **spec.draw.changes()})
     maker = base
@@ -172,8 +172,8 @@ def _prompts(spec: Data, seed: int) -> tuple[list[Prompt], dict[str, Conversatio
             f"{spec.source} has rows with earlier turns or a system text, and the model {what} single requests alone: "
             "select rows with `where`."
         )
-    given = {row_id(spec.source, row.prompt, row.answer): row for row in rows}
-    return [Prompt(id=id_, source=spec.source, text=row.prompt) for id_, row in given.items()], given
+    answered = {row_id(spec.source, row.prompt, row.answer): row for row in rows}
+    return [Prompt(id=id_, source=spec.source, text=row.prompt) for id_, row in answered.items()], answered
 
 
 def draw(plans: Sequence[Plan], out: Path) -> list[Outcome]:
@@ -213,7 +213,7 @@ def _sort(each: Plan, outcome: Outcome, prompts: Sequence[Prompt], sheet: Sheet)
     sound = {prompt.id: by_prompt[prompt.id] for prompt in prompts if faults[prompt.id] is None}
     labels = _labels(each, sound.values())
     filtered = each.spec.filter
-    passes = filtered.passing(each.spec.ordinary, bool(each.given)) if filtered else ()
+    passes = filtered.passing(each.spec.ordinary, bool(each.chosen)) if filtered else ()
     for prompt in prompts:
         reason = faults[prompt.id]
         if reason is None and filtered and (label := labels[sound[prompt.id].id]) not in passes:
