@@ -9,7 +9,7 @@ from small_study import write_recipe
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Reply
-from lowtax.data import steering
+from lowtax.data import steering, training_sets
 from lowtax.data.own_answers import Draw, Filter
 from lowtax.data.specs import Data
 from lowtax.engines import base
@@ -167,9 +167,7 @@ def test_given_answers_are_rewritten_or_preferred(tmp_path: Path, tiny_model: Pa
     assert not any(steering.REWRITE[:30] in row.prompt for row in rows)
     pairs = {"source": "builtin:refusals", "n": 12, "rejected": "self", "draw": WARM, "filter": "refusal_words"}
     chosen = study_of(tmp_path, tiny_model, pairs, train={"steps": 2, "loss": "dpo"}).job("r1", 0).rows
-    given = {
-        row.prompt: row for row in study_of(tmp_path, tiny_model, {"source": "builtin:refusals"}).job("r1", 0).rows
-    }
+    answered = {row.prompt: row for row in training_sets.load(Data(source="builtin:refusals"), 0).rows}
     assert 0 < len(chosen) < 12
     for row in chosen:
         assert (row.thought, row.answer) == (answered[row.prompt].thought, answered[row.prompt].answer)

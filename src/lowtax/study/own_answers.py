@@ -151,9 +151,8 @@ def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> P
         teacher = base_in(out / "data", spec.teacher)
         maker = Maker(Subject("teacher", None, None, 0, spec.teacher, None, teacher.made_by), engine)
     instruction = steering.text_of(spec.steer) if spec.steer else ""
-    return Plan(
-        spec, prompts, how, out / "data" / f"{name}.jsonl", maker, instruction, references, {} if references else given
-    )
+    path, chosen = out / "data" / f"{name}.jsonl", {} if references else answered
+    return Plan(spec, prompts, how, path, maker, base.engine, instruction, references, chosen)
 
 
 def answered_prompts(spec: Data, seed: int) -> list[Prompt]:
