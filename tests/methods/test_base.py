@@ -17,9 +17,8 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_probe_has_what_methods_call():
-    assert sorted(MEMBERS) == sorted(
-        ["directions", "gradients", "rows_before", "states", "variances", "weight", "weights", "writers"]
-    )
+    of_modules = ["directions", "gradients", "rows_before", "variances", "weight", "weights", "writers"]
+    assert sorted(MEMBERS) == sorted([*of_modules, "mean_states", "states", "state_gradients"])
 
 
 @pytest.mark.parametrize("kind", [ModelProbe, OfflineProbe])

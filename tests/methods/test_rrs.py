@@ -61,7 +61,7 @@ def last_states(run: loop.TrainingRun, prompts: list[str], layer: int) -> torch.
 
 
 def test_target_features_and_gradient_are_those_of_the_formula(tmp_path: Path, model: Path):
-    run = loop.TrainingRun(job(model, spec(tmp_path, **{"lambda": 0.5})), tmp_path / "out")
+    run = loop.TrainingRun(job(model, spec(tmp_path, hold=0.5)), tmp_path / "out")
     run.model.eval()
     sources = (str(tmp_path / f"{name}.jsonl") for name in ("harmful", "ordinary"))
     harmful, ordinary = ([row.prompt for row in run.probe.conversations(source)] for source in sources)

@@ -9,7 +9,7 @@ from small_study import write_recipe
 
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Reply
-from lowtax.data import steering
+from lowtax.data import steering, training_sets
 from lowtax.data.own_answers import Draw, Filter
 from lowtax.data.specs import Data
 from lowtax.engines import base
@@ -142,7 +142,7 @@ def test_replies_that_are_not_trained(changes: dict[str, Any], reason: str | Non
     study = Data(source="builtin:harmful", answers="self", steer="refuse")
     prompt = Prompt(id="p", source="s", text="q")
     sampling = recipe.Sampling()
-    plan = own_answers.Plan(study, [prompt], sampling, Path("x"), None, steering.text_of("refuse"))  # type: ignore[arg-type]
+    plan = own_answers.Plan(study, [prompt], sampling, Path("x"), None, None, steering.text_of("refuse"))  # type: ignore[arg-type]
     assert plan.fault(reply(**changes), prompt) == reason
     if reason is None:
         row = plan.row(reply(**changes), prompt)
@@ -167,12 +167,10 @@ def test_given_answers_are_rewritten_or_preferred(tmp_path: Path, tiny_model: Pa
     assert not any(steering.REWRITE[:30] in row.prompt for row in rows)
     pairs = {"source": "builtin:refusals", "n": 12, "rejected": "self", "draw": WARM, "filter": "refusal_words"}
     chosen = study_of(tmp_path, tiny_model, pairs, train={"steps": 2, "loss": "dpo"}).job("r1", 0).rows
-    given = {
-        row.prompt: row for row in study_of(tmp_path, tiny_model, {"source": "builtin:refusals"}).job("r1", 0).rows
-    }
+    answered = {row.prompt: row for row in training_sets.load(Data(source="builtin:refusals"), 0).rows}
     assert 0 < len(chosen) < 12
     for row in chosen:
-        assert (row.thought, row.answer) == (given[row.prompt].thought, given[row.prompt].answer)
+        assert (row.thought, row.answer) == (answered[row.prompt].thought, answered[row.prompt].answer)
         assert row.rejected is not None
         assert "sorry" not in row.rejected[1]
 
@@ -200,3 +198,12 @@ def test_settings_of_drawn_answers():
     assert Data.model_validate("star1,answers=self,draw.temperature=0.6").draw.temperature == 0.6
     plain = Data(source="star1", answers="self").model_dump()
     assert not {"steer", "draw", "filter", "ordinary", "rejected", "teacher"} & plain.keys()
+
+
+def test_a_judge_or_engine_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path: Path, tiny_model: Path):
+    with pytest.raises(UserError, match="judge"):
+        study_of(tmp_path, tiny_model, HARMFUL | {"filter": "refusl"}).check()
+    foreign = HARMFUL | {"filter": "mine.py:Judge"}
+    path = write_recipe(tmp_path, tiny_model, data=[foreign])
+    with pytest.raises(UserError, match=r"mine\.py:Judge, a Python file that would run with your rights"):
+        recipe.load(path)

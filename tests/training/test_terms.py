@@ -247,6 +247,10 @@ def test_rollouts_are_the_model_s_and_the_base_alone_reads_the_instruction(tmp_p
     assert {int(i): ids for i, ids in stored["replies"].items()} == {
         i: e.completion for i, e in enumerate(run.examples)
     }
+    path = tmp_path / "out" / "rollouts" / "step-0.json"
+    path.write_text(path.read_text().replace('"0": [', '"0": ["x", ', 1))
+    with pytest.raises(UserError, match=r"step-0.json is damaged or forged: .*; delete the folder rollouts"):
+        loop.TrainingRun(job(folder, rows, **settings), tmp_path / "out").rollouts.refresh()
     run.finish()
     assert sorted(p.name for p in (tmp_path / "out" / "rollouts").iterdir()) == ["step-0.json", "step-4.json"]
     assert on_policy._until([5, 2, 9, 2], [2]) == [5, 2]

@@ -122,6 +122,13 @@ class Effects(RootModel[dict[Text, Number]]):
     """The changes of logits that adapters make, by checkpoint."""
 
 
+class DrawnReplies(Card):
+    """The replies of a model in training, as tokens by the number of their example."""
+
+    made_by: Text
+    replies: dict[Annotated[str, Field(pattern=r"^[0-9]{1,15}$")], Annotated[list[Count], Field(min_length=1)]]
+
+
 class StudyCard(Card):
     """The card of a study: the seconds of every call, and the machine of the last."""
 

@@ -108,6 +108,10 @@ class Data(Section):
             raise ValueError(f"there is no such rendering; {did_you_mean(name, RENDERINGS).removesuffix('.')}")
         return name
 
+    def programs(self) -> list[str]:
+        """Return the names of judge and engine that write and choose answers; they may be classes in Python files."""
+        return [name for name in (self.filter and self.filter.judge, self.teacher_engine) if name]
+
     @model_validator(mode="after")
     def _drawn_answers(self) -> "Data":
         drawn, steered = self.answers in DRAWN, self.answers in (*DRAWN, "rollout")

@@ -7,7 +7,7 @@ row has. With m the mean of the states of requests that the base refuses, and h_
 
     harmful     mean over harmful rows of ||M (h(x) - m)||^2 / size
     ordinary    mean over ordinary rows of ||h(x) - h_0(x)||^2 / size
-    loss        harmful + lambda ordinary, summed over the layers
+    loss        harmful + hold * ordinary, summed over the layers
 
 M keeps the `share` of features in which m differs most from the mean of ordinary requests, relative to their pooled
 standard deviation. m, M and h_0 are computed once, before the first step, so that the target does not drift.
@@ -15,7 +15,7 @@ standard deviation. m, M and h_0 are computed once, before the first step, so th
 The gradient at the weights of each step is computed after the step before, on `rows` harmful and as many ordinary rows
 in turn. It is added to that of the arm's data, or takes its place (`alone`, the paper's case: no answers are trained).
 
-Departures: from the abstract and a summary alone. Loss, layers, share, lambda, steps and positions are ours, and the
+Departures: from the abstract and a summary alone. Loss, layers, share, weights, steps and positions are ours, and the
 paper's audio is out of scope: this is its idea on text. The base refuses few requests by itself, so by default m is
 the mean over the harmful requests below an instruction to refuse (`steer`); `refused` names rows that it does refuse.
 
@@ -48,7 +48,7 @@ class RRS(Method):
     steer: str = "refuse"
     position: Literal["prompt", "thought"] = "prompt"
     share: float = Field(0.1, gt=0, le=1)
-    lambda_: NonNegativeFloat = Field(1.0, alias="lambda")
+    hold: NonNegativeFloat = 1.0
     weight: NonNegativeFloat = 1.0
     rows: PositiveInt = 8
     alone: bool = True
@@ -102,10 +102,10 @@ class RRS(Method):
             def pull(h: Tensor, target: Tensor = target, mask: Tensor = mask) -> Tensor:
                 return ((h - target) * mask).square().mean()
 
-            def hold(h: Tensor, held: Tensor = held[fixed]) -> Tensor:
-                return self.lambda_ * (h - held).square().mean()
+            def held_loss(h: Tensor, held: Tensor = held[fixed]) -> Tensor:
+                return self.hold * (h - held).square().mean()
 
-            for source, members, loss in ((self.harmful, moved, pull), (self.ordinary, fixed, hold)):
+            for source, members, loss in ((self.harmful, moved, pull), (self.ordinary, fixed, held_loss)):
                 value, gradients = probe.state_gradients(source, sites, layer, self.position, members, loss)
                 total += value
                 for name, parts in gradients.items():

@@ -28,8 +28,10 @@ from lowtax.data.conversations import Conversation
 from lowtax.data.own_answers import DRAWN
 from lowtax.data.specs import Data
 from lowtax.data.training_sets import Reading, TrainingSet
+from lowtax.engines import base as engines
 from lowtax.engines.sampling import Sheet, collect, replies_of
 from lowtax.engines.settings import EngineSettings, Sampling
+from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies
 from lowtax.models.fingerprint import base_in
 
@@ -50,8 +52,8 @@ class Plan:
 
     prompts: the requests that are trained. sampling: of the first attempt.
     instruction: the steering text, empty without one. references: prompt id -> the given answer to rewrite.
-    given: prompt id -> the row whose answer is preferred to the one that is drawn (`rejected: self`).
-    path: the file of the replies. maker: the model that draws.
+    chosen: prompt id -> the row whose answer is preferred to the one that is drawn (`rejected: self`).
+    path: the file of the replies. maker: the model that draws. engine: the engine of the filter's judge.
     """
 
     spec: Data
@@ -59,9 +61,10 @@ class Plan:
     sampling: Sampling
     path: Path
     maker: Maker
+    engine: EngineSettings
     instruction: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
-    given: Mapping[str, Conversation] = field(default_factory=dict)
+    chosen: Mapping[str, Conversation] = field(default_factory=dict)
 
     def sheet(self, attempt: int, prompts: Sequence[Prompt]) -> Sheet:
         """Return the requests of an attempt. The instruction is part of them, and `goal` is the plain request."""
@@ -99,8 +102,8 @@ class Plan:
 
     def row(self, reply: Reply, prompt: Prompt) -> Conversation:
         """Return the training row of a reply: the plain request, the thought and the answer; or a pair."""
-        if self.given:
-            return replace(self.given[prompt.id], rejected=(reply.thought or None, reply.answer))
+        if self.chosen:
+            return replace(self.chosen[prompt.id], rejected=(reply.thought or None, reply.answer))
         style = training_sets.rendering_of(self.spec)
         return Conversation(
             prompt.text, reply.thought or None, reply.answer, rendering=style, ordinary=self.spec.ordinary
@@ -109,7 +112,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What has become of the prompts of a plan: prompt id -> the reply that is trained, or why there is none."""
+    """The replies that are trained by prompt id, and for each other prompt the reason why it has none."""
 
     trained: dict[str, Reply] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -120,14 +123,26 @@ def is_drawn(spec: Data) -> bool:
     return spec.answers in DRAWN or spec.rejected == "self"
 
 
+def check(spec: Data) -> None:
+    """Refuse a source whose judge or engine does not exist; no model is loaded.
+
+    Raises:
+        UserError: There is no such judge or engine.
+    """
+    if spec.filter:
+        judges.check(spec.filter.judge)
+    if spec.teacher_engine:
+        engines.find(spec.teacher_engine)
+
+
 def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> Plan:
     """Return the plan of one source. `sampling` is the recipe's, `base` the untrained model.
 
     Raises:
         UserError: The source cannot be read.
     """
-    prompts, given = _prompts(spec, seed)
-    references = {id_: row.answer for id_, row in given.items()} if spec.answers == "rewrite" else {}
+    prompts, answered = _prompts(spec, seed)
+    references = {id_: row.answer for id_, row in answered.items()} if spec.answers == "rewrite" else {}
     name = "".join(c if c.isalnum() else "_" for c in spec.source)
     how = sampling.model_copy(update={"samples": 1, **spec.draw.changes()})
     maker = base
@@ -136,9 +151,8 @@ def plan(spec: Data, seed: int, sampling: Sampling, base: Maker, out: Path) -> P
         teacher = base_in(out / "data", spec.teacher)
         maker = Maker(Subject("teacher", None, None, 0, spec.teacher, None, teacher.made_by), engine)
     instruction = steering.text_of(spec.steer) if spec.steer else ""
-    return Plan(
-        spec, prompts, how, out / "data" / f"{name}.jsonl", maker, instruction, references, {} if references else given
-    )
+    path, chosen = out / "data" / f"{name}.jsonl", {} if references else answered
+    return Plan(spec, prompts, how, path, maker, base.engine, instruction, references, chosen)
 
 
 def answered_prompts(spec: Data, seed: int) -> list[Prompt]:
@@ -157,8 +171,8 @@ def _prompts(spec: Data, seed: int) -> tuple[list[Prompt], dict[str, Conversatio
             f"{spec.source} has rows with earlier turns or a system text, and the model {what} single requests alone: "
             "select rows with `where`."
         )
-    given = {row_id(spec.source, row.prompt, row.answer): row for row in rows}
-    return [Prompt(id=id_, source=spec.source, text=row.prompt) for id_, row in given.items()], given
+    answered = {row_id(spec.source, row.prompt, row.answer): row for row in rows}
+    return [Prompt(id=id_, source=spec.source, text=row.prompt) for id_, row in answered.items()], answered
 
 
 def draw(plans: Sequence[Plan], out: Path) -> list[Outcome]:
@@ -198,7 +212,7 @@ def _sort(each: Plan, outcome: Outcome, prompts: Sequence[Prompt], sheet: Sheet)
     sound = {prompt.id: by_prompt[prompt.id] for prompt in prompts if faults[prompt.id] is None}
     labels = _labels(each, sound.values())
     filtered = each.spec.filter
-    passes = filtered.passing(each.spec.ordinary, bool(each.given)) if filtered else ()
+    passes = filtered.passing(each.spec.ordinary, bool(each.chosen)) if filtered else ()
     for prompt in prompts:
         reason = faults[prompt.id]
         if reason is None and filtered and (label := labels[sound[prompt.id].id]) not in passes:
@@ -216,7 +230,7 @@ def _labels(each: Plan, replies: Iterable[Reply]) -> dict[str, str]:
     if each.spec.filter is None or not replies:
         return {}
     path = each.path.with_name(f"{each.path.stem}.{file_name(each.spec.filter.judge)}.jsonl")
-    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.text, each.maker.engine)
+    verdicts = judge_replies(replies, path, each.spec.filter.judge, each.spec.filter.text, each.engine)
     return {reply.id: verdicts[reply.id].label for reply in replies}
 
 

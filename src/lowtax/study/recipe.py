@@ -299,7 +299,12 @@ class Recipe(Section):
         names = [self.engine, self.judge, *self.judges, *(spec.get("name") for spec in specs)]
         names += [value for spec in self.harmful for value in spec.attack_names()]
         names += [task.benchmark or name for name, task in self.tasks.items()]
+        names += [name for data in self.sources() for name in data.programs()]
         return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_program(name)))
+
+    def sources(self) -> list[Data]:
+        """Return the training data of all arms."""
+        return [*self.data, *(spec for arm in self.arms.values() for spec in arm.data or [])]
 
     def data_of(self, arm: str) -> list[Data]:
         """Return the training data of one arm."""

@@ -153,6 +153,8 @@ class Study:
         base.find(self.engine.name)
         for name in dict.fromkeys([self.recipe.judge, *self.recipe.judges]):
             judges.check(name)
+        for spec in self.recipe.sources():
+            own_answers.check(spec)
         for name, arm in self.recipe.edited.items():
             arms.check(name, arm)
         for sheet in self.reply_sheets().values():

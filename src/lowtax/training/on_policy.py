@@ -14,15 +14,19 @@ is seeded by the run's seed and the step.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lowtax.common.cards import DrawnReplies, read_card
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_mapping, write_json
+from lowtax.common.files import write_json
 from lowtax.common.log import say
 from lowtax.common.records import row_id
+from lowtax.data import chat
+from lowtax.models import loading
 from lowtax.training.encoding import Example
 from lowtax.training.objective import unwrap
 from lowtax.training.packing import PACKED_ATTENTION
@@ -61,10 +65,10 @@ class Rollouts:
         steps = range(begun, min(begun + self.settings.every, run.total))
         members = list(dict.fromkeys(i for step in steps for i in run.batches[step]))
         path = self.folder / f"step-{begun}.json"
-        stored = read_mapping(path, "made_by", "replies", advice=AGAIN) if path.exists() else {}
-        if stored.get("made_by") == self.made_by:
-            tokens = {int(i): list(ids) for i, ids in stored["replies"].items()}
-        else:
+        stored = read_card(path, DrawnReplies, AGAIN) if path.exists() else {}
+        same = stored.get("made_by") == self.made_by
+        tokens = {int(i): ids for i, ids in stored["replies"].items()} if same else {}
+        if not tokens.keys() >= set(members):
             tokens = self._draw(members, begun)
             text = {i: run.tokenizer.decode(ids) for i, ids in tokens.items()}
             self.folder.mkdir(exist_ok=True)
@@ -74,12 +78,13 @@ class Rollouts:
 
     def _with_reply(self, example: Example, ids: list[int]) -> Example:
         teacher = example.prompt if example.teacher is None else example.teacher
-        return replace(example, completion=ids, teacher=teacher, whole=ids[-1] in self._ends())
+        return replace(example, completion=ids, teacher=teacher, whole=ids[-1] in self.ends)
 
-    def _ends(self) -> list[int]:
-        own = unwrap(self.run.model).generation_config.eos_token_id  # type: ignore[union-attr]
-        ends = own if isinstance(own, list) else [own]
-        return [*ends, self.run.tokenizer.eos_token_id]
+    @cached_property
+    def ends(self) -> list[int]:
+        """Return the tokens that end a reply."""
+        tokenizer = self.run.tokenizer
+        return sorted(chat.stops(tokenizer, loading.stop_tokens(unwrap(self.run.model), tokenizer)))
 
     def _draw(self, members: list[int], step: int) -> dict[int, list[int]]:
         """Return a reply of the model as it is to each example's prompt."""
@@ -96,7 +101,7 @@ class Rollouts:
         return tokens
 
     def _replies(self, prompts: list[list[int]]) -> list[list[int]]:
-        run, settings, ends = self.run, self.settings, self._ends()
+        run, settings, ends = self.run, self.settings, self.ends
         pad = run.tokenizer.pad_token_id
         pad = ends[-1] if pad is None else pad
         width = max(map(len, prompts))
