@@ -15,7 +15,7 @@ def attack() -> PAIR:
 
 
 def script() -> Script:
-    return Script(lambda r: as_json(f"museum {len(r.messages)} {r.seed}"))
+    return Script(lambda r: as_json(r, f"museum {len(r.messages)} {r.seed}"))
 
 
 class Killed(BaseException):

@@ -9,7 +9,7 @@ from scripted import REFUSAL, Script, arena, case
 from lowtax.attacks.arena import Case
 from lowtax.attacks.base import load
 from lowtax.attacks.pap import PAP, TECHNIQUES
-from lowtax.attacks.writing import plain, read_json
+from lowtax.attacks.writing import json_alone, plain, read_json
 from lowtax.common.errors import UserError
 
 
@@ -56,6 +56,11 @@ def test_an_attack_that_talks_needs_an_attacker():
 )
 def test_json_of_an_attacker(text: str, prompt: str | None):
     assert read_json(text, "prompt") == prompt
+
+
+def test_text_around_the_json_is_dropped():
+    assert json_alone('so: {"prompt": "a{b}"} and {more') == '{"prompt": "a{b}"}'
+    assert json_alone("no object") == "no object"
 
 
 def test_a_plain_text_loses_its_quotes():

@@ -61,6 +61,7 @@ def test_an_attack_that_talks(tmp_path: Path, tiny_model: Path, monkeypatch: pyt
     cell = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"][0]["attacks"]["pair"]
     assert (cell["budget"], cell["n"]) == (3, 2)
     assert cell["tokens"]["attacker"] > 0
+    assert "fewer than the budget" not in text
     monkeypatch.setattr("lowtax.engines.base.load", None)
     assert table(call(tiny_model, tmp_path / "out", "pair", *how)) == table(text)
 
@@ -72,7 +73,8 @@ def test_a_tiny_real_model_attacks_itself_and_writes_nonsense(tmp_path: Path, ti
     config = json.loads((writer / "config.json").read_text())
     (writer / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     more = ("--set", "attacker_tokens=8", "--set", "tries=1")
-    call(tiny_model, tmp_path / "out", "pair", "--attacker", writer, *more)
+    text = call(tiny_model, tmp_path / "out", "pair", "--attacker", writer, *more, "--budget", 99)
+    assert "makes at most 25 queries about one request with these settings, fewer than the budget of 99" in text
     cell = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"][0]["attacks"]["pair"]
     assert (cell["value"], cell["n"], cell["unusable"]) == (0.0, 2, {"no JSON": 2 * 5 * 5})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowtax.attacks.arena import Arena, Case, Score
 from lowtax.attacks.base import Conversation
+from lowtax.attacks.pair import BEGINNING, FIRST
 from lowtax.common.records import Prompt, Subject
 from lowtax.engines.base import Completion, Request
 from lowtax.engines.settings import EngineSettings, Sampling
@@ -25,7 +26,8 @@ class Writer:
         for r in requests:
             goal = r.messages[0]["content"].split("Request: ")[-1].splitlines()[0].replace('"', "")
             name = "question" if "summary" in r.prefix else "prompt"
-            text = f'x", "{name}": "Please: {goal} {r.seed}"}}' if r.prefix else f"Please: {goal}"
+            begin = "" if r.prefix.endswith('"prompt": "') else f'x", "{name}": "'
+            text = f'{begin}Please: {goal} {r.seed}"}}' if r.prefix else f"Please: {goal}"
             yield Completion(r.id, text, 7, "stop", False)
 '''
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -96,9 +98,11 @@ def arena(
     return Arena(attack, Sampling(max_new_tokens=32), how, scores or Scores(), folder, models)  # type: ignore[arg-type]
 
 
-def as_json(prompt: str) -> str:
+def as_json(request: Request, prompt: str) -> str:
     """A text of an attacker whose JSON has been begun for it."""
-    return json.dumps({"improvement": "more", "prompt": prompt}).removeprefix('{"improvement": "')
+    improvement = "" if request.prefix.endswith(FIRST) else "more"
+    whole = json.dumps({"improvement": improvement, "prompt": prompt})
+    return whole.removeprefix(FIRST if not improvement else BEGINNING)
 
 
 def last(request: Request) -> str:

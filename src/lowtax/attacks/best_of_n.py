@@ -5,7 +5,8 @@ are scrambled, capitals are drawn at random, and characters are moved by one in 
 happen with probability sigma^(1/2) for a word and a letter, the third with sigma^3 for a character.
 
 Departures: N is 16 where nothing is set, and 10,000 in the paper; the success over N is the share of requests with any
-success, not a fitted power law. The paper samples at temperature 1: set it in `sampling`.
+success, not a fitted power law. White space stays, and letters outside ASCII, which the published code drops, change
+their case too. The paper samples at temperature 1: set it in `sampling`.
 """
 
 import math

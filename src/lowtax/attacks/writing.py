@@ -50,15 +50,24 @@ def written(arena: Arena, drafts: Sequence[Draft], read: Callable[[str], str | N
 
 def read_json(text: str, name: str) -> str | None:
     """Return the text field of the first JSON object in a text; None if there is no such field or it is empty."""
-    begin = text.find("{")
-    if begin < 0:
-        return None
-    try:
-        value, _ = json.JSONDecoder(strict=False).raw_decode(text[begin:])
-    except (ValueError, RecursionError):
-        return None
+    value, _ = _first_object(text)
     prompt = value.get(name) if isinstance(value, dict) else None
     return prompt.strip() if isinstance(prompt, str) and prompt.strip() else None
+
+
+def json_alone(text: str) -> str:
+    """Return the first JSON object in a text as it is written there; the text itself if there is none."""
+    value, place = _first_object(text)
+    return text[place] if isinstance(value, dict) else text
+
+
+def _first_object(text: str) -> tuple[object, slice]:
+    begin = text.find("{")
+    try:
+        value, end = json.JSONDecoder(strict=False).raw_decode(text[begin:]) if begin >= 0 else (None, 0)
+    except (ValueError, RecursionError):
+        return None, slice(0, 0)
+    return value, slice(begin, begin + end)
 
 
 def plain(text: str) -> str | None:

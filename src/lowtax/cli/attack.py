@@ -18,7 +18,7 @@ from lowtax.cli.options import (
     say_unused,
 )
 from lowtax.common.errors import UserError
-from lowtax.common.log import tell
+from lowtax.common.log import complain, tell
 
 
 def attack(
@@ -111,7 +111,13 @@ def attack(
         judge,
         on,
     )
-    request = adhoc_attack.Request(load({"name": name, **fields}), model, adapter or [], prompts, how, limit)
+    chosen = load({"name": name, **fields})
+    if budget is not None and chosen.queries < budget:
+        complain(
+            f"the attack {chosen.name} makes at most {chosen.queries} queries about one request with these settings, "
+            f"fewer than the budget of {budget}"
+        )
+    request = adhoc_attack.Request(chosen, model, adapter or [], prompts, how, limit)
     with locked(out):
         adhoc_attack.run(request, out)
     tell((out / "attack.md").read_text())

@@ -98,8 +98,8 @@ def _cheap(recipe: Recipe) -> dict[str, Axis]:
 
 
 def measured(recipe: Recipe) -> list[str]:
-    """Return the prompt sets and tasks of a recipe."""
-    return [*(kind for kind in SETS if getattr(recipe, kind)), *recipe.tasks]
+    """Return the prompt sets and tasks of a recipe; attacks are not compared."""
+    return [*(kind for kind in SETS if any(spec.attack is None for spec in getattr(recipe, kind))), *recipe.tasks]
 
 
 def _view(recipe: Recipe, label: str, change: Change) -> Level | None:
