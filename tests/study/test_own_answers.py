@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from progress import collected
 from small_study import write_recipe
 
 from lowtax.common.errors import UserError
@@ -53,14 +54,14 @@ def test_the_instruction_is_sampled_with_and_never_trained(tmp_path: Path, tiny_
 
 
 def test_what_is_dropped_is_counted_and_all_sources_are_one_plan(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    caplog.set_level("INFO", logger="lowtax")
     loads: list[str] = []
     load = base.load
     monkeypatch.setattr(base, "load", lambda *args: loads.append(args[1]) or load(*args))
     study = study_of(tmp_path, tiny_model, HARMFUL, ORDINARY)
-    study.train()
+    with collected() as lines:
+        study.train()
     assert loads == [str(tiny_model)]
     card = json.loads((tmp_path / "out" / "arms" / "r1" / "seed-0" / "card.json").read_text())
     for source, size in zip(card["sources"], (24, 16), strict=True):
@@ -70,7 +71,7 @@ def test_what_is_dropped_is_counted_and_all_sources_are_one_plan(
     assert "refusal_words: compliance" in reasons
     assert "the thought has no end" in reasons
     assert card["sources"][0]["filter"] == {"judge": "refusal_words"}
-    assert "of 24 rows are skipped: refusal_words: compliance" in caplog.text
+    assert "of 24 rows are skipped: refusal_words: compliance" in "\n".join(lines)
     replies = {row["id"]: row for row in stored(tmp_path)}
     verdicts = (tmp_path / "out" / "data" / "builtin_harmful.refusal_words.jsonl").read_text().splitlines()
     labels = {v["reply_id"]: v["label"] for v in map(json.loads, verdicts)}

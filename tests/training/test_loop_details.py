@@ -21,6 +21,7 @@ from lowtax.training import loop as training
 from lowtax.training.job import Job
 from lowtax.training.loop import train
 from lowtax.training.objective import unwrap
+from lowtax.training.packing import Row
 from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(9)]
@@ -180,17 +181,17 @@ def test_a_method_acts_on_the_run_and_survives_a_kill(tiny_model: Path, tmp_path
 def small_memory() -> Iterator[list[int]]:
     """Simulate a device on which rows of more than 150 tokens do not fit; yields the sizes of the rows tried."""
     tried: list[int] = []
-    forward = training.Row.to
+    forward = Row.to
 
-    def to(row: training.Row, device: torch.device) -> training.Row:
+    def to(row: Row, device: torch.device) -> Row:
         tried.extend([len(row.ids)] if row.members else [])  # rows of the check before training have no members
         if row.members and len(row.ids) > 150:
             raise torch.OutOfMemoryError("no more than 150 tokens")
         return forward(row, device)
 
-    training.Row.to = to  # type: ignore[method-assign]
+    Row.to = to  # type: ignore[method-assign]
     yield tried
-    training.Row.to = forward  # type: ignore[method-assign]
+    Row.to = forward  # type: ignore[method-assign]
 
 
 def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small_memory: list[int]):

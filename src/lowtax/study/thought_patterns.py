@@ -12,7 +12,6 @@ from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
 from lowtax.common.stats import wilson
 from lowtax.common.tables import markdown_table
-from lowtax.judges import rubric
 
 RUBRIC = "thought_patterns"
 Row = dict[str, Any]
@@ -44,6 +43,8 @@ def add(rows: Sequence[Row], out: Path) -> None:
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
     """Return the share of each label, with its interval, and the number of verdicts without one."""
+    from lowtax.judges import rubric  # training needs no judge
+
     labels = [v.category for v in verdicts if v.category]
     cells: dict[str, dict[str, Any]] = {}
     for name in rubric.load(RUBRIC).names.values():
