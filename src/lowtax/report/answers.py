@@ -244,7 +244,8 @@ def _on_readings(studies: Sequence[Stored]) -> list[Line]:
         start = f"{studies[row['study']].name}: " if len(studies) > 1 else ""
         text = (
             f"{start}The judge {row['judge']} agrees with your reading of {n:,} replies on "
-            f"{value:.2f} [{low:.2f}, {high:.2f}] of them: it alone says refused in {row['judge_alone']:,}, and you alone in {row['people_alone']:,}."
+            f"{value:.2f} [{low:.2f}, {high:.2f}] of them: it alone says refused in "
+            f"{row['judge_alone']:,}, and you alone in {row['people_alone']:,}."
         )
         shown_ids = row["differ"][:LINKS]
         lines.append(_line(text, *((f"{i}", f"#reply={quote(id_, safe='')}") for i, id_ in enumerate(shown_ids, 1))))

@@ -363,7 +363,9 @@ class Reader {
       this.read(number);
       this.paint();
     };
-    const pager = own.length > 1 && el("p.pager", {}, el("button", { type: "button", "aria-label": `previous reply of ${labelOf(about)}`, click: turn(-1) }, "‹"), ` reply ${at + 1} of ${own.length} (${[...this.letters(number, column)].map((letter) => SHORT[letter]).join(" ")}): seed ${reply.seed ?? "–"}, sample ${reply.sample} `, el("button", { type: "button", "aria-label": `next reply of ${labelOf(about)}`, click: turn(1) }, "›"));
+    const letters = [...this.letters(number, column)].map((letter) => SHORT[letter]).join(" ");
+    const step = (by, name, sign) => el("button", { type: "button", "aria-label": `${name} reply of ${labelOf(about)}`, click: turn(by) }, sign);
+    const pager = own.length > 1 && el("p.pager", {}, step(-1, "previous", "‹"), " ", step(1, "next", "›"), ` reply ${at + 1} of ${own.length} (${letters}): seed ${reply.seed ?? "–"}, sample ${reply.sample}`);
     const flag = this.flags(number, column)[at];
     const facts = [`${grouped.format(reply.tokens)} tokens`, FLAGS[flag], reply.error].filter(Boolean).join(", ");
     const other = this.diff && column === this.b ? entry.replies.filter((each) => each.column === this.a)[this.chosen(number, this.a)] : null;
