@@ -121,7 +121,7 @@ class Job:
             what = "was trained" if finished else "holds an unfinished run"
             why = (
                 f"; with the scheduler {self.settings.scheduler} its steps so far would have had other learning rates, "
-                "and only constant and wsd, with warmup_steps, can be made longer"
+                "and only constant, step and wsd, with warmup_steps, can be made longer"
             ) * longer
             raise UserError(
                 f"{out} {what} with other settings ({'; '.join(differences[:3])}{more}){why}; "
