@@ -230,6 +230,8 @@ def _on_updates(rows: Sequence[Row]) -> str:
         text += "Logit change: the largest after a prompt, mean over two prompts. "
     if any("edit_seconds" in row for row in rows):
         text += "Seconds of an edited arm: those of the training it starts from, and the edits. "
+    if any("parent" in row and "edit_seconds" not in row for row in rows):
+        text += "Seconds of an arm that starts from another: its own training alone. "
     return text
 
 
