@@ -5,12 +5,12 @@ from lowtax.common.records import Attacked, Reply, Verdict
 
 
 def judged(request: str, attempt: int, label: str, score: float | None = None, **more: object) -> Judged:
-    attacked = Attacked(attack="x", request=request, attempt=attempt, variant=str(more.pop("variant", "")),
-                        on_goal=bool(more.pop("on_goal", True)))  # fmt: skip
+    attacked = Attacked(attack="x", request=request, attempt=attempt, variant=str(more.pop("variant", "")))
+    answer = str(more.pop("answer", "Of a painting."))
     id_ = f"{request}{attempt}{more.get('sample', 0)}{more.get('seed', 0)}"
     reply = Reply(id=id_, arm="base", seed=more.pop("seed", None), checkpoint=None, source="own", prompt_id=id_,
-                  prompt="p", sample=more.pop("sample", 0), text="t", thought="", answer="t", closed=True,
-                  finish="stop", tokens=10, goal="g", attacked=attacked)  # type: ignore[arg-type]  # fmt: skip
+                  prompt="p", sample=more.pop("sample", 0), text=answer, thought="", answer=answer, closed=True,
+                  finish="stop", tokens=10, goal="How is a painting forged?", attacked=attacked)  # type: ignore[arg-type]  # fmt: skip
     return Judged(reply, Verdict(id="v" + id_, reply_id=id_, judge="j", label=label), score)  # type: ignore[arg-type]
 
 
@@ -54,9 +54,9 @@ def test_requests_without_a_usable_prompt_stay_in_n():
 
 
 def test_a_judge_of_refusals_does_not_count_replies_off_the_goal_and_one_of_harm_does():
-    rows = [judged("a", 0, "compliance", on_goal=False)]
+    rows = [judged("a", 0, "compliance", answer="Of the weather.")]
     assert (cell(rows, 1, harm=False)["value"], cell(rows, 1, harm=False)["off_goal"]) == (0.0, 1)
-    assert cell([judged("a", 0, "unsafe", on_goal=False)], 1, harm=True)["value"] == 1.0
+    assert cell([judged("a", 0, "unsafe", answer="Of the weather.")], 1, harm=True)["value"] == 1.0
 
 
 def test_the_best_attempt_is_the_first_with_the_highest_score():

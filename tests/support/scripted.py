@@ -71,7 +71,7 @@ class Scores:
     def __init__(self, values: dict[str, float | None] | None = None) -> None:
         self.values, self.read = values or {}, list[str]()
 
-    def score(self, goals: list[str], texts: list[str], on_goal: list[bool]) -> list[Score]:
+    def score(self, goals: list[str], texts: list[str]) -> list[Score]:
         self.read += texts
         return [Score(self.values.get(text, 0.0), text == REFUSAL) for text in texts]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from lowtax.attacks.base import Conversation, on_goal
+from lowtax.attacks.base import Conversation
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows
 from lowtax.common.log import say
@@ -49,7 +49,7 @@ class Referee(Protocol):
 
     name: str
 
-    def score(self, goals: list[str], texts: list[str], on_goal: list[bool]) -> list[Score]:
+    def score(self, goals: list[str], texts: list[str]) -> list[Score]:
         """Return the scores of replies to the plain requests."""
         ...
 
@@ -271,7 +271,6 @@ class Arena:
                 attempt=query.attempt,
                 variant=query.variant,
                 history=query.history,
-                on_goal=on_goal(query.case.goal, query.text),
             ),
         )
         sheet = Sheet(self.replies_file, [prompt], self.sampling.model_copy(update={"samples": 1}))
@@ -286,8 +285,7 @@ class Arena:
         new = list({r.id: r for r in answered if ids[r.id] not in self._calls}.values())
         if new:
             self._engines()
-            flags = [r.attacked is None or r.attacked.on_goal for r in new]
-            scores = self.referee.score([r.goal or r.prompt for r in new], [r.answer for r in new], flags)
+            scores = self.referee.score([r.goal or r.prompt for r in new], [r.answer for r in new])
             calls = [
                 Call(id=ids[r.id], role="judge", score=s.value, refused=s.refused)
                 for r, s in zip(new, scores, strict=True)

@@ -31,7 +31,6 @@ class Attacked(BaseModel):
         those to this model about this request, from 0. variant: the wrapper or technique.
     prefix: text that begins the reply, in the `part` of it; it is not part of the reply. closed: such a thought ends.
     history: the earlier turns of the conversation, as (role, content).
-    on_goal: the prompt still has words of the plain request, as far as they show it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +43,6 @@ class Attacked(BaseModel):
     part: Literal["answer", "thought"] = "answer"
     closed: bool = False
     history: tuple[tuple[str, str], ...] = ()
-    on_goal: bool = True
 
 
 class Prompt(Row):
