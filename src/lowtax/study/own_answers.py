@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 from lowtax.common.names import file_name
 from lowtax.common.records import Prompt, Reply, Subject, row_id
 from lowtax.data import steering, training_sets
@@ -243,6 +244,13 @@ def training_set(each: Plan, outcome: Outcome) -> TrainingSet:
     reasons, total = Counter(outcome.dropped.values()), len(each.prompts)
     if not outcome.trained:
         raise UserError(_empty(each, reasons))
+    if (judge := each.spec.filter) and 2 * sum(
+        r.startswith(f"{judge.judge}: ") for r in outcome.dropped.values()
+    ) > total:
+        say(
+            f"the filter {judge.judge} passes {len(outcome.trained)} of {total} answers to {each.spec.source}: read them "
+            f"in {each.path}, since among few the errors of a judge weigh much"
+        )
     rows = [each.row(outcome.trained[prompt.id], prompt) for prompt in each.prompts if prompt.id in outcome.trained]
     reading = Reading(each.spec.source, total, skipped=reasons, with_thought=len(rows))
     return TrainingSet(each.spec, rows, total, total - len(rows), reading=reading)
