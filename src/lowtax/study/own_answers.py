@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 from lowtax.common.names import file_name
 from lowtax.common.records import Prompt, Reply, Subject, row_id
 from lowtax.data import steering, training_sets
@@ -243,9 +244,21 @@ def training_set(each: Plan, outcome: Outcome) -> TrainingSet:
     reasons, total = Counter(outcome.dropped.values()), len(each.prompts)
     if not outcome.trained:
         raise UserError(_empty(each, reasons))
+    _say_few(each, outcome)
     rows = [each.row(outcome.trained[prompt.id], prompt) for prompt in each.prompts if prompt.id in outcome.trained]
     reading = Reading(each.spec.source, total, skipped=reasons, with_thought=len(rows))
     return TrainingSet(each.spec, rows, total, total - len(rows), reading=reading)
+
+
+def _say_few(each: Plan, outcome: Outcome) -> None:
+    """Say so if the filter drops more than half of the answers."""
+    judge, total = each.spec.filter and each.spec.filter.judge, len(each.prompts)
+    failing = sum(reason.startswith(f"{judge}: ") for reason in outcome.dropped.values())
+    if judge and 2 * failing > total:
+        say(
+            f"the filter {judge} passes {len(outcome.trained)} of {total} answers to {each.spec.source}: read them in "
+            f"{each.path}, since among few the errors of a judge weigh much"
+        )
 
 
 def _empty(each: Plan, reasons: Counter[str]) -> str:
