@@ -100,7 +100,14 @@ def markdown(table: Table) -> str:
     level = matched.Level(**table.get("matched_safety", {}))
     more = [
         part
-        for part in (matched.markdown(rows, level), _answers(rows), _texts(table), _sets(rows), _categories(table))
+        for part in (
+            _failed(table),
+            matched.markdown(rows, level),
+            _answers(rows),
+            _texts(table),
+            _sets(rows),
+            _categories(table),
+        )
         if part
     ]
     return "\n\n".join([markdown_table(lines), _caption(table, tasks), *more]) + "\n"
@@ -118,6 +125,13 @@ def _update(row: Row) -> str:
         return "-"
     relative: float = update["relative_norm"]
     return f"{relative:.1%}" if relative >= 0.01 else f"{100 * relative:.2g}%"
+
+
+def _failed(table: Table) -> str:
+    """Return a table of the arms that failed and are left out of all others; or nothing."""
+    lines = [["failed, and not in any table", "seed", "reason"]]
+    lines += [[row["arm"], f"{row['seed']}", row["reason"]] for row in table.get("failed", [])]
+    return markdown_table(lines) if lines[1:] else ""
 
 
 def _answers(rows: Sequence[Row]) -> str:

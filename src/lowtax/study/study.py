@@ -77,6 +77,7 @@ class Study:
         whole = _with_tokens(settings, known)
         self.recipe = limited(whole, limit) if limit else whole
         self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
+        self.failed: dict[tuple[str, int], str] = {}  # arm and seed -> the reason; they are left out of the table
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self.is_main = launch.world()[0] == 0
@@ -173,22 +174,30 @@ class Study:
         Raises:
             UserError: The folder holds a run with other settings.
         """
+        jobs, unfinished = self.jobs(only)
+        for (arm, seed), job in jobs.items():
+            if (arm, seed) in unfinished:
+                say(f"training {arm}, seed {seed}")
+                self.say_penalty(arm)
+            loop.train(job, self.arm_folder(arm, seed))
+
+    def jobs(self, only: str | None = None) -> tuple[dict[tuple[str, int], Job], set[tuple[str, int]]]:
+        """Return the jobs of all arms, or of one, and which are not finished; write the recipe after all checks.
+
+        Raises:
+            UserError: The folder holds a run with other settings, or an arm has no rows that can be trained.
+        """
         jobs = {(arm, seed): self.job(arm, seed) for arm in self._arms(only) for seed in self.recipe.seeds}
         for (arm, seed), job in jobs.items():
-            job.require_same(self._arm_folder(arm, seed))
+            job.require_same(self.arm_folder(arm, seed))
         for plan in self.edit_plans():
             if plan.begun():
                 jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
                 plan.refuse_another(jobs_of)
-        open_jobs = {key: job for key, job in jobs.items() if not job.finished(self._arm_folder(*key))}
-        checks.require_rows(self.recipe, open_jobs)
+        unfinished = {key: job for key, job in jobs.items() if not job.finished(self.arm_folder(*key))}
+        checks.require_rows(self.recipe, unfinished)
         self.write_recipe()
-        for (arm, seed), job in jobs.items():
-            folder = self._arm_folder(arm, seed)
-            if (arm, seed) in open_jobs:
-                say(f"training {arm}, seed {seed}")
-                self._say_penalty(arm)
-            loop.train(job, folder)
+        return jobs, set(unfinished)
 
     def job(self, arm: str, seed: int) -> Job:
         """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
@@ -228,7 +237,7 @@ class Study:
         stored = [methods for folder in (self.out / "arms" / arm).glob("seed-*") for methods in stored_methods(folder)]
         return before if before in stored else now
 
-    def _say_penalty(self, arm: str) -> None:
+    def say_penalty(self, arm: str) -> None:
         """Say which penalty a mode string with a regulariser means."""
         now, before = (self.recipe.arms[arm].acts(published) for published in (True, False))
         if now == before:
@@ -270,18 +279,33 @@ class Study:
         return self._sources[key]
 
     def _own_answers(self, spec: Data, seed: int) -> training_sets.TrainingSet:
-        prompts = training_sets.self_prompts(spec, seed)
-        name = "".join(c if c.isalnum() else "_" for c in spec.source)
-        sheet = Sheet(
-            self.out / "data" / f"{name}.jsonl", prompts, self.recipe.drawn().model_copy(update={"samples": 1})
-        )
+        sheet = self._own_sheet(spec, seed)
+        prompts = sheet.prompts
         with distributed.main_first():
             collect([sheet], [self.base], self.engine, self.out)
         replies = [reply for _, reply in replies_of(sheet, [self.base], self.engine).values()]
         rows = training_sets.self_conversations(replies, training_sets.rendering_of(spec))
         return training_sets.TrainingSet(spec, rows, len(prompts), len(prompts) - len(rows))
 
-    def _arm_folder(self, arm: str, seed: int) -> Path:
+    def _own_sheet(self, spec: Data, seed: int) -> Sheet:
+        name = "".join(c if c.isalnum() else "_" for c in spec.source)
+        prompts = training_sets.self_prompts(spec, seed)
+        once = self.recipe.drawn().model_copy(update={"samples": 1})
+        return Sheet(self.out / "data" / f"{name}.jsonl", prompts, once)
+
+    def own_sheets(self) -> list[Sheet]:
+        """Return the sheets of the model's own answers that arms train on."""
+        pairs = {
+            (spec.model_dump_json(), choice): spec
+            for arm in self.recipe.arms
+            for spec in self.recipe.data_of(arm)
+            for choice in {self.recipe.train_of(arm).choice_of(seed) for seed in self.recipe.seeds}
+            if spec.answers == "self"
+        }
+        return [self._own_sheet(spec, choice) for (_, choice), spec in pairs.items()]
+
+    def arm_folder(self, arm: str, seed: int) -> Path:
+        """Return the folder of one training run."""
         return self.out / "arms" / arm / f"seed-{seed}"
 
     # --- edit
@@ -301,7 +325,7 @@ class Study:
             arms.EditPlan(name, arm, seed, self.recipe.model, self.out / "arms")
             for name, arm in self.recipe.edited.items()
             for seed in self.recipe.seeds
-            if only in (None, name)
+            if only in (None, name) and (name, seed) not in self.failed
         ]
 
     # --- subjects and sheets
@@ -322,7 +346,8 @@ class Study:
             subject
             for arm in self._arms(only)
             for seed in self.recipe.seeds
-            for subject in trained_subjects(self._arm_folder(arm, seed), arm, seed, full[arm], self.base)
+            if (arm, seed) not in self.failed
+            for subject in trained_subjects(self.arm_folder(arm, seed), arm, seed, full[arm], self.base)
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
@@ -346,11 +371,13 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        if (seed := self.recipe.prompt_order) is not None:
-            sheets = [
-                replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets
-            ]
-        collect(sheets, self.subjects(), self.engine, self.out)
+        collect(self.ordered(sheets), self.subjects(), self.engine, self.out)
+
+    def ordered(self, sheets: Sequence[Sheet]) -> Sequence[Sheet]:
+        """Return sheets with their prompts in the recipe's order."""
+        if (seed := self.recipe.prompt_order) is None:
+            return sheets
+        return [replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets]
 
     def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
@@ -369,11 +396,12 @@ class Study:
         name, on = name or self.recipe.judge, on or self.recipe.judged_text
         stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
         verdicts = judge_replies(
-            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine, again=again
+            [reply for _, reply in stored.values()], self.verdicts_path(kind, name), name, on, self.engine, again=again
         )
         return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
 
-    def _verdicts(self, kind: str, name: str | None) -> Path:
+    def verdicts_path(self, kind: str, name: str | None = None) -> Path:
+        """Return the file of a judge's verdicts on the replies of a prompt set."""
         return self.out / "verdicts" / f"{kind}.{file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
@@ -390,13 +418,16 @@ class Study:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
         return examine.grade(self.recipe.exams(), self.out, self.subjects(), self.engine)
 
-    def compare(self, level: matched.Level | None = None) -> dict[str, Any]:
+    def compare(
+        self, level: matched.Level | None = None, graded: dict[str, examine.TaskResult] | None = None
+    ) -> dict[str, Any]:
         """Judge and grade what is stored; write the table and the picture; return the table.
 
         Args:
             level: the level of safety at which arms are compared, instead of the recipe's.
+            graded: the grades, if they are there already.
         """
-        verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
+        verdicts, grades, subjects = self.judge(), graded or self.grade(), self.subjects()
         also: list[judges.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
@@ -423,6 +454,8 @@ class Study:
             "versions": versions(),
             "hardware": self._hardware(),
         }
+        if self.failed:
+            table["failed"] = [{"arm": a, "seed": s, "reason": reason} for (a, s), reason in self.failed.items()]
         curves = self.curves(verdicts, grades)
         level = level or self.level()
         places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
@@ -495,12 +528,8 @@ class Study:
         Raises:
             UserError: The recipe cannot be run, or a checkpoint is not there and may not be trained.
         """
-        _refuse_launch("run")
         began = time.perf_counter()
-        self.check()
-        checks.require_tools(self.recipe)
-        if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
-            say(sentence)
+        self.check_run()
         if train:
             self.train()
         else:
@@ -509,15 +538,27 @@ class Study:
         self.warn()
         self.sample([*self.reply_sheets().values(), *self.answer_sheets().values()])
         table = self.compare()
-        self._write_card(time.perf_counter() - began)
+        self.write_card(time.perf_counter() - began)
         return table
+
+    def check_run(self) -> None:
+        """Refuse a run that would only fail later, and say it if there is nothing to measure.
+
+        Raises:
+            UserError: The recipe cannot be run, or the command runs in several processes.
+        """
+        _refuse_launch("run")
+        self.check()
+        checks.require_tools(self.recipe)
+        if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
+            say(sentence)
 
     def _hardware(self) -> dict[str, Any]:
         """Return the machine that made the study: as its card says, or this one."""
         path = self.out / "card.json"
         return (read_card(path, StudyCard).get("hardware") if path.exists() else None) or hardware()
 
-    def _write_card(self, seconds: float) -> None:
+    def write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
         earlier = read_card(path, StudyCard).get("seconds", []) if path.exists() else []
