@@ -5,7 +5,7 @@ many rows is cut into shares by a hash of each row's id, so that shares do not d
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -95,14 +95,17 @@ def share_ids(prefix: str, shares: int) -> list[str]:
     return [f"{prefix}/{number:0{width}}-of-{shares}" for number in range(1, shares + 1)]
 
 
-def cut(items: Iterable[T], size: int, key: Callable[[T], str]) -> list[list[T]]:
+def cut(items: Iterable[T], size: int, key: Callable[[T], str], first: Container[str] = ()) -> list[list[T]]:
     """Return items in shares of about `size`; an item's share depends on its key and the number of all items alone.
 
     Keys are hashed, so shares differ in size by chance, and one may be empty. Within a share items keep their order.
+
+    first: the keys of items that are in the first share.
     """
     items = list(items)
     shares: list[list[T]] = [[] for _ in range(number_of_shares(len(items), size))]
     for item in items:
         digest = hashlib.sha256(key(item).encode()).digest()
-        shares[int.from_bytes(digest[:8], "big") % len(shares)].append(item)
+        place = 0 if key(item) in first else int.from_bytes(digest[:8], "big") % len(shares)
+        shares[place].append(item)
     return shares

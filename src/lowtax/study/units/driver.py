@@ -39,6 +39,7 @@ from lowtax.study.units.messages import Pool
 from lowtax.study.units.scheduler import PATIENCE, Owner, Scheduler, Work
 from lowtax.training.job import Job
 
+PROMPTS = 2  # by which an engine measures what an adapter changes
 BASE: Owner = (examine.BASE, 0)
 
 
@@ -171,10 +172,11 @@ class Driver:
             of_model = next(ask.subject for ask in every)
             group = Group(owner[0], owner[1], of_model.checkpoint if model != self.recipe.model else None)
             shares = self._shares(every)
-            for id_, share in zip(share_ids(f"{kind}/{group.name}", len(shares)), shares, strict=True):
+            ids = share_ids(f"{kind}/{group.name}", len(shares))
+            for id_, share in zip(ids, shares, strict=True):
                 batches = [[_slim(ask) for ask in batch] for batch in self._open(share, places)]
                 if batches := [batch for batch in batches if batch]:
-                    task = partial(tasks.Sampling, self.study.out, self.study.engine, batches)
+                    task = partial(tasks.Sampling, self.study.out, self.study.engine, batches, id_ == ids[0])
                     store = partial(self._drawn, owner, subjects, places, kind)
                     works.append(Work(id_, kind, owner, task, store, f"engine {model}"))
         return works
@@ -183,9 +185,12 @@ class Driver:
         """Return shares as lists of batches: of one batch each, unless the recipe is deterministic."""
         size, batch = sampling_size(self.study.engine.name), self.study.engine.batch_size
         if self.study.engine.deterministic:
-            return cut(fixed_batches(plan, batch), max(1, size // batch), lambda rows: rows[0].id)
+            batches = [*fixed_batches(plan, batch)]
+            first = {rows[0].subject.made_by: rows[0].id for rows in reversed(batches)}
+            return cut(batches, max(1, size // batch), lambda rows: rows[0].id, set(first.values()))
         once = {ask.id: ask for ask in plan}
-        return [[share] for share in cut(once.values(), size, lambda ask: ask.id)]
+        shares = cut(once.values(), size, lambda ask: ask.id, _measuring(once.values()))
+        return [[share] for share in shares]
 
     def _open(self, share: list[list[Ask]], places: dict[str, list[Ask]]) -> Iterator[list[Ask]]:
         """Yield the batches of a share without stored rows; one of a deterministic recipe stays whole."""
@@ -285,6 +290,18 @@ class Driver:
             evaluate.store(path, grades, read_rows(path, Grade), opinions=not checked)
             results[name] = examine.result(stored, grades)
         return results
+
+
+def _measuring(plan: Iterable[Ask]) -> set[str]:
+    """Return the ids of the first requests of each adapter, by which an engine measures what it changes."""
+    texts: dict[str, set[str]] = {}
+    ids = set[str]()
+    for ask in plan:
+        own = texts.setdefault(ask.subject.made_by, set())
+        if len(own) < PROMPTS:
+            own.add(ask.prompt.text)
+            ids.add(ask.id)
+    return ids
 
 
 def _slim(ask: Ask) -> Ask:

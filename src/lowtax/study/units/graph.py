@@ -95,9 +95,7 @@ def _sampling(
             yield Unit(id_, "sample", after, Resources(1, gpu, memory), outputs, requests // len(ids), exact)
 
 
-def _reading(
-    kind: Kind, group: Group, checkpoints: int, exact: bool, recipe: Recipe, plan: Plan
-) -> Iterator[Unit]:
+def _reading(kind: Kind, group: Group, checkpoints: int, exact: bool, recipe: Recipe, plan: Plan) -> Iterator[Unit]:
     """Yield the judging (`judge`) or grading (`grade`) of a group."""
     after = (f"sample/{group.name}/",)
     for sheet in plan.sheets:

@@ -70,13 +70,14 @@ class Cluster:
     """A pool of actors (`messages.Pool`)."""
 
     def __init__(
-        self, ray: Any, out: Path, workers: int, gpus: int, threads: int, close: Callable[[], None]
+        self, ray: Any, out: Path, workers: int, gpus: int, threads: int, close: Callable[[], None], shared: bool
     ) -> None:
         self.ray, self.out, self.gpus, self.threads = ray, out.absolute(), gpus, threads
         self._close = close
         self._token = f".lowtax-{secrets.token_hex(8)}"
         out.mkdir(parents=True, exist_ok=True)
-        (self.out / self._token).touch()
+        if shared:
+            (self.out / self._token).touch()
         self._places: dict[str, _Place] = {}
         self._shared: dict[str, bool] = {}
         self._folders: dict[str, Any] = {}  # name -> reference of its files
@@ -86,11 +87,12 @@ class Cluster:
             self._start()
 
     @classmethod
-    def connect(cls, on: str, workers: int | None, out: Path) -> "Cluster":
+    def connect(cls, on: str, workers: int | None, out: Path, shared: bool = True) -> "Cluster":
         """Join a cluster, or start one on this machine.
 
         Args:
             on: `ray`, for the cluster of RAY_ADDRESS or a new one here; `ray://ADDRESS` for another.
+            shared: False sends files also where a node has the study's folder.
 
         Raises:
             UserError: Ray is not installed, the cluster cannot be reached, or it is too small.
@@ -123,7 +125,7 @@ class Cluster:
             raise
         say(f"{number} workers on {len(ray.nodes())} nodes of Ray, {'one GPU' if gpus else 'one core'} each")
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, resources.get("CPU", 1) // number))
-        return cls(ray, out, number, 1 if gpus else 0, threads, ray.shutdown if begun else lambda: None)
+        return cls(ray, out, number, 1 if gpus else 0, threads, ray.shutdown if begun else lambda: None, shared)
 
     def _start(self) -> None:
         options = {"num_cpus": CPUS, "num_gpus": self.gpus, "max_restarts": 0}
@@ -168,7 +170,9 @@ class Cluster:
             reason = str(error).strip().splitlines()[0]
             self._gone += 1
             if self._gone > MOST_GONE:
-                raise UserError(f"{MOST_GONE} actors in a row ended before their worker was ready ({reason}).") from error
+                raise UserError(
+                    f"{MOST_GONE} actors in a row ended before their worker was ready ({reason})."
+                ) from error
             self._replace(name)
             return [(name, Message("lost", f"its actor is gone ({reason})"))]
         place.call = place.actor.poll.remote(LOOK)

@@ -104,17 +104,23 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A share of requests to one model, in batches that are drawn one after the other."""
+    """A share of requests to one model, in batches that are drawn one after the other.
+
+    measures: return what the adapters change, by their first requests in this share.
+    """
 
     out: Path
     engine: EngineSettings
     batches: Sequence[Sequence[Ask]]
+    measures: bool = True
 
     def run(self, desk: Desk) -> Drawn:
         """Draw all completions of the share."""
         model, settings = self.batches[0][0].subject.model, self.engine
         how = (settings.name, model, settings.precision, settings.batch_size)
         engine = desk.loaded(("engine", *how), lambda: base.load(*how))
+        if self.measures and isinstance(engine, base.MeasuresEffects):
+            engine.effects.clear()  # of another share, which this worker had before
         completions, tokens, told = list[base.Completion](), 0, 0.0
         for batch in self.batches:
             for completion in decoded(engine, list(batch)):
@@ -123,7 +129,7 @@ class Sampling:
                 if time.monotonic() - told > TELL_EVERY:
                     desk.progress(len(completions), tokens)
                     told = time.monotonic()
-        effects = engine.effects if isinstance(engine, base.MeasuresEffects) else {}
+        effects = engine.effects if self.measures and isinstance(engine, base.MeasuresEffects) else {}
         subjects = {ask.subject for batch in self.batches for ask in batch}
         return Drawn(completions, effects_by_subject(effects, subjects))
 

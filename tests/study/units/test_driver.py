@@ -1,0 +1,94 @@
+"""A study by workers gives the rows, adapters and table of one process, whatever happens to the workers."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_study import run, write_recipe
+from worked import SMALL, Killer, by_workers, events, measured
+
+from lowtax.common.errors import Busy, UserError
+from lowtax.study import recipe, study
+from lowtax.study.units import pools
+from lowtax.study.units.base import REPLIES_AT_ONCE
+from lowtax.study.units.driver import report_failed
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, dict]:
+    """A recipe, and all that one process makes of it."""
+    folder = tmp_path_factory.mktemp("units")
+    path = write_recipe(folder, tiny_model, **SMALL)
+    run(path, folder / "one")
+    return path, measured(folder / "one")
+
+
+@pytest.fixture(autouse=True)
+def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert REPLIES_AT_ONCE > 7
+    monkeypatch.setattr("lowtax.study.units.base.REPLIES_AT_ONCE", 7)
+
+
+def test_workers_that_are_killed_in_every_stage_make_what_one_process_makes(one, tmp_path):
+    path, expected = one
+    with Killer(tmp_path / "out", ("train", "sample", "judge")) as killer:
+        table, driver = by_workers(path, tmp_path / "out", lambda: pools.local(2))
+    assert killer.kills >= 2  # a unit may have ended before
+    assert measured(tmp_path / "out") == expected
+    assert "failed" not in table
+    states = {event["state"] for event in events(tmp_path / "out")}
+    assert states == {"begun", "again", "done"}
+    assert sum(driver.scheduler.overhead) / len(driver.scheduler.overhead) < 0.05
+    shares = {event["unit"] for event in events(tmp_path / "out") if event["unit"].startswith("sample/r1")}
+    assert len(shares) >= 2
+
+
+def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
+    path, expected = one
+    out = tmp_path / "out"
+    child = multiprocessing.get_context("fork").Process(target=by_workers, args=(path, out, lambda: pools.local(1)))
+    child.start()
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not any(event["unit"].startswith("sample/r1") for event in events(out)):
+        time.sleep(0.02)
+    with pytest.raises(Busy, match="Another lowtax process"), study.Study(recipe.load(path), out):
+        pass  # a second driver is refused
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    trained = [event for event in events(out) if event["unit"] == "train/r1/seed-0" and event["state"] == "done"]
+    by_workers(path, out, lambda: pools.local(1))
+    assert trained
+    assert measured(out) == expected
+    assert sum(event["unit"] == "train/r1/seed-0" and event["state"] == "begun" for event in events(out)) == 1
+
+
+def test_an_arm_that_fails_is_recorded_and_the_others_go_on(one, tmp_path, tiny_model):
+    arms = {**SMALL["arms"], "bad": {"mode": "lora_mlp_r2", "train": {"lr": 1e30}}}
+    edited = {**SMALL["edited"], "bad_half": {"of": "bad", "edits": [{"name": "scale", "by": 0.5}]}}
+    path = write_recipe(tmp_path, tiny_model, **SMALL | {"arms": arms, "edited": edited})
+    table, _ = by_workers(path, tmp_path / "out", lambda: pools.local(1))
+    assert [(row["arm"], row["seed"]) for row in table["failed"]] == [("bad", 0), ("bad_half", 0)]
+    assert "train/bad/seed-0" in table["failed"][0]["reason"]
+    assert {row["arm"] for row in table["rows"]} == {"base", "r1", "full", "half"}
+    assert "| bad" in (tmp_path / "out/table.md").read_text()
+    assert report_failed(table).startswith("2 of the trainings, edits or measurements failed: bad (seed 0), bad_half")
+    _, expected = one
+    made = measured(tmp_path / "out")
+    assert {k: made[k] for k in expected if k.startswith("arms/")} == {
+        k: v for k, v in expected.items() if k.startswith("arms/")
+    }
+    assert json.loads((tmp_path / "out/table.json").read_text())["failed"] == table["failed"]
+
+
+def test_a_recipe_for_several_gpus_is_refused(one, tmp_path):
+    path, _ = one
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    settings = recipe.load(path, [f"execution.deepspeed={tmp_path}/zero.json"])
+    with study.Study(settings, tmp_path / "out") as work, pytest.raises(UserError, match="one GPU each"):
+        from lowtax.study.units.driver import Driver
+
+        Driver(work, None).run()  # refused before any worker is used
