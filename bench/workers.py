@@ -75,9 +75,9 @@ def sampled(path: Path, out: Path, workers: int) -> dict:
 
 def planned(folder: Path, n: int) -> dict:
     """Return seconds and memory of a plan of n requests."""
+    from lowtax.common.records import Prompt, Subject
     from lowtax.engines.sampling import Sheet, planned
     from lowtax.engines.settings import EngineSettings, Sampling
-    from lowtax.common.records import Prompt, Subject
     from lowtax.study.units.base import cut, sampling_size
 
     base = Subject("base", None, None, 0, "any", None, "any")

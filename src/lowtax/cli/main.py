@@ -137,6 +137,7 @@ def run(
     plan: units.Plan = False,
     workers: units.Workers = None,
     on: units.On = None,
+    gpus_each: units.GpusEach = None,
     patience: units.Patience = None,
 ) -> None:
     """Run every stage of a recipe.
@@ -156,7 +157,7 @@ def run(
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
-        failure = units.run(work, not no_train, workers, on, patience)
+        failure = units.run(work, not no_train, workers, on, gpus_each, patience)
     _show(out)
     report.write_beside(out)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))

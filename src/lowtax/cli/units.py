@@ -34,6 +34,16 @@ On = Annotated[
         help="Work on the machines of a Ray cluster: ray starts one here or joins that of RAY_ADDRESS.",
     ),
 ]
+GpusEach = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus-each",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="With --workers or --on, the GPUs of each worker, for a model that one does not hold; 1.",
+    ),
+]
 Patience = Annotated[
     float | None,
     typer.Option(
@@ -45,15 +55,23 @@ Patience = Annotated[
 ]
 
 
-def run(study: "Study", train: bool, workers: int | None, on: str | None, patience: float | None) -> str | None:
+def run(
+    study: "Study",
+    train: bool,
+    workers: int | None,
+    on: str | None,
+    gpus_each: int | None,
+    patience: float | None,
+) -> str | None:
     """Run a study in this process or by workers; return the sentence about arms that failed, None if none did.
 
     Raises:
         UserError: There are not enough GPUs, or Ray cannot be used.
     """
     if workers is None and on is None:
-        if patience is not None:
-            raise UserError("--patience is for workers: give --workers N or --on ray, too.")
+        for option, value in {"--patience": patience, "--gpus-each": gpus_each}.items():
+            if value is not None:
+                raise UserError(f"{option} is for workers: give --workers N or --on ray, too.")
         study.run(train=train)
         return None
     from lowtax.study.units.driver import Driver, report_failed
@@ -61,7 +79,7 @@ def run(study: "Study", train: bool, workers: int | None, on: str | None, patien
     from lowtax.study.units.scheduler import PATIENCE
 
     study.check_run()  # before any worker starts
-    with open_pool(workers, on, study.out) as pool:
+    with open_pool(workers, on, study.out, gpus_each or 1) as pool:
         return report_failed(Driver(study, pool, patience or PATIENCE).run(train))
 
 

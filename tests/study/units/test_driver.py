@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from worked import SMALL, Killer, by_workers, events, measured
 
 from lowtax.common.errors import Busy, UserError
 from lowtax.study import recipe, study
-from lowtax.study.units import pools
+from lowtax.study.dryrun.plan import plan
+from lowtax.study.units import graph, pools
 from lowtax.study.units.base import REPLIES_AT_ONCE
-from lowtax.study.units.driver import report_failed
+from lowtax.study.units.driver import Driver, report_failed
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,10 @@ def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowtax.study.units.base.REPLIES_AT_ONCE", 7)
 
 
+def kinds(ids: Iterable[str]) -> Counter[str]:
+    return Counter(id_.partition("/")[0] for id_ in ids)
+
+
 def test_workers_that_are_killed_in_every_stage_make_what_one_process_makes(one, tmp_path):
     path, expected = one
     with Killer(tmp_path / "out", ("train", "sample", "judge")) as killer:
@@ -43,6 +50,10 @@ def test_workers_that_are_killed_in_every_stage_make_what_one_process_makes(one,
     states = {event["state"] for event in events(tmp_path / "out")}
     assert states == {"begun", "again", "done"}
     assert sum(driver.scheduler.overhead) / len(driver.scheduler.overhead) < 0.05
+    settings = recipe.load(path)
+    planned = [unit.id for unit in graph.units_of(settings, plan(settings))]
+    begun = {event["unit"] for event in events(tmp_path / "out")}
+    assert kinds(begun) == kinds(planned) - Counter(["compare"])
     shares = {event["unit"] for event in events(tmp_path / "out") if event["unit"].startswith("sample/r1")}
     assert len(shares) >= 2
 
@@ -69,7 +80,9 @@ def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
 def test_an_arm_that_fails_is_recorded_and_the_others_go_on(one, tmp_path, tiny_model):
     arms = {**SMALL["arms"], "bad": {"mode": "lora_mlp_r2", "train": {"lr": 1e30}}}
     edited = {**SMALL["edited"], "bad_half": {"of": "bad", "edits": [{"name": "scale", "by": 0.5}]}}
-    path = write_recipe(tmp_path, tiny_model, **SMALL | {"arms": arms, "edited": edited})
+    rows = one[0].parent / "rows.jsonl"  # the order of training depends on the file's path
+    changes = {"arms": arms, "edited": edited, "data": [{"source": str(rows)}]}
+    path = write_recipe(tmp_path, tiny_model, **SMALL | changes)
     table, _ = by_workers(path, tmp_path / "out", lambda: pools.local(1))
     assert [(row["arm"], row["seed"]) for row in table["failed"]] == [("bad", 0), ("bad_half", 0)]
     assert "train/bad/seed-0" in table["failed"][0]["reason"]
@@ -89,6 +102,4 @@ def test_a_recipe_for_several_gpus_is_refused(one, tmp_path):
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     settings = recipe.load(path, [f"execution.deepspeed={tmp_path}/zero.json"])
     with study.Study(settings, tmp_path / "out") as work, pytest.raises(UserError, match="one GPU each"):
-        from lowtax.study.units.driver import Driver
-
         Driver(work, None).run()  # refused before any worker is used

@@ -48,11 +48,11 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Pat
 
 
 def on(nodes: Any, out: Path, workers: int | None = 2, shared: bool = True) -> Cluster:
-    return Cluster.connect(f"ray://{nodes.address}", workers, out, shared)
+    return Cluster.connect(f"ray://{nodes.address}", workers, out, shared=shared)
 
 
 def test_a_cluster_that_is_too_small_is_one_sentence(nodes, tmp_path):
-    with pytest.raises(UserError, match="--workers 9 needs 9 cores, one for each, and the Ray cluster has 3"):
+    with pytest.raises(UserError, match="--workers 9 needs 9 cores, 1 for each, and the Ray cluster has 3"):
         on(nodes, tmp_path, 9)
 
 

@@ -40,21 +40,25 @@ def require() -> Any:
     return ray
 
 
-def places(requested: int | None, cpus: float, gpus: float) -> int:
+def places(requested: int | None, cpus: float, gpus: float, gpus_each: int = 1) -> int:
     """Return the number of workers for a cluster's resources: one for each GPU, or for each core without GPUs.
+
+    Args:
+        gpus_each: the GPUs of a worker, where there are any.
 
     Raises:
         UserError: The cluster has fewer than requested.
     """
-    what, there = ("GPUs", int(gpus)) if gpus else ("cores", int(cpus))
-    if not there:
-        raise UserError("The Ray cluster has neither GPUs nor cores: add a node (`ray start --address=...`).")
-    if requested is not None and requested > there:
+    what, there, each = ("GPUs", int(gpus), gpus_each) if gpus else ("cores", int(cpus), 1)
+    if there < each:
+        has = f"{there} {what}, and a worker needs {each}" if there else "neither GPUs nor cores"
+        raise UserError(f"The Ray cluster has {has}: add a node (`ray start --address=...`).")
+    if requested is not None and requested * each > there:
         raise UserError(
-            f"--workers {requested} needs {requested} {what}, one for each, and the Ray cluster has {there}: give "
-            f"--workers {there}, or add nodes."
+            f"--workers {requested} needs {requested * each} {what}, {each} for each, and the Ray cluster has {there}: "
+            f"give --workers {there // each}, or add nodes."
         )
-    return requested or there
+    return requested or there // each
 
 
 @dataclass
@@ -87,11 +91,12 @@ class Cluster:
             self._start()
 
     @classmethod
-    def connect(cls, on: str, workers: int | None, out: Path, shared: bool = True) -> "Cluster":
+    def connect(cls, on: str, workers: int | None, out: Path, gpus_each: int = 1, shared: bool = True) -> "Cluster":
         """Join a cluster, or start one on this machine.
 
         Args:
             on: `ray`, for the cluster of RAY_ADDRESS or a new one here; `ray://ADDRESS` for another.
+            gpus_each: the GPUs of a worker, where there are any.
             shared: False sends files also where a node has the study's folder.
 
         Raises:
@@ -118,14 +123,14 @@ class Cluster:
         try:
             resources = ray.cluster_resources()
             gpus = int(resources.get("GPU", 0))
-            number = places(workers, resources.get("CPU", 0), gpus)
+            number = places(workers, resources.get("CPU", 0), gpus, gpus_each)
         except UserError:
             if begun:
                 ray.shutdown()
             raise
-        say(f"{number} workers on {len(ray.nodes())} nodes of Ray, {'one GPU' if gpus else 'one core'} each")
+        say(f"{number} workers on {len(ray.nodes())} nodes of Ray, {f'{gpus_each} GPU' if gpus else 'one core'} each")
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, resources.get("CPU", 1) // number))
-        return cls(ray, out, number, 1 if gpus else 0, threads, ray.shutdown if begun else lambda: None, shared)
+        return cls(ray, out, number, gpus_each if gpus else 0, threads, ray.shutdown if begun else lambda: None, shared)
 
     def _start(self) -> None:
         options = {"num_cpus": CPUS, "num_gpus": self.gpus, "max_restarts": 0}
@@ -175,18 +180,16 @@ class Cluster:
                 ) from error
             self._replace(name)
             return [(name, Message("lost", f"its actor is gone ({reason})"))]
-        place.call = place.actor.poll.remote(LOOK)
         if not place.up:
-            self._shared[name], place.up = value, True
-            return []
+            self._shared[name], place.up, value = value, True, []
         messages = list[tuple[str, Message]]()
         for message, folders in value:
             for folder, files in folders.items():
                 unpacked(files, inside(self.out, folder))
             messages.append((name, message))
-            if message.state in ("ready", "done", "refused", "broken"):
-                self._gone = 0
-                place.call = None  # else a task would wait behind the call
+        waits = bool(messages) and messages[-1][1].state in ("ready", "done", "refused", "broken")
+        self._gone = 0 if waits else self._gone
+        place.call = None if waits else place.actor.poll.remote(LOOK)  # a task would wait behind the call
         return messages
 
     def pids(self) -> dict[str, int | None]:

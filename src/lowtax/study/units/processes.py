@@ -50,25 +50,29 @@ class Process:
         return lines[-1] if lines else "no reason"
 
 
-def environments(workers: int, gpus: list[str], cores: int) -> list[dict[str, str]]:
-    """Return the variables of each worker: its GPU if there are any, and its threads.
+def environments(workers: int, gpus: list[str], cores: int, gpus_each: int = 1) -> list[dict[str, str]]:
+    """Return the variables of each worker: its GPUs if there are any, and its threads.
 
     Args:
         gpus: the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
         cores: those that this process may use. OMP_NUM_THREADS is for each worker, if it is set.
+        gpus_each: the GPUs of a worker.
 
     Raises:
-        UserError: There are fewer GPUs than workers.
+        UserError: There are fewer GPUs than the workers need.
     """
-    if gpus and workers > len(gpus):
+    if gpus and workers * gpus_each > len(gpus):
         raise UserError(
-            f"--workers {workers} needs {workers} GPUs, one for each, and there are {len(gpus)} here: give "
-            f"--workers {len(gpus)}."
+            f"--workers {workers} needs {workers * gpus_each} GPUs, {gpus_each} for each, and there are {len(gpus)} "
+            f"here: give --workers {len(gpus) // gpus_each}."
+            if gpus_each <= len(gpus)
+            else f"--gpus-each {gpus_each} needs {gpus_each} GPUs, and there are {len(gpus)} here."
         )
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
     room = os.environ.get("VLLM_CPU_KVCACHE_SPACE") or str(max(1, 4 // workers))  # GiB
     common = {"OMP_NUM_THREADS": threads, WORKERS: str(workers), "VLLM_CPU_KVCACHE_SPACE": room}
-    return [common | ({"CUDA_VISIBLE_DEVICES": gpus[place]} if gpus else {}) for place in range(workers)]
+    own = [",".join(gpus[place * gpus_each : (place + 1) * gpus_each]) for place in range(workers)]
+    return [common | ({"CUDA_VISIBLE_DEVICES": names} if gpus else {}) for names in own]
 
 
 def visible_gpus() -> list[str]:

@@ -51,7 +51,7 @@ def serve(connection: Connection) -> None:
             tell(Message("refused", str(error)))
         except BrokenPipeError:
             return
-        except Exception:  # row recorded as failed
+        except Exception:  # noqa: BLE001  # row recorded as failed
             tell(Message("broken", traceback.format_exc()))
         else:
             tell(Message("done", result))
