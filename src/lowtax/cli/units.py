@@ -1,12 +1,16 @@
 """The options of `lowtax run` for several processes and machines, and its plan of units."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import Stopped, UserError
 from lowtax.common.log import tell
 
 if TYPE_CHECKING:
@@ -78,9 +82,22 @@ def run(
     from lowtax.study.units.pools import open_pool
     from lowtax.study.units.scheduler import PATIENCE
 
-    study.check_run()  # before any worker starts
-    with open_pool(workers, on, study.out, gpus_each or 1) as pool:
+    with stopping_in_order(), open_pool(workers, on, study.out, gpus_each or 1) as pool:
         return report_failed(Driver(study, pool, patience or PATIENCE).run(train))
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """Let SIGTERM, which a scheduler sends, end the workers as Ctrl-C does: training saves its state."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, "stopped; repeat the command to resume.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def show_plan(recipe: "Recipe", limit: int | None, as_json: bool) -> None:

@@ -30,7 +30,8 @@ def test_names():
     assert share_ids("sample/base", 12)[:2] == ["sample/base/01-of-12", "sample/base/02-of-12"]
     assert [Group("base", 0).name, Group("r1", 2).name] == ["base", "r1/seed-2"]
     assert Group("full", 0, "checkpoint-4").name == "full/seed-0/checkpoint-4"
-    assert sampling_size("vllm") > sampling_size("hf")
+    assert sampling_size("vllm", 16) > sampling_size("hf", 16)
+    assert sampling_size("hf", 1000) >= 2000
 
 
 def test_some_items_are_in_the_first_share():

@@ -54,9 +54,13 @@ def test_a_worker_that_cannot_start_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "multiprocessing" / "__init__.py").write_text("raise ImportError('it is broken')")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     pool = Processes([{"PYTHONPATH": path}], copied=False)
+
+    def until_it_is_over() -> None:
+        for _ in range(100):
+            pool.poll(1.0)
+
     try:
         with pytest.raises(UserError, match=r"could not be started, 3 times in a row \(ImportError: it is broken\)"):
-            for _ in range(100):
-                pool.poll(1.0)
+            until_it_is_over()
     finally:
         pool.close()

@@ -14,8 +14,9 @@ from lowtax.common.records import Row
 T = TypeVar("T")
 Kind = Literal["answers", "train", "edit", "sample", "judge", "grade", "compare"]
 KINDS: tuple[Kind, ...] = ("answers", "train", "edit", "sample", "judge", "grade", "compare")
-REPLIES_AT_ONCE = 256  # requests of a share of sampling: enough for full batches, and little to lose with a worker
-OF_SERVERS = 4096  # the same for engines that schedule requests themselves, and drain at the end of a share
+REPLIES_AT_ONCE = 128  # requests of a share of sampling, at least: little is lost with a worker
+BATCHES_AT_ONCE = 4  # batches of a share, at least: the last one runs empty
+OF_SERVERS = 2048  # requests of a share, for engines that schedule them themselves
 TEXTS_AT_ONCE = 2048  # replies of a share of judging or grading
 SCHEDULING_ENGINES = ("vllm", "openai")
 
@@ -79,9 +80,10 @@ class Event(Row):
     reason: str | None = None
 
 
-def sampling_size(engine: str) -> int:
+def sampling_size(engine: str, batch_size: int) -> int:
     """Return the number of requests of a share for an engine."""
-    return OF_SERVERS if engine in SCHEDULING_ENGINES else REPLIES_AT_ONCE
+    least = OF_SERVERS if engine in SCHEDULING_ENGINES else REPLIES_AT_ONCE
+    return max(least, BATCHES_AT_ONCE * batch_size)
 
 
 def number_of_shares(items: int, size: int) -> int:

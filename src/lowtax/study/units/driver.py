@@ -183,7 +183,8 @@ class Driver:
 
     def _shares(self, plan: Sequence[Ask]) -> list[list[list[Ask]]]:
         """Return shares as lists of batches: of one batch each, unless the recipe is deterministic."""
-        size, batch = sampling_size(self.study.engine.name), self.study.engine.batch_size
+        batch = self.study.engine.batch_size
+        size = sampling_size(self.study.engine.name, batch)
         if self.study.engine.deterministic:
             batches = [*fixed_batches(plan, batch)]
             first = {rows[0].subject.made_by: rows[0].id for rows in reversed(batches)}

@@ -60,7 +60,9 @@ def _answers(recipe: Recipe, gpu: int) -> Iterator[Unit]:
     specs = {spec.source: spec for arm in recipe.arms for spec in recipe.data_of(arm) if spec.answers == "self"}
     for spec in specs.values():
         rows = spec.n or None
-        for id_ in share_ids("answers/base", number_of_shares(rows or 1, sampling_size(recipe.engine))):
+        for id_ in share_ids(
+            "answers/base", number_of_shares(rows or 1, sampling_size(recipe.engine, recipe.batch_size))
+        ):
             yield Unit(id_, "answers", (), Resources(gpus=gpu), ("data/",), rows, exact=False)
 
 
@@ -89,7 +91,7 @@ def _sampling(
     parts = [f"{group.name}/checkpoint {n}" for n in range(1, checkpoints + 1)] if whole_models else [group.name]
     for part in parts:
         requests = each if whole_models else each * checkpoints
-        ids = share_ids(f"sample/{part}", number_of_shares(requests, sampling_size(recipe.engine)))
+        ids = share_ids(f"sample/{part}", number_of_shares(requests, sampling_size(recipe.engine, recipe.batch_size)))
         for id_ in ids:
             outputs = ("replies/", "answers/")
             yield Unit(id_, "sample", after, Resources(1, gpu, memory), outputs, requests // len(ids), exact)

@@ -64,7 +64,9 @@ class Scheduler:
     patience: float = PATIENCE
     board: Board = field(default_factory=Board)
     failed: dict[Owner, str] = field(default_factory=dict)
-    overhead: list[float] = field(default_factory=list)  # seconds of scheduling, of each unit
+    scheduling: float = 0.0  # seconds of handing out units, of their messages and of the log
+    storing: float = 0.0  # seconds of storing results, and of planning what follows them
+    ended: int = 0  # units
     _free: dict[str, str] = field(default_factory=dict)  # worker -> what it has loaded
     _hosts: dict[str, str] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -74,13 +76,16 @@ class Scheduler:
         """Do these units, and all that they make possible."""
         self._add(works)
         while self._ready or self._running:
-            began = time.perf_counter()
+            began, stored = time.perf_counter(), self.storing
             self._hand_out()
-            self._spent(began)
-            for worker, message in self.pool.poll(POLL):
+            waiting = time.perf_counter()
+            messages = self.pool.poll(POLL)
+            waited = time.perf_counter() - waiting
+            for worker, message in messages:
                 self._hear(worker, message)
             self._look_for_silent_ones()
             self.board.show()
+            self.scheduling += time.perf_counter() - began - waited - (self.storing - stored)
 
     def fail(self, owner: Owner, reason: str) -> None:
         """Leave out an arm and seed: the units of it that are not begun are dropped."""
@@ -133,15 +138,18 @@ class Scheduler:
             self._ended(worker, running, message)
 
     def _ended(self, worker: str, running: _Running, message: Message) -> None:
-        began, work = time.perf_counter(), running.work
+        work = running.work
         del self._running[worker]
         self._free[worker] = work.holds
         if message.state == "done":
+            self.ended += 1
             if work.owner not in self.failed:
-                self._add(work.store(message.value))
+                began = time.perf_counter()
+                new = list(work.store(message.value))
+                self.storing += time.perf_counter() - began
+                self._add(new)
             self._write(work.id, "done", worker, running)
             self.board.ends(worker, work.kind, "done", time.monotonic() - running.began)
-            self._spent(began)
         elif message.state == "refused":
             self._failed(work, worker, running, str(message.value))
         else:
@@ -177,9 +185,6 @@ class Scheduler:
                 self.pool.end(worker)
                 self._lost(worker, f"no word for {self.patience:g} s")
 
-    def _spent(self, began: float) -> None:
-        self.overhead.append(time.perf_counter() - began)
-
     def _write(self, unit: str, state: Any, worker: str, running: _Running | None = None, reason: str = "") -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         event = Event(
@@ -192,4 +197,4 @@ class Scheduler:
             tokens=running.tokens or None if running else None,
             reason=reason or None,
         )
-        append_rows(self.out / LOG, [event])
+        append_rows(self.out / LOG, [event], flush=False)
