@@ -41,7 +41,8 @@ Pair = tuple[Prompt, str]
 def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None = None) -> list[Score]:
     """Return a score for every (question, answer after the thought), in their order.
 
-    workers: the number of workers, for a benchmark that needs them; the processors, divided by the workers of a study on this machine, if absent.
+    workers: the number of workers, for a benchmark that needs them; if absent, the processors, divided by the workers
+        of a study on this machine.
     """
     count = workers or max(1, (os.cpu_count() or 1) // launch.on_this_machine())
     if benchmark.workers == "none" or not pairs:
