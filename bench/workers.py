@@ -1,12 +1,19 @@
 """Measure workers with the fake engine at a fixed cost for each token: speed-up, overhead of a unit, and a large plan.
 
     python bench/workers.py
+    python bench/workers.py --model
 
 The engine sleeps, so that eight workers on few cores behave as on eight GPUs. Writes bench/results/workers.json.
+
+--model: the embedded model instead, one process with all cores beside as many workers with one each, in turn; writes
+bench/results/workers_model.json.
 """
 
 import json
+import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import datetime
@@ -74,6 +81,27 @@ def sampled(path: Path, out: Path, workers: int) -> dict:
     }
 
 
+def of_model(folder: Path, repeats: int = 3) -> dict:
+    """Return the seconds in which one process, and a worker for each core, draw the same replies."""
+    cores = len(os.sched_getaffinity(0))
+    path = recipe(folder, "hf", 768)
+    settings = yaml.safe_load(path.read_text()) | {"batch_size": 24, "sampling": {"max_new_tokens": 32}}
+    path.write_text(yaml.safe_dump(settings))
+    seconds: dict[str, list[float]] = {"one process": [], f"{cores} workers": []}
+    for number in range(repeats):
+        program = (
+            "import sys, time; from pathlib import Path; from lowtax.study import recipe, study\n"
+            "with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as s:\n"
+            "    began = time.perf_counter(); s.sample([*s.reply_sheets().values()]); print(time.perf_counter() - began)"
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
+        command = [sys.executable, "-c", program, str(path), str(folder / f"one-{number}")]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        seconds["one process"].append(round(float(done.stdout.split()[-1]), 1))
+        seconds[f"{cores} workers"].append(sampled(path, folder / f"several-{number}", cores)["seconds"])
+    return seconds
+
+
 def planned(folder: Path, n: int) -> dict:
     """Return seconds and memory of a plan of n requests."""
     from lowtax.common.records import Prompt, Subject
@@ -102,6 +130,8 @@ def main() -> None:
     """Measure and write the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if "--model" in sys.argv:
+            return write_json(RESULT.with_stem("workers_model"), of_model(folder) | provenance())
         results = {"plan": planned(folder, 100_000)}
         (folder / "slow.py").write_text(ENGINE)
         path = recipe(folder, f"{folder}/slow.py:Slow", REQUESTS)

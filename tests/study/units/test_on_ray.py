@@ -4,15 +4,18 @@ Minutes: `make test-ray` runs them.
 """
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_study import run, write_recipe
-from worked import SMALL, Killer, by_workers, events, measured
+from worked import SMALL, Killer, by_workers, events, measured, process_of
 
 from lowtax.common.errors import UserError
 
@@ -51,6 +54,12 @@ def on(nodes: Any, out: Path, workers: int | None = 2, shared: bool = True) -> C
     return Cluster.connect(f"ray://{nodes.address}", workers, out, shared=shared)
 
 
+def wait_for(out: Path, happened: Callable[[dict], bool]) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not any(map(happened, events(out))):
+        time.sleep(0.02)
+
+
 def test_a_cluster_that_is_too_small_is_one_sentence(nodes, tmp_path):
     with pytest.raises(UserError, match="--workers 9 needs 9 cores, 1 for each, and the Ray cluster has 3"):
         on(nodes, tmp_path, 9)
@@ -65,13 +74,40 @@ def test_workers_that_are_killed_in_every_stage(nodes, one, tmp_path):
     assert "failed" not in table
 
 
+def test_a_driver_that_is_killed_and_repeated(nodes, one, tmp_path):
+    path, expected = one
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "lowtax", "run", path, "--out", out, "--on", f"ray://{nodes.address}"]
+    driver = subprocess.Popen([*map(str, command), "--workers", "2"], stdout=subprocess.DEVNULL)
+    wait_for(out, lambda event: event["unit"].startswith("sample/r1"))
+    driver.kill()
+    driver.wait()
+    by_workers(path, out, lambda: on(nodes, out))
+    assert measured(out) == expected
+
+
+def test_a_worker_that_never_returns(nodes, one, tmp_path):
+    path, expected = one
+    out = tmp_path / "out"
+
+    def stop() -> None:
+        wait_for(out, lambda event: event["unit"].startswith("sample/") and event["state"] == "begun")
+        begun = [event for event in events(out) if event["unit"].startswith("sample/")][-1]
+        os.kill(process_of(begun), signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    by_workers(path, out, lambda: on(nodes, out), patience=20)
+    thread.join()
+    assert measured(out) == expected
+
+
 def test_a_node_that_is_removed(nodes, one, tmp_path):
     path, expected = one
     out = tmp_path / "out"
 
     def remove() -> None:
-        while not any(event["unit"].startswith("sample/") for event in events(out)):
-            time.sleep(0.05)
+        wait_for(out, lambda event: event["unit"].startswith("sample/"))
         nodes.remove_node(sorted(nodes.worker_nodes, key=lambda node: node.node_id)[-1], allow_graceful=False)
 
     thread = threading.Thread(target=remove, daemon=True)

@@ -77,6 +77,7 @@ class Cluster:
         self, ray: Any, out: Path, workers: int, gpus: int, threads: int, close: Callable[[], None], shared: bool
     ) -> None:
         self.ray, self.out, self.gpus, self.threads = ray, out.absolute(), gpus, threads
+        self.on_node = -(-workers // max(1, sum(node["Alive"] for node in ray.nodes())))
         self._close = close
         self._token = f".lowtax-{secrets.token_hex(8)}"
         out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ class Cluster:
 
     def _start(self) -> None:
         options = {"num_cpus": CPUS, "num_gpus": self.gpus, "max_restarts": 0}
-        actor = self._kind.options(**options).remote(str(self.out), self._token, self.threads)
+        actor = self._kind.options(**options).remote(str(self.out), self._token, self.threads, self.on_node)
         self._made += 1
         self._places[f"ray-{self._made}"] = _Place(actor, actor.is_shared.remote(), time.monotonic())
 

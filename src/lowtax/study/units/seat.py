@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from lowtax.common.files import atomic_folder
+from lowtax.common.launch import WORKERS
 from lowtax.study.units.messages import Message, Task
 from lowtax.study.units.processes import Processes
 
@@ -19,13 +20,15 @@ class Seat:
     Args:
         out: the study's folder as the driver names it.
         token: the name of a file in it, by which a shared folder is known.
+        threads: of the worker.
+        on_node: the number of workers that share the memory of a machine.
     """
 
-    def __init__(self, out: str, token: str, threads: int) -> None:
+    def __init__(self, out: str, token: str, threads: int, on_node: int) -> None:
         self.out, self.scratch = Path(out), Path(tempfile.mkdtemp(prefix="lowtax-worker-"))
         self.shared = (self.out / token).exists()
         self._task: Task | None = None
-        self._pool = Processes([{"OMP_NUM_THREADS": str(threads)}], copied=False)
+        self._pool = Processes([{"OMP_NUM_THREADS": str(threads), WORKERS: str(on_node)}], copied=False)
         self._name = ""
 
     def is_shared(self) -> bool:
