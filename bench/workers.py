@@ -92,7 +92,9 @@ def of_model(folder: Path, repeats: int = 3) -> dict:
         program = (
             "import sys, time; from pathlib import Path; from lowtax.study import recipe, study\n"
             "with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as s:\n"
-            "    began = time.perf_counter(); s.sample([*s.reply_sheets().values()]); print(time.perf_counter() - began)"
+            "    began = time.perf_counter()\n"
+            "    s.sample([*s.reply_sheets().values()])\n"
+            "    print(time.perf_counter() - began)"
         )
         environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
         command = [sys.executable, "-c", program, str(path), str(folder / f"one-{number}")]
