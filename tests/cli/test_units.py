@@ -21,15 +21,21 @@ def lowtax(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return int(stop.value.code or 0), printed.out, printed.err
 
 
-def test_an_arm_that_fails_is_exit_code_1_beside_a_table(tmp_path, tiny_model, monkeypatch, capsys):
-    path = write_recipe(tmp_path, tiny_model, **SMALL | {"arms": ARMS, "edited": {}})
+def test_an_arm_that_fails_is_in_the_table_and_exit_code_1(tmp_path, tiny_model, monkeypatch, capsys):
+    half = {"edits": [{"name": "scale", "by": 0.5}]}
+    edited = {"half": {"of": "r1", **half}, "bad_half": {"of": "bad", **half}}
+    path = write_recipe(tmp_path, tiny_model, **SMALL | {"arms": ARMS, "edited": edited})
     out = tmp_path / "out"
-    code, table, said = lowtax(monkeypatch, capsys, "run", path, "--out", out, "--workers", 1)
+    code, shown, said = lowtax(monkeypatch, capsys, "run", path, "--out", out, "--workers", 1)
     assert code == 1, said
-    assert "1 of the trainings, edits or measurements failed: bad (seed 0); repeat" in said
+    assert "2 of the trainings, edits or measurements failed: bad (seed 0), bad_half (seed 0); repeat" in said
     assert "train/bad/seed-0 FAILED" in said
     assert "Traceback" not in said
-    assert "| r1 |" in table
+    table = json.loads((out / "table.json").read_text())
+    assert [(row["arm"], row["seed"]) for row in table["failed"]] == [("bad", 0), ("bad_half", 0)]
+    assert "diverged" in table["failed"][0]["reason"]
+    assert {row["arm"] for row in table["rows"]} == {"base", "r1", "half"}
+    assert "| bad_half |" in shown
 
 
 def test_a_plan_prints_units_and_writes_nothing(tmp_path, tiny_model, monkeypatch, capsys):

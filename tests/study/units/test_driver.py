@@ -1,6 +1,5 @@
 """A study by workers gives the rows, adapters and table of one process, whatever happens to the workers."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,7 @@ from lowtax.study import recipe, study
 from lowtax.study.dryrun.plan import plan
 from lowtax.study.units import graph, pools
 from lowtax.study.units.base import REPLIES_AT_ONCE
-from lowtax.study.units.driver import Driver, report_failed
+from lowtax.study.units.driver import Driver
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +75,6 @@ def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
     assert trained
     assert measured(out) == expected
     assert sum(event["unit"] == "train/r1/seed-0" and event["state"] == "begun" for event in events(out)) == 1
-
-
-def test_an_arm_that_fails_is_recorded_and_the_others_go_on(one, tmp_path, tiny_model):
-    arms = {**SMALL["arms"], "bad": {"mode": "lora_mlp_r2", "train": {"lr": 1e30}}}
-    edited = {**SMALL["edited"], "bad_half": {"of": "bad", "edits": [{"name": "scale", "by": 0.5}]}}
-    rows = one[0].parent / "rows.jsonl"  # the order of training depends on the file's path
-    changes = {"arms": arms, "edited": edited, "data": [{"source": str(rows)}]}
-    path = write_recipe(tmp_path, tiny_model, **SMALL | changes)
-    table, _ = by_workers(path, tmp_path / "out", lambda: pools.local(1))
-    assert [(row["arm"], row["seed"]) for row in table["failed"]] == [("bad", 0), ("bad_half", 0)]
-    assert "train/bad/seed-0" in table["failed"][0]["reason"]
-    assert {row["arm"] for row in table["rows"]} == {"base", "r1", "full", "half"}
-    assert "| bad" in (tmp_path / "out/table.md").read_text()
-    assert report_failed(table).startswith("2 of the trainings, edits or measurements failed: bad (seed 0), bad_half")
-    _, expected = one
-    made = measured(tmp_path / "out")
-    assert {k: made[k] for k in expected if k.startswith("arms/")} == {
-        k: v for k, v in expected.items() if k.startswith("arms/")
-    }
-    assert json.loads((tmp_path / "out/table.json").read_text())["failed"] == table["failed"]
 
 
 def test_a_recipe_for_several_gpus_is_refused(one, tmp_path):

@@ -23,6 +23,7 @@ ray = pytest.importorskip("ray", reason="the package ray is not installed: make 
 if not os.environ.get("LOWTAX_RAY"):
     pytest.skip("minutes: make test-ray runs them", allow_module_level=True)
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else other processes come first
 from ray.cluster_utils import Cluster as Nodes  # noqa: E402
 
 from lowtax.study.units.on_ray import Cluster  # noqa: E402
