@@ -72,7 +72,7 @@ def generate(engines: Sequence[Served], requests: Sequence[Request]) -> Iterator
 
 
 def _merged(engines: Sequence[Served], shares: dict[int, list[Request]]) -> Iterator[Item]:
-    """Yield what the servers give, each read in a thread of its own."""
+    """Yield what the servers give, each read in a separate thread."""
     queue, stop = SimpleQueue[Item](), threading.Event()
 
     def read(server: int, share: Sequence[Request]) -> None:
@@ -82,8 +82,11 @@ def _merged(engines: Sequence[Served], shares: dict[int, list[Request]]) -> Iter
                 if stop.is_set():
                     return
                 queue.put((server, completion))
-        except BaseException as error:  # noqa: BLE001  # raised by the reader of the queue
+        except UserError as error:
             queue.put((server, error))
+        except BaseException as error:
+            queue.put((server, error))  # raised by the reader of the queue, too
+            raise
         finally:
             queue.put((server, None))
 

@@ -1,4 +1,4 @@
-"""What workers and the driver tell each other, and the interface of a set of workers."""
+"""Messages between workers and their driver, and the interface of a set of workers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Task(Protocol):
 
 
 class Desk:
-    """What a worker keeps between tasks: the loaded model, and the way to tell its driver how far it is."""
+    """The things that a worker keeps between tasks: the loaded model, and the way to its driver."""
 
     def __init__(self, tell: Callable[[Message], None]) -> None:
         self._tell = tell

@@ -1,7 +1,7 @@
 """The process of a worker: it takes tasks from a connection, does one after the other, and tells how they end.
 
 On a machine without GPUs, one process imports the libraries, and every worker is a copy of it that starts at once. CUDA
-does not survive such a copy, so with GPUs every worker is a process of its own. A worker ends with its driver.
+does not survive such a copy, so with GPUs every worker is a separate process. A worker ends with its driver.
 """
 
 import array
