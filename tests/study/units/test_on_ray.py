@@ -98,7 +98,7 @@ def test_a_worker_that_never_returns(nodes, one, tmp_path):
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    by_workers(path, out, lambda: on(nodes, out), patience=20)
+    by_workers(path, out, lambda: on(nodes, out), patience=40)
     thread.join()
     assert measured(out) == expected
 

@@ -41,6 +41,7 @@ def serve(connection: Connection) -> None:
             task = connection.recv()
         except (EOFError, OSError):
             return
+        desk.progress(0)  # a task may have imported much
         try:
             if not prepared:
                 log.quiet_libraries()
