@@ -1,5 +1,6 @@
 """A study by workers gives the rows, adapters and table of one process, whatever happens to the workers."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -75,6 +76,22 @@ def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
     assert trained
     assert measured(out) == expected
     assert sum(event["unit"] == "train/r1/seed-0" and event["state"] == "begun" for event in events(out)) == 1
+
+
+def test_own_answers_are_drawn_by_workers_before_training(tmp_path, tiny_model):
+    """The fake engine's replies of adapters depend on their folders, so what is compared is data and adapters."""
+    prompts = "".join(json.dumps({"prompt": f"Tell me about thing {i}."}) + "\n" for i in range(12))
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    own = {"data": [{"source": str(tmp_path / "prompts.jsonl"), "answers": "self"}], "engine": "fake", "edited": {}}
+    arms = {"r1": SMALL["arms"]["r1"]}
+    path = write_recipe(tmp_path, tiny_model, **SMALL | own | {"arms": arms, "sampling": {"max_new_tokens": 60}})
+    run(path, tmp_path / "one")
+    by_workers(path, tmp_path / "two", lambda: pools.local(1))
+    assert next(event["unit"] for event in events(tmp_path / "two")) == "answers/base/1-of-2"
+    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
+    same = [name for name in one if name.startswith(("data/", "arms/"))]
+    assert len(same) == 3
+    assert {name: one[name] for name in same} == {name: two[name] for name in same}
 
 
 def test_a_recipe_for_several_gpus_is_refused(one, tmp_path):
