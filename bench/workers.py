@@ -76,15 +76,15 @@ def sampled(path: Path, out: Path, workers: int) -> dict:
         "seconds": round(max(times) - min(times), 2),
         "units": scheduler.ended,
         "start_seconds": round(min(times) - began, 2),
-        "scheduling_ms": round(1000 * scheduler.scheduling / scheduler.ended, 2),
-        "storing_ms": round(1000 * scheduler.storing / scheduler.ended, 2),
+        "scheduling_cpu_ms": round(1000 * scheduler.scheduling / scheduler.ended, 2),
+        "storing_cpu_ms": round(1000 * scheduler.storing / scheduler.ended, 2),
     }
 
 
-def of_model(folder: Path, repeats: int = 3) -> dict:
+def of_model(folder: Path, repeats: int = 2) -> dict:
     """Return the seconds in which one process, and a worker for each core, draw the same replies."""
     cores = len(os.sched_getaffinity(0))
-    path = recipe(folder, "hf", 768)
+    path = recipe(folder, "hf", 576)
     settings = yaml.safe_load(path.read_text()) | {"batch_size": 24, "sampling": {"max_new_tokens": 32}}
     path.write_text(yaml.safe_dump(settings))
     seconds: dict[str, list[float]] = {"one process": [], f"{cores} workers": []}
@@ -114,16 +114,17 @@ def planned(folder: Path, n: int) -> dict:
     base = Subject("base", None, None, 0, "any", None, "any")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     prompts = [Prompt(id=f"{i:016x}", source="bench", text=f"Say {i}.") for i in range(n)]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     sheet = Sheet(folder / "replies.jsonl", prompts, Sampling(max_new_tokens=64))
     plan, todo = planned([sheet], [base], EngineSettings("fake", "float32", 16), {sheet.path: set()})
     shares = cut(plan["any"], sampling_size("fake", 16), lambda ask: ask.id)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {
         "requests": len(todo["any"]),
         "shares": len(shares),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
         "megabytes": round(grown),
     }
 

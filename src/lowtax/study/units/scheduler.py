@@ -64,8 +64,8 @@ class Scheduler:
     patience: float = PATIENCE
     board: Board = field(default_factory=Board)
     failed: dict[Owner, str] = field(default_factory=dict)
-    scheduling: float = 0.0  # seconds of handing out units, of their messages and of the log
-    storing: float = 0.0  # seconds of storing results, and of planning what follows them
+    scheduling: float = 0.0  # processor seconds of handing out units, of their messages and of the log
+    storing: float = 0.0  # processor seconds of storing results, and of planning what follows them
     ended: int = 0  # units
     _free: dict[str, str] = field(default_factory=dict)  # worker -> what it has loaded
     _hosts: dict[str, str] = field(default_factory=dict)
@@ -76,16 +76,13 @@ class Scheduler:
         """Do these units, and all that they make possible."""
         self._add(works)
         while self._ready or self._running:
-            began, stored = time.perf_counter(), self.storing
+            began, stored = time.process_time(), self.storing
             self._hand_out()
-            waiting = time.perf_counter()
-            messages = self.pool.poll(POLL)
-            waited = time.perf_counter() - waiting
-            for worker, message in messages:
+            for worker, message in self.pool.poll(POLL):
                 self._hear(worker, message)
             self._look_for_silent_ones()
             self.board.show()
-            self.scheduling += time.perf_counter() - began - waited - (self.storing - stored)
+            self.scheduling += time.process_time() - began - (self.storing - stored)
 
     def fail(self, owner: Owner, reason: str) -> None:
         """Leave out an arm and seed: the units of it that are not begun are dropped."""
@@ -144,9 +141,9 @@ class Scheduler:
         if message.state == "done":
             self.ended += 1
             if work.owner not in self.failed:
-                began = time.perf_counter()
+                began = time.process_time()
                 new = list(work.store(message.value))
-                self.storing += time.perf_counter() - began
+                self.storing += time.process_time() - began
                 self._add(new)
             self._write(work.id, "done", worker, running)
             self.board.ends(worker, work.kind, "done", time.monotonic() - running.began)

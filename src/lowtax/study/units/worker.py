@@ -5,6 +5,7 @@ does not survive such a copy, so with GPUs every worker is a separate process. A
 """
 
 import array
+import importlib
 import json
 import os
 import pickle
@@ -89,9 +90,7 @@ def begin(number: int, environment: dict[str, str]) -> None:
 
 def copies(control: socket.socket) -> None:
     """Import the libraries, then make a worker for every message: its environment, with its connection."""
-    from lowtax.study.units import tasks
-
-    assert tasks is not None
+    importlib.import_module("lowtax.study.units.tasks")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     own = os.getpid()
     while True:
@@ -123,6 +122,7 @@ def main(arguments: list[str]) -> Any:
     die_with_parent(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the driver ends its workers
     if what == "serve":
+        importlib.import_module("lowtax.study.units.tasks")  # before the worker is ready, since it takes seconds
         return begin(int(number), {})
     return copies(socket.socket(fileno=int(number)))
 
