@@ -48,6 +48,7 @@ def recipe(folder: Path, engine: str, n: int) -> Path:
         "model": "builtin:smollm2-135m-reasoner",
         "engine": engine,
         "precision": "float32",
+        "batch_size": 16,
         "judge": "refusal_words",
         "judged_also": [],
         "sampling": {"max_new_tokens": 64},

@@ -71,6 +71,7 @@ class Scheduler:
     _hosts: dict[str, str] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
     _ready: list[Work] = field(default_factory=list)
+    _results: list[tuple[str, _Running, Any]] = field(default_factory=list)
 
     def run(self, works: Iterable[Work]) -> None:
         """Do these units, and all that they make possible."""
@@ -81,6 +82,8 @@ class Scheduler:
             for worker, message in self.pool.poll(POLL):
                 self._hear(worker, message)
             self._look_for_silent_ones()
+            self._hand_out()  # no worker waits for the disk
+            self._store()
             self.board.show()
             self.scheduling += time.process_time() - began - (self.storing - stored)
 
@@ -139,18 +142,25 @@ class Scheduler:
         del self._running[worker]
         self._free[worker] = work.holds
         if message.state == "done":
-            self.ended += 1
-            if work.owner not in self.failed:
-                began = time.process_time()
-                new = list(work.store(message.value))
-                self.storing += time.process_time() - began
-                self._add(new)
-            self._write(work.id, "done", worker, running)
             self.board.ends(worker, work.kind, "done", time.monotonic() - running.began)
+            self._results.append((worker, running, message.value))
         elif message.state == "refused":
             self._failed(work, worker, running, str(message.value))
         else:
             self._again(work, worker, running, str(message.value).strip())
+
+    def _store(self) -> None:
+        """Store the results that have come, and add what they make possible."""
+        while self._results:
+            worker, running, result = self._results.pop(0)
+            work = running.work
+            self.ended += 1
+            if work.owner not in self.failed:
+                began = time.process_time()
+                new = list(work.store(result))
+                self.storing += time.process_time() - began
+                self._add(new)
+            self._write(work.id, "done", worker, running)
 
     def _lost(self, worker: str, reason: str) -> None:
         self._free.pop(worker, None)

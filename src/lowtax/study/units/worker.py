@@ -47,8 +47,7 @@ def serve(connection: Connection) -> None:
             if not prepared:
                 log.quiet_libraries()
                 prepared = True
-            result = task.run(desk)
-            pickle.dumps(result)  # an object that cannot be sent fails here, with a traceback
+            answer = pickle.dumps(Message("done", task.run(desk)))  # what cannot be sent fails here, with a traceback
         except UserError as error:
             tell(Message("refused", str(error)))
         except BrokenPipeError:
@@ -56,7 +55,7 @@ def serve(connection: Connection) -> None:
         except Exception:  # noqa: BLE001  # row recorded as failed
             tell(Message("broken", traceback.format_exc()))
         else:
-            tell(Message("done", result))
+            connection.send_bytes(answer)
 
 
 def die_with_parent(parent: int) -> None:
