@@ -82,8 +82,9 @@ class Scheduler:
             for worker, message in self.pool.poll(POLL):
                 self._hear(worker, message)
             self._look_for_silent_ones()
-            self._hand_out()  # no worker waits for the disk
-            self._store()
+            if kinds := [KINDS.index(running.work.kind) for _, running, _ in self._results]:
+                self._hand_out(min(kinds))  # no worker waits for the disk
+                self._store()
             self.board.show()
             self.scheduling += time.process_time() - began - (self.storing - stored)
 
@@ -105,9 +106,9 @@ class Scheduler:
                 self.board.waits(work.kind)
         self._ready.sort(key=lambda work: KINDS.index(work.kind))  # stable: in the order in which they came
 
-    def _hand_out(self) -> None:
-        while self._ready and self._free:
-            kind = self._ready[0].kind
+    def _hand_out(self, latest: int = len(KINDS)) -> None:
+        """Give units to free workers, but for kinds after the `latest`: results may make others possible before."""
+        while self._ready and self._free and KINDS.index(kind := self._ready[0].kind) <= latest:
             first = [work for work in self._ready if work.kind == kind]
             pairs = ((work, worker) for work in first for worker, loaded in self._free.items() if loaded == work.holds)
             work, worker = next(pairs, (first[0], next(iter(self._free))))
