@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo figures evidence test fuzz test-zoo zoo test-vllm lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report clean
+.PHONY: setup demo figures evidence test fuzz test-zoo zoo test-vllm test-ray lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report bench-workers clean
 
 PYTHON = python3
 VENV = .venv
@@ -44,6 +44,10 @@ zoo: $(VENV)/.installed-dev
 test-vllm: $(VENV_VLLM)/.installed
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_VLLM)/bin/python -m pytest tests/engines/test_vllm.py
 
+# A study on a Ray cluster of three nodes on this machine, with kills; minutes.
+test-ray: $(VENV)/.installed-ray
+	LOWTAX_RAY=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest tests/study/units/test_on_ray.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,6 +84,10 @@ bench-edit: $(VENV)/.installed-bench
 bench-report: $(VENV)/.installed-dev
 	$(BIN)/python bench/report_page.py
 
+# Workers with the fake engine at a fixed cost for each token, and a plan of 100,000 requests.
+bench-workers: $(VENV)/.installed-dev
+	$(BIN)/python bench/workers.py
+
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -101,6 +109,10 @@ $(VENV)/.installed: $(PINS)
 $(VENV)/.installed-dev: $(PINS)
 	$(PIP) '$(TORCH)'
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
+	$(PIP) -e '.[dev,ray]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(PINS)

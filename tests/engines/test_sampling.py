@@ -101,7 +101,7 @@ def test_a_budget_that_most_replies_use_up_is_told_after_the_first_batch(tmp_pat
     assert "of the first 4 replies are cut at 10 tokens" in line
     assert "raise sampling.max_new_tokens (--max-new-tokens)" in line
     said.clear()
-    watch = sampling._Budget(2)
+    watch = sampling.Budget(2)
     for finish in ("stop", "length", "length", "length"):
         watch.see(base.Completion("r", "", 1, finish, False), 24)  # type: ignore[arg-type]
     assert len(said) == 1

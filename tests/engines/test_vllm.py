@@ -145,20 +145,23 @@ def test_without_a_gpu_the_last_slot_stays_empty(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "heads", "key_value_heads", "used"),
+    ("gpus", "heads", "key_value_heads", "width", "load", "used"),
     [
-        (0, 9, 3, 0),
-        (1, 9, 3, 1),
-        (8, 9, 3, 3),
-        (8, 32, 8, 8),
-        (8, 28, 4, 4),
-        (3, 32, 8, 2),
-        (8, 32, 2, 8),
-        (6, 12, 4, 4),
+        (0, 9, 3, 1536, 0.1, 0),
+        (8, 28, 4, 18944, 0.2, 1),  # Qwen2.5-7B on GPUs of 80 GB: one holds it
+        (8, 28, 4, 18944, 0.71, 2),
+        (8, 28, 4, 18944, 5.0, 4),  # none holds it: the largest
+        (8, 40, 8, 27648, 0.8, 2),  # Qwen2.5-32B
+        (8, 9, 3, 1536, 1.0, 3),  # two do not divide the heads
+        (8, 32, 8, 1000, 1.5, 4),  # three do not divide them
+        (8, 32, 8, 998, 1.5, 2),  # four divide the heads, and not the width
+        (8, 32, 2, 0, 5.0, 8),  # key and value heads are repeated
     ],
 )
-def test_gpus_share_the_heads_evenly(gpus: int, heads: int, key_value_heads: int, used: int) -> None:
-    assert tensor_parallel(gpus, heads, key_value_heads) == used
+def test_as_few_gpus_as_hold_the_weights_share_a_model(
+    gpus: int, heads: int, key_value_heads: int, width: int, load: float, used: int
+) -> None:
+    assert tensor_parallel(gpus, heads, key_value_heads, width, load) == used
 
 
 def test_adapters_are_checked_without_torch_or_vllm(plain: Path) -> None:

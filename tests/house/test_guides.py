@@ -16,6 +16,7 @@ GUIDES = (
     "from-the-reference.md",
     "guides/merging.md",
     "guides/scaling.md",
+    "guides/many-machines.md",
     "reference/benchmarks.md",
     "guides/evaluating.md",
     "guides/editing.md",

@@ -70,7 +70,7 @@ def grade(
     if second_opinion:
         rejected = [(grades[i], row) for i, row in read.items() if needs_second_opinion(by_reply[i], row)]
         _check(grades, rejected, second_opinion, path, earlier)
-    _write(path, grades, earlier, opinions=second_opinion is None)
+    store(path, grades, earlier, opinions=second_opinion is None)
     return grades
 
 
@@ -93,14 +93,14 @@ def _check(
     for start in range(0, len(new), CHUNK):
         opinions = model_checker.check(new[start : start + CHUNK], engine, second_opinion.preset)
         grades |= model_checker.checked(grades, opinions)
-        _write(path, grades, stored_rows)
+        store(path, grades, stored_rows)
 
 
 def _same(earlier: Grade | None, now: Grade) -> bool:
     return earlier is not None and (earlier.extracted, earlier.gold) == (now.extracted, now.gold)
 
 
-def _write(path: Path, grades: Mapping[str, Grade], earlier: Mapping[str, Grade], opinions: bool = True) -> None:
+def store(path: Path, grades: Mapping[str, Grade], earlier: Mapping[str, Grade], opinions: bool = True) -> None:
     """Write the grades, after those earlier ones that they do not replace.
 
     opinions: keep a checker's opinions on these answers, since there are no others.

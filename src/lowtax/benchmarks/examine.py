@@ -13,7 +13,7 @@ from lowtax.benchmarks.base import TABLE, Task, load
 from lowtax.benchmarks.rates import Answer, Key
 from lowtax.common.errors import UserError
 from lowtax.common.names import file_name, sharing
-from lowtax.common.records import Subject
+from lowtax.common.records import Grade, Reply, Subject
 from lowtax.common.tables import Cell
 from lowtax.engines.sampling import Ask, Sheet, replies_of
 from lowtax.engines.settings import EngineSettings
@@ -67,8 +67,13 @@ def grade(
             out / "grades" / f"{file_name(name)}.jsonl",
             evaluate.Checker(task.checker, engine, task.preset) if task.checker else None,
         )
-        results[name] = {reply_id: (ask, (grades.get(reply_id), reply)) for reply_id, (ask, reply) in stored.items()}
+        results[name] = result(stored, grades)
     return results
+
+
+def result(stored: Mapping[str, tuple[Ask, Reply]], grades: Mapping[str, Grade]) -> TaskResult:
+    """Return answers with their grades, by reply id."""
+    return {reply_id: (ask, (grades.get(reply_id), reply)) for reply_id, (ask, reply) in stored.items()}
 
 
 def rates(graded: Mapping[str, TaskResult], subject: Subject) -> tuple[dict[str, Cell], Cell]:

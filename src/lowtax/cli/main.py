@@ -28,6 +28,7 @@ from lowtax.cli import (
     sample,
     sandbox,
     train,
+    units,
 )
 from lowtax.cli.failures import report_failures, stored
 from lowtax.cli.options import Same, Trust
@@ -133,26 +134,38 @@ def run(
         bool, typer.Option("--no-train", help="Measure the checkpoints that the folder has; nothing is trained.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, offline; writes nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run, print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run or --plan, print JSON.")] = False,
+    plan: units.Plan = False,
+    workers: units.Workers = None,
+    on: units.On = None,
+    gpus_each: units.GpusEach = None,
+    patience: units.Patience = None,
 ) -> None:
     """Run every stage of a recipe.
 
     The stages are: train its arms, sample, judge, evaluate and compare. Repeat the command to resume.
 
     Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --set arms.full.train.lr=2e-5
+
+    Example: lowtax run recipes/quickstart.yaml --out runs/quickstart --workers 8
     """
+    if plan:
+        return units.show_plan(_recipe(recipe, set_, engine, trust), limit, as_json)
     if dry_run:
         return _dry_run(_recipe(recipe, set_, engine, trust), limit, as_json)
     if as_json:
-        raise UserError("--json is for --dry-run: the results of a run are in table.json in its folder.")
+        raise UserError("--json is for --dry-run and --plan: the results of a run are in table.json in its folder.")
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
-        work.run(train=not no_train)
+        failure = units.run(work, not no_train, workers, on, gpus_each, patience)
     _show(out)
     report.write_beside(out)
     report.send_results(out, work.recipe.execution)
     report_failures(stored([*(out / "replies").glob("*.jsonl"), *(out / "answers").glob("*.jsonl")]))
+    if failure:
+        complain(f"lowtax: {failure}")
+        raise typer.Exit(1)
 
 
 def _dry_run(recipe: "Recipe", limit: int | None, as_json: bool) -> None:

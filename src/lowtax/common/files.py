@@ -65,8 +65,11 @@ def read_rows(path: Path, kind: type[R]) -> dict[str, R]:
     return rows
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
+def append_rows(path: Path, rows: Iterable[Row], flush: bool = True) -> None:
     """Append whole lines and flush them to disk; a last line that a kill cut short is dropped first.
+
+    Args:
+        flush: False for a log, whose last lines may be lost when the machine stops.
 
     Raises:
         UserError: the path is a link, or its last line is cut short and no row.
@@ -83,7 +86,8 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
             handle.truncate(len(whole) + len(newline))
         handle.write(b"".join(row.model_dump_json().encode() + b"\n" for row in rows))
         handle.flush()
-        os.fsync(handle.fileno())
+        if flush:
+            os.fsync(handle.fileno())
 
 
 def _require_cut(last: bytes, path: Path, kind: type[Row]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+WORKERS = "LOWTAX_WORKERS"  # the number of workers of a study on a machine, in the environment of each
 GRACE = 5.0  # seconds within which a launcher kills the other ranks once one has ended
 
 
@@ -19,8 +20,12 @@ def local_rank() -> int:
 
 
 def on_this_machine() -> int:
-    """Return the number of processes on this machine; torchrun and accelerate name it differently from deepspeed."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    """Return the number of processes on this machine, of a launch or of the workers of a study.
+
+    torchrun and accelerate name it differently from deepspeed.
+    """
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", WORKERS)
+    return int(next(filter(None, map(os.environ.get, names)), "1"))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from lowtax.common.borders import expanded
 from lowtax.common.errors import UserError
 from lowtax.data.chat import Switch
-from lowtax.engines import openai_requests
+from lowtax.engines import openai_requests, openai_several
 from lowtax.engines.base import Completion, Request
 from lowtax.engines.openai_requests import NO_REPLY, TOO_LARGE, UNREACHABLE, Failure
 from lowtax.engines.openai_settings import Settings, settings_from_environment
@@ -51,16 +51,22 @@ THREAD_PATIENCE = 2.0  # seconds for the thread to end; one that still resolves 
 
 
 class OpenAI:
-    """A served model and its served adapters."""
+    """A served model and its served adapters, on one server or several.
 
-    def __init__(self, model: str, precision: str, batch_size: int) -> None:
+    settings: of one server; those in the environment by default. batch_size: requests in flight on each server.
+    """
+
+    def __init__(self, model: str, precision: str, batch_size: int, settings: Settings | None = None) -> None:
         try:
             import openai  # noqa: F401
         except ImportError as error:
             raise UserError("The engine openai needs the openai package: pip install 'lowtax[openai]'.") from error
         self.model, self.batch_size = model, batch_size
-        self.settings = settings_from_environment()
+        self.one_of_several = settings is not None
+        self.settings, *more = [settings] if settings else settings_from_environment()
         self.server = Server(self.settings)
+        every = [self.settings, *more] if more else []
+        self.several = [OpenAI(model, precision, batch_size, one) for one in every]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield completions as they finish, after a check that the model and all adapters are served.
@@ -70,6 +76,8 @@ class OpenAI:
         """
         if not requests:
             return iter(())
+        if self.several:
+            return openai_several.generate(self.several, requests)
         [served] = in_thread(self._served_models())
         names = {adapter: self._served_name(adapter, served) for adapter in dict.fromkeys(r.adapter for r in requests)}
         self._check_names(names, served)
@@ -87,6 +95,8 @@ class OpenAI:
                         reply = await self.server.send(client, path, body)
                     except Failure as failure:
                         self.server.raise_if_fatal(failure, path)
+                        if self.one_of_several and failure.status == UNREACHABLE:
+                            raise UserError(f"{self.settings.address} cannot be reached any more.") from failure
                         return openai_requests.failed(request, failure.reason())
                 opened = openai_requests.prompt_opens_thought(request, template_opens.get(request.thinking))
                 return self._completion(request, reply, opened)

@@ -49,8 +49,8 @@ class Settings:
         return as_line(self.redaction.message(" ".join(text.split())))[:LONGEST]
 
 
-def settings_from_environment() -> Settings:
-    """Return the settings.
+def settings_from_environment() -> list[Settings]:
+    """Return the settings of every server whose address is in the environment, separated by commas.
 
     Raises:
         UserError: A variable is missing or wrong.
@@ -59,7 +59,8 @@ def settings_from_environment() -> Settings:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError("OPENAI_API_KEY has characters that no key has (a line break?): set it again.")
     timeout, per_minute = _number("LOWTAX_TIMEOUT", 600.0), _number("LOWTAX_RPM", 0.0)
-    return Settings(_url(), key, timeout, per_minute, _adapter_names(), tuple(_other_secrets()))
+    others = tuple(_other_secrets())
+    return [Settings(url, key, timeout, per_minute, _adapter_names(), others) for url in _urls()]
 
 
 def _other_secrets() -> Iterator[str]:
@@ -73,14 +74,21 @@ def _other_secrets() -> Iterator[str]:
             yield from value.split()
 
 
-def _url() -> str:
-    """Return the base URL; one without a path gets /v1."""
-    text = (os.environ.get("LOWTAX_BASE_URL") or os.environ.get("OPENAI_BASE_URL") or "").strip()
-    if not text:
+def _urls() -> list[str]:
+    text = os.environ.get("LOWTAX_BASE_URL") or os.environ.get("OPENAI_BASE_URL") or ""
+    if not text.strip():
         raise UserError(
             "The engine openai needs the address of a server: set LOWTAX_BASE_URL (or OPENAI_BASE_URL), for example to "
             "http://localhost:8000/v1 for `vllm serve MODEL`."
         )
+    urls = [_url(part.strip()) for part in text.split(",")]
+    if len(set(urls)) < len(urls):
+        raise UserError("LOWTAX_BASE_URL (or OPENAI_BASE_URL) has an address twice: name every server once.")
+    return urls
+
+
+def _url(text: str) -> str:
+    """Return a base URL; one without a path gets /v1."""
     try:
         parts = urlsplit(text)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0

@@ -7,7 +7,7 @@ share its batches.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,19 +117,8 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
     Raises:
         UserError: an adapter was trained on another base, does not fit the model, or changes nothing.
     """
-    todo: dict[str, list[Ask]] = {}
-    plan: dict[str, list[Ask]] = {}
-    for sheet in sheets:
-        stored = {row.id for row in read_rows(sheet.path, Reply).values() if row.finish != "failed"}
-        for ask in asks(sheet, subjects, engine):
-            plan.setdefault(ask.subject.model, []).append(ask)
-            if ask.id not in stored:
-                stored.add(ask.id)  # prompt sets may overlap
-                todo.setdefault(ask.subject.model, []).append(ask)
-    if not engine.base_is_the_same:
-        for subject in {ask.subject for missing in todo.values() for ask in missing}:
-            if subject.adapter is not None:
-                check_base(Path(subject.adapter), subject.model)
+    stored = {sheet.path: stored_ids(sheet.path) for sheet in sheets}
+    plan, todo = planned(sheets, subjects, engine, stored)
     for model, missing in todo.items():
         names = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
         say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
@@ -139,7 +128,7 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
         if engine.deterministic:
             completions = _in_fixed_batches(loaded, once, plan[model], engine.batch_size)
         else:
-            completions = _decoded(loaded, once)
+            completions = decoded(loaded, once)
         try:
             _draw(completions, missing, engine.batch_size)
         finally:
@@ -147,11 +136,51 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
                 _store_effects(out / EFFECTS, loaded.effects, [ask.subject for ask in missing])
 
 
+def stored_ids(path: Path) -> set[str]:
+    """Return the ids of the replies in a file that did not fail."""
+    return {row.id for row in read_rows(path, Reply).values() if row.finish != "failed"}
+
+
+def planned(
+    sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, stored: Mapping[Path, set[str]]
+) -> tuple[dict[str, list[Ask]], dict[str, list[Ask]]]:
+    """Return all replies of these sheets, and those to draw, both by model.
+
+    Args:
+        stored: the ids of the replies that each file has.
+
+    Raises:
+        UserError: an adapter of a reply to draw was trained on another base.
+    """
+    plan: dict[str, list[Ask]] = {}
+    todo: dict[str, list[Ask]] = {}
+    for sheet in sheets:
+        seen = set(stored[sheet.path])
+        for ask in asks(sheet, subjects, engine):
+            plan.setdefault(ask.subject.model, []).append(ask)
+            if ask.id not in seen:
+                seen.add(ask.id)  # prompt sets may overlap
+                todo.setdefault(ask.subject.model, []).append(ask)
+    if not engine.base_is_the_same:
+        for subject in {ask.subject for missing in todo.values() for ask in missing}:
+            if subject.adapter is not None:
+                check_base(Path(subject.adapter), subject.model)
+    return plan, todo
+
+
 def _store_effects(path: Path, effects: Mapping[str, float], subjects: Sequence[Subject]) -> None:
-    """Add what the adapters of these subjects change to a file."""
-    new = {s.made_by: effects[s.adapter] for s in subjects if s.adapter is not None and s.adapter in effects}
+    add_effects(path, effects_by_subject(effects, subjects))
+
+
+def effects_by_subject(effects: Mapping[str, float], subjects: Iterable[Subject]) -> dict[str, float]:
+    """Return what the adapters of these subjects change, by `made_by`, from the same by folder."""
+    return {s.made_by: effects[s.adapter] for s in subjects if s.adapter is not None and s.adapter in effects}
+
+
+def add_effects(path: Path, new: Mapping[str, float]) -> None:
+    """Add what adapters change to a file, by `made_by`."""
     if new:
-        write_json(path, (read_card(path, Effects) if path.exists() else {}) | new)
+        write_json(path, (read_card(path, Effects) if path.exists() else {}) | dict(new))
 
 
 def _in_fixed_batches(engine: base.Engine, missing: list[Ask], plan: list[Ask], size: int) -> Iterator[base.Completion]:
@@ -161,21 +190,26 @@ def _in_fixed_batches(engine: base.Engine, missing: list[Ask], plan: list[Ask], 
     row is drawn as a whole.
     """
     wanted = {ask.id for ask in missing}
+    for batch in fixed_batches(plan, size):
+        if not wanted.isdisjoint(ask.id for ask in batch):
+            for completion in decoded(engine, batch):
+                if completion.id in wanted:
+                    wanted.discard(completion.id)  # two sheets may have it
+                    yield completion
+
+
+def fixed_batches(plan: Sequence[Ask], size: int) -> Iterator[list[Ask]]:
+    """Yield the batches that a plan decides: rows of one subject and one prompt set, in the order of their ids."""
     groups: dict[tuple[str, Path, str], dict[str, Ask]] = {}
     for ask in plan:
         key = (ask.subject.made_by, ask.sheet.path, ask.prompt.source)
         groups.setdefault(key, {}).setdefault(ask.id, ask)
     for group in groups.values():
         rows = [group[id_] for id_ in sorted(group)]
-        for batch in (rows[i : i + size] for i in range(0, len(rows), size)):
-            if not wanted.isdisjoint(ask.id for ask in batch):
-                for completion in _decoded(engine, batch):
-                    if completion.id in wanted:
-                        wanted.discard(completion.id)  # two sheets may have it
-                        yield completion
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completion]:
+def decoded(engine: base.Engine, missing: Sequence[Ask]) -> Iterator[base.Completion]:
     """Yield the completions, each in its sheet's decoding mode; requests of one mode share batches."""
     modes = dict.fromkeys(ask.sheet.sampling.decoding for ask in missing)
     for mode in modes:
@@ -191,7 +225,7 @@ def _decoded(engine: base.Engine, missing: list[Ask]) -> Iterator[base.Completio
         yield from thinking_modes.generate(engine, requests, mode, markers.opens(prompt), markers=markers)
 
 
-class _Budget:
+class Budget:
     """Watch of how many replies use up their tokens: if most do after the first batch, people are told, once."""
 
     def __init__(self, batch: int) -> None:
@@ -215,7 +249,7 @@ def _draw(completions: Iterator[base.Completion], missing: list[Ask], batch: int
         by_id.setdefault(ask.id, []).append(ask)
     waiting: list[tuple[Path, Reply]] = []
     began = spoke = stored = time.perf_counter()
-    budget = _Budget(min(batch, len(by_id)))
+    budget = Budget(min(batch, len(by_id)))
     done = tokens = failed = 0
     try:
         for completion in completions:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ def judge_replies(
     engine: EngineSettings | None = None,
     ids_of_users: bool = False,
     again: bool = False,
+    load_judge: Callable[[], Judge] | None = None,
 ) -> dict[str, Verdict]:
     """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
@@ -43,6 +44,7 @@ def judge_replies(
     ids_of_users: the ids of the replies are not hashes of what made them, so that the request decides, too.
     again: judge all replies. A stored verdict is replaced when there is a new one; those of other judges and on other
         texts stay.
+    load_judge: return the judge that `name` means, for callers that keep it loaded.
 
     Raises:
         UserError: A prompt has a context, and the judge cannot be shown one.
@@ -51,12 +53,11 @@ def judge_replies(
     stored = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
     verdicts = {} if again else dict(stored)
     version = base.version(name)
-    more = {r.id: ([r.prompt] if ids_of_users else []) + ([f"version {version}"] if version else []) for r in replies}
-    ids = {r.id: row_id(r.id, r.text, r.finish, name, on, *more[r.id]) for r in replies}
+    ids = verdict_ids(replies, name, on, ids_of_users)
     new = [r for r in replies if ids[r.id] not in verdicts]
     refuse_contexts(name, ((r.prompt, r.goal) for r in new))
     texts = {r.id: text for r in new if r.finish != "failed" and (text := judged_text(r, on)).strip()}
-    model = load(name, engine) if texts else None
+    model = (load_judge() if load_judge else load(name, engine)) if texts else None
     if model:
         say(f"judging {len(texts):,} replies with {name}, on the {on}")
     rows = list[Verdict]()
@@ -77,6 +78,15 @@ def judge_replies(
     if again or older:
         _drop_replaced(path, name, on, ids, None if again else version)
     return {r.id: verdicts[ids[r.id]] for r in replies}
+
+
+def verdict_ids(replies: Iterable[Reply], name: str, on: Text, ids_of_users: bool = False) -> dict[str, str]:
+    """Return the ids of a judge's verdicts by reply id (see `judge_replies`)."""
+    version = base.version(name)
+    of_ours = [f"version {version}"] if version else []
+    return {
+        r.id: row_id(r.id, r.text, r.finish, name, on, *([r.prompt] if ids_of_users else []), *of_ours) for r in replies
+    }
 
 
 def _opinions(

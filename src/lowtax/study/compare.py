@@ -99,6 +99,7 @@ def markdown(table: Table) -> str:
         ])  # fmt: skip
     level = matched.Level(**table.get("matched_safety", {}))
     parts = (
+        _failed(table),
         matched.markdown(rows, level),
         after.markdown(rows),
         readings.markdown(table.get("your_reading", ())),
@@ -126,6 +127,13 @@ def _update(row: Row) -> str:
         return "-"
     relative: float = update["relative_norm"]
     return f"{relative:.1%}" if relative >= 0.01 else f"{100 * relative:.2g}%"
+
+
+def _failed(table: Table) -> str:
+    """Return a table of the arms that failed and are left out of all others; or nothing."""
+    lines = [["failed, and not in any table", "seed", "reason"]]
+    lines += [[row["arm"], f"{row['seed']}", row["reason"]] for row in table.get("failed", [])]
+    return markdown_table(lines) if lines[1:] else ""
 
 
 def _answers(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ DIR/table.json  table.md  frontier.png  card.json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +94,7 @@ class Study:
         whole = _with_tokens(settings, known)
         self.recipe = limited(whole, limit) if limit else whole
         self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
+        self.failed: dict[tuple[str, int], str] = {}  # arm and seed -> the reason; they are left out of the table
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
         self._announced = set[str]()  # sources about whose rows people have been told
@@ -198,31 +199,16 @@ class Study:
         Raises:
             UserError: The folder holds a run with other settings.
         """
-        names = self._in_order(only)
-        trained_ones = [arm for arm in names if arm in self.recipe.arms]
-        runs = [(arm, seed) for arm in trained_ones for seed in self.recipe.seeds]
-        self._draw_answers([
-            (spec, self.recipe.train_of(arm).choice_of(seed)) for arm, seed in runs for spec in self.recipe.data_of(arm)
-        ])  # fmt: skip
-        jobs = {(arm, seed): self.job(arm, seed) for arm, seed in runs}
-        for (arm, seed), job in jobs.items():
-            job.require_same(self.arm_folder(arm, seed))
-        for plan in self.edit_plans():
-            if plan.begun():
-                jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
-                plan.refuse_another(jobs_of)
-        open_jobs = {key: job for key, job in jobs.items() if not job.finished(self.arm_folder(*key))}
-        checks.require_rows(self.recipe, open_jobs)
-        self.write_recipe()
-        for arm in names:
+        jobs, unfinished = self.jobs(only)
+        for arm in self._in_order(only):
             if arm not in self.recipe.arms:
                 with distributed.main_first():
                     self.edit(arm)
                 continue
             for seed in self.recipe.seeds:
-                if (arm, seed) in open_jobs:
+                if (arm, seed) in unfinished:
                     say(f"training {arm}, seed {seed}")
-                    self._say_penalty(arm)
+                    self.say_penalty(arm)
                 loop.train(jobs[arm, seed], self.arm_folder(arm, seed))
 
     def _in_order(self, only: str | None) -> list[str]:
@@ -230,6 +216,29 @@ class Study:
         arms_of, edited = self.recipe.arms, self.recipe.edited
         names = [name for arm in self._arms(only) for name in lineage.with_ancestors(arm, arms_of, edited)]
         return list(dict.fromkeys(names))
+
+    def jobs(self, only: str | None = None) -> tuple[dict[tuple[str, int], Job], set[tuple[str, int]]]:
+        """Return the jobs of all arms, or of one with those that it starts from, and which are not finished.
+
+        The recipe is written after all checks.
+
+        Raises:
+            UserError: The folder holds a run with other settings, or an arm has no rows that can be trained.
+        """
+        trained_ones = [arm for arm in self._in_order(only) if arm in self.recipe.arms]
+        runs = [(arm, seed) for arm in trained_ones for seed in self.recipe.seeds]
+        self._draw_answers(self._sources_of(runs))
+        jobs = {(arm, seed): self.job(arm, seed) for arm, seed in runs}
+        for (arm, seed), job in jobs.items():
+            job.require_same(self.arm_folder(arm, seed))
+        for plan in self.edit_plans():
+            if plan.begun():
+                jobs_of = {arm: self.job(arm, plan.seed).describe() for arm in plan.arm.made_of()}
+                plan.refuse_another(jobs_of)
+        unfinished = {key: job for key, job in jobs.items() if not job.finished(self.arm_folder(*key))}
+        checks.require_rows(self.recipe, unfinished)
+        self.write_recipe()
+        return jobs, set(unfinished)
 
     def job(self, arm: str, seed: int) -> Job:
         """Return the training job of one arm and seed; draw the model's own answers if it trains on them.
@@ -270,7 +279,7 @@ class Study:
         stored = [methods for folder in (self.out / "arms" / arm).glob("seed-*") for methods in stored_methods(folder)]
         return before if before in stored else now
 
-    def _say_penalty(self, arm: str) -> None:
+    def say_penalty(self, arm: str) -> None:
         """Say which penalty a mode string with a regulariser means."""
         now, before = (self.recipe.arms[arm].acts(published) for published in (True, False))
         if now == before:
@@ -313,15 +322,32 @@ class Study:
             self._sources[key].announce()
         return self._sources[key]
 
-    def _draw_answers(self, sources: Sequence[tuple[Data, int]]) -> None:
-        """Draw the answers that a model writes for these sources, in one plan, and keep their rows."""
+    def answer_plans(self) -> list[own_answers.Plan]:
+        """Return the plans of all answers that a model writes for training, of all arms and seeds."""
+        runs = [(arm, seed) for arm in self.recipe.arms for seed in self.recipe.seeds]
+        return [*self._answer_plans(self._sources_of(runs)).values()]
+
+    def has_drawn_answers(self) -> bool:
+        """Return whether a model writes answers that an arm trains on."""
+        return any(own_answers.is_drawn(spec) for arm in self.recipe.arms for spec in self.recipe.data_of(arm))
+
+    def _sources_of(self, runs: Iterable[tuple[str, int]]) -> list[tuple[Data, int]]:
+        return [
+            (spec, self.recipe.train_of(arm).choice_of(seed)) for arm, seed in runs for spec in self.recipe.data_of(arm)
+        ]
+
+    def _answer_plans(self, sources: Sequence[tuple[Data, int]]) -> dict[tuple[str, int], own_answers.Plan]:
         drawn = {(spec.model_dump_json(), seed): (spec, seed) for spec, seed in sources if own_answers.is_drawn(spec)}
         maker = own_answers.Maker(self.base, self.engine)
-        plans = {
+        return {
             key: own_answers.plan(spec, seed, self.recipe.drawn(), maker, self.out)
             for key, (spec, seed) in drawn.items()
             if key not in self._sources
         }
+
+    def _draw_answers(self, sources: Sequence[tuple[Data, int]]) -> None:
+        """Draw the answers that a model writes for these sources, in one plan, and keep their rows."""
+        plans = self._answer_plans(sources)
         with distributed.main_first():
             outcomes = own_answers.draw([*plans.values()], self.out)
         for (key, each), outcome in zip(plans.items(), outcomes, strict=True):
@@ -348,7 +374,7 @@ class Study:
             arms.EditPlan(name, arm, seed, self.out / "arms")
             for name, arm in self.recipe.edited.items()
             for seed in self.recipe.seeds
-            if only in (None, name)
+            if only in (None, name) and (name, seed) not in self.failed
         ]
 
     # --- subjects and sheets
@@ -365,9 +391,9 @@ class Study:
     def _edited(self, only: str | None) -> list[Subject]:
         """Return every checkpoint of the edited arms, or of one."""
         plans = self.edit_plans(only)
-        return [s for plan in plans for s in plan.subjects(self._base_of(plan.name, plan.seed))]
+        return [s for plan in plans for s in plan.subjects(self.base_of(plan.name, plan.seed))]
 
-    def _base_of(self, arm: str, seed: int) -> Subject:
+    def base_of(self, arm: str, seed: int) -> Subject:
         """Return the base with the reference of the weights that the adapters of an arm are on."""
         return replace(self.base, model=starts.base_of(self, arm, seed))
 
@@ -378,7 +404,8 @@ class Study:
             subject
             for arm in self._arms(only)
             for seed in self.recipe.seeds
-            for subject in trained_subjects(self.arm_folder(arm, seed), arm, seed, full[arm], self._base_of(arm, seed))
+            if (arm, seed) not in self.failed
+            for subject in trained_subjects(self.arm_folder(arm, seed), arm, seed, full[arm], self.base_of(arm, seed))
         ]
 
     def reply_sheets(self) -> dict[str, Sheet]:
@@ -408,11 +435,13 @@ class Study:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        if (seed := self.recipe.prompt_order) is not None:
-            sheets = [
-                replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets
-            ]
-        collect(sheets, self.subjects(), self.engine, self.out)
+        collect(self.ordered(sheets), self.subjects(), self.engine, self.out)
+
+    def ordered(self, sheets: Sequence[Sheet]) -> Sequence[Sheet]:
+        """Return sheets with their prompts in the recipe's order."""
+        if (seed := self.recipe.prompt_order) is None:
+            return sheets
+        return [replace(each, prompts=random.Random(seed).sample(each.prompts, len(each.prompts))) for each in sheets]
 
     def converse(self) -> None:
         """Run the attacks that talk to the models; what is stored is not repeated."""
@@ -435,11 +464,12 @@ class Study:
         name, on = name or self.recipe.judge, on or self.recipe.judged_text
         stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
         verdicts = judge_replies(
-            [reply for _, reply in stored.values()], self._verdicts(kind, name), name, on, self.engine, again=again
+            [reply for _, reply in stored.values()], self.verdicts_path(kind, name), name, on, self.engine, again=again
         )
         return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
 
-    def _verdicts(self, kind: str, name: str | None) -> Path:
+    def verdicts_path(self, kind: str, name: str | None = None) -> Path:
+        """Return the file of a judge's verdicts on the replies of a prompt set."""
         return self.out / "verdicts" / f"{kind}.{file_name(name or self.recipe.judge)}.jsonl"
 
     def warn(self) -> None:
@@ -456,13 +486,16 @@ class Study:
         """Return the grades of the stored answers, with the answers (`examine.grade`)."""
         return examine.grade(self.recipe.exams(), self.out, self.subjects(), self.engine)
 
-    def compare(self, level: matched.Level | None = None) -> dict[str, Any]:
+    def compare(
+        self, level: matched.Level | None = None, graded: dict[str, examine.TaskResult] | None = None
+    ) -> dict[str, Any]:
         """Judge and grade what is stored; write the table and the picture; return the table.
 
         Args:
             level: the level of safety at which arms are compared, instead of the recipe's.
+            graded: the grades, if they are there already.
         """
-        verdicts, grades, subjects = self.judge(), self.grade(), self.subjects()
+        verdicts, grades, subjects = self.judge(), graded or self.grade(), self.subjects()
         also: list[judges.Text] = [text for text in self.recipe.judged_also if text != self.recipe.judged_text]
         beside: dict[str, Judged] = {
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
@@ -499,6 +532,8 @@ class Study:
         for row in table["rows"]:
             if cells := attacking.of_row(attacks, row):
                 row["attacks"] = cells
+        if self.failed:
+            table["failed"] = [{"arm": a, "seed": s, "reason": reason} for (a, s), reason in self.failed.items()]
         curves = self.curves(verdicts, grades)
         level = level or self.level()
         places = {arm: matched.at_level(curve, level) for arm, curve in curves.items()}
@@ -579,12 +614,8 @@ class Study:
         Raises:
             UserError: The recipe cannot be run, or a checkpoint is not there and may not be trained.
         """
-        _refuse_launch("run")
         began = time.perf_counter()
-        self.check()
-        checks.require_tools(self.recipe)
-        if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
-            say(sentence)
+        self.check_run()
         if train:
             self.train()
         else:
@@ -594,15 +625,27 @@ class Study:
         self.sample([*self.reply_sheets().values(), *self.attack_sheets(), *self.answer_sheets().values()])
         self.converse()
         table = self.compare()
-        self._write_card(time.perf_counter() - began)
+        self.write_card(time.perf_counter() - began)
         return table
+
+    def check_run(self) -> None:
+        """Refuse a run that would only fail later, and say it if there is nothing to measure.
+
+        Raises:
+            UserError: The recipe cannot be run, or the command runs in several processes.
+        """
+        _refuse_launch("run")
+        self.check()
+        checks.require_tools(self.recipe)
+        if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:
+            say(sentence)
 
     def _hardware(self) -> dict[str, Any]:
         """Return the machine that made the study: as its card says, or this one."""
         path = self.out / "card.json"
         return (read_card(path, StudyCard).get("hardware") if path.exists() else None) or hardware()
 
-    def _write_card(self, seconds: float) -> None:
+    def write_card(self, seconds: float) -> None:
         """Write how the study was made. `seconds` has one entry for each call."""
         path = self.out / "card.json"
         earlier = read_card(path, StudyCard).get("seconds", []) if path.exists() else []

@@ -88,6 +88,15 @@ class Start:
             return str(self.path())
         return self.before.base(model) if self.before else model
 
+    def folders(self) -> list[Path]:
+        """Return the folders of runs that it is made of: its own, and that of the whole weights below."""
+        return [self.folder, *(self.before.folders() if self.before else [])]
+
+    def moved(self, before: Path, after: Path) -> "Start":
+        """Return the same start in a copy of the study's folder."""
+        below_it = self.before and self.before.moved(before, after)
+        return replace(self, folder=after / self.folder.relative_to(before), before=below_it)
+
     def adapter(self) -> Path | None:
         """Return the folder of the adapter that the run continues; None if it starts from whole weights."""
         return None if self.whole else self.path()

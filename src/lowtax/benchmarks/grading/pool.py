@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from lowtax.benchmarks.base import Benchmark, Score
 from lowtax.benchmarks.grading import mathematics
 from lowtax.benchmarks.grading.worker import CRASHED
+from lowtax.common import launch
 from lowtax.common.errors import UserError
 from lowtax.common.log import SPEAK_EVERY, counted, say
 from lowtax.common.records import Prompt
@@ -40,9 +41,10 @@ Pair = tuple[Prompt, str]
 def grade_all(benchmark: Benchmark, pairs: Sequence[Pair], workers: int | None = None) -> list[Score]:
     """Return a score for every (question, answer after the thought), in their order.
 
-    workers: the number of workers, for a benchmark that needs them; the number of processors if absent.
+    workers: the number of workers, for a benchmark that needs them; if absent, the processors, divided by the workers
+        of a study on this machine.
     """
-    count = workers or os.cpu_count() or 1
+    count = workers or max(1, (os.cpu_count() or 1) // launch.on_this_machine())
     if benchmark.workers == "none" or not pairs:
         return [benchmark.grade(row, answer) for row, answer in pairs]
     if benchmark.workers == "threads":

@@ -4,6 +4,7 @@ import importlib
 import os
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from lowtax.engines.vllm import adapters
 from lowtax.models import loading
 
 SLOTS = 8  # maximum number of adapters in one batch on GPUs: each takes memory beside the model
+WEIGHTS = 0.7  # the largest share of a GPU's memory for weights; the rest is for caches and adapters
 KEPT = 64  # minimum number of adapters that main memory may hold
 # Environment variables of vLLM; one that is set already keeps its value. With the scheduler in this process, the same
 # requests make the same batches. The last is in GiB.
@@ -77,7 +79,7 @@ class Server:
             raise UserError(
                 "vLLM serves adapters on a GPU in bfloat16 only, not in float32: set precision to bfloat16."
             )
-        gpus = _gpus(self.ref)
+        gpus = _gpus(self.ref, self.where)
         setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
         complain(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...")
         for server in list(Server.known):
@@ -136,16 +138,40 @@ def require() -> None:
         ) from error
 
 
-def tensor_parallel(gpus: int, heads: int, key_value_heads: int) -> int:
-    """Return the largest number of GPUs that share the attention heads evenly; key and value heads may be repeated."""
-    sizes = (n for n in range(1, gpus + 1) if heads % n == 0 and (key_value_heads % n == 0 or n % key_value_heads == 0))
-    return max(sizes, default=0)
+def tensor_parallel(gpus: int, heads: int, key_value_heads: int, width: int, load: float) -> int:
+    """Return the smallest number of GPUs that hold the weights; the largest possible one if none does, 0 without GPUs.
+
+    Possible are numbers that divide the attention heads and the MLP's width; key and value heads may be repeated. More
+    GPUs than necessary draw faster as workers that each hold the model (`lowtax run --workers`).
+
+    Args:
+        width: of the MLP; 0 if it is not known.
+        load: the weights as a share of one GPU's memory.
+    """
+    sizes = [
+        n
+        for n in range(1, gpus + 1)
+        if heads % n == 0 and width % n == 0 and (key_value_heads % n == 0 or n % key_value_heads == 0)
+    ]
+    return next((n for n in sizes if load <= WEIGHTS * n), max(sizes, default=0))
 
 
-def _gpus(ref: str) -> int:
+def _gpus(ref: str, where: str) -> int:
+    """Return the number of GPUs for a model, and say it if others are idle."""
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return 0
     config = loading.load_config(ref).get_text_config()
-    heads = int(config.num_attention_heads)
-    return tensor_parallel(torch.cuda.device_count(), heads, config.to_dict().get("num_key_value_heads") or heads)
+    heads, fields = int(config.num_attention_heads), config.to_dict()
+    size = sum(path.stat().st_size for path in Path(where).glob("*.safetensors"))
+    load = size / torch.cuda.get_device_properties(0).total_memory
+    used = tensor_parallel(
+        gpus, heads, fields.get("num_key_value_heads") or heads, fields.get("intermediate_size") or 0, load
+    )
+    if used < gpus:
+        each = f" --gpus-each {used}" if used > 1 else ""
+        complain(f"vLLM uses {used} of {gpus} GPUs: `lowtax run --workers {gpus // used}{each}` uses more of them.")
+    return used
 
 
 def _close(up: list[Any]) -> None:

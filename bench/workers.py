@@ -1,0 +1,149 @@
+"""Measure workers with the fake engine at a fixed cost for each token: speed-up, overhead of a unit, and a large plan.
+
+    python bench/workers.py
+    python bench/workers.py --model
+
+The engine sleeps, so that eight workers on few cores behave as on eight GPUs. Writes bench/results/workers.json.
+
+--model: the embedded model instead, one process with all cores beside as many workers with one each, in turn; writes
+bench/results/workers_model.json.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from lowtax.common.files import write_json
+from lowtax.common.provenance import provenance
+
+ENGINE = '''
+import time
+from lowtax.engines.fake import Fake
+
+class Slow(Fake):
+    """The fake engine; each token takes 0.2 ms."""
+
+    def generate(self, requests):
+        for completion in super().generate(requests):
+            time.sleep(0.0002 * completion.tokens)
+            yield completion
+'''
+REQUESTS, WORKERS = 19200, (1, 8)
+RESULT = Path(__file__).parent / "results" / "workers.json"
+
+
+def recipe(folder: Path, engine: str, n: int) -> Path:
+    """Write a recipe without arms that draws so many replies."""
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(n)))
+    settings = {
+        "name": "workers",
+        "model": "builtin:smollm2-135m-reasoner",
+        "engine": engine,
+        "precision": "float32",
+        "batch_size": 16,
+        "judge": "refusal_words",
+        "judged_also": [],
+        "sampling": {"max_new_tokens": 64},
+        "ordinary": [{"source": str(folder / "prompts.jsonl")}],
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def sampled(path: Path, out: Path, workers: int) -> dict:
+    """Return the seconds of sampling, from the first share that begins to the last that ends, and of scheduling."""
+    from lowtax.study import recipe as recipes
+    from lowtax.study import study
+    from lowtax.study.units.driver import Driver
+    from lowtax.study.units.pools import open_pool
+
+    with study.Study(recipes.load(path, trust=True), out) as work, open_pool(workers, None, out) as pool:
+        driver, began = Driver(work, pool), time.time()
+        driver.run()
+    events = [json.loads(line) for line in (out / "units.jsonl").read_text().splitlines()]
+    times = [datetime.fromisoformat(e["at"]).timestamp() for e in events if e["unit"].startswith("sample/")]
+    scheduler = driver.scheduler
+    return {
+        "workers": workers,
+        "seconds": round(max(times) - min(times), 2),
+        "units": scheduler.ended,
+        "start_seconds": round(min(times) - began, 2),
+        "scheduling_cpu_ms": round(1000 * scheduler.scheduling / scheduler.ended, 2),
+        "storing_cpu_ms": round(1000 * scheduler.storing / scheduler.ended, 2),
+    }
+
+
+def of_model(folder: Path, repeats: int = 2) -> dict:
+    """Return the seconds in which one process, and a worker for each core, draw the same replies."""
+    cores = len(os.sched_getaffinity(0))
+    path = recipe(folder, "hf", 576)
+    settings = yaml.safe_load(path.read_text()) | {"batch_size": 24, "sampling": {"max_new_tokens": 32}}
+    path.write_text(yaml.safe_dump(settings))
+    seconds: dict[str, list[float]] = {"one process": [], f"{cores} workers": []}
+    for number in range(repeats):
+        program = (
+            "import sys, time; from pathlib import Path; from lowtax.study import recipe, study\n"
+            "with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as s:\n"
+            "    began = time.perf_counter()\n"
+            "    s.sample([*s.reply_sheets().values()])\n"
+            "    print(time.perf_counter() - began)"
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
+        command = [sys.executable, "-c", program, str(path), str(folder / f"one-{number}")]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        seconds["one process"].append(round(float(done.stdout.split()[-1]), 1))
+        seconds[f"{cores} workers"].append(sampled(path, folder / f"several-{number}", cores)["seconds"])
+    return seconds
+
+
+def planned(folder: Path, n: int) -> dict:
+    """Return seconds and memory of a plan of n requests."""
+    from lowtax.common.records import Prompt, Subject
+    from lowtax.engines.sampling import Sheet, planned
+    from lowtax.engines.settings import EngineSettings, Sampling
+    from lowtax.study.units.base import cut, sampling_size
+
+    base = Subject("base", None, None, 0, "any", None, "any")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    prompts = [Prompt(id=f"{i:016x}", source="bench", text=f"Say {i}.") for i in range(n)]
+    began, cpu = time.perf_counter(), time.process_time()
+    sheet = Sheet(folder / "replies.jsonl", prompts, Sampling(max_new_tokens=64))
+    plan, todo = planned([sheet], [base], EngineSettings("fake", "float32", 16), {sheet.path: set()})
+    shares = cut(plan["any"], sampling_size("fake", 16), lambda ask: ask.id)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {
+        "requests": len(todo["any"]),
+        "shares": len(shares),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+        "megabytes": round(grown),
+    }
+
+
+def main() -> None:
+    """Measure and write the results."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "--model" in sys.argv:
+            return write_json(RESULT.with_stem("workers_model"), of_model(folder) | provenance())
+        results = {"plan": planned(folder, 100_000)}
+        (folder / "slow.py").write_text(ENGINE)
+        path = recipe(folder, f"{folder}/slow.py:Slow", REQUESTS)
+        results["sampling"] = [sampled(path, folder / f"out-{workers}", workers) for workers in WORKERS]
+        one, eight = (row["seconds"] for row in results["sampling"])
+        results["speed_up"] = round(one / eight, 2)
+        write_json(RESULT, results | provenance())
+
+
+if __name__ == "__main__":
+    main()

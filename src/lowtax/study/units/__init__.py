@@ -1,0 +1,1 @@
+"""A study as units of work that several processes or machines do."""
