@@ -112,7 +112,7 @@ def test_the_seed_of_the_draws_is_not_that_of_the_exam(tmp_path: Path):
         [sheet] = examine.sheets({"arithmetic": task}, tmp_path).values()
         engine, base = (
             EngineSettings("fake", "float32", 1),
-            adhoc._subjects("builtin:x", [], Base("builtin:x", "made", None, None))[0],
+            adhoc.subjects_of("builtin:x", [], Base("builtin:x", "made", None, None))[0],
         )
         return {ask.prompt.text: ask.request().seed for ask in asks(sheet, [base], engine)}
 

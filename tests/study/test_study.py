@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
-from lowtax.study import recipe, study
+from lowtax.study import limits, recipe, study
 
 MEASURES = {"value", "low", "high", "n", "unparsed", "failed"}
 
@@ -239,6 +239,6 @@ def test_replies_of_a_new_study_have_the_tokens_of_its_model_and_a_stored_one_ke
 
 def test_a_limit_draws_prompts_by_a_seed_unless_the_recipe_takes_the_first_ones():
     sets = [{"source": "strongreject"}, {"source": "xstest", "n": 9}, {"source": "xstest", "n": 3}]
-    few = study.limited(recipe.build({"model": "m", "harmful": sets}, [], "r"), 5).harmful
+    few = limits.limited(recipe.build({"model": "m", "harmful": sets}, [], "r"), 5).harmful
     assert [(spec.n, spec.seed) for spec in few] == [(5, 0), (5, None), (3, None)]
     assert "seed" not in few[1].model_dump()

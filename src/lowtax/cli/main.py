@@ -174,7 +174,7 @@ def _dry_run(recipe: "Recipe", limit: int | None, as_json: bool) -> None:
     quiet_libraries()
     from lowtax.study.dryrun.plan import plan
     from lowtax.study.dryrun.show import show
-    from lowtax.study.study import limited
+    from lowtax.study.limits import limited
 
     planned = plan(limited(recipe, limit) if limit else recipe)
     tell(json.dumps(asdict(planned))) if as_json else show(planned)

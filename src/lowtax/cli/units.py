@@ -106,7 +106,7 @@ def show_plan(recipe: "Recipe", limit: int | None, as_json: bool) -> None:
 
     quiet_libraries()
     from lowtax.study.dryrun.plan import plan
-    from lowtax.study.study import limited
+    from lowtax.study.limits import limited
     from lowtax.study.units import graph
 
     recipe = limited(recipe, limit) if limit else recipe

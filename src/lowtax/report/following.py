@@ -32,8 +32,8 @@ def state(folders: Sequence[Path]) -> State:
 def rounds(folders: Sequence[Path], every: float = EVERY) -> Iterator[bool]:
     """Yield whenever the page is to be written: False while more may come, True for the last time.
 
-    The first time is at once. The last time is after the run that was under way has ended; where none is, one is waited
-    for.
+    The first time is at once. The last time is after a run has ended: one that was under way at a look, or a short one
+    between two looks, which is known by what it wrote. Where none is, one is waited for.
 
     Args:
         every: seconds between two looks.
@@ -43,7 +43,9 @@ def rounds(folders: Sequence[Path], every: float = EVERY) -> Iterator[bool]:
     while True:
         running = any(is_locked(folder) for folder in folders)
         now = state(folders)  # after the look at the lock: what an ended run wrote is in it
-        ended = seen and not running
+        running = running or any(is_locked(folder) for folder in folders)  # one that began meanwhile
+        came = seen or (written is not None and now != written)
+        ended = came and not running
         pause = every
         if ended or now != written:
             began = time.monotonic()

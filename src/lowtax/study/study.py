@@ -50,6 +50,7 @@ from lowtax.study import (
     arms,
     attacking,
     checks,
+    limits,
     lineage,
     matched,
     own_answers,
@@ -68,7 +69,6 @@ from lowtax.study.referee import kind_of
 from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
-SETS = ("harmful", "ordinary")
 RESULTS = ("table.json", "table.md", "frontier.png", "card.json")  # that a user may have files of the same name as
 Judged = dict[str, tuple[Ask, Verdict]]  # by reply id
 
@@ -92,8 +92,10 @@ class Study:
         self.place = stored_recipe.place_in(self.out, begun)
         known = _stored_recipe(self.out, begun)
         whole = _with_tokens(settings, known)
-        self.recipe = limited(whole, limit) if limit else whole
-        self._to_store = _as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
+        self.recipe = limits.limited(whole, limit) if limit else whole
+        self._to_store = (
+            limits.as_wide(self.recipe, known, limit) if limit and known and self.place.exists() else self.recipe
+        )
         self.failed: dict[tuple[str, int], str] = {}  # arm and seed -> the reason; they are left out of the table
         self._lock = ExitStack()
         self._sources: dict[tuple[str, int], training_sets.TrainingSet] = {}
@@ -411,7 +413,7 @@ class Study:
     def reply_sheets(self) -> dict[str, Sheet]:
         """Return the sheets of harmful and of ordinary prompts, by name; those that an attack makes are not in them."""
         sheets = {}
-        for name in SETS:
+        for name in limits.SETS:
             specs: list[PromptSet] = [spec for spec in getattr(self.recipe, name) if spec.attack is None]
             lists = [prompt_sets.prompt_list(spec) for spec in specs]
             prompts = [prompt for each in lists for prompt in each.prompts]
@@ -687,23 +689,3 @@ def _with_tokens(settings: Recipe, known: Recipe | None) -> Recipe:
     answers = EMBEDDED if embedded.is_small(settings.model) else EXAM
     replies = EMBEDDED if known else reply_tokens(settings.model, settings.engine, settings.thinking_tags)
     return settings.with_tokens(replies, answers, known)
-
-
-def _as_wide(settings: Recipe, stored: Recipe, n: int) -> Recipe:
-    """Return a limited recipe with the stored prompt sets and tasks that differ from its own in their numbers alone."""
-    narrow = limited(stored, n)
-    sets = {kind: list(getattr(settings, kind)) for kind in SETS}
-    for kind, specs in sets.items():
-        known = list(zip(getattr(narrow, kind), getattr(stored, kind), strict=True))
-        sets[kind] = [next((whole for part, whole in known if part == spec), spec) for spec in specs]
-    tasks = {
-        name: stored.tasks[name] if task == narrow.tasks.get(name) else task for name, task in settings.tasks.items()
-    }
-    return settings.model_copy(update={**sets, "tasks": tasks})
-
-
-def limited(settings: Recipe, n: int) -> Recipe:
-    """Return the recipe with at most n prompts of each set, spread over its categories, and n problems of each task."""
-    sets = {kind: [spec.at_most(n) for spec in getattr(settings, kind)] for kind in SETS}
-    tasks = {name: task.model_copy(update={"n": min(n, task.n or n)}) for name, task in settings.tasks.items()}
-    return settings.model_copy(update={**sets, "tasks": tasks})

@@ -19,7 +19,8 @@ from lowtax.study.consistency.conclusions import conclusions
 from lowtax.study.consistency.report import markdown
 from lowtax.study.consistency.results import REFUSED, Results, rates
 from lowtax.study.consistency.running import Place, Run, in_process, run_cells
-from lowtax.study.study import Study, limited
+from lowtax.study.limits import limited
+from lowtax.study.study import Study
 
 SAFETY = REFUSED["harmful"]
 RESULT = "consistency.json"
