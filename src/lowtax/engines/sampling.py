@@ -178,9 +178,9 @@ def effects_by_subject(effects: Mapping[str, float], subjects: Iterable[Subject]
 
 
 def add_effects(path: Path, new: Mapping[str, float]) -> None:
-    """Add what adapters change to a file, by `made_by`."""
+    """Add what adapters change to a file, by `made_by`; a figure that is there stays, with the replies it belongs to."""
     if new:
-        write_json(path, (read_card(path, Effects) if path.exists() else {}) | dict(new))
+        write_json(path, dict(new) | (read_card(path, Effects) if path.exists() else {}))
 
 
 def _in_fixed_batches(engine: base.Engine, missing: list[Ask], plan: list[Ask], size: int) -> Iterator[base.Completion]:

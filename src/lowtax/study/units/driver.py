@@ -242,10 +242,10 @@ class Driver:
             for ask in places.get(completion.id, []):
                 rows.setdefault(ask.sheet.path, []).append(reply_of(ask, completion))
                 self.budget.see(completion, ask.sheet.sampling.max_new_tokens)
+        add_effects(self.study.out / EFFECTS, drawn.effects)  # first: a kill may not leave replies without them
         for path, new in rows.items():
             append_rows(path, new)
             self._rows(path).update({row.id: row for row in new})
-        add_effects(self.study.out / EFFECTS, drawn.effects)
         self.shares_left[owner] -= 1
         return [] if self.shares_left[owner] else self._measured(owner, subjects)
 
