@@ -178,7 +178,7 @@ def effects_by_subject(effects: Mapping[str, float], subjects: Iterable[Subject]
 
 
 def add_effects(path: Path, new: Mapping[str, float]) -> None:
-    """Add what adapters change to a file, by `made_by`; a figure that is there stays, with the replies it belongs to."""
+    """Add what adapters change to a file, by `made_by`; a figure that is there stays, with the replies it is of."""
     if new:
         write_json(path, dict(new) | (read_card(path, Effects) if path.exists() else {}))
 
