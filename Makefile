@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 figures: $(VENV)/.installed
 	$(BIN)/python bench/figures.py
 
-# The paper's question on a real model of 1.5B, with GSM8K, HumanEval, StrongREJECT and XSTest: half a day on two cores.
+# The paper's question on a real model of 1.5B, with GSM8K, HumanEval, StrongREJECT and XSTest: many hours on two cores.
 evidence: $(VENV)/.installed
 	$(BIN)/python bench/evidence.py
 
