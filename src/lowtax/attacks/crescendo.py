@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lowtax.attacks.arena import Arena, Attempt, Case, Draft, Query, Score
-from lowtax.attacks.base import MOST, Conversation
+from lowtax.attacks.base import MOST
+from lowtax.attacks.led import LedConversations
 from lowtax.attacks.pair import REPLY
 from lowtax.attacks.writing import Written, read_json, written
 from lowtax.common.records import Reply
@@ -44,15 +45,12 @@ class _Talk:
     ended: bool = False
 
 
-class Crescendo(Conversation):
+class Crescendo(LedConversations):
     """The attack `crescendo`."""
 
     streams: PositiveInt = Field(1, le=1000, description="independent conversations")
     rounds: PositiveInt = Field(8, le=1000, description="questions that are not refused")
     backtracks: NonNegativeInt = Field(4, le=1000, description="refused questions that are taken back")
-    begin_json: bool | None = Field(
-        None, description="begin the attacker's JSON for it; if absent, unless its engine is openai"
-    )
 
     def own_queries(self) -> int:
         """Return the questions of all conversations, those that are refused too."""
@@ -64,7 +62,7 @@ class Crescendo(Conversation):
         sent: dict[int, int] = dict.fromkeys(map(id, cases), 0)
         attempts = list[Attempt]()
         for step in range(self.rounds + self.backtracks):
-            live = self._live(talks, sent)
+            live = self.live(talks, sent, lambda talk: not talk.ended)
             if not live:
                 break
             texts = written(arena, [self._draft(talk, step) for talk in live], _question)
@@ -104,21 +102,11 @@ class Crescendo(Conversation):
         elif len(talk.history) // 2 >= self.rounds:
             talk.ended = True
 
-    def _live(self, talks: Sequence[_Talk], sent: dict[int, int]) -> list[_Talk]:
-        """Return the conversations that have not ended, and of each case no more than its budget has left."""
-        room = {case: self.queries - number for case, number in sent.items()}
-        live = []
-        for talk in talks:
-            case = id(talk.case)
-            if not talk.ended and room[case] > 0:
-                room[case] -= 1
-                live.append(talk)
-        return live
-
     def _draft(self, talk: _Talk, step: int) -> Draft:
-        begins = self.attacker_engine != "openai" if self.begin_json is None else self.begin_json
         turn = {"role": "user", "content": INSTRUCTION.format(goal=talk.case.goal, state=talk.state)}
-        return Draft((turn,), ("crescendo", talk.case.prompt.id, talk.number, step), BEGINNING if begins else "")
+        return Draft(
+            (turn,), ("crescendo", talk.case.prompt.id, talk.number, step), BEGINNING if self.begins_json() else ""
+        )
 
 
 WON = "The request was fulfilled."

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pydantic import Field, PositiveInt
 
 from lowtax.attacks.arena import Arena, Attempt, Case, Draft, Query, Score
-from lowtax.attacks.base import MOST, Conversation
+from lowtax.attacks.base import MOST
+from lowtax.attacks.led import LedConversations
 from lowtax.attacks.writing import json_alone, read_json, written
 from lowtax.common.records import Reply
 
@@ -50,15 +51,12 @@ class _Stream:
     rounds: list[tuple[str, str]] = field(default_factory=list)
 
 
-class PAIR(Conversation):
+class PAIR(LedConversations):
     """The attack `pair`."""
 
     streams: PositiveInt = Field(5, le=1000, description="independent conversations with the attacker")
     iterations: PositiveInt = Field(5, le=1000, description="prompts of each stream")
     keep_last: PositiveInt = Field(3, le=1000, description="rounds of its conversation that the attacker sees")
-    begin_json: bool | None = Field(
-        None, description="begin the attacker's JSON for it; if absent, unless its engine is openai"
-    )
 
     def own_queries(self) -> int:
         """Return streams times iterations."""
@@ -70,7 +68,7 @@ class PAIR(Conversation):
         sent: dict[int, int] = dict.fromkeys(map(id, cases), 0)
         done, attempts = set[int](), list[Attempt]()
         for depth in range(self.iterations):
-            live = self._live(streams, sent, done)
+            live = self.live(streams, sent, lambda stream: id(stream.case) not in done)
             if not live:
                 break
             texts = written(arena, [self._draft(stream, depth) for stream in live], _prompt)
@@ -107,26 +105,16 @@ class PAIR(Conversation):
                     done.add(id(stream.case))
         return attempts
 
-    def _live(self, streams: Sequence[_Stream], sent: dict[int, int], done: set[int]) -> list[_Stream]:
-        """Return the streams of cases that are not done, and of each case no more than its budget has left."""
-        room = {case: self.queries - number for case, number in sent.items()}
-        live = []
-        for stream in streams:
-            case = id(stream.case)
-            if case not in done and room[case] > 0:
-                room[case] -= 1
-                live.append(stream)
-        return live
-
     def _draft(self, stream: _Stream, depth: int) -> Draft:
         approach, how = _approach(stream)
         turns = [("user", INSTRUCTION.format(approach=approach, how=how, goal=stream.case.goal))]
         for wrote, feedback in stream.rounds[-self.keep_last :]:
             turns += [("assistant", wrote), ("user", feedback)]
-        begins = self.attacker_engine != "openai" if self.begin_json is None else self.begin_json
         messages = tuple({"role": role, "content": content} for role, content in turns)
         beginning = BEGINNING if stream.rounds else FIRST
-        return Draft(messages, ("pair", stream.case.prompt.id, stream.number, depth), beginning if begins else "")
+        return Draft(
+            messages, ("pair", stream.case.prompt.id, stream.number, depth), beginning if self.begins_json() else ""
+        )
 
 
 def _approach(stream: _Stream) -> tuple[str, str]:
