@@ -11,7 +11,7 @@ from lowtax.benchmarks.arithmetic import Arithmetic
 from lowtax.benchmarks.base import Task
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt
-from lowtax.data.arithmetic import BUILDERS, Problem, problems
+from lowtax.data.arithmetic import TAUGHT, UNSEEN, Problem, problems
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)\.")
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -19,11 +19,11 @@ OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 @pytest.fixture(scope="module")
 def many() -> list[Problem]:
-    return problems(2000, "train", 0)
+    return [*problems(2000, "train", 0), *problems(1000, "train", 0, UNSEEN)]
 
 
 def test_every_step_of_every_thought_is_true_and_the_last_is_the_answer(many: list[Problem]):
-    assert len(many) == 2000
+    assert len(many) == 3000
     for problem in many:
         steps = STEP.findall(problem.thought)
         assert " ".join(f"{a} {op} {b} = {c}." for a, op, b, c in steps) == problem.thought
@@ -50,6 +50,7 @@ def test_word_problems_agree_with_their_own_numbers(many: list[Problem]):
         "packs_subtract": lambda a, b, c: a * b - c,
         "packs_add": lambda a, b, c: a * b + c,
         "more_than": lambda a, b: 2 * a + b,
+        "buys_twice": lambda a, b, c: a + b + c,
     }
     seen = set()
     for problem in many:
@@ -99,10 +100,18 @@ def test_unknown_split():
         problems(1, "dev", 0)
 
 
-def test_more_problems_than_there_are(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lowtax.data.arithmetic.BUILDERS", BUILDERS[:1])  # sums alone: about a thousand in a split
+def test_more_problems_than_there_are():
     with pytest.raises(UserError, match="ask for fewer"):
-        problems(1200, "test", 0)
+        problems(1200, "test", 0, TAUGHT[:1])  # sums alone: about a thousand in a split
+
+
+def test_unseen_kinds_are_none_that_was_taught():
+    task = Task(n=120, subset="unseen")
+    kinds = {row.category for row in Arithmetic(task).rows()}
+    assert len(kinds) == len(UNSEEN)
+    assert not kinds & {problem.kind for problem in problems(500, "train", 0)}
+    with pytest.raises(UserError, match="no subset 'hard': write unseen"):
+        Arithmetic(Task(subset="hard")).rows()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Dataset   `lowtax.problems`, generated; no download. The splits share no problem.
 Metric    the integer inside the last `\\boxed{}` of the answer equals the gold integer.
-Pattern   `rows` is a pure function of the task's n (100 if absent), split and seed.
+Pattern   `rows` is a pure function of the task's n (100 if absent), split, seed and subset: `unseen` are kinds of problem
+          that the embedded reasoner was not taught, without one those that it was.
 """
 
 import re
@@ -11,7 +12,8 @@ from typing import Literal
 from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading.extract import Rule
 from lowtax.common.records import Prompt, row_id
-from lowtax.data.arithmetic import problems
+from lowtax.common.errors import UserError
+from lowtax.data.arithmetic import TAUGHT, UNSEEN, problems
 
 BOX = re.compile(r"\\boxed\{\s*(-?[\d,]+)\s*\}")
 
@@ -25,7 +27,15 @@ class Arithmetic:
         self.task = task
 
     def rows(self) -> list[Prompt]:
-        """Return the questions with their gold integers."""
+        """Return the questions with their gold integers.
+
+        Raises:
+            UserError: the task has another subset than `unseen`.
+        """
+        task = self.task
+        if task.subset not in (None, "unseen"):
+            raise UserError(f"arithmetic has no subset {task.subset!r}: write unseen, or leave it out.")
+        kinds = UNSEEN if task.subset else TAUGHT
         return [
             Prompt(
                 id=row_id("arithmetic", p.question),
@@ -34,7 +44,7 @@ class Arithmetic:
                 category=p.kind,
                 gold=str(p.answer),
             )
-            for p in problems(self.task.n or 100, self.task.split or "test", self.task.seed)
+            for p in problems(task.n or 100, task.split or "test", task.seed, kinds)
         ]
 
     def grade(self, row: Prompt, answer: str) -> Score:

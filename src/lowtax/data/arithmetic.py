@@ -1,13 +1,15 @@
 """Arithmetic and short word problems with a worked chain of thought, generated from a seed.
 
-They teach the embedded reasoner (split `train`) and examine it (`validation`, `test`). A problem's split is a hash of
-its kind and numbers, so that no problem of one split can be in another, in any wording and with any seeds.
+The kinds in TAUGHT teach the embedded reasoner (split `train`) and examine it (`validation`, `test`). Those in UNSEEN need
+the same steps put together in ways that it was not taught, and examine it only: it solves about six in ten of them. A
+problem's split is a hash of its kind and numbers, so that no problem of one split can be in another, in any wording and
+with any seeds.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lowtax.common.errors import UserError
@@ -124,7 +126,40 @@ def _more_than(rng: random.Random) -> Problem:
     return Problem(question, a + a + b, " ".join([*add(a, b), *add(a + b, a)]), "more_than")
 
 
-BUILDERS: tuple[Callable[[random.Random], Problem], ...] = (
+def _sum_of_three(rng: random.Random) -> tuple[str, int, list[str]]:
+    a, b, c = (rng.randint(11, 49) for _ in range(3))
+    return f"{a} + {b} + {c}", a + b + c, [*add(a, b), *add(a + b, c)]
+
+
+def _hundreds(rng: random.Random) -> tuple[str, int, list[str]]:
+    a, b = rng.randint(100, 499), rng.randint(11, 99)
+    return f"{a} + {b}", a + b, add(a, b)
+
+
+def _two_differences(rng: random.Random) -> tuple[str, int, list[str]]:
+    a, b, c = rng.randint(70, 99), rng.randint(11, 30), rng.randint(11, 30)
+    return f"{a} - {b} - {c}", a - b - c, [*subtract(a, b), *subtract(a - b, c)]
+
+
+def _product_and_sum(rng: random.Random) -> tuple[str, int, list[str]]:
+    a, b, c = rng.randint(2, 9), rng.randint(11, 29), rng.randint(11, 49)
+    return f"{a} * {b} + {c}", a * b + c, [*multiply(a, b), *add(a * b, c)]
+
+
+def _product_and_difference(rng: random.Random) -> tuple[str, int, list[str]]:
+    a, b, c = rng.randint(2, 9), rng.randint(11, 29), rng.randint(3, 9)
+    return f"{a} * {b} - {c}", a * b - c, [*multiply(a, b), *subtract(a * b, c)]
+
+
+def _buys_twice(rng: random.Random) -> Problem:
+    who, item = rng.choice(NAMES), rng.choice(ITEMS)
+    a, b, c = (rng.randint(11, 49) for _ in range(3))
+    question = f"{who} has {a} {item}, buys {b} more and then buys {c} more. How many {item} does {who} have now?"
+    return Problem(question, a + b + c, " ".join([*add(a, b), *add(a + b, c)]), "buys_twice")
+
+
+Builder = Callable[[random.Random], Problem]
+TAUGHT: tuple[Builder, ...] = (
     lambda rng: _expression(_sum, "sum", rng),
     lambda rng: _expression(_difference, "difference", rng),
     lambda rng: _expression(_product, "product", rng),
@@ -133,10 +168,24 @@ BUILDERS: tuple[Callable[[random.Random], Problem], ...] = (
     _packs,
     _more_than,
 )
+UNSEEN: tuple[Builder, ...] = (
+    lambda rng: _expression(_sum_of_three, "sum_of_three", rng),
+    lambda rng: _expression(_hundreds, "hundreds", rng),
+    lambda rng: _expression(_two_differences, "two_differences", rng),
+    lambda rng: _expression(_product_and_sum, "product_and_sum", rng),
+    lambda rng: _expression(_product_and_difference, "product_and_difference", rng),
+    _buys_twice,
+)
 
 
-def problems(n: int, split: str, seed: int) -> list[Problem]:
+def problems(n: int, split: str, seed: int, builders: Sequence[Builder] = TAUGHT) -> list[Problem]:
     """Return n distinct problems of one split, one kind after another; a kind that is used up is skipped.
+
+    Args:
+        n: how many.
+        split: train, validation or test.
+        seed: decides the problems.
+        builders: the kinds, TAUGHT or UNSEEN.
 
     Raises:
         UserError: There is no such split, or it has fewer distinct problems.
@@ -147,7 +196,7 @@ def problems(n: int, split: str, seed: int) -> list[Problem]:
     for draw in range(100 * n + 1000):
         if len(by_key) == n:
             return list(by_key.values())
-        problem = BUILDERS[draw % len(BUILDERS)](rng)
+        problem = builders[draw % len(builders)](rng)
         if problem.split == split:
             by_key.setdefault(problem.key, problem)
     raise UserError(f"arithmetic has fewer than {n} distinct problems in split {split!r}; ask for fewer.")
