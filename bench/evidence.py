@@ -3,10 +3,15 @@
     python bench/evidence.py --out runs/evidence [--problems FILE]       # all steps
     python bench/evidence.py reasoner --out runs/evidence                # up to one step
 
-solutions   the model's own answers to training problems of GSM8K; those that are right become rows
+solutions   the model's own answers to training problems of GSM8K; those that are right become rows. It is told to be
+            short, since its own way takes twice the tokens; the rows are without that.
 reasoner    recipes/reasoner_1_5b.yaml on these rows, merged in float32, with a template that opens the thought
 before      the requests and problems of recipes/evidence_1_5b.yaml, put to the model that the reasoner was made of
-study       recipes/evidence_1_5b.yaml on the reasoner
+study       recipes/evidence_1_5b.yaml on the reasoner, a seed at a time, and the table of all seeds
+
+What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is, so that one machine can do
+one seed and another the next: training rows, the adapter (float16), and of each study all but weights and texts.
+`--anew` makes rows and adapter again.
 
 The data sets come from the hub, or from the folders that LOWTAX_PROMPTS and LOWTAX_TASKS name; FILE is a local copy of
 the training problems of GSM8K.
@@ -15,24 +20,34 @@ the training problems of GSM8K.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+import stored_study
+from safetensors.torch import load_file, save_file
 
 from lowtax.common.errors import UserError
-from lowtax.common.files import read_rows, write_text
+from lowtax.common.files import atomic_folder, read_rows, write_text
 from lowtax.common.log import tell
 from lowtax.common.records import Grade, Reply
 from lowtax.data import readers
 from lowtax.models.merging import merge
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "evidence_1_5b"
+WEIGHTS = "adapter_model.safetensors"
 STEPS = ("solutions", "reasoner", "before", "study")
 BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
-TOKENS, TEMPERATURE = 400, 0.7  # of a solution
+TOKENS, TEMPERATURE = 256, 0.7  # of a solution
+BRIEFLY = (
+    "Solve the problem step by step. Write each step as one short sentence with its calculation, and nothing else: no "
+    "headings, no lists, no formulas in LaTeX, no code. End with the sentence: The answer is \\boxed{NUMBER}."
+)
+LAST = re.compile(r"(The answer is)?[^.\n]*\\boxed\{[^{}]*\}[^.]*\.?\s*$")  # the sentence with the answer
 
 
 def main() -> None:
@@ -41,7 +56,9 @@ def main() -> None:
     parser.add_argument("step", nargs="?", choices=STEPS, default=STEPS[-1])
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--problems", type=Path, help="training problems of GSM8K, instead of those of the hub")
-    parser.add_argument("--tried", type=int, default=600, help="the number of problems that are tried")
+    parser.add_argument("--tried", type=int, default=400, help="the number of problems that are tried")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--anew", action="store_true", help="make rows and adapter again, instead of the stored ones")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for step in STEPS[: STEPS.index(options.step) + 1]:
@@ -50,7 +67,10 @@ def main() -> None:
 
 def solutions(options: argparse.Namespace) -> None:
     """Draw one answer to each problem, and write those that are right as training rows."""
-    own = options.out / "own"
+    own, stored = options.out / "own", RESULTS / "solutions.jsonl"
+    if stored.exists() and not options.anew:
+        shutil.copyfile(stored, options.out / "solutions.jsonl")
+        return
     problems = options.problems
     if problems is None:
         problems = options.out / "gsm8k_train.jsonl"
@@ -58,51 +78,79 @@ def solutions(options: argparse.Namespace) -> None:
         write_text(problems, "".join(json.dumps(row) + "\n" for row in rows))
     _lowtax(
         *("evaluate", "--model", BASE, "--task", "gsm8k", "--file", str(problems), "--limit", str(options.tried)),
-        *("--max-new-tokens", str(TOKENS), "--temperature", str(TEMPERATURE), "--out", str(own)),
+        *("--max-new-tokens", str(TOKENS), "--temperature", str(TEMPERATURE), "--system", BRIEFLY, "--out", str(own)),
     )
     answers = read_rows(own / "answers" / "gsm8k.jsonl", Reply).values()
     grades = {grade.reply_id: grade for grade in read_rows(own / "grades" / "gsm8k.jsonl", Grade).values()}
     solved = [
-        {"prompt": answer.prompt, "thought": answer.text.strip(), "answer": f"The answer is \\boxed{{{grade.gold}}}."}
+        {
+            "prompt": answer.prompt,
+            "thought": LAST.sub("", answer.text).strip(),
+            "answer": f"The answer is \\boxed{{{grade.gold}}}.",
+        }
         for answer in answers
         if (grade := grades[answer.id]).correct and grade.finished
     ]
     write_text(options.out / "solutions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in solved))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(options.out / "solutions.jsonl", stored)
     tell(f"{len(solved)} of {len(grades)} solutions are right")
 
 
 def reasoner(options: argparse.Namespace) -> None:
     """Train the reasoner and write it as a model whose template opens the thought."""
-    run, target = options.out / "reasoner_run", options.out / "reasoner"
-    data = json.dumps([{"source": str(options.out / "solutions.jsonl")}])
-    _lowtax("train", str(ROOT / "recipes" / "reasoner_1_5b.yaml"), "--out", str(run), "--set", f"data={data}")
-    [folder] = (run / "arms" / "reasoner").glob("seed-*")
-    card = json.loads((folder / "card.json").read_text())
+    stored, target = RESULTS / "reasoner", options.out / "reasoner"
+    if options.anew or not stored.exists():
+        run = options.out / "reasoner_run"
+        data = json.dumps([{"source": str(options.out / "solutions.jsonl")}])
+        _lowtax("train", str(ROOT / "recipes" / "reasoner_1_5b.yaml"), "--out", str(run), "--set", f"data={data}")
+        [folder] = (run / "arms" / "reasoner").glob("seed-*")
+        card = json.loads((folder / "card.json").read_text())
+        _store(folder / card["checkpoints"][-1]["name"], stored)
     if not (target / "merge.json").exists():
-        merge(folder / card["checkpoints"][-1]["name"], target, base=BASE, dtype="float32")
+        merge(stored, target, base=BASE, dtype="float32")
     template = (target / "chat_template.jinja").read_text()
     if "<think>" not in template:
         write_text(target / "chat_template.jinja", _opening(template))
 
 
+def _store(adapter: Path, stored: Path) -> None:
+    """Copy an adapter with its weights in float16."""
+    with atomic_folder(stored, replace=True) as work:
+        shutil.copyfile(adapter / "adapter_config.json", work / "adapter_config.json")
+        weights = {name: weight.half() for name, weight in load_file(adapter / WEIGHTS).items()}
+        save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
+
+
 def before(options: argparse.Namespace) -> None:
     """Measure the model that the reasoner was made of."""
-    _study(options, "before", {"model": BASE, "arms": "{}"})
+    if not (RESULTS / "before").exists():
+        _run(options, "before", {"model": BASE, "arms": "{}", "seeds": "[0]"})
 
 
 def study(options: argparse.Namespace) -> None:
-    """Run the study."""
-    _study(options, "study", {"model": str(options.out / "reasoner")})
+    """Run the study, one seed after another, and make the table of all seeds that are there."""
+    for seed in options.seeds:
+        name, others = f"seed-{seed}", sorted(RESULTS.glob("seed-*"))
+        if (RESULTS / name).exists():
+            continue
+        if others and not (options.out / name).exists():  # the reasoner's own replies do not depend on the seed
+            stored_study.bases(others[0], options.out / name)
+        _run(options, name, {"model": str(options.out / "reasoner"), "seeds": f"[{seed}]"})
+    whole = options.out / "study"
+    shutil.rmtree(whole, ignore_errors=True)
+    stored_study.pool(sorted(RESULTS.glob("seed-*")), whole)
+    _lowtax("compare", str(whole))
+    for file in ("table.json", "table.md", "frontier.png"):
+        shutil.copyfile(whole / file, RESULTS / file)
 
 
-def _study(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> None:
+def _run(options: argparse.Namespace, name: str, settings: dict[str, str]) -> None:
+    """Run a study, and keep its rows and figures."""
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    _lowtax("run", str(ROOT / "recipes" / "evidence_1_5b.yaml"), "--out", str(options.out / name), *changes)
-    results = ROOT / "bench" / "results" / "evidence_1_5b"
-    results.mkdir(parents=True, exist_ok=True)
-    for file in ("table.json", "card.json", "frontier.png"):
-        if (options.out / name / file).exists():
-            shutil.copyfile(options.out / name / file, results / f"{name}.{file}")
+    recipe = str(ROOT / "recipes" / "evidence_1_5b.yaml")
+    _lowtax("run", recipe, "--out", str(options.out / name), "--base-is-the-same", *changes)
+    stored_study.keep(options.out / name, RESULTS / name)
 
 
 def _opening(template: str) -> str:

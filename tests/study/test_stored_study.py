@@ -1,0 +1,76 @@
+"""A study that is kept without weights and texts: the same figures, no text, and two seeds pooled from two of them."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "study"
+
+
+@pytest.fixture(scope="module")
+def stored_study():
+    spec = importlib.util.spec_from_file_location("stored_study", ROOT / "bench" / "stored_study.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_seed(study: Path, seed: int, into: Path) -> Path:
+    """A copy of a study with the rows of the base and one seed."""
+    shutil.copytree(study, into, ignore=shutil.ignore_patterns(f"seed-{1 - seed}", "*.jsonl"))
+    ids = set()
+    for folder in ("replies", "answers", "verdicts", "grades"):
+        for path in (study / folder).glob("*.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            kept = [r for r in rows if r.get("reply_id") in ids or ("arm" in r and r["seed"] in (None, seed))]
+            ids.update(row["id"] for row in kept)
+            (into / folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write_recipe(into, [seed])
+    return into
+
+
+def write_recipe(study: Path, seeds: list[int]) -> None:
+    (study / "recipe.yaml").write_text(yaml.safe_dump({"model": "model", "seeds": seeds}))
+
+
+def read(folder: Path) -> dict[str, dict]:
+    """All rows of a study by id."""
+    paths = [
+        p for name in ("replies", "answers", "verdicts", "grades") for p in sorted((folder / name).glob("*.jsonl"))
+    ]
+    return {row["id"]: row for p in paths for row in map(json.loads, p.read_text().splitlines())}
+
+
+def test_texts_become_hashes_and_verdicts_stay(stored_study, tmp_path: Path):
+    stored_study.keep(GOLDEN, tmp_path / "kept")
+    before, after = read(GOLDEN), read(tmp_path / "kept")
+    assert before.keys() == after.keys()
+    texts = [row["text"] for row in before.values() if row.get("text")]
+    everything = "".join(p.read_text() for p in (tmp_path / "kept").rglob("*.jsonl"))
+    assert len(texts) > 100
+    assert not [text for text in texts if text in everything]
+    for key in ("label", "correct", "finish", "tokens", "closed", "gold", "prompt_id"):
+        assert [row.get(key) for row in before.values()] == [row.get(key) for row in after.values()]
+
+
+def test_two_seeds_that_were_kept_apart_are_one_study(stored_study, tmp_path: Path):
+    parts = [of_seed(GOLDEN, seed, tmp_path / f"part-{seed}") for seed in (0, 1)]
+    stored_study.pool(parts, tmp_path / "whole")
+    assert read(tmp_path / "whole") == read(GOLDEN)
+    assert yaml.safe_load((tmp_path / "whole" / "recipe.yaml").read_text())["seeds"] == [0, 1]
+    assert sorted(p.name for p in (tmp_path / "whole" / "arms" / "r1").iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_a_study_begins_with_the_base_of_another(stored_study, tmp_path: Path):
+    stored_study.bases(GOLDEN, tmp_path / "new")
+    rows = read(tmp_path / "new")
+    assert {row["arm"] for row in rows.values() if "arm" in row} == {"base"}
+    assert {row["reply_id"] for row in rows.values() if "reply_id" in row} <= rows.keys()
+    assert sum("correct" in row for row in rows.values()) > 0
