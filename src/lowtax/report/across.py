@@ -18,6 +18,7 @@ from lowtax.judges import rates as safety
 from lowtax.report import stored
 from lowtax.report.answers import level_of
 from lowtax.report.differences import differences
+from lowtax.report.overview import failures
 from lowtax.report.replies import LETTERS, Place, Replies, Results
 from lowtax.report.stored import KINDS, Stored
 from lowtax.report.subjects import BASE, Columns
@@ -247,6 +248,8 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         "versions": studies[0].table.get("versions", {}),
         "differences": differences([study.recipe for study in studies]),
     }
+    if failed := failures(studies):
+        table["failed"] = failed
     whole = compare.compare(out, table)
     lines = [["setting", *(study.name for study in studies)], *table["differences"]]
     text = (out / "table.md").read_text(encoding="utf-8")

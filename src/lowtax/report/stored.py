@@ -17,6 +17,7 @@ from lowtax.study.stored_recipe import stored_in
 
 KINDS = ("harmful", "ordinary")
 LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
+LONGEST_REASON = 500  # characters of the reason for which an arm failed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Stored:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table."""
         return list(self.table.get("rows", []))
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The arms that failed and are in no row of the table: `arm`, `seed` and `reason`, each on one line."""
+        return [
+            {"arm": as_line(row["arm"]), "seed": row["seed"], "reason": as_line(row["reason"])[:LONGEST_REASON]}
+            for row in _failures(self.table)
+        ]
 
     def verdict_files(self, kind: str) -> list[Path]:
         """Return the files of verdicts on the replies to a prompt set."""
@@ -84,7 +93,7 @@ def read(folder: Path) -> Stored:
         card=card,
         requests={kind: path for kind, path in requests.items() if kind in KINDS},
         questions=questions,
-        notes=notes + _unfinished_arms(folder, recipe),
+        notes=notes + _unfinished_arms(folder, recipe, table),
     )
 
 
@@ -128,6 +137,17 @@ def _is_row(row: Any) -> bool:
     return all(is_rate(cell) for cell in [*cells, *reasoning.values()])
 
 
+def _failures(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of `failed` that have the form of one: an arm, a seed and a reason."""
+    form = (("arm", str), ("seed", int), ("reason", str))
+    listed = table.get("failed")
+    return [
+        row
+        for row in (listed if isinstance(listed, list) else [])
+        if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in form)
+    ]
+
+
 def is_rate(cell: Any) -> bool:
     """Return True if a value is a rate with an interval and n, or one that was not measured."""
     if not is_cell(cell) or not isinstance(cell.get("n", 0), int):
@@ -168,14 +188,17 @@ def read_or_note(path: Path, notes: list[str]) -> Any:
         return None
 
 
-def _unfinished_arms(folder: Path, recipe: dict[str, Any]) -> list[str]:
-    """Return a note on the arms of a recipe that are not trained or edited for every seed."""
+def _unfinished_arms(folder: Path, recipe: dict[str, Any], table: dict[str, Any]) -> list[str]:
+    """Return a note on the arms of a recipe that are not made for every seed; those that failed are not in it."""
     sections = [recipe[key] for key in ("arms", "edited") if isinstance(recipe.get(key), dict)]
     arms = [name for section in sections for name in section if isinstance(name, str)]
     seeds = recipe.get("seeds")
     numbers = [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else [0]
+    failed = {(row["arm"], row["seed"]) for row in _failures(table)}
     missing = [
-        as_line(arm) for arm in arms if not all(_is_done(folder / "arms" / arm / f"seed-{seed}") for seed in numbers)
+        as_line(arm)
+        for arm in arms
+        if not all((arm, seed) in failed or _is_done(folder / "arms" / arm / f"seed-{seed}") for seed in numbers)
     ]
     return [f"Not finished: {', '.join(missing)}."] if missing else []
 

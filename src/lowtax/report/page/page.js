@@ -178,6 +178,7 @@ function measured() {
       ...columns.map((m) => cellOf(m, column)),
     ]);
     const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), head("step", "step"), ...columns.map((m) => head(m.name, m.key))], body);
+    drawn.tBodies[0].append(...failedRows(data.failed, columns.length + 2));
     const order = ["arm", "step", ...columns.map((m) => m.key)];
     drawn.querySelectorAll("thead th").forEach((th, i) => order[i] === by && by && th.setAttribute("aria-sort", down ? "descending" : "ascending"));
     box.replaceChildren(scrolling("All checkpoints", drawn));
