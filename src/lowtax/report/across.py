@@ -15,10 +15,9 @@ from lowtax.common.files import write_text
 from lowtax.common.records import Verdict
 from lowtax.common.tables import Cell, markdown_table, rate_over_seeds
 from lowtax.judges import rates as safety
-from lowtax.report import stored
+from lowtax.report import failures, stored
 from lowtax.report.answers import level_of
 from lowtax.report.differences import differences
-from lowtax.report.overview import failures
 from lowtax.report.replies import LETTERS, Place, Replies, Results
 from lowtax.report.stored import KINDS, Stored
 from lowtax.report.subjects import BASE, Columns
@@ -248,7 +247,7 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         "versions": studies[0].table.get("versions", {}),
         "differences": differences([study.recipe for study in studies]),
     }
-    if failed := failures(studies):
+    if failed := failures.of_studies([(study.name, study.table) for study in studies]):
         table["failed"] = failed
     whole = compare.compare(out, table)
     lines = [["setting", *(study.name for study in studies)], *table["differences"]]

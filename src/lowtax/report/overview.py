@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lowtax.common.display import as_line
+from lowtax.report import failures
 from lowtax.report.stored import Stored, is_cell, is_rate
 from lowtax.report.subjects import BASE, Columns
 from lowtax.study.compare import answered, solved
 from lowtax.study.readings import MOST_LISTED
 
 FEW = 100  # prompts or questions, below which the interval of a share is wider than 0.2
-MOST_FAILED = 5  # arms that failed, of which the warnings give the reason; the table has all
 MUCH_UNPARSED, MUCH_UNFINISHED = 0.02, 0.1
 GROUPS = (
     "safety",
@@ -73,7 +73,7 @@ def overview(studies: Sequence[Stored], columns: Columns) -> dict[str, Any]:
         "measures": measures.described(),
         "rows": rows,
         "matched": matched,
-        "failed": failures(studies),
+        "failed": failures.of_studies([(stored.name, stored.table) for stored in studies]),
         "readings": readings_of(studies),
         "studies": [_described(stored) for stored in studies],
         "warnings": [warning for stored in studies for warning in warnings(stored, len(studies) > 1)],
@@ -167,16 +167,6 @@ def matched_rows(study: int, stored: Stored, columns: Columns) -> list[dict[str,
     return listed
 
 
-def failures(studies: Sequence[Stored]) -> list[dict[str, Any]]:
-    """Return `arm`, `seed` and `reason` of every failure; with several studies, `arm` begins with its study."""
-    several = len(studies) > 1
-    return [
-        row | {"arm": f"{stored.name}: {row['arm']}" if several else row["arm"]}
-        for stored in studies
-        for row in stored.failed
-    ]
-
-
 def readings_of(studies: Sequence[Stored]) -> list[dict[str, Any]]:
     """Return the agreement of judges with people's labels, of all studies that have some."""
     return [row for study, stored in enumerate(studies) for row in _readings(study, stored)]
@@ -231,16 +221,8 @@ def warnings(stored: Stored, named: bool = False) -> list[str]:
     """
     rows = stored.rows
     cells = [cell for row in rows for cell in (row["safety"], row["over_refusal"], *row["reasoning"].values())]
-    lines = [*_on_failed(stored), *_on_numbers(rows), *_on_seeds(stored), *_on_lost(cells)]
+    lines = [*failures.warnings(stored.table), *_on_numbers(rows), *_on_seeds(stored), *_on_lost(cells)]
     return [f"{stored.name}: {line}" if named else line for line in lines]
-
-
-def _on_failed(stored: Stored) -> Iterator[str]:
-    failed = stored.failed
-    for row in failed[:MOST_FAILED]:
-        yield f"{row['arm']} with seed {row['seed']} failed, and is in no number: {row['reason']}"
-    if len(failed) > MOST_FAILED:
-        yield f"{len(failed) - MOST_FAILED:,} more arms failed: they are at the end of the table."
 
 
 def _on_numbers(rows: Sequence[Row]) -> Iterator[str]:

@@ -13,11 +13,11 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.names import is_checkpoint
 from lowtax.common.yaml_files import parse_yaml
+from lowtax.report import failures
 from lowtax.study.stored_recipe import stored_in
 
 KINDS = ("harmful", "ordinary")
 LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
-LONGEST_REASON = 500  # characters of the reason for which an arm failed
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,6 @@ class Stored:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table."""
         return list(self.table.get("rows", []))
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The arms that failed and are in no row of the table: `arm`, `seed` and `reason`, each on one line."""
-        return [
-            {"arm": as_line(row["arm"]), "seed": row["seed"], "reason": as_line(row["reason"])[:LONGEST_REASON]}
-            for row in _failures(self.table)
-        ]
 
     def verdict_files(self, kind: str) -> list[Path]:
         """Return the files of verdicts on the replies to a prompt set."""
@@ -137,17 +129,6 @@ def _is_row(row: Any) -> bool:
     return all(is_rate(cell) for cell in [*cells, *reasoning.values()])
 
 
-def _failures(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the entries of `failed` that have the form of one: an arm, a seed and a reason."""
-    form = (("arm", str), ("seed", int), ("reason", str))
-    listed = table.get("failed")
-    return [
-        row
-        for row in (listed if isinstance(listed, list) else [])
-        if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in form)
-    ]
-
-
 def is_rate(cell: Any) -> bool:
     """Return True if a value is a rate with an interval and n, or one that was not measured."""
     if not is_cell(cell) or not isinstance(cell.get("n", 0), int):
@@ -194,7 +175,7 @@ def _unfinished_arms(folder: Path, recipe: dict[str, Any], table: dict[str, Any]
     arms = [name for section in sections for name in section if isinstance(name, str)]
     seeds = recipe.get("seeds")
     numbers = [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else [0]
-    failed = {(row["arm"], row["seed"]) for row in _failures(table)}
+    failed = {(row["arm"], row["seed"]) for row in failures.listed(table)}
     missing = [
         as_line(arm)
         for arm in arms

@@ -9,7 +9,7 @@ from injections import INJECTIONS
 from watched_page import Watched
 
 from lowtax.common.files import write_json
-from lowtax.report import bundle, stored
+from lowtax.report import bundle, failures, stored
 from lowtax.report.across import compare_studies
 from lowtax.report.overview import overview, warnings
 from lowtax.report.subjects import Columns
@@ -49,7 +49,7 @@ def test_they_are_warnings_and_not_called_unfinished(study: Path):
 @pytest.mark.parametrize("failed", [3, [1, {"arm": "x"}, {"arm": 1, "seed": 0, "reason": "y"}], {"arm": "x"}])
 def test_entries_of_another_form_are_left_out(study: Path, failed: object):
     write_json(study / "table.json", json.loads((study / "table.json").read_text()) | {"failed": failed})
-    assert stored.read(study).failed == []
+    assert failures.listed(stored.read(study).table) == []
 
 
 def test_many_are_a_few_warnings(study: Path):
