@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lowtax.common.display import as_line
-from lowtax.report import failures
+from lowtax.report import attacked, failures
 from lowtax.report.stored import Stored, is_cell, is_rate
 from lowtax.report.subjects import BASE, Columns
 from lowtax.study.compare import answered, solved
@@ -73,6 +73,7 @@ def overview(studies: Sequence[Stored], columns: Columns) -> dict[str, Any]:
         "measures": measures.described(),
         "rows": rows,
         "matched": matched,
+        "attacks": attacked.successes(studies, columns),
         "failed": failures.of_studies([(stored.name, stored.table) for stored in studies]),
         "readings": readings_of(studies),
         "studies": [_described(stored) for stored in studies],
@@ -104,8 +105,11 @@ def _add_details(measures: Measures, column: int, row: Row) -> None:
     measures.rate(column, "harm", "harmful complied with", "safety", "down", safety.get("harm"))
     for text, cell in _items(row.get("texts")):
         measures.rate(column, f"text.{text}", f"harmful refused, by the {as_line(text)}", "safety", "up", cell)
-    for attack, cell in _items(row.get("attacks")):
-        measures.rate(column, f"attack.{attack}", f"refused under {as_line(attack)}", "attacks", "up", cell)
+    for attack, cell in attacked.cells(row):
+        name = as_line(attack)
+        measures.rate(column, f"attack.{attack}", f"success of the attack {name}", "attacks", "down", cell)
+        one = f"success of one attempt of {name}"
+        measures.rate(column, f"attempt.{attack}", one, "attacks", "down", cell.get("attempts"))
     for kind, cell, better in (("harmful", safety, "up"), ("ordinary", over, "down")):
         for part, group in (("sets", "prompt sets"), ("categories", "categories")):
             for name, share in _items(cell.get(part)):

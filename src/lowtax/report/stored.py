@@ -17,6 +17,7 @@ from lowtax.report import failures
 from lowtax.study.stored_recipe import stored_in
 
 KINDS = ("harmful", "ordinary")
+TALKED = ".replies.jsonl"  # after an attack's name, of the replies in its conversations
 LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
 
 
@@ -28,6 +29,7 @@ class Stored:
     recipe_text, recipe: as it is in the file, and its values.
     table, card: the contents of these files; empty if they are absent.
     requests, questions: the files of replies by prompt set, and of answers by task.
+    attacks: the files of replies to attacks, which may be none; `attempts_file` belongs to one of an attack that talks.
     notes: sentences on what is missing or damaged.
     """
 
@@ -39,6 +41,7 @@ class Stored:
     card: dict[str, Any]
     requests: dict[str, Path]
     questions: dict[str, Path]
+    attacks: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -69,6 +72,7 @@ def read(folder: Path) -> Stored:
     questions = _files(folder / "answers")
     if not text and not requests and not questions:
         raise UserError(f"{folder} holds no study (no recipe.yaml and no replies): start one with `lowtax run`.")
+    talked = sorted((folder / "attacks").glob(f"*{TALKED}"))
     table = _table(folder, notes)
     card = _mapping(folder / "card.json", notes)
     if not requests:
@@ -85,6 +89,7 @@ def read(folder: Path) -> Stored:
         card=card,
         requests={kind: path for kind, path in requests.items() if kind in KINDS},
         questions=questions,
+        attacks=[path for path in [folder / "replies" / "attacks.jsonl", *talked] if path.is_file()],
         notes=notes + _unfinished_arms(folder, recipe, table),
     )
 
