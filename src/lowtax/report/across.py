@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lowtax.benchmarks import rates as reasoning
+from lowtax.common.display import as_line, as_markdown
 from lowtax.common.errors import UserError
 from lowtax.common.files import write_text
 from lowtax.common.records import Verdict
 from lowtax.common.tables import Cell, markdown_table, rate_over_seeds
 from lowtax.judges import rates as safety
-from lowtax.report import stored
+from lowtax.report import attacked, failures, stored
 from lowtax.report.answers import level_of
 from lowtax.report.differences import differences
 from lowtax.report.replies import LETTERS, Place, Replies, Results
@@ -49,6 +50,7 @@ class Common:
                 f"{names} have no prompt and no question in common: studies are compared on the same prompts."
             )
         self.judge = self._judge()
+        self.attacks, self.other_attacks = self._attacks()
 
     def _shared(self, replies: Replies, kind: str) -> set[str]:
         """Return the prompts of a kind that every study which has that kind has; none if only one study has it."""
@@ -58,6 +60,29 @@ class Common:
                 owners[prompt.id] = {replies.study_of[place.file] for place in prompt.replies.values()}
         everyone = set[int]().union(*owners.values()) if owners else set[int]()
         return {prompt for prompt, of in owners.items() if of == everyone} if len(everyone) > 1 else set()
+
+    def _attacks(self) -> tuple[set[str], set[str]]:
+        """Return the attacks whose success can be compared, and the others.
+
+        An attack depends on its requests and settings as a whole, so that its success is not computed again: the
+        recipes must have the same entries for it, and the studies the same requests and the same headline judge.
+        """
+        names = {name for study in self.studies for row in study.rows for name, _ in attacked.cells(row)}
+        recipes = [study.recipe.get("harmful") for study in self.studies]
+        judges = {str(study.table.get("judge")) for study in self.studies}
+        same = len(judges) == 1 and all(of == recipes[0] for of in recipes)
+        requests: dict[str, set[frozenset[str]]] = {}
+        for name in names if same else ():
+            for study in range(len(self.studies)):
+                of = frozenset(
+                    prompt.id
+                    for prompt in self.requests.prompts.values()
+                    if prompt.attack == name
+                    and any(self.requests.study_of[place.file] == study for place in prompt.replies.values())
+                )
+                requests.setdefault(name, set()).add(of)
+        comparable = {name for name, sets in requests.items() if len(sets) == 1}
+        return comparable, names - comparable
 
     def _judge(self) -> Results | None:
         """Return the verdicts of a judge that read all studies; of several, the first study's headline judge."""
@@ -119,9 +144,13 @@ class Common:
 
     def _row(self, study: int, row: Mapping[str, Any]) -> dict[str, Any]:
         column = self.columns.number(study, row["arm"], row["checkpoint"])
-        kept = {key: value for key, value in row.items() if key not in ("at_matched_safety", "texts", "tax")}
+        kept = {key: value for key, value in row.items() if key not in ("at_matched_safety", "texts", "tax", "attacks")}
         cells: dict[str, Any] = {name: self._safety(kind, column) for kind, name in COLUMNS.items()}
         answers = {task: self._graded(task, column) for task in self.shared if self.shared[task] and task not in KINDS}
+        if attacks := {
+            name: cell for name, cell in attacked.cells(row) if name in self.attacks and attacked.is_whole(cell)
+        }:
+            cells["attacks"] = attacks
         cells["reasoning"] = {task: _solved(by_seed) for task, by_seed in answers.items() if by_seed}
         if row["arm"] != BASE and (tax := self._tax(study, answers)) is not None:
             cells["tax"] = tax
@@ -131,7 +160,7 @@ class Common:
         by_seed: Keyed = {}
         for prompt in replies.prompts.values():
             if prompt.kind == kind and prompt.id in self.shared.get(kind, ()):
-                for (of, seed, sample), place in prompt.replies.items():
+                for (of, seed, sample, _), place in prompt.replies.items():
                     if of == column:
                         by_seed.setdefault(max(seed, 0), {})[prompt.id, sample] = place
         return by_seed
@@ -168,7 +197,8 @@ class Common:
 
 
 def _kinds(replies: Replies) -> list[str]:
-    return list(dict.fromkeys(prompt.kind for prompt in replies.prompts.values()))
+    kinds = dict.fromkeys(prompt.kind for prompt in replies.prompts.values())
+    return [kind for kind in kinds if kind != attacked.KIND]
 
 
 def _outcomes(by_seed: Mapping[int, list[tuple[str, str]]]) -> dict[int, dict[str, list[float]]]:
@@ -201,11 +231,17 @@ def on_common_prompts(
     judge = f", read by {common.judge.name} ({common.judge.on})" if common.judge else ""
     listed = ", ".join(f"{kind} {number:,}" for kind, number in shared.items())
     note = f"The numbers of all studies are on the prompts that they share: {listed}{judge}."
+    notes = [note]
+    if common.other_attacks:
+        names = ", ".join(sorted(map(as_line, common.other_attacks)))
+        notes.append(f"The success of {names} is not shown: the studies differ in the requests, settings or judge.")
     named: dict[str, Any] = {"matched_safety": common.level}
     if common.judge:
         named |= {"judge": common.judge.name, "judged_text": common.judge.on}
     return [
-        replace(each, table=each.table | {"rows": common.rows(i)} | named, notes=[*each.notes, *[note] * (i == 0)])
+        replace(
+            each, table=each.table | {"rows": common.rows(i)} | named, notes=[*each.notes, *(notes if i == 0 else [])]
+        )
         for i, each in enumerate(studies)
     ]
 
@@ -225,6 +261,7 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     columns = Columns(studies)
     columns.add_rows()
     requests, questions = (Replies(studies, columns, of) for of in (False, True))
+    before = len(studies[0].notes)
     studies = on_common_prompts(studies, columns, requests, questions)
     same = _same_base(columns, requests, questions)
     rows = [
@@ -247,10 +284,15 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         "versions": studies[0].table.get("versions", {}),
         "differences": differences([study.recipe for study in studies]),
     }
+    if (kind := studies[0].table.get("judge_kind")) is not None:
+        table["judge_kind"] = kind
+    if failed := failures.of_studies([(study.name, study.table) for study in studies]):
+        table["failed"] = failed
     whole = compare.compare(out, table)
     lines = [["setting", *(study.name for study in studies)], *table["differences"]]
     text = (out / "table.md").read_text(encoding="utf-8")
-    write_text(out / "table.md", f"{text}\n{studies[0].notes[-1]}\n\n{markdown_table(lines, left=len(lines[0]))}\n")
+    notes = "\n\n".join(map(as_markdown, studies[0].notes[before:]))
+    write_text(out / "table.md", f"{text}\n{notes}\n\n{markdown_table(lines, left=len(lines[0]))}\n")
     frontier(whole, out / "frontier.png")
     return whole
 
@@ -261,7 +303,7 @@ def _same_base(columns: Columns, requests: Replies, questions: Replies) -> bool:
     ids: dict[int, set[str]] = {}
     for replies in (requests, questions):
         for prompt in replies.prompts.values():
-            for (column, _, _), place in prompt.replies.items():
+            for (column, *_), place in prompt.replies.items():
                 if column in bases:
                     ids.setdefault(bases[column], set()).add(place.id)
     return len(ids) == len(columns.studies) and bool(set.intersection(*ids.values()))

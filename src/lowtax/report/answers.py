@@ -191,7 +191,7 @@ def refusals(replies: Replies, column: int, kind: str, judge: tuple[str, str]) -
     for prompt in replies.prompts.values() if results else ():
         if prompt.kind != kind:
             continue
-        for (of, seed, _), place in prompt.replies.items():
+        for (of, seed, *_), place in prompt.replies.items():
             if of == column and results and (letter := replies.letter(results, place)) not in NO_RESULT:
                 by_seed.setdefault(max(seed, 0), {}).setdefault(prompt.id, []).append(float(letter in REFUSED))
     return by_seed
@@ -204,7 +204,7 @@ def outcomes(replies: Replies, column: int, task: str) -> Outcomes:
     for prompt in replies.prompts.values() if results else ():
         if prompt.kind != task:
             continue
-        for (of, seed, _), place in prompt.replies.items():
+        for (of, seed, *_), place in prompt.replies.items():
             if of == column and results and (letter := replies.letter(results, place)) not in "-f":
                 by_seed.setdefault(max(seed, 0), {}).setdefault(prompt.id, []).append(float(letter == "y"))
     return by_seed
@@ -229,7 +229,7 @@ def _refused(requests: Replies, column: int, judge: str, on: str) -> tuple[int, 
     for prompt in requests.prompts.values() if results else ():
         if prompt.kind != "ordinary" or results is None:
             continue
-        letters = [requests.letter(results, place) for (of, _, _), place in prompt.replies.items() if of == column]
+        letters = [requests.letter(results, place) for (of, *_), place in prompt.replies.items() if of == column]
         counted = [letter in REFUSED for letter in letters if letter not in NO_RESULT]
         total += bool(counted)
         refused += bool(counted) and 2 * sum(counted) >= len(counted)

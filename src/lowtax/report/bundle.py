@@ -2,7 +2,7 @@
 
 ```
 PAGE/index.html                the page; its policy lets nothing in it load from elsewhere, or run but its scripts
-PAGE/assets/                   page.css, data.js, charts.js, reader.js, page.js
+PAGE/assets/                   page.css, data.js, charts.js, tables.js, reader.js, page.js
 PAGE/data/overview.js          measures, warnings, recipes and cards; all that the first view needs
 PAGE/data/requests.js          the index of prompts, and questions.js that of questions
 PAGE/data/requests-N.js        the texts of some prompts, read when one of them is opened
@@ -30,7 +30,7 @@ from lowtax.report.space import write_readme
 from lowtax.report.subjects import Columns
 
 ASSETS = Path(__file__).parent / "page"
-SCRIPTS = ("data.js", "charts.js", "reader.js", "page.js")
+SCRIPTS = ("data.js", "charts.js", "tables.js", "reader.js", "page.js")
 STYLE = "page.css"
 MADE_BY = '<meta name="generator" content="lowtax report">'
 MOST_REPLIES, LONGEST_TEXT = 2_000, 3_000  # of one file: replies, and characters of a thought or an answer

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lowtax.common.display import as_line
+from lowtax.report import attacked, failures
 from lowtax.report.stored import Stored, is_cell, is_rate
 from lowtax.report.subjects import BASE, Columns
 from lowtax.study.compare import answered, solved
@@ -72,6 +73,8 @@ def overview(studies: Sequence[Stored], columns: Columns) -> dict[str, Any]:
         "measures": measures.described(),
         "rows": rows,
         "matched": matched,
+        "attacks": attacked.successes(studies, columns),
+        "failed": failures.of_studies([(stored.name, stored.table) for stored in studies]),
         "readings": readings_of(studies),
         "studies": [_described(stored) for stored in studies],
         "warnings": [warning for stored in studies for warning in warnings(stored, len(studies) > 1)],
@@ -102,8 +105,11 @@ def _add_details(measures: Measures, column: int, row: Row) -> None:
     measures.rate(column, "harm", "harmful complied with", "safety", "down", safety.get("harm"))
     for text, cell in _items(row.get("texts")):
         measures.rate(column, f"text.{text}", f"harmful refused, by the {as_line(text)}", "safety", "up", cell)
-    for attack, cell in _items(row.get("attacks")):
-        measures.rate(column, f"attack.{attack}", f"refused under {as_line(attack)}", "attacks", "up", cell)
+    for attack, cell in attacked.cells(row):
+        name = as_line(attack)
+        measures.rate(column, f"attack.{attack}", f"success of the attack {name}", "attacks", "down", cell)
+        one = f"success of one attempt of {name}"
+        measures.rate(column, f"attempt.{attack}", one, "attacks", "down", cell.get("attempts"))
     for kind, cell, better in (("harmful", safety, "up"), ("ordinary", over, "down")):
         for part, group in (("sets", "prompt sets"), ("categories", "categories")):
             for name, share in _items(cell.get(part)):
@@ -219,7 +225,7 @@ def warnings(stored: Stored, named: bool = False) -> list[str]:
     """
     rows = stored.rows
     cells = [cell for row in rows for cell in (row["safety"], row["over_refusal"], *row["reasoning"].values())]
-    lines = [*_on_numbers(rows), *_on_seeds(stored), *_on_lost(cells)]
+    lines = [*failures.warnings(stored.table), *_on_numbers(rows), *_on_seeds(stored), *_on_lost(cells)]
     return [f"{stored.name}: {line}" if named else line for line in lines]
 
 

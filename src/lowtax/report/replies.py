@@ -8,6 +8,7 @@ Texts are read from the study's files when their chunk is written, so that memor
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from lowtax.common.display import as_line
 from lowtax.common.records import Grade, Reply, Verdict
 from lowtax.common.row_files import RowFile
 from lowtax.judges.rates import prompt_set
+from lowtax.report import attacked
 from lowtax.report.encoding import as_json
-from lowtax.report.stored import Stored
+from lowtax.report.stored import TALKED, Stored
 from lowtax.report.subjects import Columns
 
 LETTERS = {
@@ -35,7 +37,7 @@ CHUNK = 300_000  # characters of texts, about
 SNIPPET = 240  # characters of a prompt in the index
 LONGEST_PERIOD, REPEATED = 300, 3  # characters of a text that repeats itself, and its least number of repeats
 
-Key = tuple[str, str]  # the kind of the prompts (harmful, ordinary, or a task), and the prompt's id
+Key = tuple[str, str]  # the kind of the prompts (harmful, ordinary, attacks, or a task), and the prompt's id
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Place:
 class Prompt:
     """A prompt or question: its set, its category, the beginning of its text, and its replies.
 
-    replies: by column, seed and sample; of several rows the last one counts.
+    replies: by column, seed, sample and attempt; of several rows the last one counts.
+    attack: the name of the attack that the request is under; the text is that of the plain request.
     """
 
     kind: str
@@ -59,7 +62,8 @@ class Prompt:
     set: str
     category: str
     snippet: str
-    replies: dict[tuple[int, int, int], Place] = field(default_factory=dict)
+    replies: dict[tuple[int, int, int, int], Place] = field(default_factory=dict)
+    attack: str = ""
 
 
 @dataclass
@@ -88,11 +92,34 @@ class Replies:
         self.results: dict[tuple[str, str], Results] = {}
         self.flags: dict[tuple[int, int], str] = {}
         self.replaced = 0
+        self.attempts = attacked.Attempts()
         for study, stored in enumerate(studies):
             named = stored.questions if questions else stored.requests
             for kind, path in named.items():
                 self._read_results(study, stored, kind)
                 self._read_replies(study, stored, kind, path, columns)
+            if not questions and stored.attacks:
+                self._read_attacks(study, stored, columns)
+
+    def _read_attacks(self, study: int, stored: Stored, columns: Columns) -> None:
+        """Read the replies to attacks; of one that talks, those of its attempts, and requests without any."""
+        self._read_results(study, stored, attacked.KIND)
+        for path in stored.attacks:
+            name = path.name.removesuffix(TALKED)
+            attempts = path.with_name(f"{name}.attempts.jsonl")
+            talked = attempts != path and attempts.is_file()
+            if talked:
+                number = partial(columns.number, study)
+                _note(attempts, attacked.read_attempts(attempts, name, number, self.attempts), stored)
+            only = self.attempts.replies if talked else None
+            self._read_replies(study, stored, attacked.KIND, path, columns, only)
+        for id_, goal in self.attempts.goals.items():
+            if (attacked.KIND, id_) not in self.prompts:
+                attack, _, request = id_.rpartition(".")
+                plain = self.prompts.get(("harmful", request))
+                known = (plain.set, plain.category) if plain else ("", "")
+                text = as_line(goal[: 2 * SNIPPET])[:SNIPPET]
+                self.prompts[attacked.KIND, id_] = Prompt(attacked.KIND, id_, *known, text, attack=as_line(attack))
 
     def _read_results(self, study: int, stored: Stored, kind: str) -> None:
         if self.questions:
@@ -112,20 +139,27 @@ class Replies:
                         results.unsure.add((study, row.reply_id))
             _note_damage(rows, stored)
 
-    def _read_replies(self, study: int, stored: Stored, kind: str, path: Path, columns: Columns) -> None:
+    def _read_replies(
+        self, study: int, stored: Stored, kind: str, path: Path, columns: Columns, only: set[str] | None = None
+    ) -> None:
         number = len(self.files)
         self.files.append(path)
         self.study_of.append(study)
         with RowFile(path, Reply) as rows:
             for start, row in rows:
-                prompt = self.prompts.get((kind, row.prompt_id))
+                if only is not None and row.id not in only:
+                    continue
+                of = attacked.place(row) if kind == attacked.KIND else None
+                id_ = attacked.entry_id(of.attack, of.request) if of else row.prompt_id
+                prompt = self.prompts.get((kind, id_))
                 if prompt is None:
                     name = kind if self.questions else prompt_set(row)
                     text = as_line((row.goal or row.prompt)[: 2 * SNIPPET])[:SNIPPET]
-                    prompt = Prompt(kind, row.prompt_id, as_line(name), as_line(row.category), text)
-                    self.prompts[kind, row.prompt_id] = prompt
+                    attack = as_line(of.attack) if of else ""
+                    prompt = Prompt(kind, id_, as_line(name), as_line(row.category), text, attack=attack)
+                    self.prompts[kind, id_] = prompt
                 column = columns.number(study, row.arm, row.checkpoint)
-                key = (column, -1 if row.seed is None else row.seed, row.sample)
+                key = (column, -1 if row.seed is None else row.seed, row.sample, of.attempt if of else 0)
                 self.replaced += key in prompt.replies
                 prompt.replies[key] = Place(number, start, row.id)
                 self.flags[number, start] = _flag(row)
@@ -154,16 +188,26 @@ class Replies:
             chunks: the number of the chunk of each prompt.
             columns: the number of columns.
         """
-        sets, categories = _Numbers(), _Numbers()
+        sets, categories, attacks = _Numbers(), _Numbers(), _Numbers()
+        attacks[""]  # the plain requests are number 0
         judges = list(self.results.values())
         rows = [
-            [prompt.id, prompt.kind, sets[prompt.set], categories[prompt.category], prompt.snippet, chunk]
+            [
+                prompt.id,
+                prompt.kind,
+                sets[prompt.set],
+                categories[prompt.category],
+                prompt.snippet,
+                chunk,
+                attacks[prompt.attack],
+            ]
             for prompt, chunk in zip(prompts, chunks, strict=True)
         ]
         return {
             "prompts": rows,
             "sets": list(sets),
             "categories": list(categories),
+            "attacks": list(attacks),
             "judges": [[results.name, results.on] for results in judges],
             "letters": [[self._letters(prompt, results, columns) for prompt in prompts] for results in judges],
             "unsure": [
@@ -193,7 +237,7 @@ class Replies:
     @staticmethod
     def _by_column(prompt: Prompt, columns: int, letter: Any) -> str:
         parts = [""] * columns
-        for (column, _, _), place in sorted(prompt.replies.items()):
+        for (column, *_), place in sorted(prompt.replies.items()):
             parts[column] += letter(place)
         return "|".join(parts)
 
@@ -229,13 +273,19 @@ class Replies:
         self, prompt: Prompt, files: Sequence[RowFile[Reply]], results: Sequence[RowFile[Any]], longest: int | None
     ) -> dict[str, Any]:
         entry: dict[str, Any] = {"id": prompt.id, "replies": []}
-        for (column, seed, sample), place in sorted(prompt.replies.items()):
+        if prompt.kind == attacked.KIND:
+            entry["goal"] = entry["prompt"] = self.attempts.goals.get(prompt.id, prompt.snippet)
+            unusable = self.attempts.unusable.get(prompt.id, {})
+            entry["unusable"] = {column: attacked.counted(reasons) for column, reasons in unusable.items()}
+        for (column, seed, sample, _), place in sorted(prompt.replies.items()):
             row = files[place.file].at(place.start)
-            entry["prompt"], entry["goal"] = row.prompt, row.goal
+            if prompt.kind != attacked.KIND:  # what an attack put to the model differs from reply to reply
+                entry["prompt"], entry["goal"] = row.prompt, row.goal
             judged = [(i, *self._result(each, place)) for i, each in enumerate(self.results.values())]
             entry["replies"].append(
                 {"column": column, "seed": None if seed < 0 else seed, "sample": sample}
                 | _texts(row, longest)
+                | self._attacked(prompt, row, longest)
                 | {
                     "results": [
                         _described(i, letter, results[number].at(start))
@@ -245,6 +295,12 @@ class Replies:
                 }
             )
         return entry
+
+    def _attacked(self, prompt: Prompt, row: Reply, longest: int | None) -> dict[str, Any]:
+        """Return what was put to the model for a reply to an attack; nothing for another reply."""
+        if prompt.kind != attacked.KIND:
+            return {}
+        return {"attacked": attacked.described(row, self.attempts.scores.get(row.id), lambda text: _cut(text, longest))}
 
 
 class _Numbers(dict[str, int]):
@@ -256,11 +312,14 @@ class _Numbers(dict[str, int]):
 
 
 def _note_damage(rows: RowFile[Any], stored: Stored) -> None:
-    if rows.damaged:
-        many = "lines are" if rows.damaged > 1 else "line is"
+    _note(rows.path, rows.damaged, stored)
+
+
+def _note(path: Path, damaged: int, stored: Stored) -> None:
+    if damaged:
+        many = "lines are" if damaged > 1 else "line is"
         stored.notes.append(
-            f"{rows.path.parent.name}/{rows.path.name}: {rows.damaged:,} damaged {many} left out "
-            "(cut short, or of another version)."
+            f"{path.parent.name}/{path.name}: {damaged:,} damaged {many} left out (cut short, or of another version)."
         )
 
 

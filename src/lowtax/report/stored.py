@@ -13,9 +13,11 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.names import is_checkpoint
 from lowtax.common.yaml_files import parse_yaml
+from lowtax.report import failures
 from lowtax.study.stored_recipe import stored_in
 
 KINDS = ("harmful", "ordinary")
+TALKED = ".replies.jsonl"  # after an attack's name, of the replies in its conversations
 LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
 
 
@@ -27,6 +29,7 @@ class Stored:
     recipe_text, recipe: as it is in the file, and its values.
     table, card: the contents of these files; empty if they are absent.
     requests, questions: the files of replies by prompt set, and of answers by task.
+    attacks: the files of replies to attacks, which may be none; `attempts_file` belongs to one of an attack that talks.
     notes: sentences on what is missing or damaged.
     """
 
@@ -38,6 +41,7 @@ class Stored:
     card: dict[str, Any]
     requests: dict[str, Path]
     questions: dict[str, Path]
+    attacks: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -68,6 +72,7 @@ def read(folder: Path) -> Stored:
     questions = _files(folder / "answers")
     if not text and not requests and not questions:
         raise UserError(f"{folder} holds no study (no recipe.yaml and no replies): start one with `lowtax run`.")
+    talked = sorted((folder / "attacks").glob(f"*{TALKED}"))
     table = _table(folder, notes)
     card = _mapping(folder / "card.json", notes)
     if not requests:
@@ -84,7 +89,8 @@ def read(folder: Path) -> Stored:
         card=card,
         requests={kind: path for kind, path in requests.items() if kind in KINDS},
         questions=questions,
-        notes=notes + _unfinished_arms(folder, recipe),
+        attacks=[path for path in [folder / "replies" / "attacks.jsonl", *talked] if path.is_file()],
+        notes=notes + _unfinished_arms(folder, recipe, table),
     )
 
 
@@ -168,14 +174,17 @@ def read_or_note(path: Path, notes: list[str]) -> Any:
         return None
 
 
-def _unfinished_arms(folder: Path, recipe: dict[str, Any]) -> list[str]:
-    """Return a note on the arms of a recipe that are not trained or edited for every seed."""
+def _unfinished_arms(folder: Path, recipe: dict[str, Any], table: dict[str, Any]) -> list[str]:
+    """Return a note on the arms of a recipe that are not made for every seed; those that failed are not in it."""
     sections = [recipe[key] for key in ("arms", "edited") if isinstance(recipe.get(key), dict)]
     arms = [name for section in sections for name in section if isinstance(name, str)]
     seeds = recipe.get("seeds")
     numbers = [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else [0]
+    failed = {(row["arm"], row["seed"]) for row in failures.listed(table)}
     missing = [
-        as_line(arm) for arm in arms if not all(_is_done(folder / "arms" / arm / f"seed-{seed}") for seed in numbers)
+        as_line(arm)
+        for arm in arms
+        if not all((arm, seed) in failed or _is_done(folder / "arms" / arm / f"seed-{seed}") for seed in numbers)
     ]
     return [f"Not finished: {', '.join(missing)}."] if missing else []
 

@@ -25,7 +25,7 @@ from lowtax.common.names import below, is_link
 from lowtax.common.records import Reply, row_id
 from lowtax.common.row_files import RowFile
 from lowtax.common.tables import markdown_table
-from lowtax.report import stored
+from lowtax.report import attacked, stored
 from lowtax.report.overview import Figure, Measures, add_row, matched_rows
 from lowtax.report.replies import LETTERS, Place, Prompt, Replies
 from lowtax.report.stored import Stored
@@ -224,7 +224,8 @@ def _sample(study: Stored, columns: Columns, most: int, harmful_text: bool) -> d
     by_column: dict[int, list[list[str]]] = {number: [] for number in last}
     for questions in (False, True):
         replies = Replies([study], columns, questions)
-        for prompt in _drawn(list(replies.prompts.values()), most):
+        plain = [prompt for prompt in replies.prompts.values() if prompt.kind != attacked.KIND]
+        for prompt in _drawn(plain, most):
             for column, place in _firsts(prompt, last):
                 text = harmful_text or prompt.kind != "harmful"
                 by_column[column].append(_row(study, replies, prompt, place, text))
@@ -242,7 +243,7 @@ def _drawn(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
 def _firsts(prompt: Prompt, last: set[int]) -> Iterator[tuple[int, Place]]:
     """Yield the first reply of each of some columns to a prompt: that of the first seed and sample."""
     seen: set[int] = set()
-    for (column, _, _), place in sorted(prompt.replies.items()):
+    for (column, *_), place in sorted(prompt.replies.items()):
         if column in last and column not in seen:
             seen.add(column)
             yield column, place

@@ -76,7 +76,7 @@ function overview(section) {
   if (data.answers.length) section.append(el("div.answers", {}, el("h3", {}, "In short"), el("ul", {}, data.answers.map(({ text, links }) => el("li", {}, text, links.map(([name, href], i) => [i ? ", " : " ", el("a", { href }, name)]))))));
   section.append(frontier(), legend());
   if (data.matched.length) section.append(matched());
-  section.append(el("h3", {}, "All checkpoints"), measured());
+  section.append(el("h3", {}, "All checkpoints"), measured(), attacked(data.attacks, data.columns));
   const readings = el("div");
   const drawReadings = () => {
     const rows = page.agreement().map(([name, , n, ...interval]) => [name, `${figure(interval, "rate")}`, grouped.format(n)]);
@@ -178,6 +178,7 @@ function measured() {
       ...columns.map((m) => cellOf(m, column)),
     ]);
     const drawn = table("Rates with 95 % intervals. Bold: on the frontier of problems solved and harmful requests refused.", [head("arm", "arm"), head("step", "step"), ...columns.map((m) => head(m.name, m.key))], body);
+    drawn.tBodies[0].append(...failedRows(data.failed, columns.length + 2));
     const order = ["arm", "step", ...columns.map((m) => m.key)];
     drawn.querySelectorAll("thead th").forEach((th, i) => order[i] === by && by && th.setAttribute("aria-sort", down ? "descending" : "ascending"));
     box.replaceChildren(scrolling("All checkpoints", drawn));
@@ -358,6 +359,10 @@ async function goTo(hash) {
   if (name === "refused" && page.columns[Number(id)]) {
     await show("replies");
     return page.requests.filterFor(Number(id), "a", "ordinary");
+  }
+  if (name === "attack" && page.columns[parseInt(id, 10)]) {
+    await show("replies");
+    return page.requests.filterFor(parseInt(id, 10), "", "", id.slice(id.indexOf(".") + 1));
   }
   if (name === "judges" || name === "unsure") {
     await show("replies");

@@ -55,7 +55,7 @@ class Reader {
     Object.assign(this, { which, page, good: which === "requests" ? GOOD : "y", listed: [], at: -1, sample: new Map(), revealed: new Set() });
     const last = page.columns.flatMap((column, i) => (column.last ? [i] : []));
     const base = last.find((i) => page.columns[i].base);
-    this.filter = { set: "", category: "", judge: 0, condition: "", text: "", deep: false };
+    this.filter = { set: "", category: "", attack: "", judge: 0, condition: "", text: "", deep: false };
     this.b = base ?? last[0] ?? 0;
     this.a = last.find((i) => i !== this.b) ?? this.b;
     this.shown = new Set(last.slice(0, 6).concat(this.a, this.b));
@@ -111,6 +111,7 @@ class Reader {
     const more = [
       index.sets.length > 1 && select(this.which === "requests" ? "Set" : "Task", all("of them", index.sets), filter.set, change("set")),
       index.categories.length > 1 && select("Category", all("of them", index.categories), filter.category, change("category")),
+      index.attacks.length > 1 && select("Attack", [["", "all, and plain requests"], ...index.attacks.map((name, i) => [i, name || "none: plain requests"])], filter.attack, change("attack")),
       index.judges.length > 1 && this.which === "requests" && select("Judge", index.judges.map(([name, on], i) => [i, `${name}, ${partOf(on)}`]), filter.judge, change("judge", Number)),
     ];
     this.bar.replaceChildren(
@@ -153,7 +154,7 @@ class Reader {
     for (let i = 0; i < index.prompts.length; i++) {
       const line = await lineOf(this.which, index, i);
       if (run !== this.run) return;
-      if (line.toLowerCase().includes(written) && JSON.parse(line).replies.some((reply) => `${reply.thought || ""}\n${reply.answer || ""}`.toLowerCase().includes(words))) matching.add(i);
+      if (line.toLowerCase().includes(written) && JSON.parse(line).replies.some((reply) => wordsOf(reply).toLowerCase().includes(words))) matching.add(i);
       if (i % 200 === 0) this.count.textContent = `Searching the replies: ${grouped.format(i)} of ${grouped.format(index.prompts.length)} prompts`;
     }
     this.matching = matching;
@@ -198,9 +199,10 @@ class Reader {
     const { index, filter, a, b } = this, words = filter.text.toLowerCase();
     const test = FILTERS[this.which].find(([key]) => key === filter.condition)[2];
     this.listed = [];
-    index.prompts.forEach(([, , set, category, text], i) => {
+    index.prompts.forEach(([, , set, category, text, , attack], i) => {
       if (filter.set !== "" && set !== Number(filter.set)) return;
       if (filter.category !== "" && category !== Number(filter.category)) return;
+      if (filter.attack !== "" && attack !== Number(filter.attack)) return;
       if (words && !(text.toLowerCase().includes(words) || (filter.deep && this.matching?.has(i)))) return;
       if (!test(share(this.letters(i, a), this.good), share(this.letters(i, b), this.good), this.tested(i))) return;
       this.listed.push(i);
@@ -226,7 +228,7 @@ class Reader {
   }
 
   row(prompt, place, columns) {
-    const [, kind, set, category, text] = this.index.prompts[prompt];
+    const [, kind, set, category, text, , attack] = this.index.prompts[prompt];
     const chips = columns.map((c) => {
       const letters = this.letters(prompt, c);
       const letter = this.sample.has(`${prompt} ${c}`) ? letters[this.chosen(prompt, c)] : usual(letters, this.good);
@@ -237,7 +239,7 @@ class Reader {
     const node = el(
       "div.row",
       { role: "option", id: `${this.which}-row-${place}`, "aria-selected": String(place === this.at), "aria-setsize": this.listed.length, "aria-posinset": place + 1, click: () => this.choose(place) },
-      el("span.words", {}, words),
+      el("span.words", {}, attack ? el("strong", {}, `${this.index.attacks[attack]}: `) : "", words),
       el("span.chips", {}, chips),
     );
     node.style.setProperty("top", `${place * ROW}px`);
@@ -250,7 +252,7 @@ class Reader {
   }
 
   hidden(prompt) {
-    return this.index.prompts[prompt][1] === "harmful" && !this.page.showHarmful() && !this.revealed.has(prompt);
+    return this.which === "requests" && this.index.prompts[prompt][1] !== "ordinary" && !this.page.showHarmful() && !this.revealed.has(prompt);
   }
 
   choose(place) {
@@ -286,7 +288,7 @@ class Reader {
     const { index } = this;
     const number = isReply ? index.ids.findIndex((ids) => ids.split(" ").includes(id)) : index.prompts.findIndex(([own]) => own === id);
     if (number < 0) return false;
-    Object.assign(this.filter, { set: "", category: "", condition: "", text: "", deep: false });
+    Object.assign(this.filter, { set: "", category: "", attack: "", condition: "", text: "", deep: false });
     this.number = number;
     this.drawFilters();
     this.apply();
@@ -304,7 +306,7 @@ class Reader {
   }
 
   /** Show the prompts of a condition for an arm, such as the ordinary requests that it refuses. */
-  async filterFor(column, condition = "", kind = "") {
+  async filterFor(column, condition = "", kind = "", attack = "") {
     await this.start();
     if (!this.index.prompts.length) return;
     this.a = column;
@@ -312,7 +314,7 @@ class Reader {
     const own = this.page.columns.findIndex((c) => c.base && c.study === this.page.columns[column].study);
     if (own >= 0 && own !== column) this.b = own;
     const set = kind ? this.index.prompts.find(([, of]) => of === kind)?.[2] ?? "" : "";
-    Object.assign(this.filter, { set: set === "" ? "" : String(set), category: "", condition, text: "", deep: false });
+    Object.assign(this.filter, { set: set === "" ? "" : String(set), category: "", attack: attack && this.index.attacks.includes(attack) ? String(this.index.attacks.indexOf(attack)) : "", condition, text: "", deep: false });
     this.drawFilters();
     this.apply();
   }
@@ -333,9 +335,9 @@ class Reader {
       return this.detail.replaceChildren(el("p.note", { role: "alert" }, `These texts cannot be shown: ${error.message}.`));
     }
     if (number !== this.number) return;
-    const [id, kind, set, category] = this.index.prompts[number];
+    const [id, kind, set, category, , , attack] = this.index.prompts[number];
     const hidden = this.hidden(number);
-    const about = [this.index.sets[set], this.index.categories[category]].filter(Boolean).join(", ");
+    const about = [this.index.sets[set], this.index.categories[category], attack && `under the attack ${this.index.attacks[attack]}`].filter(Boolean).join(", ");
     const link = el("a", { href: `#prompt=${encodeURIComponent(id)}` }, "link to this prompt");
     const button = el("button", { type: "button", click: () => copy(this.markdown(entry, about), button) }, "Copy as Markdown");
     const mark = el("label.check", {}, el("input", { type: "checkbox", checked: this.diff, change: (event) => ((this.diff = event.target.checked), this.read(number)) }), "Mark what differs between A and B");
@@ -345,7 +347,7 @@ class Reader {
     const cards = this.shownColumns().map((column) => this.card(entry, column, number, hidden));
     const draw = (...parts) => redraw(this.detail, () => this.detail.replaceChildren(...parts));
     draw(
-      el("div.about", {}, el("h3", {}, `${this.which === "requests" ? (kind === "harmful" ? "Harmful request" : "Ordinary request") : "Question"} ${this.at + 1}`), el("span", {}, about), link, button, mark),
+      el("div.about", {}, el("h3", {}, `${this.which === "requests" ? (kind === "ordinary" ? "Ordinary request" : "Harmful request") : "Question"} ${this.at + 1}`), el("span", {}, about), link, button, mark),
       prompt,
       el("div.cards", {}, cards),
     );
@@ -357,7 +359,8 @@ class Reader {
     const about = this.page.columns[column];
     const which = column === this.a ? " (A)" : column === this.b ? " (B)" : "";
     const head = el("h4", {}, badge(about), `${labelOf(about)}${which}`);
-    if (!reply) return el("article.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"));
+    const unusable = entry.unusable?.[column] && el("p.facts", {}, `Steps of the attacker without a usable prompt: ${entry.unusable[column]}.`);
+    if (!reply) return el("article.card", { colour: about.colour, "aria-label": labelOf(about) }, head, el("p.note", {}, "no reply"), unusable);
     const turn = (by) => () => {
       this.sample.set(`${number} ${column}`, (at + by + own.length) % own.length);
       this.read(number);
@@ -375,6 +378,8 @@ class Reader {
       { colour: about.colour, "data-reply": reply.id, "aria-label": labelOf(about) },
       head,
       pager,
+      unusable,
+      reply.attacked && sentTo(reply.attacked, hidden),
       this.results(reply, entry, hidden, this.index.prompts[number][1]),
       hidden
         ? el("p.hidden", {}, "hidden")
@@ -424,7 +429,8 @@ class Reader {
       const reply = own[Math.min(this.chosen(this.number, column), own.length - 1)];
       if (!reply) return "";
       const results = reply.results.map((result) => `${this.index.judges[result.judge][0]}: ${NAMES[letterOf(result.label)] || result.label}`).join(", ");
-      return `### ${labelOf(this.page.columns[column])} (${results})\n\n${reply.thought ? `Thought:\n\n${quoted(reply.thought)}\n\n` : ""}Answer:\n\n${quoted(reply.answer || "")}\n`;
+      const sent = (reply.attacked?.sent ?? []).map(([role, text]) => `Sent as ${role}:\n\n${quoted(text)}\n\n`).join("") + (reply.attacked?.begun ? `Begun with this ${reply.attacked.part}:\n\n${quoted(reply.attacked.begun)}\n\n` : "");
+      return `### ${labelOf(this.page.columns[column])} (${results})\n\n${sent}${reply.thought ? `Thought:\n\n${quoted(reply.thought)}\n\n` : ""}Answer:\n\n${quoted(reply.answer || "")}\n`;
     });
     return `## Prompt ${entry.id} (${about})\n\n${quoted(entry.goal || entry.prompt)}\n\n${cards.filter(Boolean).join("\n")}`;
   }
