@@ -106,7 +106,7 @@ class TrainingRun:
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         self._encode()
-        self._build(load or sharding.loader(self.acc))
+        self._build(load or sharding.loader(self.acc, job.execution.layers_over_gpus))
         self.total = total_steps(job.settings, len(self.examples))
         order = job.settings.order_of(job.seed)
         self.batches = Batches(len(self.examples), job.settings.batch_size, order)
@@ -196,6 +196,8 @@ class TrainingRun:
         """
         if self.job.placement.kind == "full":
             quantised.refuse(self.job.precision, *quantised.FULL)
+        if self.job.execution.layers_over_gpus:
+            sharding.require_dividable(self.acc, self.job.execution, methods, self.job.precision)
         if sharding.keeps_masters(self.acc) and self.settings.optimizer != "adamw":
             raise UserError(
                 f"train.optimizer {self.settings.optimizer} needs whole weights, which ZeRO and FSDP split: use adamw."
