@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo figures evidence test fuzz test-zoo zoo test-vllm test-ray lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report bench-workers clean
+.PHONY: setup demo figures evidence test fuzz test-zoo zoo test-vllm test-ray test-quantized test-compile lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report bench-workers clean
 
 PYTHON = python3
 VENV = .venv
@@ -48,6 +48,14 @@ test-vllm: $(VENV_VLLM)/.installed
 # A study on a Ray cluster of three nodes on this machine, with kills; minutes.
 test-ray: $(VENV)/.installed-ray
 	LOWTAX_RAY=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest tests/study/units/test_on_ray.py
+
+# Bases in 4 bits. bitsandbytes has a folder of its own, since PEFT imports it wherever it is installed.
+test-quantized: build/quantized/.installed
+	PYTHONPATH="$$PWD/build/quantized" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest tests/models/test_nf4.py tests/training/test_nf4.py
+
+# torch.compile with a C++ compiler: half a minute for two halves of one tiny layer.
+test-compile: $(VENV)/.installed-dev
+	LOWTAX_COMPILE=1 OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest tests/training/test_options.py -k compiled
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -114,6 +122,10 @@ $(VENV)/.installed-dev: $(PINS)
 
 $(VENV)/.installed-ray: $(VENV)/.installed-dev
 	$(PIP) -e '.[dev,ray]'
+	@touch $@
+
+build/quantized/.installed: $(VENV)/.installed-dev
+	$(PIP) --no-deps --upgrade --target build/quantized bitsandbytes
 	@touch $@
 
 $(VENV)/.installed-bench: $(PINS)

@@ -19,9 +19,9 @@ TOPICS = {
     "benchmarks/grading": {"pipeline"},
     "judges": {"attacks", "guards", "judges", "refusal_judge"},
     "methods": {"alignment", "commands", "edits"},
-    "models": {"quantised", "strangers", "updates"},
+    "models": {"nf4", "quantised", "strangers", "updates"},
     "engines": {"hf", "hf_adapters", "hf_batch", "hf_prefill"},
-    "training": {"loop_details", "imports", "options", "resuming", "rounding"},
+    "training": {"loop_details", "nf4", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
 }
 

@@ -1,6 +1,8 @@
 """Options that users of other trainers look for: schedules, optimisers, what is saved, evaluation rows, trackers."""
 
 import json
+import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from progress import collected, progress_to
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from lowtax.common.errors import UserError
@@ -386,3 +389,19 @@ def test_tensorboard_receives_a_run(tiny_model: Path, tmp_path: Path):
     (folder,) = {path.parent for path in tmp_path.rglob("events*") if path.parent.name == "lowtax"}
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("validation/loss")] == [6, 12]
+
+
+# --- compiled layers
+
+
+@pytest.mark.skipif("LOWTAX_COMPILE" not in os.environ, reason="half a minute of compiling: `make test-compile`")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_train_as_those_that_are_not(tmp_path: Path):
+    """Fused operations round otherwise: losses and weights agree to a few units in the last place of float32."""
+    base = make_model(tmp_path / "base", layers=1)
+    for name in ("eager", "compiled"):
+        train(job(base, execution={"compile": name == "compiled"}, steps=4), tmp_path / name)
+    one, other = ([step["loss"] for step in steps(tmp_path / name)] for name in ("eager", "compiled"))
+    assert one == pytest.approx(other, rel=1e-5)
+    a, b = (weights(tmp_path / name, 4) for name in ("eager", "compiled"))
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)

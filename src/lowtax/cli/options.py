@@ -21,8 +21,11 @@ Model = Annotated[str | None, typer.Option("--model", help="Model: a hub id, a f
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="PEFT adapter folder; repeatable.")]
 Engine = Annotated[str, typer.Option("--engine", help="hf, vllm, openai (a server), or file.py:Class.")]
 Precision = Annotated[
-    Literal["auto", "bfloat16", "float32"],
-    typer.Option("--precision", help="Precision of the weights; auto is that which the hardware multiplies fast."),
+    Literal["auto", "bfloat16", "float32", "nf4", "nf4-float32"],
+    typer.Option(
+        "--precision",
+        help="Precision of the weights; auto is that which the hardware multiplies fast, nf4 has the base in 4 bits.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows that the engine decodes together.")]
 Thinking = Annotated[

@@ -34,8 +34,10 @@ PerDevice = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32"] | None,
-    typer.Option("--precision", help="Precision of the weights; float16 needs DeepSpeed."),
+    Literal["auto", "bfloat16", "float16", "float32", "nf4", "nf4-float32"] | None,
+    typer.Option(
+        "--precision", help="Precision of the weights; float16 needs DeepSpeed; nf4 has the base in 4 bits (LoRA)."
+    ),
 ]
 Thinking = Annotated[
     Literal["default", "on", "off"] | None, typer.Option("--thinking", help="Thinking, for templates with a switch.")

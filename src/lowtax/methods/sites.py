@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from jaxtyping import Float
-from peft.tuners.lora.layer import Linear, LoraLayer
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
+from lowtax.models import quantised
 from lowtax.models.names import matches, near, spelled_out
 
 ADAPTER = "default"
@@ -27,8 +28,8 @@ class Site:
     Where whole weights are trained, the rank is 0 and W moves.
 
     name: the module's name in the base model.
-    source: W, or a function that reads it. W of an adapter on disk or of a sharded model is read anew each time and
-        not kept.
+    source: W, or a function that reads it. W of an adapter on disk, of a sharded model or in 4 bits is read anew each
+        time and not kept.
     """
 
     name: str
@@ -119,10 +120,13 @@ def in_scope(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
 
 
 def weight_of(layer: nn.Module) -> Float[Tensor, "out in"]:
-    """Return the frozen weight of a linear layer: W, and with an adapter that training starts from W + dW."""
-    if not isinstance(layer, Linear):
-        return layer.weight  # type: ignore[return-value]
-    W: Tensor = layer.get_base_layer().weight.detach()
+    """Return the frozen weight of a linear layer: W, and with an adapter that training starts from W + dW.
+
+    A 4-bit W is dequantised.
+    """
+    if not isinstance(layer, LoraLayer):
+        return quantised.plain(layer.weight)  # type: ignore[arg-type]
+    W = quantised.plain(layer.get_base_layer().weight).detach()  # type: ignore[arg-type]
     if FROZEN not in layer.r:
         return W
     a, b = layer.lora_A[FROZEN].weight, layer.lora_B[FROZEN].weight
@@ -131,13 +135,14 @@ def weight_of(layer: nn.Module) -> Float[Tensor, "out in"]:
 
 
 def _site(name: str, layer: LoraLayer) -> Site:
-    if not isinstance(layer, Linear):
+    base = layer.get_base_layer()
+    if not isinstance(base, nn.Linear):
         raise UserError(
             f"Methods act on linear layers, and {name} is not linear: leave it out of the placement or of only."
         )
     return Site(
         name,
-        partial(weight_of, layer) if FROZEN in layer.r else layer.get_base_layer().weight,
+        partial(weight_of, layer) if FROZEN in layer.r or quantised.is_packed(base.weight) else base.weight,
         layer.lora_A[ADAPTER].weight,
         layer.lora_B[ADAPTER].weight,
         float(layer.scaling[ADAPTER]),

@@ -1,7 +1,8 @@
 """Loading of models and tokenizers by reference: a built-in name, a folder, a GGUF file or a hub id.
 
 A study has one precision, for training and evaluating alike: `float32` computes in float32; `bfloat16` keeps the
-weights of a forward pass in bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning).
+weights of a forward pass in bfloat16, with float32 adapters (LoRA) or float32 master weights (full fine-tuning); `nf4`
+has a frozen base in 4 bits (`lowtax.models.quantised`).
 """
 
 import re
@@ -32,7 +33,7 @@ from lowtax.common.borders import border, brief, exists, expanded, reason, requi
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
 from lowtax.common.log import say
-from lowtax.models import dequantised, embedded, tensor_files
+from lowtax.models import dequantised, embedded, quantised, tensor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 250  # characters of a reference; the hub allows fewer
@@ -61,12 +62,14 @@ def precision(name: str, deepspeed: str | None = None) -> str:
     """Resolve `auto`: the precision in a DeepSpeed JSON, or bfloat16 if the hardware multiplies it, else float32.
 
     Args:
-        name: float32, bfloat16, float16 or auto.
+        name: float32, bfloat16, float16, nf4, nf4-float32 or auto.
         deepspeed: path of a DeepSpeed configuration.
 
     Raises:
-        UserError: float16 without DeepSpeed.
+        UserError: float16 without DeepSpeed, or 4 bits with it.
     """
+    if deepspeed is not None:
+        quantised.refuse(name, "DeepSpeed", "set precision to bfloat16, or leave execution.deepspeed out")
     if name == "float16" and deepspeed is None:
         raise UserError("float16 trains only under DeepSpeed, which scales the loss: set precision to bfloat16.")
     if name != "auto":
@@ -245,7 +248,7 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
     file once (`lowtax.models.dequantised`).
 
     Args:
-        dtype: float32, bfloat16, float16, or auto, which is the precision of the checkpoint.
+        dtype: float32, bfloat16, float16, nf4, nf4-float32, or auto, which is the precision of the checkpoint.
 
     Raises:
         UserError: it cannot be loaded, is damaged or incomplete, or is quantised in another way.
@@ -254,8 +257,11 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
     if "gguf_file" not in options:
         if Path(where).is_dir():
             check_files(ref, Path(where))
+        if dtype in quantised.COMPUTED:
+            return _in_4_bits(ref, dtype, where, options, on or device())
         options |= _dequantising(ref, load_config(ref))
         return _loaded(ref, dtype, where, options).to(on or device()).eval()
+    quantised.refuse(dtype, "A GGUF file", "give the same model in safetensors, or set precision to bfloat16")
     file = Path(where) / options["gguf_file"]
     with dequantised.alone(file):
         if copy := _copy(where, options, dtype) if dtype in dequantised.DTYPES else None:
@@ -266,6 +272,22 @@ def load_model(ref: str, dtype: str = "float32", on: torch.device | None = None)
         if dtype in dequantised.DTYPES:
             dequantised.store(file, dtype, model, load_tokenizer)
     return model.to(on or device()).eval()
+
+
+def _in_4_bits(ref: str, dtype: str, where: str, options: dict[str, Any], on: torch.device) -> PreTrainedModel:
+    """Load a plain checkpoint, and quantise the weights of its linear layers one by one.
+
+    Raises:
+        UserError: it is quantised already, or bitsandbytes cannot do it.
+    """
+    if load_config(ref).to_dict().get("quantization_config"):
+        raise UserError(
+            f"{ref!r} is quantised already: give the same model without quantisation for precision {dtype}."
+        )
+    quantised.require(dtype, on)
+    model = _loaded(ref, quantised.computed(dtype), where, options | quantised.arguments(dtype, on))
+    quantised.tell(ref, model)
+    return model.eval()
 
 
 def _copy(where: str, options: dict[str, str], *dtypes: str) -> str | None:

@@ -25,7 +25,7 @@ from lowtax import __version__
 from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.files import atomic_folder, read_json, write_json, write_text
 from lowtax.common.log import say
-from lowtax.models import loading
+from lowtax.models import loading, quantised
 from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import check_base, fingerprint, plain_config, require_base
 from lowtax.models.model_card import merged_card
@@ -87,6 +87,8 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     ref = base or require_base(adapter)
     if base is None:
         check_base(adapter, ref, "name it by --base")
+    if _trained_in_4_bits(adapter):
+        say(f"  the adapter was trained on {ref} in 4 bits, and is merged into its plain weights")
     adapted = _load(adapter, ref)
     model = adapted.get_base_model()
     to, rounding = DTYPES.get(dtype, model.dtype), Rounding()
@@ -111,6 +113,16 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str = "bf
     _write(merged_model, merged, ref)
     say(f"  {merged.warning or f'merged in {precision}: {rounding.sentence()}'}")
     return merged
+
+
+def _trained_in_4_bits(adapter: Path) -> bool:
+    """Test whether the card of the run that made an adapter names a 4-bit precision."""
+    try:
+        card = read_json(adapter.resolve().parent / "card.json")
+    except UserError:
+        return False
+    job = card.get("job") if isinstance(card, dict) else None
+    return isinstance(job, dict) and job.get("precision") in quantised.COMPUTED
 
 
 def _load(adapter: Path, ref: str) -> PeftModel:

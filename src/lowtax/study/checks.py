@@ -7,10 +7,11 @@ from typing import ParamSpec, TypeVar
 
 from lowtax.common import launch
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
 from lowtax.methods.loading import load_all
-from lowtax.models import hub, loading
+from lowtax.models import hub, loading, quantised
 from lowtax.study import attacking, lineage
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Arm, Recipe
@@ -44,6 +45,8 @@ def require_arms(recipe: Recipe, precision: str) -> None:
     """
     trackers.check(recipe.execution.report_to)
     _require_measurable(recipe)
+    if precision in quantised.COMPUTED and recipe.edited:
+        say(f"edits read the weights of {recipe.model} as they are stored, not in the 4 bits of {precision}")
     for name, arm in recipe.arms.items():
         with_name(recipe, name, _require_settings, recipe, name, precision)
         with_name(recipe, name, _require_methods, recipe, name, arm)
@@ -66,8 +69,9 @@ def _require_methods(recipe: Recipe, name: str, arm: Arm) -> None:
 
 
 def _require_measurable(recipe: Recipe) -> None:
-    """Refuse LoRA on fused experts, which vLLM does not serve."""
+    """Refuse what vLLM does not serve: LoRA on fused experts, and 4-bit bases."""
     if recipe.engine == "vllm":
+        quantised.refuse(recipe.precision, *quantised.VLLM)
         for name in (name for name, arm in recipe.arms.items() if arm.where().parameters):
             raise UserError(
                 f"arms.{name} has a LoRA on parameters (fused experts), which vLLM does not serve: use the engine hf, "
@@ -78,6 +82,8 @@ def _require_measurable(recipe: Recipe) -> None:
 def _require_settings(recipe: Recipe, arm: str, precision: str) -> None:
     settings, execution = recipe.train_of(arm), recipe.execution
     optimizers.check(settings)
+    if recipe.arms[arm].where().kind == "full":
+        quantised.refuse(precision, *quantised.FULL)
     if execution.deepspeed:
         processes = launch.world()[1]
         zero_config.ds_config(Path(execution.deepspeed), settings, precision, processes, execution.micro_batch_size)

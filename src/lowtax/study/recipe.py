@@ -121,10 +121,11 @@ class Recipe(Section):
 
     name: str = Field("study", description="the study's name in tables")
     model: str = Field(description="builtin:NAME, a folder, a .gguf file or a hub id")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16", "nf4", "nf4-float32"] = Field(
         "auto",
         description="precision of training and evaluation; auto is bfloat16 if the hardware supports it; float16 "
-        "trains only under DeepSpeed, which scales the loss",
+        "trains only under DeepSpeed, which scales the loss; nf4 has the base in 4 bits and computes in bfloat16 "
+        "(QLoRA), nf4-float32 in float32",
     )
     thinking: Literal["default", "on", "off"] = Field(
         "default", description="thinking in training and sampling, for chat templates with a switch"

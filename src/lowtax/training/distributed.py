@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from lowtax.common.errors import UserError
 from lowtax.common.launch import world as world
-from lowtax.models import loading
+from lowtax.models import loading, quantised
 from lowtax.training import trackers
 from lowtax.training.settings import Execution, Train
 from lowtax.training.zero_config import ds_config
@@ -61,7 +61,8 @@ def accelerator(execution: Execution, settings: Train, precision: str, folder: P
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
     zero = _zero(execution, settings, precision)
-    by_fsdp = _launcher_requests("FSDP")
+    if by_fsdp := _launcher_requests("FSDP"):
+        quantised.refuse(precision, "FSDP", "set precision to bfloat16, or train in one process a GPU without FSDP")
     # accelerate takes one plugin per process, so a second arm changes the one of the first
     plugin_exists = _state().distributed_type == DistributedType.DEEPSPEED
     acc = Accelerator(

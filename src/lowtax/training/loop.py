@@ -24,7 +24,7 @@ from lowtax.common.files import write_json
 from lowtax.common.log import say
 from lowtax.data import chat
 from lowtax.methods.loading import load_all
-from lowtax.models import loading
+from lowtax.models import loading, quantised
 from lowtax.models.adapters import read_adapter
 from lowtax.models.lora import adapt, first_trained_layer
 from lowtax.models.model_card import model_card
@@ -106,7 +106,7 @@ class TrainingRun:
         self.acc = distributed.accelerator(job.execution, job.settings, job.precision, out)
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         self._encode()
-        self._build(load or sharding.loader(self.acc))
+        self._build(load or sharding.loader(self.acc, job.execution.layers_over_gpus))
         self.total = total_steps(job.settings, len(self.examples))
         order = job.settings.order_of(job.seed)
         self.batches = Batches(len(self.examples), job.settings.batch_size, order)
@@ -184,15 +184,20 @@ class TrainingRun:
             job.chat_template_kwargs,
             job.thinking_tags,
         )
-        name = job.precision if self.settings.save_dtype == "auto" else self.settings.save_dtype
+        name = quantised.computed(job.precision) if self.settings.save_dtype == "auto" else self.settings.save_dtype
         self.store = Store(self.out, self.acc, self.wrapped, self.parameters, base, loading.DTYPES[name], frozen)
 
     def _require_supported(self, methods: bool) -> None:
         """Refuse settings that do not go together.
 
         Raises:
-            UserError: An optimiser or released gradients beside sharding, several processes or methods.
+            UserError: An optimiser or released gradients beside sharding, several processes or methods; or full
+                fine-tuning of 4-bit weights.
         """
+        if self.job.placement.kind == "full":
+            quantised.refuse(self.job.precision, *quantised.FULL)
+        if self.job.execution.layers_over_gpus:
+            sharding.require_dividable(self.acc, self.job.execution, methods, self.job.precision)
         if sharding.keeps_masters(self.acc) and self.settings.optimizer != "adamw":
             raise UserError(
                 f"train.optimizer {self.settings.optimizer} needs whole weights, which ZeRO and FSDP split: use adamw."

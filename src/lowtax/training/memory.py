@@ -21,7 +21,10 @@ from lowtax.models.shapes import SHAPES, Lora, Shape
 Stage = Literal["none", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2, "nf4-float32": 4}
+"""Bytes of a number in the forward pass; 4-bit weights are dequantised for it."""
+PACKED = 4.127 / 8
+"""Bytes of a 4-bit weight with its scales (`lowtax.models.quantised`)."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 """Bytes of an optimiser's moments for each trained weight; Adafactor's are a row and a column of each matrix."""
 MARGIN = 1.1
@@ -96,6 +99,8 @@ def training_memory(
     c = BYTES[precision]
     trained = lora.parameters(shape) if lora else shape.parameters
     frozen = shape.parameters if lora else 0
+    packed = shape.layers * shape.block if precision.startswith("nf4") and lora else 0
+    base = c * (frozen - packed) + PACKED * packed
     activations = _activations(shape, lora, c, tokens, checkpointing)
     logits = _logits(shape, c, targets or tokens, whole=stage in ("none", "zero2"), full=lora is None)
     if stage == "none":
@@ -104,7 +109,9 @@ def training_memory(
         buckets = live * trained if gpus > 1 else 0  # data parallel's
         stored = 4 * (min(shape.embedding, trained) if released else trained)
         moments = MOMENTS[optimizer] * trained
-        return Memory(c * frozen + live * trained, stored, masters + moments, buckets, activations, logits)
+        largest = c * shape.hidden * shape.mlp if packed else 0  # dequantised for its product
+        working = buckets + largest
+        return Memory(base + live * trained, stored, masters + moments, working, activations, logits)
     share, copies = trained / gpus, 8 * trained if methods else 0
     if stage == "fsdp2":
         # Shards are float32. Embeddings, and two neighbouring blocks, are whole in precision c, with their gradients.
@@ -177,6 +184,8 @@ def first_layout(
         lora, precision, methods: as for `training_memory`.
     """
     for gpus, stage, checkpointed, offload in LAYOUTS:
+        if stage != "none" and precision.startswith("nf4"):
+            break  # not sharded
         if checkpointed or not checkpointing:
             memory = training_memory(
                 shape,

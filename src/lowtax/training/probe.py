@@ -24,6 +24,7 @@ from lowtax.data.conversations import Conversation
 from lowtax.methods.base import Position
 from lowtax.methods.loading import ActiveMethods, Methods
 from lowtax.methods.sites import FROZEN, Site, Sites, weight_of
+from lowtax.models import quantised
 from lowtax.models.names import matches, near, spelled_out
 from lowtax.models.weights import open_weights
 from lowtax.training import reading
@@ -81,7 +82,7 @@ class ModelProbe:
             UserError: There is no such layer.
         """
         layer = unwrap(self.objective.model).get_submodule(name) if self._starts(name) else None
-        return self.trained.whole(self.linear(name).weight) if layer is None else weight_of(layer)
+        return self.trained.whole(quantised.plain(self.linear(name).weight)) if layer is None else weight_of(layer)
 
     def _starts(self, name: str) -> bool:
         """Test whether a linear layer has a frozen adapter that training starts from."""
@@ -140,7 +141,7 @@ class ModelProbe:
                 name: str, x: Tensor, tables: dict[str, Tensor] = tables, starts: dict[str, Tensor] = starts
             ) -> None:
                 linear = self.linear(name)  # sharded weights are whole while their module runs
-                W = starts.get(name, linear.weight)
+                W = starts[name] if name in starts else quantised.plain(linear.weight)
                 x = (x if linear.out_features > linear.in_features else x @ W.float().T).double()
                 tables[name] = tables[name].addmm_(x.T, x) if name in tables else x.T @ x
 

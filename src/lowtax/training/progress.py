@@ -168,7 +168,7 @@ def wsd_decay(total: int, warmup: int, decay_ratio: float) -> int:
 
 
 def peak_memory_gb() -> float:
-    """Return peak memory in gigabytes, of the accelerator if there is one, otherwise of the process."""
+    """Return peak memory in gigabytes, of all accelerators of the process if there are any, otherwise of itself."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -170,7 +170,14 @@ class Execution(Section):
     """The execution of training. It may change when a run resumes, and affects results only by rounding."""
 
     later: ClassVar[frozenset[str]] = frozenset(
-        {"save_state_minutes", "save_total_limit", "release_gradients", "report_replies", "report_harmful_text"}
+        {
+            "save_state_minutes",
+            "save_total_limit",
+            "release_gradients",
+            "report_replies",
+            "report_harmful_text",
+            "layers_over_gpus",
+        }
     )
 
     row_tokens: PositiveInt | None = Field(
@@ -190,6 +197,9 @@ class Execution(Section):
         None, le=1e6, description="memory for this cache before a file is used; a quarter of the free memory if absent"
     )
     compile: bool = Field(False, description="compile the layers with torch.compile: a slow start, then faster steps")
+    layers_over_gpus: bool = Field(
+        False, description="divide the layers over all GPUs that the process sees, for a model that one does not hold"
+    )
     deepspeed: str | None = Field(None, description="a DeepSpeed JSON file, for ZeRO")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="trackers that receive every step of training, and a study's results"

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
 from lowtax.methods.loading import Methods
-from lowtax.models import loading
+from lowtax.models import layer_split, loading, quantised
 from lowtax.training.objective import unwrap
+from lowtax.training.settings import Execution
 from lowtax.training.zero_config import fill_sizes
 
 
@@ -40,8 +41,14 @@ def state_layout(acc: Accelerator) -> str:
     return f"{name} on {acc.num_processes} processes"
 
 
-def loader(acc: Accelerator) -> Callable[[str, str], PreTrainedModel]:
-    """Return the function that loads a model: for FSDP into the host's memory, where it is then sharded."""
+def loader(acc: Accelerator, over_gpus: bool = False) -> Callable[[str, str], PreTrainedModel]:
+    """Return the function that loads a model: for FSDP into the host's memory, where it is then sharded.
+
+    Args:
+        over_gpus: divide its layers over the GPUs of this process.
+    """
+    if over_gpus:
+        return layer_split.load_divided
     return partial(loading.load_model, on=torch.device("cpu") if acc.distributed_type == DistributedType.FSDP else None)
 
 
@@ -62,6 +69,27 @@ def require_supported(acc: Accelerator, methods: Methods, ref: str) -> None:
         )
     if methods and _in_float16(acc):
         raise UserError("Methods need adapters in float32, which float16 training rounds: set precision to bfloat16.")
+
+
+def require_dividable(acc: Accelerator, execution: Execution, methods: bool, precision: str) -> None:
+    """Check that training may divide the layers of a model over GPUs.
+
+    Raises:
+        UserError: Something else needs the whole model on one of them.
+    """
+    others = {
+        "DeepSpeed or FSDP": keeps_masters(acc),
+        "several processes": acc.num_processes > 1,
+        "methods that act in training": methods,
+        "execution.compile": execution.compile,
+        "execution.release_gradients": execution.release_gradients,
+        f"precision {precision}": precision in quantised.COMPUTED,
+    }
+    if names := [name for name, used in others.items() if used]:
+        raise UserError(
+            f"execution.layers_over_gpus divides one model over the GPUs of one process, and does not go with "
+            f"{' and '.join(names)}: leave one of them out."
+        )
 
 
 def _in_float16(acc: Accelerator) -> bool:

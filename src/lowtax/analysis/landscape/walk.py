@@ -40,6 +40,7 @@ from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import base as judges
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import judge_replies
+from lowtax.models import quantised
 from lowtax.models.adapters import check_adapter, check_base, fingerprint, is_adapter
 from lowtax.models.fingerprint import BEGUN, base_in, identity, record_base
 
@@ -174,6 +175,7 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply
     if not todo:
         return replies, measured
     say(f"sampling {len(todo[0].plan)} replies at each of {len(todo)} points")
+    quantised.refuse(ask.engine.precision, "A walk through weights", "set precision to bfloat16")
     engine = HF(ask.model, ask.engine.precision, ask.engine.batch_size)
     with beside(out / "adapters") as scratch:
         walk = Walk(engine, ask.slice, ask.adapter, ask.to, ask.engine.precision, scratch)

@@ -26,7 +26,7 @@ from lowtax.engines.base import Completion, Prompter, Request
 from lowtax.engines.hf.batch import Batch, Row, failed
 from lowtax.engines.hf.kv_cache import arguments, memory_of, use_grouped
 from lowtax.engines.hf.row_adapters import BASE, RowAdapters
-from lowtax.models import loading
+from lowtax.models import layer_split, loading
 from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.adapters import extras, is_zero, read_config
 
@@ -48,7 +48,7 @@ class HF:
         self.ref, self.batch_size = model, batch_size
         self.tokenizer = loading.load_tokenizer(model)
         self.prompter = Prompter(self.tokenizer)
-        self.model = loading.load_model(model, loading.precision(precision))
+        self.model = layer_split.load_where_it_fits(model, loading.precision(precision))
         use_grouped(self.model)
         # Every module with its place, so that the model can be as it was before an adapter.
         self.bare = [(p, name, child) for p in self.model.modules() for name, child in p.named_children()]

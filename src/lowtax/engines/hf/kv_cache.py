@@ -82,7 +82,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def batch_select_indices(self, indices: Tensor) -> None:
         """Reduce the cache to these rows, in this order."""
         if length := self.get_seq_length():
-            self._long = [states[indices] for states in self._long]
+            self._long = [states[indices.to(states.device)] for states in self._long]
             self._show(length)
 
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
@@ -107,8 +107,8 @@ class RoomyCache(DynamicCache):  # type: ignore[misc]
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
                 layer.reorder_cache(indices)  # of keys and values too, where the layer has them
-            else:
-                layer.batch_select_indices(indices)
+            elif layer.is_initialized:
+                layer.batch_select_indices(indices.to(layer.keys.device))  # of a model over several GPUs
 
     @classmethod
     def of(cls, caches: Sequence["RoomyCache"], parts: Sequence[tuple[Tensor, int]], width: int) -> "RoomyCache":
@@ -138,7 +138,7 @@ def _joined(parts: Sequence[tuple[RoomyLayer, Tensor, int]], width: int) -> Room
         for target, source in zip(joined._long, (layer.keys, layer.values), strict=True):
             begin = width - source.shape[2] + dropped
             target[at : at + len(rows), :, :begin] = 0
-            target[at : at + len(rows), :, begin:width] = source[rows, :, dropped:]
+            target[at : at + len(rows), :, begin:width] = source[rows.to(source.device), :, dropped:]
         at += len(rows)
     joined._show(width)
     return joined

@@ -75,6 +75,7 @@ class RowAdapters:
         for name, places in self.parts:
             if (factors := adapters.get(name)) is None:
                 continue
+            places = places if isinstance(places, slice) else places.to(x.device)  # of a layer on another GPU
             inputs = x[places].to(factors.a.dtype)
             update = linear(linear(inputs, factors.a), factors.b, factors.bias) * factors.scale
             if isinstance(places, slice):

@@ -26,7 +26,7 @@ from lowtax.data import chat
 from lowtax.engines.base import Completion, Prompt, Prompter, Request
 from lowtax.engines.vllm import adapters
 from lowtax.engines.vllm.startup import Server, require
-from lowtax.models import loading
+from lowtax.models import loading, quantised
 from lowtax.models.adapter_fit import fitted
 
 
@@ -47,6 +47,7 @@ class VLLM:
     """A model in vLLM, on as many GPUs as divide its attention heads. One call of `generate` at a time."""
 
     def __init__(self, model: str, precision: str, batch_size: int) -> None:
+        quantised.refuse(precision, *quantised.VLLM)
         require()
         self.ref, self.where = model, loading.resolve(model)
         if self.where.endswith(".gguf"):
