@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from small_study import run, write_recipe
-from worked import SMALL, Killer, by_workers, events, measured
+from worked import SMALL, Killer, by_workers, events, history, measured
 
 from lowtax.common.errors import Busy, UserError
 from lowtax.study import recipe, study
@@ -39,12 +39,6 @@ def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kinds(ids: Iterable[str]) -> Counter[str]:
     return Counter(id_.partition("/")[0] for id_ in ids)
-
-
-def history(out: Path) -> str:
-    """The units of a study as they came, for the message of a test that fails."""
-    lines = (f"{e['at']} {e['unit']} {e['state']} {e['worker']} {e.get('reason') or ''}" for e in events(out))
-    return "\n".join(["units.jsonl:", *lines])
 
 
 def test_workers_that_are_killed_in_every_stage_make_what_one_process_makes(one, tmp_path):
