@@ -54,6 +54,22 @@ def process_of(event: dict) -> int:
     return int(re.search(r"process (\d+)", event["worker"])[1])
 
 
+def under_way(lines: list[dict]) -> list[dict]:
+    """The lines with which the units began that have not ended."""
+    running: dict[str, dict] = {}
+    for event in lines:
+        running.pop(event["unit"], None)
+        if event["state"] == "begun":
+            running[event["unit"]] = event
+    return [*running.values()]
+
+
+def history(out: Path) -> str:
+    """The units of a study as they came, for the message of a test that fails."""
+    lines = (f"{e['at']} {e['unit']} {e['state']} {e['worker']} {e.get('reason') or ''}" for e in events(out))
+    return "\n".join(["units.jsonl:", *lines])
+
+
 class Killer(threading.Thread):
     """Kill the worker of the first unit of each of these kinds, a moment after it has begun."""
 

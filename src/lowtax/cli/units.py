@@ -72,18 +72,19 @@ def run(
     Raises:
         UserError: There are not enough GPUs, or Ray cannot be used.
     """
+    from lowtax.study import failing
+
     if workers is None and on is None:
         for option, value in {"--patience": patience, "--gpus-each": gpus_each}.items():
             if value is not None:
                 raise UserError(f"{option} is for workers: give --workers N or --on ray, too.")
-        study.run(train=train)
-        return None
-    from lowtax.study.units.driver import Driver, report_failed
+        return failing.report(study.run(train=train))
+    from lowtax.study.units.driver import Driver
     from lowtax.study.units.pools import open_pool
     from lowtax.study.units.scheduler import PATIENCE
 
     with stopping_in_order(), open_pool(workers, on, study.out, gpus_each or 1) as pool:
-        return report_failed(Driver(study, pool, patience or PATIENCE).run(train))
+        return failing.report(Driver(study, pool, patience or PATIENCE).run(train))
 
 
 @contextmanager

@@ -50,6 +50,7 @@ from lowtax.study import (
     arms,
     attacking,
     checks,
+    failing,
     limits,
     lineage,
     matched,
@@ -193,25 +194,27 @@ class Study:
 
     # --- train
 
-    def train(self, only: str | None = None) -> None:
-        """Train every arm, or one and those that it starts from, for every seed. Finished runs are skipped.
+    def train(self, only: str | None = None, goes_on: bool = False) -> None:
+        """Train every arm, or one and those that it starts from, trained or edited, for every seed.
 
-        Edited arms from which another one starts are made, too.
+        Args:
+            goes_on: record an arm that fails in `failed`, and train the others.
 
         Raises:
-            UserError: The folder holds a run with other settings.
+            UserError: The folder holds a run with other settings, or an arm fails.
         """
         jobs, unfinished = self.jobs(only)
         for arm in self._in_order(only):
             if arm not in self.recipe.arms:
                 with distributed.main_first():
-                    self.edit(arm)
+                    self.edit(arm, goes_on)
                 continue
-            for seed in self.recipe.seeds:
+            for seed in (seed for seed in self.recipe.seeds if (arm, seed) not in self.failed):
                 if (arm, seed) in unfinished:
                     say(f"training {arm}, seed {seed}")
                     self.say_penalty(arm)
-                loop.train(jobs[arm, seed], self.arm_folder(arm, seed))
+                with failing.recorded(self, "train", arm, seed, goes_on):
+                    loop.train(jobs[arm, seed], self.arm_folder(arm, seed))
 
     def _in_order(self, only: str | None) -> list[str]:
         """Return the arms to train, or one, after those that they start from, trained or edited."""
@@ -361,14 +364,15 @@ class Study:
 
     # --- edit
 
-    def edit(self, only: str | None = None) -> None:
+    def edit(self, only: str | None = None, goes_on: bool = False) -> None:
         """Make every edited arm, or one, for every seed. Finished ones are skipped.
 
         Raises:
-            UserError: The folder holds the result of other edits or of another training.
+            UserError: The folder holds the result of other edits or of another training, unless the others go on.
         """
         for plan in self.edit_plans(only):
-            plan.make(starts.base_of(self, plan.name, plan.seed), self.recipe.model)
+            with failing.recorded(self, "edit", plan.name, plan.seed, goes_on):
+                plan.make(starts.base_of(self, plan.name, plan.seed), self.recipe.model)
 
     def edit_plans(self, only: str | None = None) -> list[arms.EditPlan]:
         """Return the plans of all edited arms, or of one, for every seed."""
@@ -609,6 +613,8 @@ class Study:
     def run(self, train: bool = True) -> dict[str, Any]:
         """Run every stage, from the recipe to the picture, and return the table.
 
+        With several trainings, one that fails is recorded in the table (`failed`), and the others go on.
+
         Args:
             train: train what is not trained yet; else the checkpoints in the folder are measured, whatever the
                 recipe's settings of training are.
@@ -618,25 +624,27 @@ class Study:
         """
         began = time.perf_counter()
         self.check_run()
+        goes_on = len(self.recipe.arms) * len(self.recipe.seeds) > 1
         if train:
-            self.train()
+            self.train(goes_on=goes_on)
         else:
             self.write_recipe()
-        self.edit()
+        self.edit(goes_on=goes_on)
         self.warn()
-        self.sample([*self.reply_sheets().values(), *self.attack_sheets(), *self.answer_sheets().values()])
+        failing.sample_all(self, goes_on)
         self.converse()
         table = self.compare()
         self.write_card(time.perf_counter() - began)
         return table
 
     def check_run(self) -> None:
-        """Refuse a run that would only fail later, and say it if there is nothing to measure.
+        """Refuse a run that would only fail later, and say it if there is nothing to measure. No arm has failed yet.
 
         Raises:
             UserError: The recipe cannot be run, or the command runs in several processes.
         """
         _refuse_launch("run")
+        self.failed.clear()
         self.check()
         checks.require_tools(self.recipe)
         if (sentence := checks.nothing_to_do(self.recipe, self.out, "either")) is not None:

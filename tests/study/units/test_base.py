@@ -5,16 +5,21 @@ import pytest
 from lowtax.study.units.base import Group, cut, number_of_shares, sampling_size, share_ids
 
 
-def test_every_item_is_in_one_share_and_shares_are_about_equal():
-    items = [f"row {i}" for i in range(10_000)]
+def test_every_item_is_in_one_share_and_shares_are_equal():
+    items = [f"row {i}" for i in range(10_001)]
     shares = cut(items, 256, str)
-    assert len(shares) == 40
     assert sorted(item for share in shares for item in share) == sorted(items)
-    assert all(180 < len(share) < 330 for share in shares)  # five standard deviations around 250
+    assert {len(share) for share in shares} == {250, 251}
     assert all(share == sorted(share, key=items.index) for share in shares)
+    kinds = [sum(items.index(item) < 5000 for item in share) for share in shares]
+    assert all(75 < kind < 175 for kind in kinds)  # six standard deviations around half of 250
 
 
-def test_the_share_of_an_item_depends_on_its_key_and_the_number_of_items_alone():
+def test_no_share_is_empty_whatever_the_ids_are():
+    assert all(map(all, (cut([f"{n} {i}" for i in range(8)], 7, str) for n in range(500))))
+
+
+def test_the_share_of_an_item_depends_on_the_items_alone():
     items = [f"row {i}" for i in range(1000)]
     places = {item: n for n, share in enumerate(cut(items, 100, str)) for item in share}
     assert places == {item: n for n, share in enumerate(cut(items[::-1], 100, str)) for item in share}

@@ -1,23 +1,28 @@
 """A study on a Ray cluster of three nodes on this machine: killed workers, a removed node, and no shared folder.
 
-Minutes: `make test-ray` runs them.
+Minutes: `make test-ray` runs them; LOWTAX_RAY_KILLS is the number of random kills.
 """
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_study import run, write_recipe
-from worked import SMALL, Killer, by_workers, events, measured, process_of
+from worked import SMALL, Killer, by_workers, events, history, measured, process_of, under_way
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import Busy, UserError
+from lowtax.study import recipe, study
 
 ray = pytest.importorskip("ray", reason="the package ray is not installed: make test-ray")
 if not os.environ.get("LOWTAX_RAY"):
@@ -28,6 +33,8 @@ from ray.cluster_utils import Cluster as Nodes  # noqa: E402
 
 from lowtax.study.units.on_ray import Cluster  # noqa: E402
 
+KILLS = int(os.environ.get("LOWTAX_RAY_KILLS", "5"))
+KILLS_OF_A_STUDY = 6  # at most
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of Ray and its dependencies
 
 
@@ -55,6 +62,22 @@ def on(nodes: Any, out: Path, workers: int | None = 2, shared: bool = True) -> C
     return Cluster.connect(f"ray://{nodes.address}", workers, out, shared=shared)
 
 
+def command(nodes: Any, path: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A driver of its own, whose output is beside the study."""
+    words = ["-m", "lowtax", "run", path, "--out", out, "--on", f"ray://{nodes.address}", "--workers", "2"]
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *map(str, words)], stdout=log, stderr=log)
+
+
+def parent_of(process: int) -> int:
+    """The actor of a worker's process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def remove_a_node(nodes: Any) -> None:
+    nodes.remove_node(sorted(nodes.worker_nodes, key=lambda node: node.node_id)[-1], allow_graceful=False)
+
+
 def wait_for(out: Path, happened: Callable[[dict], bool]) -> None:
     until = time.monotonic() + 300
     while time.monotonic() < until and not any(map(happened, events(out))):
@@ -78,29 +101,38 @@ def test_workers_that_are_killed_in_every_stage(nodes, one, tmp_path):
 def test_a_driver_that_is_killed_and_repeated(nodes, one, tmp_path):
     path, expected = one
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "lowtax", "run", path, "--out", out, "--on", f"ray://{nodes.address}"]
-    driver = subprocess.Popen([*map(str, command), "--workers", "2"], stdout=subprocess.DEVNULL)
+    driver = command(nodes, path, out)
     wait_for(out, lambda event: event["unit"].startswith("sample/r1"))
+    with pytest.raises(Busy, match="Another lowtax process"), study.Study(recipe.load(path), out):
+        pass  # a second driver is refused
     driver.kill()
     driver.wait()
     by_workers(path, out, lambda: on(nodes, out))
-    assert measured(out) == expected
+    assert measured(out) == expected, history(out)
 
 
-def test_a_worker_that_never_returns(nodes, one, tmp_path):
+@pytest.mark.parametrize("who", ["worker", "actor"])
+def test_what_never_returns_loses_its_share(nodes, one, tmp_path, who):
     path, expected = one
-    out = tmp_path / "out"
+    out, stopped = tmp_path / "out", list[int]()
 
     def stop() -> None:
         wait_for(out, lambda event: event["unit"].startswith("sample/") and event["state"] == "begun")
-        begun = [event for event in events(out) if event["unit"].startswith("sample/")][-1]
-        os.kill(process_of(begun), signal.SIGSTOP)
+        process = process_of([event for event in events(out) if event["unit"].startswith("sample/")][-1])
+        stopped.append(process if who == "worker" else parent_of(process))
+        os.kill(stopped[0], signal.SIGSTOP)
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    by_workers(path, out, lambda: on(nodes, out), patience=40)
-    thread.join()
-    assert measured(out) == expected
+    try:
+        by_workers(path, out, lambda: on(nodes, out), patience=40)
+    finally:
+        thread.join()
+        with suppress(ProcessLookupError):
+            os.kill(stopped[0], signal.SIGCONT)
+    assert measured(out) == expected, history(out)
+    if who == "worker":  # an actor that is stopped between two units has none
+        assert any(event["reason"] == "no word for 40 s" for event in events(out)), history(out)
 
 
 def test_a_node_that_is_removed(nodes, one, tmp_path):
@@ -109,7 +141,7 @@ def test_a_node_that_is_removed(nodes, one, tmp_path):
 
     def remove() -> None:
         wait_for(out, lambda event: event["unit"].startswith("sample/"))
-        nodes.remove_node(sorted(nodes.worker_nodes, key=lambda node: node.node_id)[-1], allow_graceful=False)
+        remove_a_node(nodes)
 
     thread = threading.Thread(target=remove, daemon=True)
     thread.start()
@@ -125,3 +157,53 @@ def test_without_a_shared_folder_files_go_through_the_object_store(nodes, one, t
     by_workers(path, tmp_path / "out", lambda: on(nodes, tmp_path / "out", shared=False))
     assert measured(tmp_path / "out") == expected
     assert not list((tmp_path / "out").glob(".lowtax-*"))
+
+
+def kill(nodes: Any, driver: subprocess.Popen[bytes], event: dict, kind: str) -> None:
+    """Kill the worker of a unit that runs, its actor, a node, or the driver."""
+    if kind == "driver":
+        driver.kill()
+        driver.wait()
+    elif kind == "node":
+        remove_a_node(nodes)
+        nodes.add_node(num_cpus=1)
+    else:
+        process = process_of(event)
+        os.kill(process if kind == "worker" else parent_of(process), signal.SIGKILL)
+
+
+def disturbed(nodes: Any, path: Path, out: Path, dice: random.Random, most: int) -> Counter[str]:
+    """Run a study to its end with so many kills at most; return their kinds. No unit is killed three times."""
+    kills, since, losses = Counter[str](), 0, Counter[str]()
+    driver, due, until = command(nodes, path, out), 0.0, time.monotonic() + 1200
+    while (code := driver.poll()) is None:
+        assert time.monotonic() < until, history(out)
+        time.sleep(0.02)
+        running = under_way(events(out)[since:])
+        if kills.total() == most or time.monotonic() < due or not running:
+            continue
+        kind, event = dice.choice(["worker", "worker", "actor", "node", "driver"]), dice.choice(running)
+        if kind != "driver" and any(losses[each["unit"]] == 2 for each in running):
+            continue
+        losses.update(each["unit"] for each in running)
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
+            kill(nodes, driver, event, kind)
+            kills[kind] += 1
+        due = time.monotonic() + dice.uniform(0.1, 3)
+        if kind == "driver":
+            since, losses = len(events(out)), Counter[str]()
+            driver = command(nodes, path, out)
+    assert code == 0, out.with_suffix(".log").read_text()[-2000:] + history(out)
+    return kills
+
+
+def test_random_kills_of_workers_actors_nodes_and_drivers(nodes, one, tmp_path):
+    path, expected = one
+    dice, kills, studies = random.Random(20), Counter[str](), 0
+    while kills.total() < KILLS and studies < KILLS:
+        out, studies = tmp_path / f"out-{studies}", studies + 1
+        kills += disturbed(nodes, path, out, dice, min(KILLS_OF_A_STUDY, KILLS - kills.total()))
+        assert measured(out) == expected, history(out)
+        assert "failed" not in json.loads((out / "table.json").read_text())
+        print(f"{dict(kills)} in {studies} studies", flush=True)
+    assert kills.total() == KILLS

@@ -7,6 +7,7 @@ many rows is cut into shares by a hash of each row's id, so that shares do not d
 import hashlib
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 from lowtax.common.records import Row
@@ -14,8 +15,8 @@ from lowtax.common.records import Row
 T = TypeVar("T")
 Kind = Literal["answers", "train", "edit", "sample", "judge", "grade", "compare"]
 KINDS: tuple[Kind, ...] = ("answers", "train", "edit", "sample", "judge", "grade", "compare")
-REPLIES_AT_ONCE = 128  # requests of a share of sampling, at least: little is lost with a worker
-BATCHES_AT_ONCE = 4  # batches of a share, at least: the last one runs empty
+REPLIES_AT_ONCE = 128  # requests of a share of sampling, at most: little is lost with a worker
+BATCHES_AT_ONCE = 4  # batches of a share for large batches: the last one runs empty
 OF_SERVERS = 2048  # requests of a share, for engines that schedule them themselves
 TEXTS_AT_ONCE = 2048  # replies of a share of judging or grading
 SCHEDULING_ENGINES = ("vllm", "openai")
@@ -87,7 +88,7 @@ def sampling_size(engine: str, batch_size: int) -> int:
 
 
 def number_of_shares(items: int, size: int) -> int:
-    """Return into how many shares of about a size so many items are cut; 0 for none."""
+    """Return into how many shares of at most a size so many items are cut; 0 for none."""
     return -(-items // size)
 
 
@@ -98,16 +99,16 @@ def share_ids(prefix: str, shares: int) -> list[str]:
 
 
 def cut(items: Iterable[T], size: int, key: Callable[[T], str], first: Container[str] = ()) -> list[list[T]]:
-    """Return items in shares of about `size`; an item's share depends on its key and the number of all items alone.
+    """Return items in shares of the same size, or one item less, of at most `size`.
 
-    Keys are hashed, so shares differ in size by chance, and one may be empty. Within a share items keep their order.
+    Items are ordered by the hashes of their keys, and this order is divided, so that shares depend on the items alone
+    and each has some of every kind. Within a share items keep their order.
 
-    first: the keys of items that are in the first share.
+    first: the keys of items that come first, in the first share if it has room for them.
     """
     items = list(items)
-    shares: list[list[T]] = [[] for _ in range(number_of_shares(len(items), size))]
-    for item in items:
-        digest = hashlib.sha256(key(item).encode()).digest()
-        place = 0 if key(item) in first else int.from_bytes(digest[:8], "big") % len(shares)
-        shares[place].append(item)
-    return shares
+    hashes = [hashlib.sha256(key(item).encode()).digest() for item in items]
+    order = sorted(range(len(items)), key=lambda place: (key(items[place]) not in first, hashes[place]))
+    shares = number_of_shares(len(items), size)
+    ends = [len(items) * number // shares for number in range(shares + 1)] if shares else []
+    return [[items[place] for place in sorted(order[start:end])] for start, end in pairwise(ends)]

@@ -31,7 +31,7 @@ from lowtax.engines.sampling import (
 )
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import verdict_ids
-from lowtax.study import attacking, lineage
+from lowtax.study import attacking, failing, lineage
 from lowtax.study.arms import EditPlan, trained_subjects
 from lowtax.study.study import Study
 from lowtax.study.units import tasks
@@ -112,12 +112,8 @@ class Driver:
         """Leave an arm and seed out, with the edited arms that are made of it and the arms that start from it."""
         if owner != BASE:
             self.study.failed[owner] = reason
-        for plan in self._plans():
-            if plan.seed == owner[1] and owner[0] in plan.arm.made_of():
-                self.scheduler.fail((plan.name, plan.seed), f"{owner[0]}, which it is made of, failed")
-        for arm, settings in self.recipe.arms.items():
-            if lineage.parent_of(settings) == owner[0]:
-                self.scheduler.fail((arm, owner[1]), f"{owner[0]}, from which it starts, failed")
+            for arm, why in failing.dependents(self.recipe, owner[0]):
+                self.scheduler.fail((arm, owner[1]), why)
 
     # --- own answers and conversations: one unit each, since a request follows from the replies before
 
@@ -345,11 +341,3 @@ def _measuring(plan: Iterable[Ask]) -> set[str]:
 def _slim(ask: Ask) -> Ask:
     """Return a request without the other prompts of its sheet."""
     return replace(ask, sheet=replace(ask.sheet, prompts=[], columns={}))
-
-
-def report_failed(table: dict[str, Any]) -> str | None:
-    """Return the sentence about arms that failed; None if none did."""
-    if not (failed := table.get("failed")):
-        return None
-    names = ", ".join(f"{row['arm']} (seed {row['seed']})" for row in failed)
-    return f"{len(failed)} of the trainings, edits or measurements failed: {names}; repeat the command to try again."

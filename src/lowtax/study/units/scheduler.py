@@ -64,8 +64,8 @@ class Scheduler:
     patience: float = PATIENCE
     board: Board = field(default_factory=Board)
     failed: dict[Owner, str] = field(default_factory=dict)
-    scheduling: float = 0.0  # processor seconds of handing out units, of their messages and of the log
-    storing: float = 0.0  # processor seconds of storing results, and of planning what follows them
+    scheduling: float = 0.0  # processor seconds of handing out units, of their messages and of the log, in this thread
+    storing: float = 0.0  # the same of storing results, and of planning what follows them
     ended: int = 0  # units
     _free: dict[str, str] = field(default_factory=dict)  # worker -> what it has loaded
     _hosts: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Scheduler:
         """Do these units, and all that they make possible."""
         self._add(works)
         while self._ready or self._running:
-            began, stored = time.process_time(), self.storing
+            began, stored = time.thread_time(), self.storing
             self._hand_out()
             for worker, message in self.pool.poll(POLL):
                 self._hear(worker, message)
@@ -86,7 +86,7 @@ class Scheduler:
                 self._hand_out(min(kinds))  # no worker waits for the disk
                 self._store()
             self.board.show()
-            self.scheduling += time.process_time() - began - (self.storing - stored)
+            self.scheduling += time.thread_time() - began - (self.storing - stored)
 
     def fail(self, owner: Owner, reason: str) -> None:
         """Leave out an arm and seed: the units of it that are not begun are dropped."""
@@ -157,9 +157,9 @@ class Scheduler:
             work = running.work
             self.ended += 1
             if work.owner not in self.failed:
-                began = time.process_time()
+                began = time.thread_time()
                 new = list(work.store(result))
-                self.storing += time.process_time() - began
+                self.storing += time.thread_time() - began
                 self._add(new)
             self._write(work.id, "done", worker, running)
 
