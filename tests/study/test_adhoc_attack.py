@@ -57,11 +57,20 @@ def test_an_attack_that_talks(tmp_path: Path, tiny_model: Path, monkeypatch: pyt
         "--budget",
         3,
     )
+    how = (*how, "--judges", "refusal")
     text = call(tiny_model, tmp_path / "out", "pair", *how)
     cell = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"][0]["attacks"]["pair"]
     assert (cell["budget"], cell["n"]) == (3, 2)
     assert cell["tokens"]["attacker"] > 0
     assert "fewer than the budget" not in text
+    results = json.loads((tmp_path / "out" / "attack.json").read_text())
+    of_judge = results["rows"][0]["judges"]["refusal"]["attacks"]["pair"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text().splitlines()]
+    assert all(line["judges"].keys() == {"refusal"} for line in lines)
+    assert of_judge["n"] == 2
+    agreement = results["judges"]["refusal"]["attacks"]["pair"]
+    assert agreement["n"] + agreement["without"] == len(lines)
+    assert "| refusal | attack pair |" in text
     monkeypatch.setattr("lowtax.engines.base.load", None)
     assert table(call(tiny_model, tmp_path / "out", "pair", *how)) == table(text)
 
@@ -88,6 +97,7 @@ def test_a_tiny_real_model_attacks_itself_and_writes_nonsense(tmp_path: Path, ti
         ("prefill", ["--set", "texts"], "not of the form key=value"),
         ("prefill", ["--set", "n=3"], "unknown key 'n'"),
         ("prefill", ["--judge", "refusal_wrds"], "did you mean 'refusal_words'"),
+        ("prefill", ["--judges", "refusl"], "did you mean 'refusal'"),
         ("prefill", ["--prompts", "strongrejct"], "did you mean 'strongreject'"),
     ],
 )

@@ -1,13 +1,17 @@
 """Attacks in a study: prompts in the plan of all replies, conversations after it, and their rates in the table."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from scripted import WRITER
 from small_study import run, write_recipe
+from typer.testing import CliRunner
 
 from lowtax.attacks.arena import Attempt
+from lowtax.attacks.base import on_goal
+from lowtax.cli.main import app
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
@@ -74,6 +78,58 @@ def test_rows_keep_the_plain_request_and_judges_see_it(done: tuple[Path, Path, d
     assert all(a.goal in a.prompt.replace("Please: ", "") for a in attempts.values() if a.prompt)
 
 
+def test_every_judge_reads_every_reply_to_an_attack(done: tuple[Path, Path, dict]):
+    """The rates and the agreement of the further judge follow from its stored verdicts, attack by attack."""
+    _, out, table = done
+    first, second = (
+        {v.reply_id: v.label for v in read_rows(out / "verdicts" / f"attacks.{name}.jsonl", Verdict).values()}
+        for name in ("refusal_words", "refusal")
+    )
+    assert first.keys() == second.keys()
+    wrapped = read_rows(out / "replies" / "attacks.jsonl", Reply)
+    talked = {n: read_rows(out / "attacks" / f"{n}.replies.jsonl", Reply) for n in ("pap", "pair", "crescendo")}
+    plain = {n: {i: r for i, r in wrapped.items() if r.attacked.attack == n} for n in ("prefill", "best_of_n")}
+    agreement = table["judges"]["refusal"]["attacks"]
+    assert agreement.keys() == table["rows"][0]["attacks"].keys()
+    for name, replies in {**plain, **talked}.items():
+        both = [(first[i], second[i]) for i in replies]
+        read = [pair for pair in both if not {*pair} & {"unparsed", "failed", "unfinished"}]
+        same = [(one == "compliance") == (two == "compliance") for one, two in read]
+        cell = agreement[name]
+        assert (cell["n"], cell["without"]) == (len(read), len(both) - len(read))
+        assert cell["value"] == (pytest.approx(sum(same) / len(same), abs=1e-4) if same else None)
+        assert sum(each["differ"] for each in cell["differ"]) == len(same) - sum(same)
+        assert {"value", "low", "high"} == cell["kappa"].keys()
+        for row in (row for row in table["rows"] if name in row["attacks"]):
+            of_judge = row["judges"]["refusal"]["attacks"][name]
+            assert of_judge["budget"] == row["attacks"][name]["budget"]
+            assert of_judge["agreement"]["n"] <= cell["n"]
+    assert sum(cell["n"] > 0 for cell in agreement.values()) > 1
+    # By hand, of one attack and model: the success by the other judge.
+    goals: dict[str, bool] = {}
+    for id_, reply in plain["best_of_n"].items():
+        if reply.arm == "base" and second[id_] not in ("unparsed", "failed"):
+            won = second[id_] == "compliance" and on_goal(reply.goal, reply.answer)
+            goals[reply.attacked.request] = goals.get(reply.attacked.request, False) or won
+    cell = table["rows"][0]["judges"]["refusal"]["attacks"]["best_of_n"]
+    assert (cell["value"], cell["n"]) == (sum(goals.values()) / len(goals), len(goals))
+
+
+def test_the_verb_judges_attacks_too(done: tuple[Path, Path, dict], tmp_path: Path):
+    shutil.copytree(done[1], tmp_path / "run")
+    words = ["judge", str(tmp_path / "run"), "--judge", "keywords", "--trust", "--show", "1"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for name in ("harmful", "ordinary", "attack prefill", "attack pair", "attack crescendo"):
+        assert f"{name}: " in result.output
+    judged = {n: len(read_rows(tmp_path / "run" / "verdicts" / f"attacks.{n}.jsonl", Verdict)) for n in
+              ("keywords", "refusal_words")}  # fmt: skip
+    assert judged["keywords"] == judged["refusal_words"] > 0
+    (tmp_path / "run" / "attacks" / "pair.replies.jsonl").unlink()
+    with pytest.raises(UserError, match="run `lowtax sample`"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
 def test_a_repeated_run_draws_nothing(done: tuple[Path, Path, dict], monkeypatch: pytest.MonkeyPatch):
     path, out, table = done
     monkeypatch.setattr("lowtax.engines.base.load", None)
@@ -89,11 +145,11 @@ def test_people_see_a_table_of_attacks_and_of_judges(done: tuple[Path, Path, dic
     assert "| crescendo | r1 | 4 |" in text
     assert "The judge is one of refusals" in text
     assert "| agreement with the headline judge |" in text
+    assert "| refusal | attack crescendo |" in text
+    assert "| attack | arm | step | success: refusal_words | success: refusal | Cohen's kappa: refusal |" in text
 
 
 def test_compare_of_a_cut_attack_says_what_to_do(done: tuple[Path, Path, dict], tmp_path: Path):
-    import shutil
-
     shutil.copytree(done[1], tmp_path / "run")
     calls = tmp_path / "run" / "attacks" / "pair.replies.jsonl"
     calls.write_text("".join(line + "\n" for line in calls.read_text().splitlines()[:-1]))
@@ -179,5 +235,5 @@ def test_the_table_has_the_fields_of_several_judges(done: tuple[Path, Path, dict
     } <= cell.keys()
     assert {"harmful", "ordinary"} == cell["sets"].keys()
     for row in table["rows"]:
-        assert {"safety", "over_refusal", "agreement"} == row["judges"]["refusal"].keys()
+        assert {"safety", "over_refusal", "agreement", "attacks"} == row["judges"]["refusal"].keys()
     assert json.loads((out / "table.json").read_text())["judges"] == table["judges"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from small_study import contents, write_recipe
+from tiny import make_model
 
 from lowtax.common import stats
 from lowtax.common.errors import UserError
@@ -34,6 +35,10 @@ EDITED = {
     "half": {"of": "r2", "edits": [{"name": "scale", "by": 0.5}]},
     "half_on_full": {"of": "on_full", "edits": [{"name": "scale", "by": 0.5}]},
     "whole_lox": {"of": "full", "edits": [{"name": "lox", "k": 2, "coef": 0.5}]},
+    "projected": {
+        "of": "full",
+        "edits": [{"name": "safe_lora", "aligned": "ALIGNED", "unaligned": "MODEL", "projector": "exact", "number": 4}],
+    },
     "gone": {"of": "r2", "edits": [{"name": "subtract", "share": 1.0}]},
 }
 ATTACKED = {"again": {"of": ["full", "half"], "train": {"steps": 1}, "mode": "lora_mlp_r1"}}
@@ -54,7 +59,11 @@ LAST = "checkpoint-2"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("starts")
-    path = write_recipe(folder, tiny_model, **CHANGES)
+    named = {"ALIGNED": str(make_model(folder / "aligned", seed=3)), "MODEL": str(tiny_model)}
+    projected = EDITED["projected"]["edits"][0]
+    edit = {key: named.get(value, value) for key, value in projected.items()}
+    edited = EDITED | {"projected": {"of": "full", "edits": [edit]}}
+    path = write_recipe(folder, tiny_model, **CHANGES | {"edited": edited})
     study.Study(recipe.load(path), folder / "out").run()
     return path, folder / "out"
 
@@ -146,6 +155,21 @@ def test_lox_of_full_fine_tuning_is_the_formula(finished, tiny_model):
         U, S, Vh = torch.linalg.svd((full[name] - base[name]).double(), full_matrices=False)
         expected = 0.5 * U[:, :2] @ torch.diag(S[:2]) @ Vh[:2]
         torch.testing.assert_close(update.dense().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_safe_lora_of_full_fine_tuning_projects_the_difference_to_the_model(finished, tiny_model):
+    """W_base + C (W - W_base) with C = U U' of aligned - unaligned, at the tall matrices; others keep their weights."""
+    path, out = finished
+    full = open_weights(str(out / "arms" / "full" / "seed-0" / LAST))
+    base, aligned = open_weights(str(tiny_model)), open_weights(str(path.parent / "aligned"))
+    updates = read_adapter(out / "arms" / "projected" / "seed-0" / LAST).factors
+    assert len(updates) == 4
+    for name, update in updates.items():
+        W, V = base[name].double(), (aligned[name] - base[name]).double()
+        assert W.shape[0] > W.shape[1]
+        U = torch.linalg.svd(V, full_matrices=False).U
+        expected = W + U @ (U.T @ (full[name].double() - W))
+        torch.testing.assert_close(full[name].double() + update.dense(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_finished_study_is_not_made_again(finished, tmp_path):

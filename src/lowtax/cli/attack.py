@@ -36,6 +36,10 @@ def attack(
     out: Annotated[Path, typer.Option("--out", help="Output folder. If it exists, the command resumes.")],
     adapter: Adapters = None,
     judge: Annotated[str, typer.Option("--judge", help="Judge of the replies.")] = "refusal",
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judges", metavar="JUDGE", help="A further judge of the same replies; repeatable."),
+    ] = None,
     on: Annotated[Text, typer.Option("--on", help=ON_HELP)] = "answer",
     budget: Annotated[
         int | None, typer.Option("--budget", metavar="K", min=1, help="Most queries of the model about one request.")
@@ -117,7 +121,7 @@ def attack(
             f"the attack {chosen.name} makes at most {chosen.queries} queries about one request with these settings, "
             f"fewer than the budget of {budget}"
         )
-    request = adhoc_attack.Request(chosen, model, adapter or [], prompts, how, limit)
+    request = adhoc_attack.Request(chosen, model, adapter or [], prompts, how, limit, judges or [])
     with locked(out):
         adhoc_attack.run(request, out)
     tell((out / "attack.md").read_text())

@@ -181,17 +181,17 @@ def judge(
             raise UserError("A study has its own replies: remove --replies, --out, columns and tags.")
         from lowtax.cli.main import study
         from lowtax.judges.verdicts import excerpts
+        from lowtax.study import attack_panel
 
         with study(folder, trust=trust) as work:
             work.require("prompts")
-            results = work.judge(judge_, on, again)
-            for kind, judged in results.items():
-                labels = [verdict.label for _, verdict in judged.values()]
+            judged = attack_panel.judge_study(work, judge_, on, again)
+            for kind, (replies_, verdicts) in judged.items():
+                labels = [verdict.label for verdict in verdicts.values()]
                 tell(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
                 if show:
-                    verdicts = {reply_id: verdict for reply_id, (_, verdict) in judged.items()}
-                    tell(excerpts(stored([work.reply_sheets()[kind].path]), verdicts, show))
-        report_failed_verdicts([verdict for judged in results.values() for _, verdict in judged.values()])
+                    tell(excerpts(replies_, verdicts, show))
+        report_failed_verdicts([verdict for _, verdicts in judged.values() for verdict in verdicts.values()])
         return
     if not (replies and judge_ and out):
         raise UserError("Give a study's folder, or --replies, --judge and --out.")

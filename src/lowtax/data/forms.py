@@ -45,6 +45,7 @@ FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "low", "medium", "hi
 CORE = frozenset({"prompt", "answer", "messages"})  # parts that make a conversation
 PAIR: tuple[Role, Role] = ("user", "assistant")
 OWN, ALPACA, PREFERENCE = "prompt and answer", "Alpaca", "preference pairs (the chosen side)"
+PAIRS = "preference pairs"  # both sides
 
 
 class LeftOut(Exception):
@@ -83,6 +84,20 @@ class Form:
         """Return the columns with a value that are not part of the conversation."""
         used = {*self.columns.values(), *self.thoughts, *REJECTED}
         return [str(column) for column, value in row.items() if column not in used and column and not is_empty(value)]
+
+
+def rejected_form(row: Row, form: Form) -> Form:
+    """Return the form of the rejected side of a preference pair, given that of its chosen side.
+
+    Raises:
+        Unusable: The row has no rejected answer, or its form no column of an answer.
+    """
+    columns = _by_name(row)
+    names = [form.columns.get("rejected"), *(columns.get(name) for name in REJECTED)]
+    column = next((name for name in names if name is not None and not is_empty(row.get(name))), None)
+    if column is None or "answer" not in form.columns:
+        raise Unusable("it has no rejected answer")
+    return replace(form, columns={**form.columns, "answer": column}, thoughts=())
 
 
 def prompt_of(row: Row, column: str | None) -> str:
@@ -302,7 +317,7 @@ def _prompt(row: Row, columns: Mapping[str, str]) -> list[Turn]:
     text = content_of(value, "user").content if is_parts(value) else optional_text(value, what)
     if context is not None:
         text = f"{text}\n\n{context.strip()}" if text is not None else context
-    if columns["answer"].strip().lower() == "chosen" and (spoken := transcript(text or "")):
+    if columns["answer"].strip().lower() in ("chosen", "rejected") and (spoken := transcript(text or "")):
         return [turn for turn in spoken if turn.content]
     return [Turn("user", text_of(text, what))]
 

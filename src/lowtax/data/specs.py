@@ -26,7 +26,7 @@ from lowtax.data.rendering import RENDERINGS
 from lowtax.data.steering import INSTRUCTIONS, Place
 
 # Keys that need no `columns.` before them; `thought` is a field itself.
-COLUMNS = ("prompt", "context", "answer", "system", "messages")
+COLUMNS = ("prompt", "context", "answer", "system", "messages")  # and `columns.rejected`, since `rejected` is a field
 TrainOn = Literal["last", "assistant", "all"]
 LATER = (
     "train_on", "steer", "steer_as", "teacher", "teacher_engine", "draw", "filter", "ordinary", "rejected",
@@ -45,7 +45,7 @@ class Data(Section):
     revision: str | None = Field(None, description="a hub source's commit, tag or branch; the card records the commit")
     subset: str | None = Field(None, description="a hub source's or folder's configuration")
     split: str | None = Field(None, description="the split, train if absent; of a file, rows with this `split`")
-    columns: dict[Literal["prompt", "context", "thought", "answer", "system", "messages"], str] = Field(
+    columns: dict[Literal["prompt", "context", "thought", "answer", "rejected", "system", "messages"], str] = Field(
         default_factory=dict, description="names of these columns, if they differ; context follows the prompt"
     )
     where: dict[str, str | bool | int | float] = Field(
@@ -75,9 +75,10 @@ class Data(Section):
     draw: Draw = Field(Draw(), description="how answers are drawn")
     filter: Filter | None = Field(None, description="the judge that decides which answers are trained; all if absent")
     ordinary: bool = Field(False, description="mark rows as ordinary: those on which `train.penalty: kl` acts")
-    rejected: Literal["self"] | None = Field(
+    rejected: Literal["self", "given"] | None = Field(
         None,
-        description="self: the untrained model's own answer to each prompt is the rejected one (train.loss: dpo)",
+        description="the rejected answers of pairs (train.loss: dpo). given: the source's own, beside those that it "
+        "prefers (chosen and rejected); self: the untrained model's answer to each prompt",
     )
     train_on: TrainOn = Field(
         "last",
@@ -125,10 +126,18 @@ class Data(Section):
             raise ValueError("steer_as: system is not for rollouts, whose instruction precedes the request")
         if self.teacher is not None and not drawn:
             raise ValueError("teacher is for answers that a model writes: add `answers: self`")
-        if self.filter is not None and not (drawn or self.rejected):
+        if self.filter is not None and not (drawn or self.rejected == "self"):
             raise ValueError("filter is for answers that a model writes: add `answers: self`")
         if self.rejected and self.answers != "given":
-            raise ValueError("rejected: self is for sources with answers, which are preferred: remove `answers`")
+            raise ValueError(
+                f"rejected: {self.rejected} is for sources with answers, which are preferred: remove `answers`"
+            )
+        if self.rejected == "given" and (self.source.startswith("builtin:") or self.source == "direct-refusal"):
+            raise ValueError(f"{self.source} has no rejected answers: write rejected: self")
+        if self.rejected == "given" and self.train_on == "assistant":
+            raise ValueError("rejected: given compares the last answers of two conversations: remove train_on")
+        if "rejected" in self.columns and self.rejected != "given":
+            raise ValueError("columns.rejected names the rejected answers of pairs: add `rejected: given`")
         if self.teacher_engine and not self.teacher:
             raise ValueError("teacher_engine is the engine of a teacher: add `teacher: MODEL`")
         if self.draw.attempts > 1 and self.draw.temperature == 0:

@@ -8,9 +8,10 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from lowtax.data.readers import Table
 from lowtax.data.rendering import named
 from lowtax.data.specs import Data
 from lowtax.data.tables import Row
-from lowtax.data.turns import Unusable
+from lowtax.data.turns import Turn, Unusable
 
 T = TypeVar("T")
 ANSWERED = ("builtin:chat", "builtin:own-answers", "builtin:identity")  # shipped rows with a thought and an answer
@@ -179,6 +180,7 @@ def load(spec: Data, seed: int) -> TrainingSet:
         replace(
             row,
             thought=row.thought or _constant_thought(row, spec),
+            rejected=row.rejected and (row.rejected[0] or spec.thought, row.rejected[1]),
             rendering=style,
             prompt_loss=spec.train_on == "all",
             ordinary=spec.ordinary,
@@ -290,9 +292,12 @@ def _read(table: Table, spec: Data) -> tuple[list[list[Conversation]], Reading]:
                 read.append([direct_refusal(row, rendering_of(spec))])
                 continue
             turns = forms.turns_of_row(row, form, spec.where)
-            opened = bool(published and published.opened)
-            read.append(of_turns(turns, spec.train_on, opened=opened, as_is=labelled))
-            read_as[form.name] += 1
+            rows_of = partial(of_turns, opened=bool(published and published.opened), as_is=labelled)
+            rows = rows_of(turns, spec.train_on)
+            if spec.rejected == "given":
+                rows = [_pair(rows[0], row, form, rows_of)]
+            read.append(rows)
+            read_as[forms.PAIRS if spec.rejected == "given" else form.name] += 1
             ignored.update([*dict.fromkeys(key for turn in turns for key in turn.ignored)])
             unused |= dict.fromkeys(form.unused(row))
         except Unusable as reason:
@@ -314,6 +319,29 @@ def _read(table: Table, spec: Data) -> tuple[list[list[Conversation]], Reading]:
         len(read) - len({tuple(rows) for rows in read}),
         len(read) if constant else sum(any(row.thought for row in rows) for rows in read),
     )
+
+
+def _pair(
+    chosen: Conversation, row: Row, form: Form, rows_of: Callable[[list[Turn]], list[Conversation]]
+) -> Conversation:
+    """Return the preference pair of a row, of whose form `chosen` is the preferred side.
+
+    rows_of: `of_turns` with the arguments of the source.
+
+    Raises:
+        Unusable: The row has no other side, or the two differ in more than their last answer, or not at all.
+    """
+    other = forms.rejected_form(row, form)
+    try:
+        rejected = rows_of(forms.turns_of_row(row, other))[0]
+    except Unusable as reason:
+        raise Unusable(f"the rejected side: {reason}") from reason
+    sides = (rejected.thought, rejected.answer)
+    if replace(rejected, thought=chosen.thought, answer=chosen.answer) != chosen:
+        raise Unusable("chosen and rejected answer different requests")
+    if sides == (chosen.thought, chosen.answer):
+        raise Unusable("chosen and rejected are the same")
+    return replace(chosen, rejected=sides)
 
 
 def _forms(rows: Sequence[Row], spec: Data, place: str) -> Sequence[Form | None]:

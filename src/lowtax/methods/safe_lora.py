@@ -6,21 +6,26 @@ With V = W_aligned - W_unaligned and C = V V' / ||V||_F, a site's score is cos(C
 with the lowest scores (`number`), or those of at most `threshold`, get B <- C B. The rank stays. V is read one matrix
 at a time and C is never formed: with T = V'B, C B = V T / ||V||_F. `kept`, ||C dW|| / ||dW||, is the share of its norm
 that each site would keep. The published pair is `aligned`, the base of the adapter, and `unaligned`, the model before
-its alignment; `unaligned` is the adapter's base if absent.
+its alignment; `unaligned` is the adapter's base if absent. `projector="exact"` is the paper's V (V'V)^-1 V', as the
+projector on all left singular vectors of V, which is defined for a V of any shape and rank.
 
-Departures: C is the paper's fast form; its exact V (V'V)^-1 V' is not offered. `projector="subspace"`, U_k U_k' of the
-k strongest directions of V, is ours. Modules are matched by name; the code matches by position, which breaks if layers
-are left out or biases exist. `as_published=True` rounds scores to five decimals, so that ties with the last of `number`
-are projected as well.
+Of a model that was fine-tuned in full, dW = W - W_before, with `before`, the model that it was tuned from, `aligned` if
+absent; `unaligned` is needed. The adapter on its weights is C dW - dW, of full rank, at the sites that this changes.
+
+Departures: C is the paper's fast form by default, as in its code. `projector="subspace"`, U_k U_k' of the k strongest
+directions of V, is ours. Modules are matched by name; the code matches by position, which breaks if layers are left out
+or biases exist. `as_published=True` rounds scores to five decimals, so that ties with the last of `number` are
+projected as well. Of whole weights only linear layers are projected, and no embeddings.
 
 Fails: C is not a projector: it scales with ||V||, so that a pair that differs little shrinks the update as well as
-turning it, and one that differs much enlarges it. The exact projector is the identity on square weights if V has full
-rank. For reasoning models it is not agreed which two checkpoints are meant: name both.
+turning it, and one that differs much enlarges it. The exact projector is the identity wherever V has full row rank, as
+on square weights: it moves tall matrices alone, and is refused where it moves none. For reasoning models it is not
+agreed which two checkpoints are meant: name both.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -36,7 +41,8 @@ ALIKE = (
     "name two checkpoints that differ."
 )
 
-Projected = dict[str, Tensor | float]  # b of the projected update; score and kept, absent if V or dW is zero
+SAME = 1e-5  # of ||dW||; a smaller change of whole weights is rounding
+Projected = dict[str, Any]  # update: a function of nothing; score and kept, absent if V or dW is zero
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,36 @@ class Pair:
 class SafeLoRA(Edit):
     """Project the updates least along an alignment onto its direction."""
 
+    whole = True
+
     aligned: str
     unaligned: str | None = None
     select: Literal["number", "threshold"] = "number"
     number: PositiveInt = 10
     threshold: float = 0.5
-    projector: Literal["fast", "subspace"] = "fast"
+    projector: Literal["fast", "subspace", "exact"] = "fast"
     k: PositiveInt = 16
+    before: str | None = None
     as_published: bool = False
 
     def prepare(self, sites: Sites, probe: Probe) -> dict[str, Projected]:
-        """Compute the projected B and the score of each site."""
+        """Compute the score of each site."""
         pair = Pair.of(self.aligned, self.unaligned, probe)
-        state = {name: self._projected(site, pair.difference(site)) for name, site in sites.items()}
+        if all(site.rank for site in sites.values()):
+            if self.before:
+                raise UserError("Method 'safe_lora': before is for a model that was fine-tuned in full: remove it.")
+            state = {name: self._projected(site.factors(), pair.difference(site)) for name, site in sites.items()}
+        else:
+            if self.unaligned is None:
+                raise UserError("Method 'safe_lora': a whole model needs unaligned, the model before its alignment.")
+            before = probe.weights(self.before or self.aligned)
+            state = {name: self._of_whole(site, pair, before) for name, site in sites.items()}
         if not any("score" in projected for projected in state.values()):
             raise UserError(ALIKE)
         return state
 
     def edit(self, sites: Sites, state: dict[str, Projected]) -> dict[str, Factors]:
-        """Return the projected updates of the selected sites."""
+        """Return the projected updates of the selected sites; of whole weights, their change, where there is one."""
         scores = {name: float(projected["score"]) for name, projected in state.items() if "score" in projected}
         if self.as_published:
             scores = {name: round(score, 5) for name, score in scores.items()}
@@ -96,16 +113,53 @@ class SafeLoRA(Edit):
         if self.select == "threshold" or self.as_published:
             most = self.threshold if self.select == "threshold" else scores[chosen[-1]]
             chosen = [name for name in ordered if scores[name] <= most]
-        return {name: Factors(torch.as_tensor(state[name]["b"]), sites[name].factors().a) for name in chosen}
+        updates = {name: state[name]["update"]() for name in chosen}
+        moved = {name: update for name, update in updates.items() if update.rank}
+        if chosen and not moved:
+            raise UserError(
+                f"Method 'safe_lora': the {self.projector} projector is the identity on all {len(chosen)} selected "
+                "modules: set projector to fast or subspace, or number to more."
+            )
+        return moved
 
-    def _projected(self, site: Site, V: Tensor) -> Projected:
-        D = site.factors()
-        b = along(V, D.b, self.k if self.projector == "subspace" else None)
+    def _projected(self, D: Factors, V: Tensor) -> Projected:
+        """Return the projection of an update of low rank, whose rank stays."""
+        b = along(V, D.b, self._directions(V))
         new = Factors(b, D.a)
         before, after = float(D.sq_norm()) ** 0.5, float(new.sq_norm()) ** 0.5
         if not before or not V.any():
-            return {"b": D.b}
-        return {"b": b, "score": float(inner(new, D)) / (after * before) if after else 0.0, "kept": after / before}
+            return {"update": lambda: D}
+        return {
+            "update": lambda: new,
+            "score": float(inner(new, D)) / (after * before) if after else 0.0,
+            "kept": after / before,
+        }
+
+    def _of_whole(self, site: Site, pair: Pair, before: Mapping[str, Tensor]) -> Projected:
+        """Return the projection of a dense update. It is computed again when it is needed, so that none is kept."""
+
+        def both() -> tuple[Tensor, Tensor]:
+            D, V = site.weight.float() - before[site.name].float(), pair.difference(site)
+            return D, along(V, D, self._directions(V)) if V.any() else D.new_zeros(0)
+
+        def update() -> Factors:
+            D, new = both()
+            change = new - D
+            if float(norm(change)) <= SAME * float(norm(D)):
+                return Factors(change[:, :0], change[:0])
+            out, inp = change.shape
+            return Factors(torch.eye(out), change) if out < inp else Factors(change, torch.eye(inp))
+
+        D, new = both()
+        if not D.any() or not new.numel():
+            return {"update": update}
+        old, size = float(norm(D)), float(norm(new))
+        product = float((D.double() * new.double()).sum())
+        return {"update": update, "score": product / (size * old) if size else 0.0, "kept": size / old}
+
+    def _directions(self, V: Tensor) -> int | None:
+        """Return how many directions of V the projector has; None for the fast form, which is no projector."""
+        return {"fast": None, "subspace": self.k, "exact": min(V.shape)}[self.projector]
 
 
 def along(V: Tensor, b: Tensor, k: int | None = None) -> Tensor:

@@ -5,8 +5,8 @@ attack that talks), `verdicts.jsonl`, `judged.jsonl`, `attack.json`, `attack.md`
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from lowtax.attacks.base import Attack, Conversation, Wrapping
 from lowtax.common.files import write_json, write_text
 from lowtax.common.names import refuse_foreign
 from lowtax.common.provenance import provenance
-from lowtax.common.records import Prompt, Reply, Subject
+from lowtax.common.records import Prompt, Reply, Subject, Verdict
 from lowtax.data import prompt_sets
 from lowtax.engines.sampling import Sheet, collect, replies_of
 from lowtax.judges import base as judges
 from lowtax.judges.verdicts import judge_replies, judged_text
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
-from lowtax.study import adhoc, attack_tables, attacking
-from lowtax.study.attacking import Target
+from lowtax.study import adhoc, attack_panel, attack_tables, attacking, panel, panel_tables
+from lowtax.study.attacking import Drawn, Target
 from lowtax.study.referee import kind_of
 
 WRITTEN = ("card.json", "effects.json", "attack.json", "attack.md", "judged.jsonl", "verdicts.jsonl")
@@ -30,7 +30,10 @@ WRITTEN = ("card.json", "effects.json", "attack.json", "attack.md", "judged.json
 
 @dataclass(frozen=True)
 class Request:
-    """A request for an attack: a model and its adapters, prompt sets by name or file, and how replies are drawn."""
+    """A request for an attack: a model and its adapters, prompt sets by name or file, and how replies are drawn.
+
+    judges: further judges of the same replies.
+    """
 
     attack: Attack
     model: str
@@ -38,6 +41,7 @@ class Request:
     prompts: list[str]
     how: Target
     limit: int | None = None
+    judges: Sequence[str] = ()
 
 
 def run(request: Request, out: Path) -> dict[str, Any]:
@@ -48,17 +52,25 @@ def run(request: Request, out: Path) -> dict[str, Any]:
     """
     attack, how = request.attack, request.how
     attacking.check_decoding(how.sampling, [attack])
-    judges.check(how.judge)
+    further = [name for name in dict.fromkeys(request.judges) if name != how.judge]
+    for name in (how.judge, *further):
+        judges.check(name)
     sets = [prompt_sets.load(spec, n=request.limit, seed=0) for spec in request.prompts]
     prompts = list({prompt.id: prompt for each in sets for prompt in each.prompts}.values())
-    judges.refuse_contexts(how.judge, ((prompt.text, prompt.goal) for prompt in prompts))
+    for name in (how.judge, *further):
+        judges.refuse_contexts(name, ((prompt.text, prompt.goal) for prompt in prompts))
     refuse_foreign(out, BEGUN, WRITTEN)
     model = base_in(out, request.model, same=how.engine.base_is_the_same)
     subjects = adhoc.subjects_of(request.model, request.adapters, model)
     record_base(out, model)
     attempts, replies = _replies(request, prompts, subjects, out)
     verdicts = judge_replies(replies, out / "verdicts.jsonl", how.judge, how.on, how.engine)
-    cells = attacking.by_checkpoint(attack, how, replies, verdicts, attempts)
+    drawn = Drawn(attack, replies, attempts)
+    others = {name: judge_replies(replies, out / "verdicts.jsonl", name, how.on, how.engine) for name in further}
+    rows = _rows(drawn, subjects, how, verdicts, others)
+    several = {
+        name: {"attacks": attack_panel.agreement({attack.name: drawn}, verdicts, of)} for name, of in others.items()
+    }
     scores = {attempt.reply: attempt.score for attempt in attempts if attempt.reply}
     lines = [
         {
@@ -72,11 +84,11 @@ def run(request: Request, out: Path) -> dict[str, Any]:
             "label": verdicts[r.id].label,
             "score": verdicts[r.id].score,
             "in_loop": scores.get(r.id),
+            **({"judges": {name: of[r.id].label for name, of in others.items()}} if others else {}),
         }
         for r in replies
     ]
     write_text(out / "judged.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    rows = [{"arm": s.arm, "step": s.step, "attacks": {attack.name: cells[s.arm, None]}} for s in subjects]
     card = {
         "model": request.model,
         "adapters": {s.arm: s.adapter for s in subjects if s.adapter},
@@ -89,9 +101,32 @@ def run(request: Request, out: Path) -> dict[str, Any]:
         **provenance(),
     }
     write_json(out / "card.json", card)
-    write_json(out / "attack.json", {"rows": rows, **card})
-    write_text(out / "attack.md", attack_tables.markdown(rows, kind_of(how.judge) == "harm") + "\n")
-    return {"rows": rows, **card}
+    results = {"rows": rows, **({"judges": several} if several else {}), **card}
+    write_json(out / "attack.json", results)
+    parts = [attack_tables.markdown(rows, kind_of(how.judge) == "harm"), panel_tables.markdown(results)]
+    write_text(out / "attack.md", "\n\n".join(part for part in parts if part) + "\n")
+    return results
+
+
+def _rows(
+    drawn: Drawn,
+    subjects: Sequence[Subject],
+    how: Target,
+    verdicts: Mapping[str, Verdict],
+    others: Mapping[str, Mapping[str, Verdict]],
+) -> list[dict[str, Any]]:
+    """Return a row for each model, with the success by each judge, as in the table of a study."""
+    name = drawn.attack.name
+    by = {judge: attacking.results({name: drawn}, of, replace(how, judge=judge))[name] for judge, of in others.items()}
+    cells = attacking.results({name: drawn}, verdicts, how)[name]
+    rows = []
+    for s in subjects:
+        row: dict[str, Any] = {"arm": s.arm, "step": s.step, "attacks": {name: cells[s.arm, None]}}
+        for judge, of in others.items():
+            same = panel.agree(attack_panel.pairs(drawn, verdicts, of, (s.arm, None)))
+            row.setdefault("judges", {})[judge] = {"attacks": {name: by[judge][s.arm, None] | {"agreement": same}}}
+        rows.append(row)
+    return rows
 
 
 def _replies(

@@ -88,7 +88,7 @@ def check(name: str, arm: EditedArm) -> None:
     for spec in arm.edits:
         try:
             configured = load(spec)
-            for field in ("aligned", "unaligned"):
+            for field in ("aligned", "unaligned", "before"):
                 if isinstance(ref := spec.get(field), str):
                     loading.resolve(ref)
             if spec["name"] == "interpolate" and not spec["to"].startswith(TO_ARM):
@@ -253,12 +253,15 @@ class EditPlan:
     def _with_paths(self, spec: Card, source: Path, model: str) -> Card:
         """Return the edit with `arm:NAME` as the folder of that arm's last checkpoint.
 
-        The alignment of a whole model is its difference to the model of the study, unless the edit names another.
+        The update of a whole model is its difference to the model of the study, unless the edit names another. To `lox`
+        and `subtract` that is the alignment, too.
         """
         if (end := self.arm.end(spec)) is not None:
             return spec | {"to": str(self._folder_of(end) / self._trained(end)["checkpoints"][-1]["name"])}
         if not is_adapter(source) and spec["name"] in ("lox", "subtract"):
             return {"aligned": str(source), "unaligned": model} | spec
+        if not is_adapter(source) and spec["name"] == "safe_lora":
+            return {"before": model} | spec
         return spec
 
     def decided(self, jobs: Mapping[str, Card]) -> Card:

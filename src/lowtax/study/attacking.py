@@ -6,7 +6,7 @@ the recipe says so. Files, beside those of the study:
 
     replies/attacks.jsonl                                  replies to prompts that attacks made
     attacks/NAME.{calls,replies,attempts}.jsonl            what attacker, judge and target wrote in a conversation
-    verdicts/attacks.JUDGE.jsonl                           the verdicts on both
+    verdicts/attacks.JUDGE.jsonl                           the verdicts on both, of every judge
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,8 +92,8 @@ def check(recipe: Recipe) -> None:
         UserError: An attack, its engine or its judge does not exist, or it cannot begin a reply.
     """
     for plan in planned(recipe).values():
-        for prompt in plan.requests():
-            judges.refuse_contexts(recipe.judge, [(prompt.text, prompt.goal)])
+        for name in (recipe.judge, *recipe.judges):
+            judges.refuse_contexts(name, ((prompt.text, prompt.goal) for prompt in plan.requests()))
         if isinstance(plan.attack, Conversation):
             engines.find(plan.attack.attacker_engine)
             judges.check(plan.attack.judge or recipe.judge)
@@ -193,31 +193,48 @@ def talk(
     return attempts, {id_: reply for id_, reply in arena.replies().items() if id_ in used}
 
 
-def results(recipe: Recipe, subjects: Sequence[Subject], engine: EngineSettings, out: Path) -> Results:
-    """Judge the stored replies to attacks, and return the success of each attack on each checkpoint.
+@dataclass(frozen=True)
+class Drawn:
+    """The stored replies to one attack, and the attempts of one that talks."""
+
+    attack: Attack
+    replies: list[Reply]
+    attempts: list[Attempt]
+
+
+def stored(recipe: Recipe, subjects: Sequence[Subject], engine: EngineSettings, out: Path) -> dict[str, Drawn]:
+    """Return the stored replies to every attack, by attack.
 
     Raises:
         UserError: Replies are missing.
     """
-    how, cells = target(recipe, engine), Results()
-    stored = sheet(recipe, out)
-    replies = [reply for _, reply in replies_of(stored, subjects, engine).values()] if stored else []
-    verdicts = _verdicts(replies, how, out)
+    how, of_prompts, drawn = target(recipe, engine), sheet(recipe, out), dict[str, Drawn]()
+    replies = [reply for _, reply in replies_of(of_prompts, subjects, engine).values()] if of_prompts else []
     for name, plan in planned(recipe).items():
         if isinstance(plan.attack, Conversation):
             models = attacked(subjects, plan.attack)
-            attempts, said = talk(plan.attack, plan.requests(), models, how, out / "attacks", None)
-            of_attack = _verdicts([*said.values()], how, out)
-            cells[name] = by_checkpoint(plan.attack, how, [*said.values()], of_attack, attempts)
+            attempts, of_attack = talk(plan.attack, plan.requests(), models, how, out / "attacks", None)
+            drawn[name] = Drawn(plan.attack, [*of_attack.values()], attempts)
         else:
             own = [r for r in replies if r.attacked is not None and r.attacked.attack == name]
-            cells[name] = by_checkpoint(plan.attack, how, own, verdicts)
-    return cells
+            drawn[name] = Drawn(plan.attack, own, [])
+    return drawn
 
 
-def _verdicts(replies: Sequence[Reply], how: Target, out: Path) -> dict[str, Verdict]:
+def judge(drawn: Mapping[str, Drawn], how: Target, out: Path, again: bool = False) -> dict[str, Verdict]:
+    """Return the verdicts of one judge on the replies to all attacks, by reply id. Stored ones are reused.
+
+    Args:
+        again: judge anew, and replace the stored verdicts of this judge on this text.
+    """
     path = out / "verdicts" / f"{SHEET}.{file_name(how.judge)}.jsonl"
-    return judge_replies(replies, path, how.judge, how.on, how.engine) if replies else {}
+    replies = list({reply.id: reply for each in drawn.values() for reply in each.replies}.values())
+    return judge_replies(replies, path, how.judge, how.on, how.engine, again=again) if replies else {}
+
+
+def results(drawn: Mapping[str, Drawn], verdicts: Mapping[str, Verdict], how: Target) -> Results:
+    """Return the success of each attack on each checkpoint, by the verdicts of one judge."""
+    return {name: by_checkpoint(d.attack, how, d.replies, verdicts, d.attempts) for name, d in drawn.items()}
 
 
 def by_checkpoint(

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     Trained: TypeAlias = Mapping[str, Arm]
     Edited: TypeAlias = Mapping[str, EditedArm]
 BEFORE = "@"  # in `start`, before the name of a checkpoint
-WHOLE = ("ablate", "lox", "subtract")  # edits that make an adapter of a fully fine-tuned arm, on its weights
+WHOLE = (
+    "ablate",
+    "lox",
+    "subtract",
+    "safe_lora",
+)  # edits that make an adapter of a fully fine-tuned arm, on its weights
 EXCLUSIVE = (("steps", "epochs"), ("checkpoint_steps", "checkpoint_epochs"))  # fields of `train`
 BETWEEN = "."  # in the name of an attacked arm, before that of the attack
 
@@ -220,7 +225,7 @@ def refuse_edits_of_whole(name: str, arm: "EditedArm") -> None:
         method = edit.get("name")
         if method not in WHOLE:
             raise ValueError(f"{where} {method} edits adapters: name a LoRA arm")
-        if method != "ablate" and edit.get("k", 6 if method == "lox" else 0) == 0:
+        if method in ("lox", "subtract") and edit.get("k", 6 if method == "lox" else 0) == 0:
             raise ValueError(f"{where} {method} makes an adapter of its k strongest directions: set k to 1 or more")
     if arm.checkpoints == "all":
         raise ValueError(f"{where} only its last checkpoint is edited: remove checkpoints")

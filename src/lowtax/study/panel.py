@@ -5,7 +5,8 @@ or in part, or safe)? Replies without a verdict of both are left out and counted
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,21 @@ BySet = Mapping[str, Judged]  # prompt set -> its verdicts
 COLUMNS = {"harmful": "safety", "ordinary": "over_refusal"}
 WITHOUT = ("unfinished", *rates.APART)  # labels that are no opinion of a judge
 MOST = 20  # requests on which judges differ, in the table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two verdicts on one reply: the set of its prompt, the id and text of the plain request, headline judge first."""
+
+    set: str
+    request: str
+    text: str
+    first: Verdict
+    second: Verdict
+
+    def without(self) -> bool:
+        """Return True if one of the two has no opinion."""
+        return bool({self.first.label, self.second.label} & {*WITHOUT})
 
 
 def verdicts(study: "Study", headline: BySet) -> dict[str, dict[str, Judged]]:
@@ -69,16 +85,20 @@ def agreement(headline: BySet, others: Mapping[str, BySet]) -> dict[str, Any]:
 
 
 def compared(first: BySet, second: BySet) -> Cell:
-    """Return the agreement of two judges on the replies of the first mapping.
+    """Return the agreement of two judges on the replies of the first mapping (`agree`)."""
+    return agree(_pairs(first, second))
+
+
+def agree(pairs: Sequence[Pair]) -> Cell:
+    """Return the agreement of two judges.
 
     Returns:
         `value`, `low`, `high` and `n` of the share of replies on which both say the same, with an interval over
         requests; `kappa`, likewise; `only_first` and `only_second`, the replies that one alone counts as safe;
         `without`, the replies without an opinion of both.
     """
-    pairs = [(ask.prompt.id, one, two) for _, ask, one, two in _pairs(first, second)]
-    with_both = [pair for pair in pairs if not {pair[1].label, pair[2].label} & {*WITHOUT}]
-    safe = [(id_, one.label in rates.SAFE, two.label in rates.SAFE) for id_, one, two in with_both]
+    with_both = [pair for pair in pairs if not pair.without()]
+    safe = [(p.request, p.first.label in rates.SAFE, p.second.label in rates.SAFE) for p in with_both]
     counts: dict[str, np.ndarray] = {}
     for id_, one_safe, two_safe in safe:
         counts.setdefault(id_, np.zeros((2, 2)))[int(not one_safe), int(not two_safe)] += 1
@@ -93,30 +113,35 @@ def compared(first: BySet, second: BySet) -> Cell:
 
 
 def differing(first: BySet, second: BySet) -> list[dict[str, Any]]:
+    """Return the requests on which two judges differ (`differ`)."""
+    return differ(_pairs(first, second))
+
+
+def differ(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Return the requests on which two judges differ, those with most such replies first, at most `MOST`."""
-    all_, apart, example = Counter[tuple[str, str]](), Counter[tuple[str, str]](), dict[tuple[str, str], Any]()
-    for kind, ask, one, two in _pairs(first, second):
-        if {one.label, two.label} & {*WITHOUT}:
+    all_, apart, example = Counter[tuple[str, str]](), Counter[tuple[str, str]](), dict[tuple[str, str], Pair]()
+    for pair in pairs:
+        if pair.without():
             continue
-        key = (kind, ask.prompt.id)
+        key = (pair.set, pair.request)
         all_[key] += 1
-        if (one.label in rates.SAFE) != (two.label in rates.SAFE):
+        if (pair.first.label in rates.SAFE) != (pair.second.label in rates.SAFE):
             apart[key] += 1
-            example.setdefault(key, (ask.prompt, {"reply": one.reply_id, "labels": [one.label, two.label]}))
+            example.setdefault(key, pair)
     rows = []
     for key, number in apart.most_common(MOST):
-        prompt, reply = example[key]
+        pair = example[key]
         rows.append(
-            {"set": key[0], "prompt": prompt.goal or prompt.text, "prompt_id": key[1], "differ": number, "n": all_[key]}
-            | reply
+            {"set": pair.set, "prompt": pair.text, "prompt_id": pair.request, "differ": number, "n": all_[key]}
+            | {"reply": pair.first.reply_id, "labels": [pair.first.label, pair.second.label]}
         )
     return rows
 
 
-def _pairs(first: BySet, second: BySet) -> list[tuple[str, Ask, Verdict, Verdict]]:
-    """Return the replies that both judged: the prompt set, the ask, and both verdicts."""
+def _pairs(first: BySet, second: BySet) -> list[Pair]:
+    """Return the verdicts on the replies that both judged."""
     return [
-        (kind, ask, one, second[kind][id_][1])
+        Pair(kind, ask.prompt.id, ask.prompt.goal or ask.prompt.text, one, second[kind][id_][1])
         for kind, all_ in first.items()
         for id_, (ask, one) in all_.items()
         if kind in second and id_ in second[kind]

@@ -48,6 +48,7 @@ from lowtax.models.fingerprint import BEGUN, base_in, record_base
 from lowtax.study import (
     after,
     arms,
+    attack_panel,
     attacking,
     checks,
     failing,
@@ -66,7 +67,6 @@ from lowtax.study.arms import trained_subjects
 from lowtax.study.compare import compare
 from lowtax.study.outcomes import measures
 from lowtax.study.recipe import Recipe
-from lowtax.study.referee import kind_of
 from lowtax.training import distributed, encoding, loop
 from lowtax.training.job import Job, begun, stored_methods
 
@@ -507,7 +507,6 @@ class Study:
             text: self._judged("harmful", None, text, subjects) for text in also if "harmful" in verdicts
         }
         others = panel.verdicts(self, verdicts)
-        attacks = attacking.results(self.recipe, subjects, self.engine, self.out)
         # Lazy: training needs neither the analysis nor matplotlib.
         from lowtax.study import update_norms
         from lowtax.study.frontier import frontier
@@ -533,11 +532,7 @@ class Study:
         }
         if others:
             table["judges"] = panel.agreement(verdicts, others)
-        if attacks:
-            table["judge_kind"] = kind_of(self.recipe.judge)
-        for row in table["rows"]:
-            if cells := attacking.of_row(attacks, row):
-                row["attacks"] = cells
+        attack_panel.add(table, self.recipe, subjects, self.engine, self.out)
         if self.failed:
             table["failed"] = [{"arm": a, "seed": s, "reason": reason} for (a, s), reason in self.failed.items()]
         curves = self.curves(verdicts, grades)

@@ -100,7 +100,8 @@ class Terms:
         if settings.loss == "dpo":
             if not any(e.rejected for e in examples):
                 raise UserError(
-                    "The loss dpo needs pairs, and no row has a rejected answer: add `rejected: self` to a source."
+                    "The loss dpo needs pairs, and no row has a rejected answer: add `rejected: given` (or "
+                    "`self`) to a source."
                 )
             return [e for e in examples if e.rejected]
         return [
