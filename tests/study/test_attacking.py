@@ -7,7 +7,7 @@ import pytest
 from scripted import WRITER
 from small_study import run, write_recipe
 
-from lowtax.attacks.arena import Attempt
+from lowtax.attacks.attempts import Attempt
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Verdict
