@@ -1,7 +1,7 @@
 # The words that a newcomer, a developer and CI all use. Every target can be repeated; what is done is not done again.
 # Another Python: `make demo PYTHON=python3.12`. Where pip looks for packages is pip's own configuration, not ours.
 .POSIX:
-.PHONY: setup demo figures evidence test fuzz test-zoo zoo test-vllm test-ray test-quantized test-compile lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report bench-workers clean
+.PHONY: setup demo figures evidence test fuzz test-page test-zoo zoo test-vllm test-ray test-quantized test-compile lint docs docs-reference bench bench-train bench-sample bench-evaluate bench-edit bench-report bench-workers clean
 
 PYTHON = python3
 VENV = .venv
@@ -34,6 +34,10 @@ test: $(VENV)/.installed-dev
 # Damaged files of every kind, many more than in `test`: minutes. `make fuzz LOWTAX_FUZZ=1000` is what `test` does.
 fuzz: $(VENV)/.installed-dev
 	LOWTAX_FUZZ="$${LOWTAX_FUZZ:-20000}" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 tests/fuzz
+
+# The page of 100,000 replies within its bounds in Chromium, where `test` has 10,000: minutes.
+test-page: $(VENV)/.installed-dev
+	LOWTAX_PAGE="$${LOWTAX_PAGE:-100000}" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -s tests/report/test_size.py
 
 # Sixty families of models, each with every step; minutes. `zoo` also writes docs/reference/architectures.md.
 test-zoo: $(VENV)/.installed-dev

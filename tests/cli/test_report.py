@@ -123,7 +123,7 @@ def test_compare_says_how_often_the_judge_agrees_with_labels_and_tells_trackers(
     labels = [{"reply_id": row["reply_id"], "judge": row["judge"], "label": "refusal"} for row in refusals]
     labels[0]["label"] = "compliance"
     Path("labels.jsonl").write_text("".join(f"{json.dumps(label)}\n" for label in labels))
-    said = run("compare", study, "--labels", "labels.jsonl")
+    said = run("compare", study, "--labels", "labels.jsonl", "--report-to", "wandb")
     agreement = json.loads((study / "table.json").read_text())["your_reading"]
     assert [(row["judge"], row["n"], row["judge_alone"], row["differ"]) for row in agreement] == [
         ("refusal_words", 8, 1, [refusals[0]["reply_id"]])
@@ -135,6 +135,17 @@ def test_compare_says_how_often_the_judge_agrees_with_labels_and_tells_trackers(
     page = (study / "report/data/overview.js").read_text()
     assert f"#reply={refusals[0]['reply_id']}" in page
     assert "refusal_words agrees with your reading of 8 replies on 0.88" in page
-    again = run("compare", study)  # the labels are the study's now, and the trackers know its results
+    again = run("compare", study, "--report-to", "wandb")  # the labels are the study's, and the tracker knows the rest
     assert "agrees with your reading" in again
     assert "sent to" not in again
+    shutil.rmtree(study / "tracking")
+    silent = run("compare", study)  # the recipe may be a stranger's: it does not decide what is sent
+    assert "nothing is sent to the trackers that the recipe names: --report-to wandb sends the results" in silent
+    assert "golden/r1/results" not in silent
+    assert not (study / "tracking").exists()
+    for arguments, sentence in (
+        ((study, "--report-to", "wandbb"), "There is no tracker 'wandbb'; did you mean 'wandb'"),
+        ((study, study, "--out", tmp_path / "both", "--report-to", "wandb"), "are for one study"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run("compare", *arguments)

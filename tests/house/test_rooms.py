@@ -23,6 +23,7 @@ TOPICS = {
     "engines": {"hf", "hf_adapters", "hf_batch", "hf_prefill"},
     "training": {"loop_details", "nf4", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
+    "report": {"size"},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from injections import AWAY, INJECTIONS
 from watched_page import Watched
 
-from lowtax.attacks.arena import Attempt
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import load
 from lowtax.attacks.rates import Judged, Step, cell
 from lowtax.common.files import append_rows, read_rows, write_json
@@ -226,6 +226,10 @@ def test_the_page_shows_them_as_text_behind_a_click(watched: Watched, study: Pat
     choose(page, "Attack", "best_of_n")
     assert view.locator(".count").inner_text().startswith("4 of 92")
     page.locator("#view-replies .about", has_text="under the attack best_of_n").wait_for()
+    assert view.locator(".row").first.locator(".chip").all_inner_texts() == [
+        "C",
+        "C",
+    ]  # one of three attempts is enough
     assert plain[0].text not in view.inner_text()
     assert view.locator(".turn").count() == 0
     page.get_by_label("Show harmful text without a click").check()

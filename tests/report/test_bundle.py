@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import large_study
@@ -104,3 +106,9 @@ def test_a_page_is_a_space(made_study: Path, tmp_path: Path):
     assert settings["sdk"] == "static"
     assert (page.path.parent / settings["app_file"]).exists()
     assert settings["title"] == "made"
+
+
+def test_the_page_needs_no_torch():
+    block = "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'matplotlib')); "
+    done = subprocess.run([sys.executable, "-c", f"{block}import lowtax.report.bundle"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from small_study import write_recipe
 
-from lowtax.common.files import locked
+from lowtax.common.files import locked, write_json
 from lowtax.report import bundle, following
 
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -69,9 +71,33 @@ def test_the_page_of_a_run_appears_is_written_again_and_ends_with_it(tmp_path: P
     assert not any("Not finished" in note or "under way" in note for note in last["studies"][0]["notes"])
 
 
-def test_ctrl_c_leaves_a_whole_page(made_study: Path, tmp_path: Path):
+def test_the_page_of_a_finished_study_is_written_and_the_command_ends(made_study: Path, tmp_path: Path):
     page = tmp_path / "page"
-    with lowtax("report", made_study, "--out", page, "--follow") as running:
+    with lowtax("report", made_study, made_study, "--out", page, "--follow") as running:
+        said, progress = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, progress) == (0, "")
+    assert said.startswith(f"page: {page / 'index.html'}")
+    assert overview(page)["follow"] is False
+
+
+def test_a_study_with_an_arm_that_is_not_made_waits_for_a_run(made_study: Path, tmp_path: Path):
+    study = Path(shutil.copytree(made_study, tmp_path / "study"))
+    assert next(following.rounds([study])) is True
+    shutil.rmtree(study / "arms" / "arm_1")
+    assert next(following.rounds([study])) is False
+    assert next(following.rounds([made_study, study])) is False
+    table = json.loads((study / "table.json").read_text())
+    write_json(study / "table.json", table | {"failed": [{"arm": "arm_1", "seed": 0, "reason": "x"}]})
+    assert next(following.rounds([study])) is True  # the run ended, although an arm failed
+    (study / "card.json").unlink()
+    assert next(following.rounds([study])) is False
+
+
+def test_ctrl_c_leaves_a_whole_page(made_study: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):
+    study = Path(shutil.copytree(made_study, tmp_path_factory.mktemp("under way") / "study"))
+    shutil.rmtree(study / "arms" / "arm_1")
+    page = tmp_path / "page"
+    with lowtax("report", study, "--out", page, "--follow") as running:
         until(page / "index.html", running)
         running.send_signal(signal.SIGINT)
         _, progress = running.communicate(timeout=PATIENCE)
@@ -82,6 +108,7 @@ def test_ctrl_c_leaves_a_whole_page(made_study: Path, tmp_path: Path):
 
 
 def test_rounds_end_once_a_run_that_was_seen_lets_go_of_its_folder(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
     (tmp_path / "table.json").write_text("{}")
     rounds = following.rounds([tmp_path], every=0.01)
     assert next(rounds) is False  # no run yet: one is waited for
@@ -93,6 +120,7 @@ def test_rounds_end_once_a_run_that_was_seen_lets_go_of_its_folder(tmp_path: Pat
 
 
 def test_rounds_end_after_a_run_that_came_and_went_between_two_looks(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
     (tmp_path / "table.json").write_text("{}")
     rounds = following.rounds([tmp_path], every=0.01)
     assert next(rounds) is False

@@ -13,7 +13,7 @@ from lowtax.report.curves import anatomy, thinned, training
 from lowtax.report.overview import overview, warnings
 from lowtax.report.replies import Replies
 from lowtax.report.subjects import Columns
-from lowtax.study.compare import answered
+from lowtax.study.shares import answered
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "study"
 
@@ -78,6 +78,19 @@ def test_the_answers_choose_the_checkpoint_that_solves_most_of_the_safe(made_stu
     counts = dict(lines[3]["links"])
     base = study.rows[0]["over_refusal"]
     assert f"base {base['refusal']} of 40" in counts
+
+
+def test_without_a_task_the_safest_of_one_arm_is_chosen(made_study: Path, tmp_path: Path):
+    other = Path(shutil.copytree(made_study, tmp_path / "study"))
+    table = json.loads((other / "table.json").read_text())
+    table["rows"] = [row | {"reasoning": {}} for row in table["rows"] if row["arm"] == "base" or row["step"] == 50]
+    table["rows"] = [table["rows"][0], table["rows"][1] | {"safety": table["rows"][1]["safety"] | {"value": 0.95}}]
+    (other / "table.json").write_text(json.dumps(table))
+    shutil.rmtree(other / "answers")
+    first, second, *_ = [line["text"] for line in said(other)]
+    assert first.startswith("Of 1 checkpoint that refuses 0.70 of the harmful requests")
+    assert "arm_0 (step 50) refuses most, and no task was measured: 0.95 [" in first
+    assert "Ordinary requests" in second  # there is no arm and no problem to compare it with
 
 
 def test_no_arm_that_is_safe_enough_is_said(made_study: Path, tmp_path: Path):

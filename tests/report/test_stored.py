@@ -71,8 +71,15 @@ def test_recipes_of_another_form_are_no_crash(study: Path, text: str):
 
 
 def test_a_judge_is_missing_and_replies_have_no_verdict(study: Path):
+    (study / "verdicts" / "harmful.refusal.jsonl").unlink()
+    assert "The verdicts of refusal, whose rates the table has, are missing for replies/harmful.jsonl." in notes_of(
+        study
+    )
     shutil.rmtree(study / "verdicts")
-    assert bundle.write([study], study.parent / "page").replies > 0
+    shutil.rmtree(study / "grades")
+    notes = notes_of(study)
+    assert "No judge has read the replies of replies/harmful.jsonl: `lowtax compare` does it." in notes
+    assert "No grades are stored for the answers to sums" in notes
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path):

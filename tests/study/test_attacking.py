@@ -9,7 +9,7 @@ from scripted import WRITER
 from small_study import run, write_recipe
 from typer.testing import CliRunner
 
-from lowtax.attacks.arena import Attempt
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import on_goal
 from lowtax.cli.main import app
 from lowtax.common.errors import UserError

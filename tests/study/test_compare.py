@@ -9,8 +9,9 @@ from lowtax.benchmarks import rates as reasoning
 from lowtax.common import stats
 from lowtax.common.records import Verdict
 from lowtax.judges import rates as safety
-from lowtax.study.compare import compare, markdown, pareto, solved
+from lowtax.study.compare import compare, markdown
 from lowtax.study.frontier import frontier
+from lowtax.study.shares import pareto, solved
 
 
 def cell(value, n=50, **counts):

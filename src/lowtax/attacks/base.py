@@ -19,7 +19,8 @@ from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.records import Attacked, Prompt, row_id
 
 if TYPE_CHECKING:
-    from lowtax.attacks.arena import Arena, Attempt, Case
+    from lowtax.attacks.arena import Arena, Case
+    from lowtax.attacks.attempts import Attempt
 
 ATTACKS = {
     "prefill": "lowtax.attacks.prefill:Prefill",

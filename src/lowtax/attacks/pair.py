@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from pydantic import Field, PositiveInt
 
-from lowtax.attacks.arena import Arena, Attempt, Case, Draft, Query, Score
+from lowtax.attacks.arena import Arena, Case, Draft, Query, Score
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import MOST
 from lowtax.attacks.led import LedConversations
 from lowtax.attacks.writing import json_alone, read_json, written

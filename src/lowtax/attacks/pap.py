@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from lowtax.attacks.arena import Arena, Attempt, Case, Draft, Query
+from lowtax.attacks.arena import Arena, Case, Draft, Query
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import Conversation
 from lowtax.attacks.writing import plain, written
 

@@ -221,23 +221,29 @@ def compare(
         typer.Option("--labels", metavar="FILE", help="Labels that the page exported: the judges' agreement with you."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder, of several studies.")] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option("--report-to", help="Send the results to a tracker: tensorboard, wandb or trackio; repeatable."),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Write the table and the figure of a study, or of several on the prompts that all of them have.
 
     Of one study, stored replies and answers are judged and graded first. The files are table.json, table.md and
-    frontier.png; with --against, against.ARM.json.
+    frontier.png; with --against, against.ARM.json. Nothing is sent to the trackers that a recipe names without
+    --report-to.
 
     Example: lowtax compare runs/quickstart
 
     Example: lowtax compare runs/a runs/b --out both
     """
     if len(folders) > 1:
-        report.compare_several(folders, out, [against, safety, over_refusal, expect, labels])
+        report.compare_several(folders, out, [against, safety, over_refusal, expect, labels, report_to])
         return
     [folder] = folders
     if out is not None:
         raise UserError("--out is for several studies: the table of one is in its folder.")
+    report.check_trackers(report_to)
     with study(folder, trust=trust) as work:
         work.require("either")
         if labels is not None:
@@ -252,7 +258,7 @@ def compare(
         table = work.compare(work.level(safety, over_refusal))
     if (folder / report.PAGE).exists():
         report.write_beside(folder)
-    report.send_results(folder, work.recipe.execution)
+    report.send_results(folder, report.to_trackers(work.recipe.execution, report_to))
     if expect is None:
         return _show(folder)
     from lowtax.study import expected

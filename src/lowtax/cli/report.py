@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowtax.common.errors import UserError
+from lowtax.common.errors import UserError, did_you_mean
 from lowtax.common.log import say, tell
 
 if TYPE_CHECKING:
@@ -136,6 +136,30 @@ def send_results(out: Path, execution: "Execution") -> None:
         tell(line)
 
 
+def check_trackers(names: Sequence[str] | None) -> None:
+    """Refuse trackers that do not exist or are not installed, before a table is made.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not names:
+        return
+    from lowtax.training.trackers import PACKAGES, check
+
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"There is no tracker {name!r}; {did_you_mean(name, PACKAGES)}")
+    check(names)
+
+
+def to_trackers(execution: "Execution", names: Sequence[str] | None) -> "Execution":
+    """Return a recipe's `execution` with the trackers that the user names alone: the recipe may be a stranger's."""
+    if execution.report_to and not names:
+        listed = " ".join(f"--report-to {name}" for name in execution.report_to)
+        say(f"nothing is sent to the trackers that the recipe names: {listed} sends the results")
+    return execution.model_copy(update={"report_to": list(names or ())})
+
+
 def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[object]) -> None:
     """Write one table and one figure of several studies, and print the table.
 
@@ -152,7 +176,8 @@ def compare_several(folders: Sequence[Path], out: Path | None, of_one: Sequence[
         raise UserError("A table of several studies needs --out DIR, the folder to write to.")
     if any(value is not None for value in of_one):
         raise UserError(
-            "--against, --safety, --over-refusal, --expect and --labels are for one study: give one folder."
+            "--against, --safety, --over-refusal, --expect, --labels and --report-to are for one study: give one "
+            "folder."
         )
     if not _has_table_of_several(out):
         refuse_foreign(out, (), ("table.json", "table.md", "frontier.png"))

@@ -22,8 +22,7 @@ from lowtax.report.differences import differences
 from lowtax.report.replies import LETTERS, Place, Replies, Results
 from lowtax.report.stored import KINDS, Stored
 from lowtax.report.subjects import BASE, Columns
-from lowtax.study import compare, matched
-from lowtax.study.frontier import frontier
+from lowtax.study import matched
 
 LABELS: dict[str, Any] = {letter: label for label, letter in LETTERS.items()}
 NO_RESULT, SAFE = "-nf", "rps"  # letters
@@ -254,6 +253,10 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         UserError: the studies share nothing, or one has no table.
     """
+    # Lazy: the page of several studies needs neither torch nor matplotlib.
+    from lowtax.study import compare
+    from lowtax.study.frontier import frontier
+
     studies = [stored.read(folder) for folder in folders]
     for study in studies:
         if not study.rows:

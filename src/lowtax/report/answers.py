@@ -18,8 +18,8 @@ from lowtax.report.overview import readings_of
 from lowtax.report.replies import UNSURE, Replies
 from lowtax.report.stored import Stored
 from lowtax.report.subjects import BASE, Columns
-from lowtax.study.compare import solved
 from lowtax.study.matched import Level
+from lowtax.study.shares import solved
 
 Row = Mapping[str, Any]
 Outcomes = dict[int, dict[str, list[float]]]  # seed -> question -> 1 or 0
@@ -50,9 +50,11 @@ def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> lis
     safe = [row for row in rows if row["safety"]["value"] >= level.safety and _over(row) <= level.over_refusal]
     if safe:
         chosen = max(safe, key=_solved)
-        start = (
-            f"Of {len(safe)} checkpoints that refuse {limits}, {_name(chosen)} solves most: {_on_solved(chosen)}, with"
-        )
+        best = f"solves most: {_on_solved(chosen)}, with"
+        if solved(chosen) is None:
+            best = "refuses most, and no task was measured:"
+        many = "1 checkpoint that refuses" if len(safe) == 1 else f"{len(safe)} checkpoints that refuse"
+        start = f"Of {many} {limits}, {_name(chosen)} {best}"
         rivals, rank = safe, _solved
     else:
         chosen = max(rows, key=_safety)

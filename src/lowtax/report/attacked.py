@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowtax.attacks.arena import Attempt
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import on_goal
 from lowtax.common.display import as_line
 from lowtax.common.records import Attacked, Reply

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lowtax.common.files import is_locked
+from lowtax.report.stored import is_finished
 
 EVERY = 2.0  # seconds between two looks
 REST = 4  # times the seconds of writing a page pass before the next one is written
@@ -33,10 +34,14 @@ def rounds(folders: Sequence[Path], every: float = EVERY) -> Iterator[bool]:
     """Yield whenever the page is to be written: False while more may come, True for the last time.
 
     The first time is at once. The last time is after a run has ended: one that was under way at a look, or a short one
-    between two looks, which is known by what it wrote. Where none is, one is waited for.
+    between two looks, which is known by what it wrote. Studies that have all finished are written once. Where a study
+    has not and no run is under way, one is waited for.
 
     Args:
         every: seconds between two looks.
+
+    Raises:
+        UserError: a folder holds no study.
     """
     written: State | None = None
     seen = False
@@ -45,6 +50,8 @@ def rounds(folders: Sequence[Path], every: float = EVERY) -> Iterator[bool]:
         now = state(folders)  # after the look at the lock: what an ended run wrote is in it
         running = running or any(is_locked(folder) for folder in folders)  # one that began meanwhile
         came = seen or (written is not None and now != written)
+        if written is None and not running:
+            came = all(is_finished(folder) for folder in folders)
         ended = came and not running
         pause = every
         if ended or now != written:

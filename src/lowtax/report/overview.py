@@ -7,8 +7,8 @@ from lowtax.common.display import as_line
 from lowtax.report import attacked, failures
 from lowtax.report.stored import Stored, is_cell, is_rate
 from lowtax.report.subjects import BASE, Columns
-from lowtax.study.compare import answered, solved
 from lowtax.study.readings import MOST_LISTED
+from lowtax.study.shares import answered, solved
 
 FEW = 100  # prompts or questions, below which the interval of a share is wider than 0.2
 MUCH_UNPARSED, MUCH_UNFINISHED = 0.02, 0.1

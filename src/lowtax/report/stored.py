@@ -11,7 +11,7 @@ from lowtax.common.borders import parse_json, read_text
 from lowtax.common.display import as_line
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
-from lowtax.common.names import is_checkpoint
+from lowtax.common.names import file_name, is_checkpoint
 from lowtax.common.yaml_files import parse_yaml
 from lowtax.report import failures
 from lowtax.study.stored_recipe import stored_in
@@ -79,6 +79,9 @@ def read(folder: Path) -> Stored:
         notes.append("No replies are stored yet.")
     if not questions:
         notes.append("No reasoning was measured: there are no answers to tasks.")
+    notes += _without_results(folder, requests, questions, table)
+    if missing := _unfinished_arms(folder, recipe, table):
+        notes.append(f"Not finished: {', '.join(missing)}.")
     name = recipe.get("name")
     return Stored(
         folder=folder,
@@ -90,7 +93,7 @@ def read(folder: Path) -> Stored:
         requests={kind: path for kind, path in requests.items() if kind in KINDS},
         questions=questions,
         attacks=[path for path in [folder / "replies" / "attacks.jsonl", *talked] if path.is_file()],
-        notes=notes + _unfinished_arms(folder, recipe, table),
+        notes=notes,
     )
 
 
@@ -174,19 +177,48 @@ def read_or_note(path: Path, notes: list[str]) -> Any:
         return None
 
 
+def _without_results(
+    folder: Path, requests: dict[str, Path], questions: dict[str, Path], table: dict[str, Any]
+) -> list[str]:
+    """Return notes on replies that no judge has read, or not the table's own one, and on answers without grades."""
+    notes = []
+    judge = table.get("judge")
+    for kind in requests:
+        judges = [path.name for path in (folder / "verdicts").glob(f"{kind}.*.jsonl")]
+        if not judges:
+            notes.append(f"No judge has read the replies of replies/{kind}.jsonl: `lowtax compare` does it.")
+        elif isinstance(judge, str) and judge and f"{kind}.{file_name(judge)}.jsonl" not in judges:
+            notes.append(
+                f"The verdicts of {as_line(judge)}, whose rates the table has, are missing for replies/{kind}.jsonl."
+            )
+    ungraded = [as_line(task) for task in questions if not (folder / "grades" / f"{task}.jsonl").exists()]
+    if ungraded:
+        notes.append(f"No grades are stored for the answers to {', '.join(ungraded)}: `lowtax compare` makes them.")
+    return notes
+
+
+def is_finished(folder: Path) -> bool:
+    """Return True if a run of the study in a folder has ended, with every arm of its recipe made, or failed.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    study = read(folder)
+    return bool(study.card and study.rows) and not _unfinished_arms(folder, study.recipe, study.table)
+
+
 def _unfinished_arms(folder: Path, recipe: dict[str, Any], table: dict[str, Any]) -> list[str]:
-    """Return a note on the arms of a recipe that are not made for every seed; those that failed are not in it."""
+    """Return the arms of a recipe that are not made for every seed; those that failed are not in it."""
     sections = [recipe[key] for key in ("arms", "edited") if isinstance(recipe.get(key), dict)]
     arms = [name for section in sections for name in section if isinstance(name, str)]
     seeds = recipe.get("seeds")
     numbers = [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else [0]
     failed = {(row["arm"], row["seed"]) for row in failures.listed(table)}
-    missing = [
+    return [
         as_line(arm)
         for arm in arms
         if not all((arm, seed) in failed or _is_done(folder / "arms" / arm / f"seed-{seed}") for seed in numbers)
     ]
-    return [f"Not finished: {', '.join(missing)}."] if missing else []
 
 
 def _is_done(folder: Path) -> bool:

@@ -69,7 +69,7 @@ class Results:
 
 
 def send(folder: Path, execution: Execution) -> dict[str, list[str]]:
-    """Send the results of a study to the trackers of its recipe; return the arms that were sent to each of them.
+    """Send the results of a study to the trackers of `execution.report_to`; return the arms that each was sent.
 
     Raises:
         UserError: the study has no table, a tracker is not installed or refuses, or the folder for it is a link.
@@ -105,7 +105,7 @@ def _sent_to(tracker: str, arm: Results, folder: Path) -> None:
         UserError: the tracker refuses.
     """
     sentence = f"The results of {arm.arm} were not sent to {tracker}"
-    with border(sentence, "the study is complete, and `lowtax compare` sends them again"):
+    with border(sentence, f"the study is complete; `lowtax compare DIR --report-to {tracker}` sends them again"):
         {"tensorboard": _to_tensorboard, "wandb": _to_wandb, "trackio": _to_trackio}[tracker](arm, folder)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowtax.attacks.arena import Attempt, Engines
+from lowtax.attacks.arena import Engines
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import Attack, Conversation, Wrapping
 from lowtax.common.files import write_json, write_text
 from lowtax.common.names import refuse_foreign

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowtax.attacks.arena import Arena, Attempt, Case, Engines
+from lowtax.attacks.arena import Arena, Case, Engines
+from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import Attack, Conversation, Wrapping, load
 from lowtax.attacks.rates import Judged, Step, cell
 from lowtax.common.errors import UserError

@@ -14,45 +14,20 @@ from lowtax.common.display import Markup, as_markdown
 from lowtax.common.files import write_json, write_text
 from lowtax.common.tables import Cell, markdown_table, shown
 from lowtax.study import after, attack_tables, matched, panel_tables, readings, thought_patterns
+from lowtax.study.shares import pareto, points
 
 Table = dict[str, Any]
 Row = Mapping[str, Any]
-Interval = tuple[float, float, float]  # value, low, high
 
 
 def compare(out: Path, table: Table) -> Table:
     """Write `table.json` and `table.md` into a folder, and return the table with its frontier and hypervolume."""
     rows = table["rows"]
     best = [[row["arm"], row["checkpoint"]] for row in pareto(rows)]
-    whole = table | {"frontier": best, "hypervolume": round(stats.hypervolume(_points(rows)), 4)}
+    whole = table | {"frontier": best, "hypervolume": round(stats.hypervolume(points(rows)), 4)}
     write_json(out / "table.json", whole)
     write_text(out / "table.md", markdown(table))
     return whole
-
-
-def solved(row: Row, task: str | None = None) -> Interval | None:
-    """Return the share of problems solved, of one task or the mean of all; None if a result is missing."""
-    cells = [cell for name, cell in row["reasoning"].items() if task in (None, name)]
-    if not cells or any(cell["value"] is None for cell in cells):
-        return None
-    return stats.mean_interval([(cell["value"], cell["low"], cell["high"]) for cell in cells])
-
-
-def answered(row: Row) -> Interval | None:
-    """Return the share of ordinary requests that were not refused; None if it was not measured."""
-    cell = row["over_refusal"]
-    return None if cell["value"] is None else (1 - cell["value"], 1 - cell["high"], 1 - cell["low"])
-
-
-def pareto(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that no other row beats in problems solved and harmful requests refused."""
-    measured = [row for row in rows if solved(row) and row["safety"]["value"] is not None]
-    return [measured[i] for i in stats.nondominated(_points(measured))]
-
-
-def _points(rows: Sequence[Row]) -> list[stats.Point]:
-    both = [(solved(row), row["safety"]["value"]) for row in rows]
-    return [(right[0], refused) for right, refused in both if right is not None and refused is not None]
 
 
 def markdown(table: Table) -> str:

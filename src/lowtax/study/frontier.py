@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from lowtax.common import stats
 from lowtax.common.figures import DPI, quiet_axes, save
 from lowtax.common.palette import COLOURS, GREY, INK, MARKS
-from lowtax.study.compare import Interval, answered, solved
+from lowtax.study.shares import Interval, answered, solved
 
 Rows = Sequence[Mapping[str, Any]]
 
