@@ -14,7 +14,7 @@ from watched_page import Watched
 from lowtax.common.files import append_rows, write_json, write_text
 from lowtax.common.records import Reply, Verdict
 from lowtax.judges import calibration
-from lowtax.report import bundle, serving
+from lowtax.report import bundle, serving, vendored
 from lowtax.study import readings
 
 VIEWS = ("overview", "replies", "reasoning", "training", "anatomy", "labels", "recipe")
@@ -269,6 +269,11 @@ def hostile_study(out: Path) -> Path:
              "reasoning": {INJECTIONS[9]: cell}, "at_matched_safety": None} for arm in arms]  # fmt: skip
     write_json(out / "table.json", {"rows": table, "judge": INJECTIONS[3], "judged_text": INJECTIONS[4], "recipe": "x",
                                     "seeds": [INJECTIONS[5]], "matched_safety": {}})  # fmt: skip
+    for i, text in enumerate(text for text in INJECTIONS if "/" not in text and text.isprintable()):
+        steps = "".join(f"{json.dumps({'step': step, 'loss': i + step / 10})}\n" for step in (1, 2))
+        write_text(out / "arms" / text / "seed-0" / "steps.jsonl", steps)
+    slice_ = [{"seed": text, "alpha": a, "safe": {"value": 0.5, "low": 0, "high": 1}} for a in (0, 1) for text in arms]
+    write_json(out / "slice" / "landscape.json", {"points": slice_})
     write_json(out / "card.json", {"seconds": [1], "versions": {text: text for text in INJECTIONS}})
     write_json(out / "geometry.json", {"arms": [{"label": INJECTIONS[10], "note": INJECTIONS[11], "sites": [
         {"name": text, "module": text, "layer": 1, "relative_norm": 0.1} for text in INJECTIONS]}]})  # fmt: skip
@@ -286,6 +291,8 @@ def test_no_injection_runs_or_fetches(watched: Watched, tmp_path: Path, single_f
     for view in VIEWS:
         watched.open(index, view)
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        for chart in page.locator(f"#view-{view} .chart").all():
+            chart.hover()
     watched.open(index, "replies")
     listed = page.locator("#view-replies .list")
     for number, text in enumerate(INJECTIONS):
@@ -296,8 +303,13 @@ def test_no_injection_runs_or_fetches(watched: Watched, tmp_path: Path, single_f
         listed.press("j")
     assert page.evaluate("window.pwned") is None
     assert page.evaluate("({}).pwned") is None
-    foreign = "img, iframe, object, embed, base, form, video, audio, body style, math, marquee, [onload], [onerror]"
+    foreign = "img, iframe, object, embed, base, form, video, audio, math, marquee, foreignObject, [onload], [onerror]"
     assert page.locator(foreign).count() == 0
+    assert page.locator("body style:not(.chart > style)").count() == 0
+    assert set(page.locator("body style").all_text_contents()) == {vendored.manifest()["style"]}
+    links = page.locator(".chart a").evaluate_all("(all) => all.map((a) => a.getAttribute('href') ?? a.href.baseVal)")
+    assert links
+    assert all(link.startswith("#arm=") for link in links)
     assert [a for a in page.evaluate("[...document.links].map((a) => a.protocol)") if a not in ("file:", "blob:")] == []
     assert watched.elsewhere(index.parent) == []
     assert not any(AWAY in url for url in watched.fetched)

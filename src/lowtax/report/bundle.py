@@ -3,6 +3,7 @@
 ```
 PAGE/index.html                the page; its policy lets nothing in it load from elsewhere, or run but its scripts
 PAGE/assets/                   page.css, data.js, charts.js, tables.js, reader.js, page.js
+PAGE/assets/vendor/            d3.min.js, plot.umd.min.js, LICENSES.txt
 PAGE/data/overview.js          measures, warnings, recipes and cards; all that the first view needs
 PAGE/data/requests.js          the index of prompts, and questions.js that of questions
 PAGE/data/requests-N.js        the texts of some prompts, read when one of them is opened
@@ -20,7 +21,7 @@ from lowtax import __version__
 from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_text
 from lowtax.common.palette import COLOURS
-from lowtax.report import curves, overview, stored
+from lowtax.report import curves, overview, stored, vendored
 from lowtax.report.across import on_common_prompts
 from lowtax.report.answers import answers
 from lowtax.report.differences import differences
@@ -73,8 +74,8 @@ def write(
     with atomic_folder(out, replace=True) as work:
         (work / "data").mkdir()
         shown, everything = _write_data(studies, lambda name, text: _write_script(work, name, text), follow)
-        (work / "assets").mkdir()
-        for name in (*SCRIPTS, STYLE):
+        (work / "assets" / "vendor").mkdir(parents=True)
+        for name in (*vendored.scripts(), f"vendor/{vendored.LICENCES}", *SCRIPTS, STYLE):
             (work / "assets" / name).write_text(_asset(name), encoding="utf-8")
         (work / "index.html").write_text(_folder_page(), encoding="utf-8")
         if space:
@@ -172,16 +173,19 @@ def _asset(name: str) -> str:
 
 def _folder_page() -> str:
     """Return the page of a folder, whose scripts and style are files beside it."""
-    scripts = "".join(f'<script src="assets/{name}"></script>\n' for name in SCRIPTS)
-    policy = POLICY.format(scripts="'self'", styles="'self'")
+    scripts = "".join(f'<script src="assets/{name}"></script>\n' for name in (*vendored.scripts(), *SCRIPTS))
+    policy = POLICY.format(scripts="'self'", styles=f"'self' {vendored.style_source()}")
     return _filled(policy, f'<link rel="stylesheet" href="assets/{STYLE}">', scripts)
 
 
 def _file_page(blocks: str) -> str:
-    """Return the page in one file, whose script and style are in it, allowed by their hashes."""
-    script, style = "\n".join(_asset(name) for name in SCRIPTS), _asset(STYLE)
-    policy = POLICY.format(scripts=source_hash(script), styles=source_hash(style))
-    return _filled(policy, f"<style>{style}</style>", f"{blocks}<script>{script}</script>\n")
+    """Return the page in one file, whose scripts and style are in it, allowed by their hashes."""
+    texts, style = [_asset(name) for name in (*vendored.scripts(), *SCRIPTS)], _asset(STYLE)
+    policy = POLICY.format(
+        scripts=" ".join(map(source_hash, texts)), styles=f"{source_hash(style)} {vendored.style_source()}"
+    )
+    scripts = "".join(f"<script>{text}</script>\n" for text in texts)
+    return _filled(policy, f"<style>{style}</style>", f"{blocks}{scripts}<!--\n{vendored.licences()}-->\n")
 
 
 def _filled(policy: str, style: str, scripts: str) -> str:

@@ -1,54 +1,96 @@
-/* Charts in SVG: points with intervals, lines, and maps. Each has a text alternative and its data as a table. */
+/* Charts, drawn by Observable Plot and d3 (vendor/): points with intervals, lines, and maps. Each has its data as a table. */
 "use strict";
 
+const flip = (path) => ({ moveTo: (x, y) => path.moveTo(x, -y), lineTo: (x, y) => path.lineTo(x, -y), closePath: () => path.closePath() });
 const MARKS = {
-  o: "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z",
-  s: "M-4.6,-4.6H4.6V4.6H-4.6Z",
-  D: "M0,-6.2L6.2,0L0,6.2L-6.2,0Z",
-  v: "M-5.8,-4.8H5.8L0,5.4Z",
-  "^": "M-5.8,4.8H5.8L0,-5.4Z",
-  P: "M-1.9,-5.6H1.9V-1.9H5.6V1.9H1.9V5.6H-1.9V1.9H-5.6V-1.9H-1.9Z",
-  "*": "M0,-8L2,-2.6L7.6,-2.5L3.1,1L4.7,6.5L0,3.3L-4.7,6.5L-3.1,1L-7.6,-2.5L-2,-2.6Z",
+  o: d3.symbolCircle,
+  s: d3.symbolSquare,
+  D: d3.symbolDiamond2,
+  v: { draw: (path, size) => d3.symbolTriangle.draw(flip(path), size) },
+  "^": d3.symbolTriangle,
+  P: d3.symbolCross,
+  "*": d3.symbolStar,
 };
+const RADIUS = 5; // of a mark
+const WIDEST = 800; // a chart, in pixels
+const HALO = { stroke: "var(--paper)", strokeWidth: 4 }; // around words, where a line may cross them
 
-/** Return the mark of an arm: its shape in its colour, filled or hollow. */
-function markOf(column, filled = true) {
-  return svg("path", { d: MARKS[column.mark] || MARKS.o, class: filled ? "mark" : "mark hollow", colour: column.colour });
-}
+const colourOf = (column) => column.colour || "var(--ink)";
 
 /** Return a small picture of an arm's mark, for names and legends. */
 function badge(column) {
-  return svg("svg", { viewBox: "-9 -9 18 18", class: "badge", "aria-hidden": "true" }, markOf(column));
+  const d = d3.symbol(MARKS[column.mark] ?? MARKS.o, Math.PI * RADIUS ** 2)();
+  return svg("svg", { viewBox: "-9 -9 18 18", class: "badge", "aria-hidden": "true" }, svg("path", { d, fill: colourOf(column) }));
 }
 
-/** Return the width of a chart in its own units: a narrow screen gets a narrow chart, so that its words stay readable. */
-function width() {
-  return document.documentElement.clientWidth < 640 ? 400 : 710;
+/** Return the options of dots: the shapes of their arms in their colours, hollow where a point is not its arm's last. */
+function shapes(x, y) {
+  const full = (p) => p.last !== false;
+  return {
+    x, y, r: RADIUS, symbol: (p) => MARKS[p.column.mark] ?? MARKS.o,
+    fill: (p) => (full(p) ? colourOf(p.column) : "var(--paper)"),
+    stroke: (p) => (full(p) ? "var(--paper)" : colourOf(p.column)),
+    strokeWidth: (p) => (full(p) ? 1 : 1.8),
+  }; // prettier-ignore
 }
 
-/** Return round numbers between two ends. */
-function ticks(low, high, count = 5) {
-  const rough = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const listed = [];
-  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9; i++) listed.push(Number((i * step).toPrecision(10)));
-  return listed;
+/** Return an axis that holds all values and intervals; one of shares is long enough that noise does not look large. */
+function axis(figures, unit) {
+  const values = figures.flatMap((each) => each.slice(0, 3)).filter((each) => each !== null && each !== undefined);
+  let [low, high] = values.length ? d3.extent(values) : [0, 1];
+  if (unit === "count" && low > 0 && high / low >= 10) return { type: "log", domain: [low, high] };
+  if (unit === "rate") {
+    const least = Math.min(0, low), most = Math.max(1, high), short = Math.max(0, 0.3 - (high - low)) / 2;
+    [low, high] = [low - short, high + short];
+    const shift = Math.max(0, least - low) - Math.max(0, high - most);
+    [low, high] = [low + shift, high + shift];
+  }
+  if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+  return { type: "linear", domain: [low, high] };
 }
 
-/** Return the ends of an axis that holds all values, with room; shares stay near 0 to 1. */
-function ends(values, unit) {
-  let low = Math.min(...values), high = Math.max(...values);
-  if (!Number.isFinite(low)) [low, high] = [0, 1];
-  if (unit === "rate" && high - low < 0.3) [low, high] = [Math.max(Math.min(low, 0), low - 0.15), Math.min(Math.max(1, high), high + 0.15)];
-  const room = (high - low || Math.abs(high) || 1) * 0.06;
-  return [low - room, high + room];
+/** Write a number at an axis. */
+function tick(unit) {
+  const short = d3.format(".3~s");
+  if (unit === "rate") return (value) => `${Number((value * 100).toFixed(1))} %`;
+  if (unit === "count" || unit === "tokens") return (value) => (Math.abs(value) < 1e4 ? String(Number(value.toPrecision(3))) : short(value));
+  return (value) => shown(value, unit);
 }
 
-/** Return a function from values to places, of a linear or logarithmic axis. */
-function scale([low, high], from, to, log = false) {
-  const f = log ? Math.log10 : (x) => x;
-  return (value) => from + ((f(value) - f(low)) / (f(high) - f(low))) * (to - from);
+/** Return both axes with their grid; x and y: name, unit and scale. */
+function frame(x, y, width, ticks = 6) {
+  const across = width < 500 ? 4 : 7;
+  const number = (axis, count) => (axis.scale.type === "log" ? { ticks: Math.min(count, 4), tickFormat: (v) => (Number.isInteger(Math.log10(v)) || axis.scale.domain[1] / axis.scale.domain[0] < 100 ? tick(axis.unit)(v) : "") } : { ticks: count, tickFormat: tick(axis.unit) });
+  const grid = { stroke: "var(--rule)", strokeOpacity: 1, strokeWidth: 0.7 };
+  return [
+    Plot.gridX({ ticks: number(x, across).ticks, ...grid }),
+    Plot.gridY({ ticks, ...grid }),
+    Plot.axisX({ ...number(x, across), label: brief(x.name, width / 8), labelAnchor: "center", labelArrow: "none", tickSize: 0 }),
+    Plot.axisY({ ...number(y, ticks), label: y.name && brief(y.name, width / 9), labelAnchor: "top", labelArrow: "none", tickSize: 0 }),
+  ];
+}
+
+function brief(text, most) {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+}
+
+/**
+ * Let Plot draw. `label` is the text alternative; with the role `group`, links in it have their own. Plot names each
+ * group of shapes by their kind, which says nothing to a reader: the name becomes `data-part`, for the style sheet.
+ */
+function picture(label, role, options) {
+  const drawn = Plot.plot({ className: "chart", ariaLabel: label, marginLeft: 56, marginRight: 16, marginBottom: 46, ...options });
+  drawn.setAttribute("role", role);
+  for (const part of drawn.querySelectorAll("g[aria-label]")) {
+    part.dataset.part = part.getAttribute("aria-label");
+    part.removeAttribute("aria-label");
+  }
+  return drawn;
+}
+
+/** Return the marks that show a text beside the point nearest to the pointer. */
+function pointed(rows, title, places) {
+  return Plot.tip(rows, Plot.pointer({ ...places, title, fill: "var(--ink)", stroke: "var(--ink)", pathFilter: "none", ariaHidden: true, lineWidth: 40, lineHeight: 1.3, maxRadius: 30 }));
 }
 
 const tip = document.getElementById("tip");
@@ -68,137 +110,137 @@ function hint(node, text) {
   for (const event of ["mouseleave", "blur", "click"]) node.addEventListener(event, hide);
 }
 
-/** Draw both axes with a grid, and return the frame's elements. */
-function axes(box, x, y, xTicks, yTicks, xName, yName, xUnit, yUnit) {
-  const write = (value, unit) => (unit === "rate" ? `${Math.round(value * 100)} %` : shown(value, unit));
-  return [
-    xTicks.map((t) => svg("line", { x1: x(t), x2: x(t), y1: box.top, y2: box.bottom, class: "grid" })),
-    yTicks.map((t) => svg("line", { x1: box.left, x2: box.right, y1: y(t), y2: y(t), class: "grid" })),
-    xTicks.map((t) => svg("text", { x: x(t), y: box.bottom + 18, class: "tick middle" }, write(t, xUnit))),
-    yTicks.map((t) => svg("text", { x: box.left - 8, y: y(t) + 4, class: "tick end" }, write(t, yUnit))),
-    svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 40, class: "axis middle" }, xName),
-    svg("text", { x: box.left, y: box.top - 12, class: "axis" }, yName),
-  ];
-}
-
-/** Put a picture and its data into a figure. `head` and `rows` are those of the table. */
-function chart(picture, title, head, rows) {
-  return el(
-    "figure",
-    {},
-    picture,
-    el("details.data", {}, el("summary", {}, `Data of this chart as a table`), scrolling(title, table(title, head, rows))),
-  );
+/** Put a picture and its data into a figure. `draw` takes a width, and is called again when there is more or less room. */
+function chart(draw, title, head, rows) {
+  const box = el("div.picture");
+  const style = getComputedStyle(main);
+  let width = 0;
+  const fit = (room) => {
+    const next = Math.round(Math.min(room, WIDEST));
+    if (next < 120 || Math.abs(next - width) < 4 || box.contains(document.activeElement)) return;
+    width = next;
+    box.replaceChildren(draw(width));
+  };
+  fit(main.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
+  new ResizeObserver(([entry]) => requestAnimationFrame(() => fit(entry.contentRect.width))).observe(box);
+  return el("figure", {}, box, el("details.data", {}, el("summary", {}, "Data of this chart as a table"), scrolling(title, table(title, head, rows))));
 }
 
 /**
- * Draw points with intervals. points: {column, name, x, y (figures), last, go}; x, y: measures.
+ * Draw points with intervals. points: {column, name, x, y (figures), last, href}; x, y: measures.
  * A line joins the checkpoints of an arm, from its base.
  */
 function scatter(points, xMeasure, yMeasure, level) {
-  const box = { left: 58, right: width() - 20, top: 40, bottom: 360 };
-  const spread = (values) => values.flatMap((v) => v.filter((part, i) => i < 3 && part !== null && part !== undefined));
-  const log = xMeasure.unit === "count" && points.every((p) => p.x[0] > 0);
-  let xEnds = ends(spread(points.map((p) => p.x)), xMeasure.unit);
-  if (log) xEnds = [Math.min(...points.map((p) => p.x[0])) / 1.5, Math.max(...points.map((p) => p.x[0])) * 1.5];
-  const yEnds = ends(spread(points.map((p) => p.y)).concat(level ?? []), yMeasure.unit);
-  const x = scale(xEnds, box.left, box.right, log), y = scale(yEnds, box.bottom, box.top);
-  const across = width() < 500 ? 3 : 5;
-  const xTicks = log ? ticks(Math.log10(xEnds[0]), Math.log10(xEnds[1]), 4).filter(Number.isInteger).map((t) => 10 ** t) : ticks(...xEnds, across);
-  const frame = axes(box, x, y, xTicks, ticks(...yEnds), xMeasure.name, yMeasure.name, xMeasure.unit, yMeasure.unit);
-  const lines = [...new Set(points.map((p) => p.column.name))].map((name) => {
-    const own = points.filter((p) => p.column.name === name);
-    const base = points.filter((p) => p.column.base && p.column.study === own[0].column.study);
-    const way = (own[0].column.base ? own : [...base, ...own]).map((p) => `${x(p.x[0])},${y(p.y[0])}`);
-    return svg("polyline", { points: way.join(" "), class: "way", colour: own[0].column.colour });
-  });
-  const bars = points.flatMap((p) => {
-    const style = { class: p.last ? "bar" : "bar pale", colour: p.column.colour };
-    const bar = (values, place) => (values[1] === undefined || values[1] === null ? null : svg("line", { ...place(values), ...style }));
-    return [
-      bar(p.x, ([, a, b]) => ({ x1: x(a), x2: x(b), y1: y(p.y[0]), y2: y(p.y[0]) })),
-      bar(p.y, ([, a, b]) => ({ x1: x(p.x[0]), x2: x(p.x[0]), y1: y(a), y2: y(b) })),
-    ];
-  });
-  const marks = apart(points.map((p) => [x(p.x[0]), y(p.y[0])])).map(([left, top], i) => {
-    const p = points[i];
-    const text = `${p.name}: ${xMeasure.name} ${figure(p.x, xMeasure.unit)}, ${yMeasure.name} ${figure(p.y, yMeasure.unit)}`;
-    const node = svg("g", { transform: `translate(${left},${top})`, tabindex: 0, role: "link", "aria-label": `${text}; show its replies`, class: "point" }, svg("circle", { r: 11, class: "target" }), markOf(p.column, p.last));
-    hint(node, text);
-    node.addEventListener("click", p.go);
-    node.addEventListener("keydown", (event) => event.key === "Enter" && p.go());
-    return node;
-  });
-  const dashed = level === undefined ? null : svg("line", { x1: box.left, x2: box.right, y1: y(level), y2: y(level), class: "level" });
   const title = `${yMeasure.name} against ${xMeasure.name}, ${points.length} checkpoints, with 95 % intervals`;
-  const picture = svg("svg", { viewBox: `0 0 ${width()} 410`, role: "group", "aria-label": title, class: "chart" }, frame, dashed, bars, lines, marks);
-  const head = ["arm, step", xMeasure.name, yMeasure.name];
-  return chart(picture, title, head, points.map((p) => [p.name, figure(p.x, xMeasure.unit), figure(p.y, yMeasure.unit)]));
+  const text = (p) => `${p.name}: ${xMeasure.name} ${figure(p.x, xMeasure.unit)}, ${yMeasure.name} ${figure(p.y, yMeasure.unit)}`;
+  const x = axis(points.map((p) => p.x), xMeasure.unit), y = axis([...points.map((p) => p.y), [level]], yMeasure.unit);
+  const draw = (width) => {
+    const room = { width, height: Math.round(Math.min(430, Math.max(320, width * 0.58))), marginTop: 34, marginLeft: 56, marginRight: 16, marginBottom: 46, inset: 14 };
+    const places = apart(points, x, y, room);
+    const bar = { stroke: (p) => colourOf(p.column), strokeOpacity: (p) => (p.last ? 0.75 : 0.28), strokeWidth: 1.4 };
+    const drawn = picture(title, "group", {
+      ...room, x, y,
+      marks: [
+        frame({ ...xMeasure, scale: x }, { ...yMeasure, scale: y }, width),
+        level === undefined ? null : Plot.ruleY([level], { stroke: "var(--soft)", strokeDasharray: "5 4" }),
+        Plot.ruleX(places, { x: "left", y1: (p) => p.y[1], y2: (p) => p.y[2], ...bar }),
+        Plot.ruleY(places, { y: "top", x1: (p) => p.x[1], x2: (p) => p.x[2], ...bar }),
+        Plot.line(ways(places), { x: "left", y: "top", z: (p) => p.way, stroke: (p) => p.colour, strokeOpacity: 0.65, strokeWidth: 1.6 }),
+        level === undefined ? null : Plot.text([`matched safety, ${tick("rate")(level)}`], { y: [level], frameAnchor: "left", textAnchor: "start", dx: 4, dy: -8, fill: "var(--soft)", ...HALO }),
+        Plot.text([towards(xMeasure.better, yMeasure.better)], { frameAnchor: "top-right", dy: -22, textAnchor: "end", fill: "var(--soft)" }),
+        Plot.dot(places, shapes("left", "top")),
+        Plot.dot(places, { x: "left", y: "top", r: 12, fill: "transparent", stroke: null, href: "href" }),
+      ],
+    }); // prettier-ignore
+    for (const link of drawn.querySelectorAll("a")) {
+      const point = places[d3.select(link.firstChild).datum()];
+      link.classList.add("point");
+      link.setAttribute("aria-label", `${text(point)}; show its replies`);
+      hint(link, text(point));
+    }
+    return drawn;
+  };
+  return chart(draw, title, ["arm, step", xMeasure.name, yMeasure.name], points.map((p) => [p.name, figure(p.x, xMeasure.unit), figure(p.y, yMeasure.unit)]));
 }
 
-/** Push places apart, mostly sideways, until no mark hides another. */
-function apart(places, room = 15) {
-  const moved = places.map((place) => [...place]);
+/** Return an arrow to where two measures are better. */
+function towards(x, y) {
+  const arrow = { "up,up": "↗", "up,down": "↘", "down,up": "↖", "down,down": "↙", "up,": "→", "down,": "←", ",up": "↑", ",down": "↓" }[`${x},${y}`];
+  return arrow ? `better ${arrow}` : "";
+}
+
+/** Return the points of every arm's line, which begins at the base of its study. */
+function ways(points) {
+  return d3.groups(points.filter((p) => !p.column.base), (p) => p.column.name).flatMap(([name, own]) => {
+    const base = points.filter((p) => p.column.base && p.column.study === own[0].column.study);
+    return [...base, ...own].map((p) => ({ ...p, way: name, colour: colourOf(own[0].column) }));
+  }); // prettier-ignore
+}
+
+/** Return the points with the places of their marks, `left` and `top`: pushed apart sideways until none hides another. */
+function apart(points, x, y, room) {
+  const scale = (options, from, to) => Plot.scale({ x: { ...options, range: [from, to] } });
+  const across = scale(x, room.marginLeft + room.inset, room.width - room.marginRight - room.inset), up = scale(y, room.height - room.marginBottom - room.inset, room.marginTop + room.inset);
+  const moved = points.map((p) => [across.apply(p.x[0]), up.apply(p.y[0])]);
+  const within = (left) => Math.max(room.marginLeft + RADIUS, Math.min(room.width - room.marginRight - RADIUS, left));
   for (let round = 0; round < 60; round++) {
-    for (let i = 0; i < moved.length; i++) {
-      for (let j = 0; j < i; j++) {
-        const dx = moved[i][0] - moved[j][0] + 0.01 * (i - j), dy = moved[i][1] - moved[j][1];
-        const distance = Math.hypot(dx, dy), push = (room - distance) / 2;
-        if (push <= 0) continue;
-        moved[i][0] += (dx / distance) * push;
-        moved[j][0] -= (dx / distance) * push;
+    for (const [i, one] of moved.entries()) {
+      for (const [j, two] of moved.slice(0, i).entries()) {
+        const dx = one[0] - two[0] + 0.01 * (i - j), distance = Math.hypot(dx, one[1] - two[1]);
+        const push = Math.max(0, 3 * RADIUS - distance) / 2;
+        one[0] = within(one[0] + (dx / distance) * push);
+        two[0] = within(two[0] - (dx / distance) * push);
       }
     }
   }
-  return moved;
+  return points.map((p, i) => ({ ...p, left: across.invert(moved[i][0]), top: p.y[0] }));
 }
 
-/** Draw lines. series: {name, column, points: [[x, y]]}; bands: the same with [x, [value, low, high]]. */
+/** Draw lines. series: {name, column, points: [[x, y]]}; y: a number, or a figure with its interval. */
 function lines(series, xName, yName, xUnit = "count", yUnit = "number") {
-  const box = { left: 64, right: width() - 20, top: 12, bottom: 216 };
-  const value = (y) => (Array.isArray(y) ? y[0] : y);
-  const xs = series.flatMap((s) => s.points.map(([x]) => x));
-  const ys = series.flatMap((s) => s.points.flatMap(([, y]) => (Array.isArray(y) ? y.slice(0, 3).filter((v) => v !== null && v !== undefined) : [y])));
-  const low = Math.min(...xs), high = Math.max(...xs);
-  const xEnds = low === high ? [low - 1, high + 1] : [low, high], yEnds = ends(ys, yUnit);
-  const x = scale(xEnds, box.left, box.right), y = scale(yEnds, box.bottom, box.top);
   const title = `${yName} by ${xName}`;
-  const drawn = series.map((s) => {
-    const way = s.points.map(([a, b]) => `${x(a).toFixed(1)},${y(value(b)).toFixed(1)}`).join(" ");
-    const [lastX, lastY] = s.points.at(-1);
-    const bars = s.points.filter(([, b]) => Array.isArray(b) && b[1] !== null).map(([a, b]) => svg("line", { x1: x(a), x2: x(a), y1: y(b[1]), y2: y(b[2]), class: "bar", colour: s.column.colour }));
-    const end = svg("g", { transform: `translate(${x(lastX)},${y(value(lastY))})` }, markOf(s.column));
-    return [bars, svg("polyline", { points: way, class: "line", colour: s.column.colour }), end];
-  });
-  const picture = svg("svg", { viewBox: `0 0 ${width()} 264`, role: "img", "aria-label": title, class: "chart" }, axes(box, x, y, ticks(...xEnds, width() < 500 ? 3 : 5), ticks(...yEnds, 4), xName, "", xUnit, yUnit), drawn);
-  const write = (b) => (Array.isArray(b) ? figure(b, yUnit) : shown(b, yUnit));
-  const steps = [...new Set(xs)].sort((a, b) => a - b);
+  const rows = series.flatMap((s) => s.points.map(([x, y]) => ({ name: s.name, column: s.column, x, y: [y].flat() })));
+  const write = (y) => figure(y, yUnit);
+  const x = { type: "linear", domain: axis(rows.map((r) => [r.x]), "number").domain }, y = axis(rows.map((r) => r.y), yUnit);
+  const ends = series.map((s) => rows.findLast((r) => r.name === s.name));
+  const stroke = (r) => colourOf(r.column), height = (r) => r.y[0];
+  const draw = (width) =>
+    picture(title, "img", {
+      width, height: 260, marginTop: 14, insetTop: 6, insetBottom: 6, insetRight: 8, x, y,
+      marks: [
+        frame({ name: xName, unit: xUnit, scale: x }, { name: null, unit: yUnit, scale: y }, width, 5),
+        Plot.ruleX(rows, { x: "x", y1: (r) => r.y[1], y2: (r) => r.y[2], stroke, strokeOpacity: 0.6, strokeWidth: 1.4 }),
+        Plot.line(rows, { x: "x", y: height, z: "name", stroke, strokeWidth: 1.6 }),
+        Plot.dot(ends, shapes("x", height)),
+        pointed(rows, (r) => `${r.name}\n${xName} ${shown(r.x, xUnit)}: ${write(r.y)}`, { x: "x", y: height }),
+      ],
+    }); // prettier-ignore
   const by = series.map((s) => new Map(s.points));
-  return chart(picture, title, [xName, ...series.map((s) => s.name)], steps.map((step) => [shown(step, xUnit), ...by.map((points) => (points.has(step) ? write(points.get(step)) : "–"))]));
+  const steps = d3.sort(new Set(rows.map((r) => r.x)));
+  return chart(draw, title, [xName, ...series.map((s) => s.name)], steps.map((step) => [shown(step, xUnit), ...by.map((points) => (points.has(step) ? write([points.get(step)].flat()) : "–"))]));
 }
 
 /** Draw a map of numbers by row and column, in a stronger colour where they are larger; column -1 is no layer. cells: Map of "row column" to number. */
-function map(title, rows, columns, cells, largest) {
-  const size = 18, wide = Math.max(22, Math.min(56, 560 / columns.length)), left = 150, top = 10;
-  const width = left + columns.length * wide + 10, height = top + rows.length * size + 40;
-  const drawn = rows.flatMap((row, i) =>
-    columns.map((column, j) => {
-      const value = cells.get(`${column} ${row}`);
-      if (value === undefined || value === null) return null;
-      const share = largest ? Math.max(0, Math.min(1, value / largest)) : 0;
-      const cell = svg("rect", { x: left + j * wide, y: top + i * size, width: wide - 1, height: size - 1, class: "cell" }, svg("title", {}, `layer ${column}, ${row}: ${shown(value, "number")}`));
-      cell.style.setProperty("--share", share.toFixed(3));
-      return cell;
-    }),
-  );
-  const every = Math.ceil(columns.length / 16);
-  const picture = svg(
-    "svg",
-    { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: a map of modules by layer`, class: "chart map" },
-    rows.map((row, i) => svg("text", { x: left - 6, y: top + i * size + 13, class: "tick end" }, row.length > 22 ? `${row.slice(0, 20)}…` : row)),
-    columns.map((column, j) => (j % every ? null : svg("text", { x: left + j * wide + wide / 2, y: top + rows.length * size + 15, class: "tick middle" }, column === -1 ? "none" : String(column)))),
-    svg("text", { x: left, y: top + rows.length * size + 33, class: "tick" }, `by layer; strongest colour: ${shown(largest, "number")}`),
-    drawn,
-  );
-  return chart(scrolling(`map, ${title}`, picture), title, ["module", ...columns.map(String)], rows.map((row) => [row, ...columns.map((column) => shown(cells.get(`${column} ${row}`), "number"))]));
+function map(title, rows, columns, cells, largest, along = "layer") {
+  const listed = rows.flatMap((row) => columns.map((column) => ({ row, column, value: cells.get(`${column} ${row}`) }))).filter((c) => Number.isFinite(c.value));
+  const left = 16 + 7 * Math.min(22, Math.max(...rows.map((row) => row.length)));
+  const name = (column) => (along === "layer" && column === -1 ? "none" : String(column));
+  const draw = (width) => {
+    const wide = Math.max(20, Math.min(64, (width - left - 16) / columns.length)), every = Math.ceil(34 / wide);
+    const drawn = picture(`${title}: a map of ${rows.length} rows by ${along}`, "img", {
+      width: left + 16 + wide * columns.length, height: 62 + 22 * rows.length, marginLeft: left, marginTop: 8, marginBottom: 54,
+      x: { type: "band", domain: columns, padding: 0 }, y: { type: "band", domain: rows, padding: 0 },
+      color: { type: "linear", domain: [0, largest || 1], clamp: true, interpolate: (share) => `color-mix(in oklab, var(--accent) ${Math.round(share * 100)}%, var(--panel))` },
+      marks: [
+        Plot.cell(listed, { x: "column", y: "row", fill: "value", inset: 0.5 }),
+        Plot.axisX({ ticks: columns.filter((_, i) => i % every === 0), tickFormat: name, tickSize: 0, label: along, labelAnchor: "center", labelArrow: "none", labelOffset: 40 }),
+        Plot.axisY({ tickFormat: (row) => brief(row, 22), tickSize: 0, label: null }),
+        pointed(listed, (c) => `${along} ${name(c.column)}, ${c.row}\n${shown(c.value, "number")}`, { x: "column", y: "row" }),
+      ],
+    }); // prettier-ignore
+    return scrolling(`map, ${title}`, drawn);
+  };
+  const figure = chart(draw, title, ["module", ...columns.map(name)], rows.map((row) => [row, ...columns.map((column) => shown(cells.get(`${column} ${row}`), "number"))]));
+  figure.firstChild.after(el("p.ramp", {}, "0", el("span", { "aria-hidden": "true" }), shown(largest, "number")));
+  return figure;
 }

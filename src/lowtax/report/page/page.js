@@ -116,12 +116,12 @@ function frontier() {
       const [fx, fy] = [mx.figures[column], my.figures[column]];
       if (!fx || !fy) return [];
       const own = data.columns[column];
-      return [{ column: own, name: own.base ? own.name : `${own.name}, step ${grouped.format(own.step)}`, x: fx, y: fy, last: own.last, go: () => (location.hash = `#arm=${column}`) }];
+      return [{ column: own, name: own.base ? own.name : `${own.name}, step ${grouped.format(own.step)}`, x: fx, y: fy, last: own.last, href: `#arm=${column}` }];
     });
     const level = y === "safety" ? data.matched[0]?.level?.safety : undefined;
     box.replaceChildren(points.length ? scatter(points, mx, my, typeof level === "number" ? level : undefined) : el("p.note", {}, "No checkpoint has both measures."));
     const wanted = [mx, my].filter((m) => m.better).map((m) => `${m.name}: ${m.better === "up" ? "more" : "less"} is better`);
-    note.textContent = `${wanted.join("; ")}. Bars: 95 % intervals. Filled: the last checkpoint. A click on a mark shows its replies.`;
+    note.textContent = `${wanted.join("; ")}. Bars: 95 % intervals. Filled: the last checkpoint. A click on a mark shows its replies. Marks that would hide each other are moved apart sideways.`;
   };
   const note = el("p.note");
   holder.append(el("div.filters", {}, select("Up", options, y, (value) => ((y = value), draw())), select("Across", options, x, (value) => ((x = value), draw()))), box, note);
@@ -129,8 +129,9 @@ function frontier() {
   return holder;
 }
 
-function legend() {
-  return el("ul.legend", { "aria-label": "Arms" }, page.columns.filter((c) => c.last).map((c) => el("li", {}, badge(c), c.name)));
+/** The names of the marks of a chart: of the arms, or of the series of a chart that has others. */
+function legend(label = "Arms", listed = page.columns.filter((c) => c.last).map((c) => [c, c.name])) {
+  return el("ul.legend", { "aria-label": label }, listed.map(([column, name]) => el("li", {}, badge(column), name)));
 }
 
 function named(column) {
@@ -206,11 +207,11 @@ async function training(section) {
   section.append(el("h2", {}, "Training"));
   const seen = runs.filter((run) => run.steps);
   if (!seen.length) section.append(el("p.note", {}, "No steps of training are stored in this study."));
+  else section.append(legend());
   for (const [key, name] of Object.entries(names)) {
     const series = seen.filter((run) => run.curves[key]).map((run) => ({ name: nameOf(run), column: columnOf(run), points: run.curves[key] }));
     if (series.length) section.append(el("h3", {}, name), lines(series, "step", name));
   }
-  if (seen.length) section.append(legend());
   const rows = runs.map((run) => {
     const { card } = run, checkpoints = Array.isArray(card.checkpoints) ? card.checkpoints : [];
     const methods = (Array.isArray(card.methods) ? card.methods : []).map((m) => m?.name).concat((Array.isArray(card.edits) ? card.edits : []).map((m) => m?.name)).filter(Boolean);
@@ -235,7 +236,7 @@ async function anatomy(section) {
   section.append(el("h2", {}, "Anatomy of the updates"));
   if (!maps.length) section.append(el("p.note", {}, "The updates were not analysed: `lowtax analyze DIR` writes geometry.json, and the next page shows it."));
   if (maps.length) {
-    const box = el("div");
+    const box = el("div.maps");
     const draw = (key) => {
       const at = 2 + Object.keys(names).indexOf(key);
       const everywhere = [...new Set(maps.flatMap(({ sites }) => sites.map(([layer]) => layer)))].sort((a, b) => a - b);
@@ -253,12 +254,12 @@ async function anatomy(section) {
   for (const { name, points } of landscapes) {
     if (points.some(([, , beta]) => beta !== null && beta !== undefined)) {
       const alphas = [...new Set(points.map(([, a]) => a))].sort((a, b) => a - b), betas = [...new Set(points.map(([, , b]) => b))].sort((a, b) => b - a);
-      section.append(el("h3", {}, `Safety landscape: ${name}`), map("share that is refused or safe, by alpha and beta", betas.map(String), alphas, new Map(points.map(([, a, b, safe]) => [`${a} ${b}`, safe[0]])), 1));
+      section.append(el("h3", {}, `Safety landscape: ${name}`), map("share that is refused or safe, by alpha and beta", betas.map(String), alphas, new Map(points.map(([, a, b, safe]) => [`${a} ${b}`, safe[0]])), 1, "alpha"));
       continue;
     }
     const seeds = [...new Set(points.map(([seed]) => seed))];
     const series = seeds.map((seed, i) => ({ name: seed === null ? "slice" : `direction ${seed}`, column: { mark: Object.keys(MARKS)[i % 6], colour: page.data.colours[i % page.data.colours.length] }, points: points.filter(([own]) => own === seed).map(([, a, , safe]) => [a, safe]).sort(([a], [b]) => a - b) }));
-    section.append(el("h3", {}, `Safety landscape: ${name}`), lines(series.filter((s) => s.points.length), "alpha", "refused or safe", "number", "rate"));
+    section.append(el("h3", {}, `Safety landscape: ${name}`), seeds.length > 1 ? legend("Directions", series.map((s) => [s.column, s.name])) : "", lines(series.filter((s) => s.points.length), "alpha", "refused or safe", "number", "rate"));
   }
 }
 
