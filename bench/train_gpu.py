@@ -5,7 +5,7 @@ them trained; 2 and 16 examples a step. Each figure is a process of its own. The
 are not measured, five epochs over the rows, so that the frozen prefix is made once and used four times more.
 
     python bench/train_gpu.py --out gpu.json                      # needs: pip install 'lowtax[bench]'
-    python bench/train_gpu.py --dry-run                           # a tiny shape, also without a GPU: does it run at all?
+    python bench/train_gpu.py --dry-run               # a tiny shape, also without a GPU: does it run at all?
 
 `mfu` is the work that no way can avoid (`training.unavoidable_flops`) over the rate of a square bfloat16 product
 measured in the same process, over the time. The file has the shapes as keys; under each `length L, batch B` stand
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=[*SHAPES, "tiny"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--sides", nargs="+", default=("lowtax", "lowtax_fused", "trl", "trl_no_checkpointing"), choices=SIDES)
+    parser.add_argument(
+        "--sides", nargs="+", default=("lowtax", "lowtax_fused", "trl", "trl_no_checkpointing"), choices=SIDES
+    )
     parser.add_argument("--dry-run", action="store_true", help="run every side on a tiny shape, and keep no figures")
     for name in ("side", "shape"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
