@@ -38,7 +38,7 @@ def main() -> None:
     chosen = sets(arguments.model, arguments.sets)
     for examples in chosen:
         model.set_attn_implementation(stock)
-        objective, reason = choose_objective(model, examples, False, fuse=False)
+        objective, reason = choose_objective(model, examples, False, fuse="off")
         accepted += objective.direct and not reason
         print(f"{[length(example) for example in examples]} tokens: {reason or 'packed'}", flush=True)
     print(f"accepted {accepted} of {len(chosen)}")

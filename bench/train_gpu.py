@@ -5,7 +5,7 @@ them trained; 2 and 16 examples a step. Each figure is a process of its own. The
 are not measured, five epochs over the rows, so that the frozen prefix is made once and used four times more.
 
     python bench/train_gpu.py --out gpu.json                      # needs: pip install 'lowtax[bench]'
-    python bench/train_gpu.py --shapes tiny --out /tmp/x.json     # seconds, also without a GPU: does it run at all?
+    python bench/train_gpu.py --dry-run               # a tiny shape, also without a GPU: does it run at all?
 
 `mfu` is the work that no way can avoid (`training.unavoidable_flops`) over the rate of a square bfloat16 product
 measured in the same process, over the time. The file has the shapes as keys; under each `length L, batch B` stand
@@ -26,7 +26,7 @@ from lowtax.common.files import write_json
 from lowtax.common.provenance import provenance
 
 SHAPES = ("R1-Distill-Qwen-1.5B", "R1-Distill-Qwen-7B", "R1-Distill-Qwen-14B", "R1-Distill-Qwen-32B")
-SIDES = ("lowtax", "lowtax_compiled", "trl", "trl_no_checkpointing")
+SIDES = ("lowtax", "lowtax_fused", "lowtax_compiled", "trl", "trl_no_checkpointing")
 LENGTHS, BATCHES = (120, 2048), (2, 16)
 EPOCHS = 5
 
@@ -93,7 +93,9 @@ def task_of(asked: argparse.Namespace, folder: Path) -> Any:
         rows=rows,
         examples=encode_all(tokenizer, rows, asked.length).examples,
         precision="bfloat16",
-        execution=Execution(compile=asked.side == "lowtax_compiled"),
+        execution=Execution(
+            compile=asked.side == "lowtax_compiled", fused="on" if asked.side == "lowtax_fused" else "auto"
+        ),
         trl_precision="bfloat16",
     )
 
@@ -107,6 +109,7 @@ def one(asked: argparse.Namespace) -> None:
 
     ways: dict[str, Any] = {
         "lowtax": training.lowtax,
+        "lowtax_fused": training.lowtax,
         "lowtax_compiled": training.lowtax,
         "trl": training.trl,
         "trl_no_checkpointing": lambda task, out: training.trl(task, out, gradient_checkpointing=False),
@@ -163,7 +166,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=[*SHAPES, "tiny"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--sides", nargs="+", default=("lowtax", "trl", "trl_no_checkpointing"), choices=SIDES)
+    parser.add_argument(
+        "--sides", nargs="+", default=("lowtax", "lowtax_fused", "trl", "trl_no_checkpointing"), choices=SIDES
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run every side on a tiny shape, and keep no figures")
     for name in ("side", "shape"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     for name in ("length", "batch", "rows"):
@@ -171,6 +177,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.side:
         return one(asked)
+    if asked.dry_run:
+        asked.shapes, asked.lengths, asked.batches, asked.sides = ["tiny"], [120], [2], [*asked.sides]
+        asked.out = Path(tempfile.mkdtemp()) / "train_gpu.json"
     result: dict[str, Any] = {"machine": provenance()["hardware"], "versions": provenance()["versions"]}
     for shape, length, batch in itertools.product(asked.shapes, asked.lengths, asked.batches):
         found = {}
@@ -179,6 +188,8 @@ def main() -> None:
             print(shape, length, batch, side, found[side], flush=True)
         result.setdefault(shape, {})[f"length {length}, batch {batch}"] = {**compared(found), **found}
         write_json(asked.out, result)
+        if asked.dry_run and (failed := [side for side, figures in found.items() if "failed" in figures]):
+            sys.exit(f"these sides do not run here: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from lowtax.common.errors import UserError
 from lowtax.engines.base import Completion, Engine, Request, load
 from lowtax.engines.vllm import adapters
-from lowtax.engines.vllm.startup import Room, room_for, tensor_parallel
+from lowtax.engines.vllm.startup import Room, mlp_width, room_for, tensor_parallel, weight_bytes
 from lowtax.models import loading
 
 MODEL = "builtin:smollm2-135m-reasoner"
@@ -162,6 +163,21 @@ def test_as_few_gpus_as_hold_the_weights_share_a_model(
     gpus: int, heads: int, key_value_heads: int, width: int, load: float, used: int
 ) -> None:
     assert tensor_parallel(gpus, heads, key_value_heads, width, load) == used
+
+
+def test_the_weights_of_a_model_of_the_hub_are_counted_from_its_configuration(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    stored = weight_bytes(str(tiny_model), str(tiny_model), "float32")
+    assert weight_bytes(str(tmp_path), "owner/name", "float32") == pytest.approx(stored, rel=0.1)
+    assert weight_bytes(str(tmp_path), "owner/name", "bfloat16") == pytest.approx(stored / 2, rel=0.1)
+
+
+def test_experts_are_divided_too() -> None:
+    assert mlp_width({"intermediate_size": 8960}) == 8960
+    experts = {"intermediate_size": 12288, "moe_intermediate_size": 1536, "shared_expert_intermediate_size": None}
+    assert tensor_parallel(6, 12, 12, mlp_width(experts), 4.0) == 6
+    assert tensor_parallel(5, 10, 10, mlp_width(experts), 4.0) == 2
+    assert mlp_width({}) == 0
 
 
 def test_adapters_are_checked_without_torch_or_vllm(plain: Path) -> None:

@@ -1,23 +1,21 @@
 """A model over several GPUs: where its layers go, that nothing else changes, and that no operation mixes devices.
 
-There is no GPU here. Values are compared on a CPU that is given as several devices; devices by torch's fake tensors,
-which have no values, but refuse an operation on tensors of two devices as CUDA does. Backward passes are not run so:
-torch's engine knows one device of such a back end.
+There is no GPU here. Values are compared on a CPU that is given as several devices, and devices by fake tensors.
 """
 
 import itertools
 import random
 from pathlib import Path
 
+import fake_cards
 import pytest
 import torch
+from fake_cards import without_values
 from peft import PeftModel
 from progress import collected
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, make_model, save_adapter
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import backend_registration
 from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
@@ -153,16 +151,13 @@ def test_replies_are_those_of_the_undivided_model(base: Path, tmp_path: Path, mo
 # --- on fake GPUs
 
 
-@pytest.fixture(scope="module")
-def cards() -> list[torch.device]:
-    """Three devices of a back end without operations; only fake tensors can be there."""
-    backend_registration._setup_privateuseone_for_python_backend("card")
-    return [torch.device("card", number) for number in range(3)]
-
-
 @pytest.fixture
-def made_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.tensor makes fake tensors of zeros, on a CPU first, which is all that it can do here."""
+def cards() -> list[torch.device]:
+    return fake_cards.cards()
+
+
+def make_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch.tensor make fake tensors of zeros, on a CPU first, which is all that it can do here."""
     stock = torch.tensor
 
     def made(data: object, dtype: torch.dtype | None = None, device: torch.device | None = None) -> torch.Tensor:
@@ -177,17 +172,6 @@ def fake(kind: str) -> PreTrainedModel:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)
     return model_class(config_class(vocab_size=300, num_hidden_layers=9, **sizes, **own)).eval()
-
-
-def without_values(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace the parameters and buffers of a model by fake ones; tied ones stay one."""
-    memo: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            memo.setdefault(id(p), nn.Parameter(mode.from_tensor(p).detach(), p.requires_grad))
-            module._parameters[name] = memo[id(p)]
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module._buffers[name] = mode.from_tensor(buffer)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -221,18 +205,18 @@ def test_no_operation_of_a_training_pass_mixes_gpus(
 def test_a_pass_that_mixes_gpus_is_noticed(cards: list[torch.device]):
     with FakeTensorMode():
         model, ids = divide(fake("llama"), cards), torch.ones(1, 4, dtype=torch.long).to(cards[0])
-        assert model(input_ids=ids).logits.device == cards[0]
+        assert model(input_ids=ids, use_cache=False).logits.device == cards[0]
         for layer in model.model.layers:
             layer._forward_pre_hooks.clear()
         with pytest.raises(RuntimeError):
-            model(input_ids=ids)
+            model(input_ids=ids, use_cache=False)
         with pytest.raises(RuntimeError, match="same device"):
             torch.ones(2).to(cards[0]) + torch.ones(2).to(cards[1])
 
 
-@pytest.mark.usefixtures("made_there")
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_no_operation_of_sampling_mixes_gpus(kind: str, cards: list[torch.device]):
+def test_no_operation_of_sampling_mixes_gpus(kind: str, cards: list[torch.device], monkeypatch: pytest.MonkeyPatch):
+    make_there(monkeypatch)
     with FakeTensorMode(), torch.no_grad():
         model = divide(fake(kind), cards)
         cache = RoomyCache(config=model.config)
@@ -255,14 +239,14 @@ def test_no_operation_of_sampling_mixes_gpus(kind: str, cards: list[torch.device
         ]
 
 
-@pytest.mark.usefixtures("made_there")
 def test_rows_of_several_adapters_are_on_the_device_of_their_layer(
-    base: Path, tmp_path: Path, cards: list[torch.device]
+    base: Path, tmp_path: Path, cards: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ):
     folders = [save_adapter(tmp_path / name, base, 1, ["up_proj"], seed=1) for name in "ab"]
     model = PeftModel.from_pretrained(loading.load_model(str(base)), folders[0], adapter_name="a")
     model.load_adapter(folders[1], adapter_name="b")
     layer = model.base_model.model.model.layers[1].mlp.up_proj
+    make_there(monkeypatch)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in layer.modules():
             for name, p in list(module._parameters.items()):

@@ -2,21 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fake_cards import cards, without_values
 from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowtax.models import loading
 from lowtax.models.lora import adapt
 from lowtax.models.placement import Placement
 from lowtax.training import fused_layers
 from lowtax.training.encoding import Example
-from lowtax.training.objective import Objective, choose_objective, unwrap
+from lowtax.training.objective import SLICE_BYTES, Objective, choose_objective, unwrap
 from lowtax.training.packing import Row, pack, use_packed_attention
 
 EXAMPLES = [Example([1, 2, 3], [4, 5]), Example([7, 8, 9, 10, 11] * 3, [4, 5, 6, 9]), Example([3], [4])]
@@ -177,3 +180,38 @@ def test_a_layer_that_only_looks_alike_is_found_out_before_training(tmp_path: Pa
     objective, _ = choose_objective(model, EXAMPLES, sharded=False)
     assert objective.direct
     assert not any("forward" in vars(layer) for layer in layers_of(model))
+
+
+class Saved:
+    """What autograd would keep of an operation."""
+
+    needs_input_grad = (False, True, True, False, False)
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_fused_operations_are_not_bound_to_the_cpu(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    """On a fake accelerator, which refuses a tensor that is made on the CPU by mistake, forward and backward."""
+    card, gradients = cards()[0], list[tuple[Tensor | None, ...]]()
+
+    def both(operation: Any, *inputs: Any) -> Tensor:
+        saved = Saved()
+        with torch.no_grad():
+            out: Tensor = operation.forward(saved, *inputs)
+            gradients.append(operation.backward(saved, torch.ones_like(out)))
+        return out
+
+    for operation in (fused_layers.FusedAttention, fused_layers.FusedNetwork):
+        monkeypatch.setattr(operation, "apply", partial(both, operation))
+    monkeypatch.setitem(SLICE_BYTES, "card", 1 << 20)
+    model = adapted_model(make_model(tmp_path / "m", kind, layers=3), (*fused_layers.ATTENTION, "up_proj"), dropout=0.1)
+    with FakeTensorMode() as mode:
+        without_values(model, mode, card)
+        assert fused_layers.fuse(layers_of(model)) == 0, "on an accelerator on request only"
+        assert fused_layers.fuse(layers_of(model), anywhere=True) == 3
+        assert Objective(model)(pack(EXAMPLES).to(card)).device == card
+    assert len(gradients) == 6
+    assert {d.device for each in gradients for d in each if d is not None} == {card}
+    assert sum(d is not None for each in gradients for d in each) == 3 * (1 + 8 + 1 + 2)

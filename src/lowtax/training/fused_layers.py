@@ -1,13 +1,14 @@
-"""Fused decoder layers for CPU: each half of a layer with frozen weights is one operation with its own gradient.
+"""Fused decoder layers: each half of a layer with frozen weights is one operation with its own gradient.
 
-Eager autograd calls about three hundred small operations for a layer like Llama's, and on short rows they take most of
-the time between the matrix products. Here forward and gradient are written out: query, key and value in one product,
-one gather instead of a transposition for each head, and few passes over what is only scaled or added. The arithmetic
-is that of transformers and PEFT, with adapters in float32.
+Eager autograd calls about three hundred small operations for a layer like Llama's, and on short rows on a CPU they take
+most of the time between the matrix products. Here forward and gradient are written out: query, key and value in one
+product, one gather instead of a transposition for each head, and few passes over what is only scaled or added. The
+arithmetic is that of transformers and PEFT, with adapters in float32.
 
-A layer fits if it is of a kind in `KINDS`, on CPU, with frozen weights, and trains at most plain LoRA. Any other layer
-keeps its own forward pass, and so does a row with an example longer than `LONGEST`. `objective` compares the result
-with transformers' before it is used.
+A layer fits if it is of a kind in `KINDS`, with frozen weights, and trains at most plain LoRA. Any other layer keeps
+its own forward pass, and so does a row with an example longer than `LONGEST`. On a GPU layers are fused on request only
+(`execution.fused`), since nobody has measured whether that is faster. `objective` compares the result with
+transformers' before it is used.
 """
 
 from collections.abc import Sequence
@@ -144,18 +145,19 @@ class HeadGather:
             return
         self.layout = layout
         n, longest = layout.pad.shape
-        per, each = heads // groups, heads + 2 * groups
-        group, token = torch.arange(groups), layout.pad * each
-        head = group[:, None] * per + torch.arange(per)
+        per, each, device = heads // groups, heads + 2 * groups, layout.pad.device
+        group, token = torch.arange(groups, device=device), layout.pad * each
+        member = torch.arange(per, device=device)
+        head = group[:, None] * per + member
         query = token[None, :, None] + head[:, None, :, None]
         key = token[None] + heads + group[:, None, None]
         self.take = torch.cat([x.reshape(-1) for x in (query, key, key + groups)])
         line, place = layout.unpad.div(longest, rounding_mode="floor")[:, None], (layout.unpad % longest)[:, None]
-        query = ((group.repeat_interleave(per) * n + line) * per + torch.arange(per).repeat(groups)) * longest + place
+        query = ((group.repeat_interleave(per) * n + line) * per + member.repeat(groups)) * longest + place
         key = (group * n + line) * longest + place + heads * n * longest
         self.query = query.reshape(-1)
         self.back = torch.cat([query, key, key + groups * n * longest], 1).view(-1)
-        future = torch.full((longest, longest), -torch.inf).triu(1)
+        future = torch.full((longest, longest), -torch.inf, device=device).triu(1)
         self.future = future.repeat(per, 1).expand(groups * n, -1, -1).contiguous()
         self.shapes = [(groups * n, per * longest), (groups * n, longest), (groups * n, longest)]
 
@@ -244,9 +246,9 @@ class FusedAttention(torch.autograd.Function):
 def _attention_backward(gather: HeadGather, scale: float, d_out: Tensor, gathered: Tensor, p: Tensor) -> Tensor:
     """Return the gradient of the joint product of queries, keys and values: (tokens x heads, head size)."""
     q, k, v = gather.split(gathered.float())
-    d_gathered = torch.empty(gathered.shape)
+    d_gathered = torch.empty(gathered.shape, device=p.device)
     d_q, d_k, d_v = gather.split(d_gathered)
-    d = torch.zeros(q.shape)  # nothing comes from padding
+    d = torch.zeros(q.shape, device=p.device)  # nothing comes from padding
     d.view(-1, q.shape[-1])[gather.query] = d_out.float().reshape(-1, q.shape[-1])
     torch.bmm(p.transpose(1, 2), d, out=d_v)
     d_p = torch.bmm(d, v.transpose(1, 2))
@@ -308,13 +310,17 @@ class FusedNetwork(torch.autograd.Function):
 # --- layers that fit
 
 
-def fuse(layers: Sequence[nn.Module]) -> int:
+def fuse(layers: Sequence[nn.Module], anywhere: bool = False) -> int:
     """Give the fused forward pass to every layer that fits, and return their number.
+
+    Args:
+        layers: of a decoder.
+        anywhere: fuse those on accelerators too.
 
     Query, key and value weights become views of a joint matrix, with unchanged values.
     """
     gather = HeadGather()
-    fitting = [layer for layer in layers if _fits(layer)]
+    fitting = [layer for layer in layers if _fits(layer, anywhere)]
     for layer in fitting:
         layer.forward = _FusedForward(layer, gather)  # type: ignore[method-assign]
     return len(fitting)
@@ -439,7 +445,7 @@ def _head_norm(attention: Any, heads: int, groups: int) -> Norm | None:
     return Norm(torch.cat(each), q.variance_epsilon)
 
 
-def _fits(layer: Any) -> bool:
+def _fits(layer: Any, anywhere: bool) -> bool:
     """Test whether a layer may have the fused forward pass."""
     if type(layer).__name__ not in KINDS:
         return False
@@ -453,7 +459,8 @@ def _fits(layer: Any) -> bool:
         and all(_base(sites[name]).bias is None for name in NETWORK)
         and not any(p.requires_grad for p in frozen)
         and len({p.dtype for p in frozen}) == 1
-        and {p.device.type for p in frozen} == {"cpu"}
+        and len({p.device for p in frozen}) == 1
+        and (anywhere or frozen[0].device.type == "cpu")
     )
 
 

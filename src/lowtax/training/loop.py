@@ -34,7 +34,7 @@ from lowtax.training.checkpoints import STABLE, Checkpoint, Store
 from lowtax.training.companions import with_companions
 from lowtax.training.encoding import Example, encode_all
 from lowtax.training.job import Job as Job
-from lowtax.training.objective import choose_objective, unwrap
+from lowtax.training.objective import Fuse, choose_objective, unwrap
 from lowtax.training.on_policy import Rollouts
 from lowtax.training.packing import MAX_ROW, Batches, group_by_length, length, pack
 from lowtax.training.parameters import GatheredParameters, TrainedParameters
@@ -151,7 +151,8 @@ class TrainingRun:
         if job.execution.gradient_checkpointing:
             loaded.gradient_checkpointing_enable({"use_reentrant": False})
         examples, sharded = [*self.examples, *self.held_out], sharding.sharded(self.acc)
-        self.objective, note = choose_objective(self.model, examples, sharded, fuse=not job.execution.compile)
+        fuse: Fuse = "off" if job.execution.compile else job.execution.fused
+        self.objective, note = choose_objective(self.model, examples, sharded, fuse)
         if note:
             say(f"  {note}")
         if job.execution.compile:

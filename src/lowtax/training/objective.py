@@ -32,6 +32,7 @@ from lowtax.training.packing import (
     use_packed_attention,
 )
 
+Fuse = Literal["auto", "on", "off"]
 SLICE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of float32 logits that exist at a time
 
 
@@ -254,7 +255,7 @@ def hidden_before(objective: Objective, row: Row, first: int) -> Float[Tensor, "
 
 
 def choose_objective(
-    model: PreTrainedModel | PeftModel, examples: Sequence[Example], sharded: bool, fuse: bool = True
+    model: PreTrainedModel | PeftModel, examples: Sequence[Example], sharded: bool, fuse: Fuse = "auto"
 ) -> tuple[Objective, str]:
     """Return the fastest objective that is exact for a model, and why it is not the fastest of all (empty if it is).
 
@@ -266,7 +267,7 @@ def choose_objective(
         examples: all training and validation examples.
         sharded: no process holds whole weights, so that transformers' own forward pass must be used and nothing is
             compared.
-        fuse: allow fused layers (`fused_layers`).
+        fuse: fused layers (`fused_layers`): on CPUs (auto), on accelerators as well (on), or nowhere (off).
     """
     inner = unwrap(model)
     stock = inner.config._attn_implementation
@@ -290,7 +291,7 @@ def choose_objective(
     )
 
 
-def _exact(model: PreTrainedModel | PeftModel, examples: Sequence[Example], stock: str, fuse: bool) -> Objective | None:
+def _exact(model: PreTrainedModel | PeftModel, examples: Sequence[Example], stock: str, fuse: Fuse) -> Objective | None:
     """Return the fastest objective whose packed rows are exact on the examples; None if there is none."""
     inner = unwrap(model)
     try:
@@ -302,8 +303,10 @@ def _exact(model: PreTrainedModel | PeftModel, examples: Sequence[Example], stoc
     direct = decoder is not inner and reads_plainly(inner.get_output_embeddings())
     for objective in [Objective(model, True)] * direct + [Objective(model, False)]:
         if _is_exact(objective, expected):
-            layers = decoder_layers(inner) if objective.direct and fuse else []
-            if fused_layers.fuse(layers) and not exactness.agrees(objective.losses, expected, inner.device):
+            layers = decoder_layers(inner) if objective.direct and fuse != "off" else []
+            if fused_layers.fuse(layers, fuse == "on") and not exactness.agrees(
+                objective.losses, expected, inner.device
+            ):
                 fused_layers.undo(layers)
             return objective
     return None

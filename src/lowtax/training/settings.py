@@ -177,6 +177,7 @@ class Execution(Section):
             "report_replies",
             "report_harmful_text",
             "layers_over_gpus",
+            "fused",
         }
     )
 
@@ -196,6 +197,10 @@ class Execution(Section):
     prefix_gb: NonNegativeFloat | None = Field(
         None, le=1e6, description="memory for this cache before a file is used; a quarter of the free memory if absent"
     )
+    fused: Literal["auto", "on", "off"] = Field(
+        "auto", description="layers as two operations each, compared with transformers' first: auto on CPUs alone, on "
+        "also on a GPU"
+    )  # fmt: skip
     compile: bool = Field(False, description="compile the layers with torch.compile: a slow start, then faster steps")
     layers_over_gpus: bool = Field(
         False, description="divide the layers over all GPUs that the process sees, for a model that one does not hold"

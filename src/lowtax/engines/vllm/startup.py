@@ -1,6 +1,7 @@
 """Import, start and close vLLM, with room for adapters. One vLLM runs in a process at a time."""
 
 import importlib
+import math
 import os
 import weakref
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.log import complain
 from lowtax.engines.vllm import adapters
 from lowtax.models import loading
+from lowtax.models.frames import skeleton
 
 SLOTS = 8  # maximum number of adapters in one batch on GPUs: each takes memory beside the model
 WEIGHTS = 0.7  # the largest share of a GPU's memory for weights; the rest is for caches and adapters
@@ -79,7 +81,7 @@ class Server:
             raise UserError(
                 "vLLM serves adapters on a GPU in bfloat16 only, not in float32: set precision to bfloat16."
             )
-        gpus = _gpus(self.ref, self.where)
+        gpus = _gpus(self.ref, self.where, self.dtype)
         setup = f"{self.dtype}, {gpus or 'no'} GPU, room for {room.slots} adapters up to rank {room.rank}"
         complain(f"starting vLLM{' again' if self.up else ''} with {self.ref} ({setup}) ...")
         for server in list(Server.known):
@@ -145,7 +147,7 @@ def tensor_parallel(gpus: int, heads: int, key_value_heads: int, width: int, loa
     GPUs than necessary draw faster as workers that each hold the model (`lowtax run --workers`).
 
     Args:
-        width: of the MLP; 0 if it is not known.
+        width: of the MLP, or the greatest common divisor of several; 0 if it is not known.
         load: the weights as a share of one GPU's memory.
     """
     sizes = [
@@ -156,18 +158,27 @@ def tensor_parallel(gpus: int, heads: int, key_value_heads: int, width: int, loa
     return next((n for n in sizes if load <= WEIGHTS * n), max(sizes, default=0))
 
 
-def _gpus(ref: str, where: str) -> int:
+def weight_bytes(ref: str, where: str, dtype: str) -> int:
+    """Return the bytes of a model's weights: of its files, or for a model of the hub by its configuration."""
+    files = sum(path.stat().st_size for path in Path(where).glob("*.safetensors"))
+    return files or sum(p.numel() for p in skeleton(ref).parameters()) * loading.DTYPES[dtype].itemsize
+
+
+def mlp_width(fields: dict[str, Any]) -> int:
+    """Return what a number of GPUs must divide: the width of the MLPs, also of experts; 0 if it is not known."""
+    names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+    return math.gcd(*(fields[name] for name in names if isinstance(fields.get(name), int)))
+
+
+def _gpus(ref: str, where: str, dtype: str) -> int:
     """Return the number of GPUs for a model, and say it if others are idle."""
     gpus = torch.cuda.device_count()
     if not gpus:
         return 0
     config = loading.load_config(ref).get_text_config()
     heads, fields = int(config.num_attention_heads), config.to_dict()
-    size = sum(path.stat().st_size for path in Path(where).glob("*.safetensors"))
-    load = size / torch.cuda.get_device_properties(0).total_memory
-    used = tensor_parallel(
-        gpus, heads, fields.get("num_key_value_heads") or heads, fields.get("intermediate_size") or 0, load
-    )
+    load = weight_bytes(ref, where, dtype) / torch.cuda.get_device_properties(0).total_memory
+    used = tensor_parallel(gpus, heads, fields.get("num_key_value_heads") or heads, mlp_width(fields), load)
     if used < gpus:
         each = f" --gpus-each {used}" if used > 1 else ""
         complain(f"vLLM uses {used} of {gpus} GPUs: `lowtax run --workers {gpus // used}{each}` uses more of them.")
