@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from lowtax.study.api import evaluate as evaluate
     from lowtax.study.api import judge as judge
     from lowtax.study.api import merge as merge
+    from lowtax.study.api import run as run
     from lowtax.study.api import sample as sample
     from lowtax.study.api import train as train
     from lowtax.study.consistency.run import consistency as consistency
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it, or module:name where it has another name there.
 PUBLIC = {
     # verbs
+    "run": "study.api",
     "train": "study.api",
     "sample": "study.api",
     "judge": "study.api",

@@ -12,7 +12,7 @@ from places import ROOT
 
 import lowtax
 
-VERBS = ["train", "sample", "judge", "evaluate", "grade", "compare", "consistency", "edit", "merge", "analyze"]
+VERBS = ["run", "train", "sample", "judge", "evaluate", "grade", "compare", "consistency", "edit", "merge", "analyze"]
 VERBS += ["show_progress"]
 NOUNS = [
     "Study",

@@ -25,12 +25,14 @@ SMALL: dict[str, Any] = {
 }
 
 
-def by_workers(path: Path, out: Path, make: Callable[[], Pool], patience: float = 7200.0) -> tuple[dict, Driver]:
+def by_workers(
+    path: Path, out: Path, make: Callable[[], Pool], patience: float = 7200.0, group: int | None = None
+) -> tuple[dict, Driver]:
     """Run a study by the workers of a pool, which is closed at the end."""
     with study.Study(recipe.load(path), out) as work:
         pool = make()
         try:
-            driver = Driver(work, pool, patience)
+            driver = Driver(work, pool, patience, group)
             return driver.run(), driver
         finally:
             pool.close()

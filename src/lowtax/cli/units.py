@@ -3,14 +3,14 @@
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowtax.common.errors import Stopped, UserError
+from lowtax.common.errors import Stopped
 from lowtax.common.log import tell
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ GpusEach = Annotated[
         metavar="N",
         min=1,
         max=1000,
-        help="With --workers or --on, the GPUs of each worker, for a model that one does not hold; 1.",
+        help="With --workers or --on, the GPUs of each worker, for a model that one does not hold; 1. ZeRO and FSDP2 "
+        "train an arm on all of them.",
     ),
 ]
 Patience = Annotated[
@@ -72,19 +73,11 @@ def run(
     Raises:
         UserError: There are not enough GPUs, or Ray cannot be used.
     """
-    from lowtax.study import failing
+    from lowtax.study import failing, running
 
-    if workers is None and on is None:
-        for option, value in {"--patience": patience, "--gpus-each": gpus_each}.items():
-            if value is not None:
-                raise UserError(f"{option} is for workers: give --workers N or --on ray, too.")
-        return failing.report(study.run(train=train))
-    from lowtax.study.units.driver import Driver
-    from lowtax.study.units.pools import open_pool
-    from lowtax.study.units.scheduler import PATIENCE
-
-    with stopping_in_order(), open_pool(workers, on, study.out, gpus_each or 1) as pool:
-        return failing.report(Driver(study, pool, patience or PATIENCE).run(train))
+    by_workers = workers is not None or on is not None
+    with stopping_in_order() if by_workers else nullcontext():
+        return failing.report(running.run(study, train, workers, on, gpus_each, patience))
 
 
 @contextmanager

@@ -20,12 +20,12 @@ def local_rank() -> int:
 
 
 def on_this_machine() -> int:
-    """Return the number of processes on this machine, of a launch or of the workers of a study.
+    """Return the number of processes on this machine, of a launch or of the workers of a study, or of both.
 
     torchrun and accelerate name it differently from deepspeed.
     """
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", WORKERS)
-    return int(next(filter(None, map(os.environ.get, names)), "1"))
+    launched = next(filter(None, map(os.environ.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))), "1")
+    return int(launched) * int(os.environ.get(WORKERS) or "1")
 
 
 @contextmanager

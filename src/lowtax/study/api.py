@@ -26,9 +26,9 @@ from lowtax.judges.base import Text
 from lowtax.judges.own_replies import Columns
 from lowtax.models.loading import precision as resolve_precision
 from lowtax.models.placement import Placement
-from lowtax.study import adhoc, tasklist
+from lowtax.study import adhoc, running, tasklist
 from lowtax.study.adding import with_stored
-from lowtax.study.recipe import Recipe, build
+from lowtax.study.recipe import Recipe, build, load
 from lowtax.study.study import Study
 
 Where = str | Path
@@ -268,6 +268,45 @@ def evaluate(
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
         return Rows(adhoc.evaluate(request, folder)["rows"])
+
+
+def run(
+    recipe: Recipe | Where,
+    out: Where,
+    *,
+    train: bool = True,
+    workers: int | None = None,
+    on: str | None = None,
+    gpus_each: int | None = None,
+    patience: float | None = None,
+    limit: int | None = None,
+    base_is_the_same: bool = False,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Run every stage of a recipe, in this process or by workers, and return its table.
+
+    `rows` of the table has a row for each checkpoint; `failed`, if it is there, has the arms that failed, each with
+    its seed and the reason. A repeated call resumes, and tries these again.
+
+    Args:
+        recipe: a recipe, or its YAML file.
+        out: the folder of the study.
+        train: train what is not trained yet; else the checkpoints in the folder are measured.
+        workers: processes of this machine, one GPU each or a share of the cores; with `on`, actors of the cluster.
+        on: `ray` or `ray://HOST:PORT`, to work on the machines of a Ray cluster.
+        gpus_each: the GPUs of each worker.
+        patience: seconds without a word after which a worker's unit goes to another; 7200 by default.
+        limit: at most so many prompts of a set, spread over its categories, and of a task.
+        base_is_the_same: your word that the model is that of the folder's results, although it has other weights.
+        trust: accept the classes in Python files that the recipe file names; they run.
+
+    Raises:
+        UserError: the recipe cannot be run, or there are fewer GPUs than the workers need.
+    """
+    quiet_libraries()
+    settings = recipe if isinstance(recipe, Recipe) else load(Path(recipe), trust=trust)
+    with Study(settings, out, base_is_the_same, limit) as study:
+        return running.run(study, train, workers, on, gpus_each, patience)
 
 
 def compare(

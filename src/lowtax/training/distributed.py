@@ -61,13 +61,13 @@ def accelerator(execution: Execution, settings: Train, precision: str, folder: P
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
     zero = _zero(execution, settings, precision)
-    if by_fsdp := _launcher_requests("FSDP"):
+    if fsdp := by_fsdp():
         quantised.refuse(precision, "FSDP", "set precision to bfloat16, or train in one process a GPU without FSDP")
     # accelerate takes one plugin per process, so a second arm changes the one of the first
     plugin_exists = _state().distributed_type == DistributedType.DEEPSPEED
     acc = Accelerator(
         cpu=cpu and zero is None,  # with cpu=True accelerate ignores DeepSpeed
-        mixed_precision="bf16" if by_fsdp and precision == "bfloat16" else "no",
+        mixed_precision="bf16" if fsdp and precision == "bfloat16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=zero) if zero and not plugin_exists else None,
         log_with=list(execution.report_to) or None,
@@ -78,8 +78,13 @@ def accelerator(execution: Execution, settings: Train, precision: str, folder: P
         plugin.deepspeed_config.clear()
         plugin.deepspeed_config.update(zero)
         plugin.set_deepspeed_weakref()  # transformers reads the configuration through it when it loads a model
-    _require_type(acc, "DEEPSPEED" if zero else "FSDP" if by_fsdp else None)
+    _require_type(acc, "DEEPSPEED" if zero else "FSDP" if fsdp else None)
     return acc
+
+
+def by_fsdp() -> bool:
+    """Test whether the environment requests FSDP, as accelerate's launcher does."""
+    return _launcher_requests("FSDP")
 
 
 def _launcher_requests(framework: str) -> bool:

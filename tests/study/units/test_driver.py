@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from guides import blocks
 from small_study import run, write_recipe
 from worked import SMALL, Killer, by_workers, events, history, measured
 
+import lowtax as lt
 from lowtax.common.errors import Busy, UserError
 from lowtax.study import recipe, study
 from lowtax.study.dryrun.plan import plan
@@ -79,6 +81,20 @@ def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
     assert sum(event["unit"] == "train/r1/seed-0" and event["state"] == "begun" for event in events(out)) == 1
 
 
+def test_the_guides_example_in_python_is_the_command(one, tmp_path, capsys):
+    path, expected = one
+    [code] = blocks("guides/many-machines.md", "python")
+    places = {"recipes/quickstart.yaml": path, "runs/quickstart": tmp_path / "out"}
+    for name, place in places.items():
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(place)))
+    exec(code, {})
+    assert measured(tmp_path / "out") == expected
+    assert capsys.readouterr().out.startswith("base None {")
+    with pytest.raises(UserError, match="patience is for workers"):
+        lt.run(path, tmp_path / "out", patience=3.0)
+
+
 def test_own_answers_are_drawn_by_workers_before_training(tmp_path, tiny_model):
     """The fake engine's replies of adapters depend on their folders, so what is compared is data and adapters."""
     prompts = "".join(json.dumps({"prompt": f"Tell me about thing {i}."}) + "\n" for i in range(12))
@@ -132,9 +148,9 @@ def test_an_arm_whose_parent_fails_is_left_out(tmp_path, tiny_model):
     assert {row["arm"] for row in table["rows"]} == {"base", "full"}
 
 
-def test_a_recipe_for_several_gpus_is_refused(one, tmp_path):
+def test_a_recipe_for_several_gpus_is_refused_without_a_group(one, tmp_path):
     path, _ = one
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     settings = recipe.load(path, [f"execution.deepspeed={tmp_path}/zero.json"])
-    with study.Study(settings, tmp_path / "out") as work, pytest.raises(UserError, match="one GPU each"):
+    with study.Study(settings, tmp_path / "out") as work, pytest.raises(UserError, match="give --gpus-each N"):
         Driver(work, None).run()  # refused before any worker is used

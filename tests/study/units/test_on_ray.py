@@ -173,14 +173,18 @@ def kill(nodes: Any, driver: subprocess.Popen[bytes], event: dict, kind: str) ->
 
 
 def disturbed(nodes: Any, path: Path, out: Path, dice: random.Random, most: int) -> Counter[str]:
-    """Run a study to its end with so many kills at most; return their kinds. No unit is killed three times."""
+    """Run a study to its end with so many kills at most; return their kinds. No unit is killed three times.
+
+    The events between two kills are random, not the seconds, so that kills come in all stages on a busy machine, too.
+    """
     kills, since, losses = Counter[str](), 0, Counter[str]()
-    driver, due, until = command(nodes, path, out), 0.0, time.monotonic() + 1200
+    driver, due, until = command(nodes, path, out), dice.randint(1, 10), time.monotonic() + 1200
     while (code := driver.poll()) is None:
         assert time.monotonic() < until, history(out)
         time.sleep(0.02)
-        running = under_way(events(out)[since:])
-        if kills.total() == most or time.monotonic() < due or not running:
+        lines = events(out)
+        running = under_way(lines[since:])
+        if kills.total() == most or len(lines) < due or not running:
             continue
         kind, event = dice.choice(["worker", "worker", "actor", "node", "driver"]), dice.choice(running)
         if kind != "driver" and any(losses[each["unit"]] == 2 for each in running):
@@ -189,7 +193,7 @@ def disturbed(nodes: Any, path: Path, out: Path, dice: random.Random, most: int)
         with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
             kill(nodes, driver, event, kind)
             kills[kind] += 1
-        due = time.monotonic() + dice.uniform(0.1, 3)
+        due = len(events(out)) + dice.randint(1, 14)
         if kind == "driver":
             since, losses = len(events(out)), Counter[str]()
             driver = command(nodes, path, out)

@@ -6,6 +6,7 @@ import pytest
 
 from lowtax.common import launch
 from lowtax.common.errors import UserError
+from lowtax.study.units.on_ray import places
 from lowtax.study.units.processes import Processes, environments, visible_gpus
 
 
@@ -40,6 +41,15 @@ def test_too_few_gpus_are_one_sentence():
         environments(3, ["0", "1"], 8)
     with pytest.raises(UserError, match="--gpus-each 4 needs 4 GPUs, and there are 2 here"):
         environments(1, ["0", "1"], 8, 4)
+
+
+def test_a_cluster_with_too_few_gpus_is_one_sentence():
+    assert places(None, 64, 8, 2) == 4
+    assert places(None, 64, 0, 2) == 64
+    with pytest.raises(UserError, match="--workers 5 needs 10 GPUs, 2 for each, and the Ray cluster has 8: give --w"):
+        places(5, 64, 8, 2)
+    with pytest.raises(UserError, match="The Ray cluster has 1 GPUs, and a worker needs 2: add a node"):
+        places(None, 64, 1, 2)
 
 
 def test_tables_in_memory_are_divided_by_the_workers_of_a_machine(monkeypatch):

@@ -38,6 +38,7 @@ from lowtax.study.units import tasks
 from lowtax.study.units.base import TEXTS_AT_ONCE, Group, cut, sampling_size, share_ids
 from lowtax.study.units.messages import Pool
 from lowtax.study.units.scheduler import PATIENCE, Owner, Scheduler, Work
+from lowtax.training import distributed
 from lowtax.training.job import Job
 
 PROMPTS = 2  # by which an engine measures what an adapter changes
@@ -45,10 +46,16 @@ BASE: Owner = (examine.BASE, 0)
 
 
 class Driver:
-    """A study in its folder, and the workers that do its units."""
+    """A study in its folder, and the workers that do its units.
 
-    def __init__(self, study: Study, pool: Pool, patience: float = PATIENCE) -> None:
+    Args:
+        group: the number of processes in which a worker trains an arm whose weights are sharded, one for each of its
+            GPUs; None refuses such a recipe.
+    """
+
+    def __init__(self, study: Study, pool: Pool, patience: float = PATIENCE, group: int | None = None) -> None:
         self.study, self.recipe = study, study.recipe
+        self.group = group if study.recipe.execution.deepspeed or distributed.by_fsdp() else None
         self.scheduler = Scheduler(pool, study.out, self._failed, patience)
         self.replies: dict[Path, dict[str, Reply]] = {}
         self.verdicts: dict[Path, set[str]] = {}
@@ -70,10 +77,10 @@ class Driver:
         """
         began = time.perf_counter()
         self.study.check_run()
-        if self.recipe.execution.deepspeed:
+        if train and self.recipe.execution.deepspeed and not self.group:
             raise UserError(
-                "Workers train an arm on one GPU each, and this recipe trains with execution.deepspeed: train with "
-                "`torchrun ... lowtax train`, then repeat this command with --no-train."
+                "Workers train an arm in one process each, and this recipe trains with execution.deepspeed: give "
+                "--gpus-each N, the GPUs on which a worker trains an arm in N processes."
             )
         self.reply_sheets, self.answer_sheets = self.study.reply_sheets(), self.study.answer_sheets()
         self.attack_sheets = self.study.attack_sheets()
@@ -143,7 +150,7 @@ class Driver:
 
         def task() -> tasks.Training:
             self.study.say_penalty(arm)
-            return tasks.Training(self.study.out, folder, self.jobs[owner])
+            return tasks.Training(self.study.out, folder, self.jobs[owner], self.group)
 
         def store(_: None) -> Iterable[Work]:
             return [*self._trained(owner), *self._follow(owner)]

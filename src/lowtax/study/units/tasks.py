@@ -22,7 +22,7 @@ from lowtax.study import attacking, own_answers
 from lowtax.study.arms import EditPlan
 from lowtax.study.recipe import Recipe
 from lowtax.study.units.messages import Desk
-from lowtax.training import loop
+from lowtax.training import group, loop
 from lowtax.training.job import Job
 
 DATA, ATTACKS = Path("data"), Path("attacks")  # folders of a study
@@ -51,11 +51,15 @@ def _folders(subjects: Iterable[Subject], out: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Training:
-    """The training of one arm with one seed, in its folder."""
+    """The training of one arm with one seed, in its folder.
+
+    processes: those that train it together, on a GPU each; None is this one alone.
+    """
 
     out: Path
     folder: Path
     job: Job
+    processes: int | None = None
 
     def run(self, desk: Desk) -> None:
         """Train, or resume. The folder is locked, since the worker of a driver that was killed may still be in it."""
@@ -64,12 +68,18 @@ class Training:
         while True:
             try:
                 with locked(self.out / self.folder):
-                    loop.train(self.job, self.out / self.folder)
+                    self._train()
                 return
             except Busy:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.5)
+
+    def _train(self) -> None:
+        if self.processes is None:
+            loop.train(self.job, self.out / self.folder)
+        else:
+            group.train(self.job, self.out / self.folder, self.processes)
 
     def at(self, root: Path) -> "Training":
         """Return the task with the study's folder somewhere else."""

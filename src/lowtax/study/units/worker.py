@@ -12,8 +12,6 @@ import pickle
 import signal
 import socket
 import sys
-import threading
-import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -21,10 +19,8 @@ from typing import Any
 
 from lowtax.common import log
 from lowtax.common.errors import UserError
+from lowtax.common.parents import die_with_parent
 from lowtax.study.units.messages import Desk, Message
-
-LOOK_EVERY = 0.5  # seconds
-PR_SET_PDEATHSIG = 1
 
 
 def serve(connection: Connection) -> None:
@@ -56,25 +52,6 @@ def serve(connection: Connection) -> None:
             tell(Message("broken", traceback.format_exc()))
         else:
             connection.send_bytes(answer)
-
-
-def die_with_parent(parent: int) -> None:
-    """Let this process end when its parent does; on Linux at once, elsewhere within half a second."""
-    if sys.platform == "linux":
-        import ctypes
-
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_EVERY)
-        os._exit(1)
-
-    if os.getppid() != parent:
-        os._exit(1)
-    if sys.platform != "linux":
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def begin(number: int, environment: dict[str, str]) -> None:
