@@ -18,6 +18,7 @@ from tiny import make_model, save_adapter
 from typer.testing import CliRunner
 
 from lowtax.analysis.landscape import visage
+from lowtax.analysis.landscape.figures import draw
 from lowtax.analysis.landscape.moves import Ground, Mixtures, Walk, along, counterpart, direction, perturbed, towards
 from lowtax.analysis.landscape.report import Point, report
 from lowtax.analysis.landscape.slices import Place, check_ends, sliced
@@ -322,6 +323,71 @@ def test_between_models_the_ends_say_what_the_models_say(tiny_model: Path, tmp_p
         assert {c.id: c.text for c in HF(str(model), "float32", 8).generate(asked)} == found
 
 
+def test_a_slice_between_checkpoints_goes_as_far_beyond_both_ends(tiny_model: Path, tmp_path: Path):
+    slice_ = sliced("between", points=5, reach=1.5)
+    assert slice_.alphas == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert sliced("between", points=3).alphas == [0.0, 0.5, 1.0]
+    other = make_model(tmp_path / "other", seed=1)
+    engine = HF(str(tiny_model), "float32", 8)
+    ends = [dict(loading.load_model(str(ref)).named_parameters()) for ref in (tiny_model, other)]
+    walk = Walk(engine, slice_, None, str(other), "float32", tmp_path / "adapters")
+    for place in (slice_.places()[0], slice_.places()[-1]):
+        with walk.ground.moved(walk.move(place)):
+            for name, W in engine.model.named_parameters():
+                a, b = (end[name].detach().double() for end in ends)
+                torch.testing.assert_close(W.detach().double(), a + place.alpha * (b - a), rtol=1e-5, atol=1e-5)
+
+
+def test_a_plane_goes_through_three_models(tiny_model: Path, tmp_path: Path):
+    """A + alpha (B - A) + beta (C - A) in float64; the ends are the models themselves, and what they say."""
+    refs = [tiny_model, *(make_model(tmp_path / f"m{seed}", seed=seed) for seed in (1, 2))]
+    ends = [dict(loading.load_model(str(ref)).named_parameters()) for ref in refs]
+    ask = replace(asking(tiny_model, "between", to=refs[1], two=True, points=3), third=str(refs[2]))
+    engine = HF(str(tiny_model), "float32", 8)
+    walk = Walk(engine, ask.slice, None, str(refs[1]), "float32", tmp_path / "adapters", str(refs[2]))
+    for place in ask.slice.places():
+        with walk.ground.moved(walk.move(place)):
+            exact = {(0, 0): 0, (1, 0): 1, (0, 1): 2}.get((place.alpha, place.beta))
+            for name, W in engine.model.named_parameters():
+                a, b, c = (end[name].detach().double() for end in ends)
+                wanted = a + place.alpha * (b - a) + place.beta * (c - a)
+                torch.testing.assert_close(W.detach().double(), wanted, rtol=1e-5, atol=1e-5)
+                assert exact is None or torch.equal(W, ends[exact][name])
+    found = landscape(ask, tmp_path / "out")
+    assert [(row["alpha"], row["beta"]) for row in found["points"]] == [
+        (a, b) for a in (0, 0.5, 1) for b in (0, 0.5, 1)
+    ]
+    assert (found["third"], found["visage"]) == (str(refs[2]), None)
+    rows = read_rows(tmp_path / "out" / "replies.jsonl", Reply).values()
+    there = {r.prompt: r.text for r in rows if r.checkpoint == "alpha=0 beta=1"}
+    asked = [Request(text, ({"role": "user", "content": text},), None, 6) for text in there]
+    assert {c.id: c.text for c in HF(str(refs[2]), "float32", 8).generate(asked)} == there
+    draw(found, tmp_path / "plane.png")
+    assert matplotlib.image.imread(tmp_path / "plane.png")[..., :3].std() > 0.02
+
+
+@pytest.mark.parametrize(("t", "u"), [(0.25, 0.5), (1.0, 1.0), (0.5, 0.0)])
+def test_a_mixture_of_three_adapters_is_the_dense_one(
+    tiny_model: Path, adapters: list[Path], tmp_path: Path, t: float, u: float
+):
+    third = Path(save_adapter(tmp_path / "c", tiny_model, 2, ["up_proj", "down_proj"], seed=9))
+    parts = [read_adapter(folder).factors for folder in (*adapters, third)]
+    mixtures = Mixtures(adapters[0], adapters[1], tmp_path / "mixed", str(tiny_model), third)
+    folder = mixtures.at(t, u)
+    assert folder is not None
+    factors = read_adapter(Path(folder)).factors
+    for name, update in factors.items():
+        wanted = sum(
+            share * part[name].b.double() @ part[name].a.double()
+            for share, part in zip((1 - t - u, t, u), parts, strict=True)
+            if name in part
+        )
+        torch.testing.assert_close(update.b.double() @ update.a.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert [mixtures.at(0.0, 0.0), mixtures.at(1.0, 0.0), mixtures.at(0.0, 1.0)] == [
+        str(each) for each in (*adapters, third)
+    ]
+
+
 def test_a_stopped_walk_goes_on_and_ends_in_the_same_rows(tiny_model: Path, tmp_path: Path):
     ask = asking(tiny_model, "random", points=3, seeds=2)
 
@@ -425,7 +491,7 @@ def test_the_commands_of_the_guide_are_understood():
         context = group.commands[subcommand].make_context(subcommand, list(words))  # type: ignore[attr-defined]
         given = context.params
         sliced(*(given[name] for name in ("along", "two", "points", "radius", "reach", "seeds")))
-        check_ends(given["along"], given["adapter"], given["to"])
+        check_ends(given["along"], given["adapter"], given["to"], given["third"], given["two"])
 
 
 def run(*words: object) -> str:
@@ -476,10 +542,13 @@ def test_the_command_writes_figures_and_a_picture_and_speaks_json(tiny_model: Pa
         (lambda: sliced("adapter", points=2), "at least 3 .found 2"),
         (lambda: sliced("random", radius=0), "--radius must be more than 0 and finite .found 0"),
         (lambda: sliced("adapter", reach=float("nan")), "--reach must be more than 0 and finite .found nan"),
-        (lambda: sliced("between", two=True), "--two is for slices along random directions"),
+        (lambda: sliced("between", reach=0.5), "must be at least 1, where it ends at both .found 0.5"),
+        (lambda: check_ends("between", None, "b", None, two=True), "goes through three: give --two, --to and --third"),
+        (lambda: check_ends("between", None, "b", "c"), "neither --two nor --third"),
+        (lambda: check_ends("adapter", Path("a"), None, "c", two=True), "--third is for a plane between checkpoints"),
         (lambda: sliced("adapter", radius=0.2), "--radius is for random directions"),
         (lambda: sliced("between", seeds=2), "--seeds is for random directions"),
-        (lambda: sliced("random", reach=2), "remove it, or add --along adapter"),
+        (lambda: sliced("random", reach=2), "remove it, or add --along"),
         (lambda: check_ends("adapter", None, None), "needs --adapter DIR"),
         (lambda: check_ends("between", None, None), "needs --to with the second one"),
         (lambda: check_ends("random", None, "other"), "use --along between .found 'random'"),

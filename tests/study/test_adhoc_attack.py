@@ -45,6 +45,20 @@ def test_an_attack_on_a_model_and_an_adapter(tmp_path: Path, tiny_model: Path, m
     assert fewer.count("| 1 |") >= 2
 
 
+def test_k_of_lox_by_the_success_of_an_attack(tmp_path: Path, tiny_model: Path):
+    """The two commands of the guide: an adapter for each k, and the success of one attack on each of them."""
+    adapter = save_adapter(tmp_path / "adapter", tiny_model, 4, ["up_proj", "down_proj"], 0)
+    words = ["edit", "lox", "--adapter", adapter, "--base", tiny_model, "--sweep", "k=1,3", "--out", tmp_path / "lox"]
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    adapters = [word for k in (1, 3) for word in ("--adapter", tmp_path / "lox" / f"k-{k}")]
+    text = call(tiny_model, tmp_path / "out", "prefill", *adapters)
+    rows = json.loads((tmp_path / "out" / "attack.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["base", "k-1", "k-3"]
+    assert all(row["attacks"]["prefill"]["n"] + row["attacks"]["prefill"]["unparsed"] == 2 for row in rows)
+    assert text.count("| prefill |") == 3
+
+
 def test_an_attack_that_talks(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "writer.py").write_text(WRITER)
     how = (

@@ -35,7 +35,12 @@ def landscape(
     to: Annotated[
         str | None, typer.Option("--to", metavar="M", help="For between: the other model, or PEFT LoRA.")
     ] = None,
-    two: Annotated[bool, typer.Option("--two", help="A plane: add a second, random direction.")] = False,
+    third: Annotated[
+        str | None, typer.Option("--third", metavar="M", help="With --two, for between: a third model, or PEFT LoRA.")
+    ] = None,
+    two: Annotated[
+        bool, typer.Option("--two", help="A plane: add a second, random direction, or between, the one to --third.")
+    ] = False,
     points: Annotated[
         int | None, typer.Option("--points", help="Points on each axis: 21; adapter 16; --two 9.")
     ] = None,
@@ -43,7 +48,8 @@ def landscape(
         float | None, typer.Option("--radius", metavar="R", help="Random directions run from -R to R; 0.5 by default.")
     ] = None,
     reach: Annotated[
-        float | None, typer.Option("--reach", metavar="R", help="An adapter runs from 0 to R; 1.5 by default.")
+        float | None,
+        typer.Option("--reach", metavar="R", help="An adapter runs from 0 to R, 1.5 by default; between, 1 - R to R."),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Number of random directions: 3; --two 1.")
@@ -71,7 +77,7 @@ def landscape(
     from lowtax.common.log import quiet_libraries
 
     slice_ = sliced(along, two, points, radius, reach, seeds)
-    check_ends(along, adapter, to)
+    check_ends(along, adapter, to, third, two)
     quiet_libraries()
     with locked(out):
         from lowtax.analysis.landscape import figures as landscape_picture
@@ -96,6 +102,7 @@ def landscape(
             ),
             judge=judge,
             on=on,
+            third=third,
         )
         result = walking.landscape(ask, out)
         landscape_picture.draw(result, out / PICTURE)

@@ -72,7 +72,9 @@ def plane(result: Mapping[str, Any]) -> Figure:
         what = f"seed {seed}: " if len(groups) > 1 else ""
         _map(figure, left, values, alphas, betas, f"{what}refused or safe", {"vmin": 0.0, "vmax": 1.0})
         _map(figure, right, logs, alphas, betas, f"{what}log10 perplexity", {"cmap": "magma_r"})
-        left.set_ylabel("beta, random direction", fontsize=9, color=INK)
+        between = result["slice"]["along"] == "between"
+        up = "beta, from the first (0) to the third (1)" if between else "beta, random direction"
+        left.set_ylabel(up, fontsize=9, color=INK)
         for axes in (left, right):
             axes.set_xlabel(ACROSS[result["slice"]["along"]].partition(":")[0], fontsize=9, color=INK)
     return figure

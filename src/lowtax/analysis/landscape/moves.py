@@ -97,60 +97,75 @@ def towards(other: Tensors, t: float) -> Move:
     return lambda name, W: torch.lerp(W, other[name].to(W.device).float(), t)
 
 
-def counterpart(model: nn.Module, other: nn.Module, ref: str) -> dict[str, Tensor]:
-    """Return the weights of `other` that differ from those of `model`, by name.
+def within(second: Tensors, third: Tensors, alpha: float, beta: float) -> Move:
+    """Return the move to W + alpha (W' - W) + beta (W'' - W); a weight that one of the two lacks is W there."""
+
+    def move(name: str, W: Tensor) -> Tensor:
+        ends = [(step, of[name]) for step, of in ((alpha, second), (beta, third)) if name in of]
+        own = W * (1 - sum(step for step, _ in ends))  # so that an end is exactly that end
+        return sum((step * end.to(W.device).float() for step, end in ends), start=own)
+
+    return move
+
+
+def counterpart(model: nn.Module, other: nn.Module, ref: str, option: str = "--to") -> dict[str, Tensor]:
+    """Return the weights of `other` that differ from those of `model`, by name. `option` names it in an error.
 
     Raises:
         UserError: The two have different shapes, or the same weights.
     """
     first, second = dict(model.named_parameters()), dict(other.named_parameters())
     if unshared := sorted(first.keys() ^ second.keys()):
-        raise UserError(f"--to {ref} is another architecture than --model: only one of them has {unshared[0]}.")
+        raise UserError(f"{option} {ref} is another architecture than --model: only one of them has {unshared[0]}.")
     for name, weight in first.items():
         if weight.shape != second[name].shape:
             raise UserError(
-                f"--to {ref} does not fit --model: {name} is {tuple(second[name].shape)} in it and "
+                f"{option} {ref} does not fit --model: {name} is {tuple(second[name].shape)} in it and "
                 f"{tuple(weight.shape)} in the model."
             )
     differ = {name: W.detach() for name, W in second.items() if not torch.equal(W, first[name].to(W.device))}
     if not differ:
-        raise UserError(f"--to {ref} has the weights of --model: there is nothing between them.")
+        raise UserError(f"{option} {ref} has the weights of --model: there is nothing between them.")
     return differ
 
 
 class Mixtures:
-    """Adapters (1 - t) A + t B with exact factors, whose ranks add up. A is None for the model without an adapter.
+    """Adapters (1 - t - u) A + t B + u C with exact factors, whose ranks add up. A is None for the model alone.
 
-    At 0 and 1 they are A and B themselves. The others are written as small adapters to `folder`, for the engine.
+    At the ends they are A, B and C themselves. The others are written as small adapters to `folder`, for the engine.
 
     Raises:
-        UserError: A or B is more than a plain LoRA.
+        UserError: One of them is more than a plain LoRA.
     """
 
-    def __init__(self, a: Path | None, b: Path, folder: Path, ref: str) -> None:
-        self.folder, self.ends = folder, (a, b)
-        self.a, self.b = read_adapter(a, ref) if a else None, read_adapter(b, ref)
+    def __init__(self, a: Path | None, b: Path, folder: Path, ref: str, c: Path | None = None) -> None:
+        self.folder, self.ends = folder, (a, b, c)
+        self.parts = [read_adapter(end, ref) if end else None for end in self.ends]
 
-    def at(self, t: float) -> str | None:
+    def at(self, t: float, u: float = 0.0) -> str | None:
         """Return the PEFT folder of a mixture; None for the model without an adapter."""
-        if t in (0.0, 1.0):
-            end = self.ends[int(t)]
+        shares = (1 - t - u, t, u)
+        if sorted(shares) == [0, 0, 1]:
+            end = self.ends[shares.index(1)]
             return str(end) if end else None
-        where = self.folder / str(t)
+        where = self.folder / (f"{t} {u}" if u else str(t))
         if not where.exists():
-            write_adapter(where, self.mixture(t))
+            write_adapter(where, self.mixture(t, u))
         return str(where)
 
-    def mixture(self, t: float) -> Adapter:
-        """Return the mixture at t."""
-        factors = {name: _times(t, update) for name, update in self.b.factors.items()}
-        embeddings = self.b.embeddings
-        if self.a is not None:
-            embeddings |= self.a.embeddings
-            for name, update in self.a.factors.items():
-                part = _times(1 - t, update)
-                factors[name] = factors[name].plus(part) if name in factors else part
-        return Adapter(self.b.config, {}, factors, embeddings)
+    def mixture(self, t: float, u: float = 0.0) -> Adapter:
+        """Return the mixture at t, and at u towards the third adapter."""
+        factors, embeddings = dict[str, Factors](), frozenset[str]()
+        for share, part in ((t, self.parts[1]), (1 - t - u, self.parts[0]), (u, self.parts[2])):
+            if part is None:
+                continue
+            embeddings |= part.embeddings
+            for name, update in part.factors.items():
+                own = _times(share, update)
+                factors[name] = factors[name].plus(own) if name in factors else own
+        main = self.parts[1]
+        assert main is not None
+        return Adapter(main.config, {}, factors, embeddings)
 
 
 def _times(number: float, update: Factors) -> Factors:
@@ -169,29 +184,42 @@ class Walk:
     """
 
     def __init__(
-        self, engine: HF, slice_: Slice, adapter: Path | None, to: str | None, precision: str, scratch: Path
+        self,
+        engine: HF,
+        slice_: Slice,
+        adapter: Path | None,
+        to: str | None,
+        precision: str,
+        scratch: Path,
+        third: str | None = None,
     ) -> None:
         self.engine, self.slice, self.given = engine, slice_, adapter
         self.mixtures = self.other = None
+        self.third: dict[str, Tensor] = {}
         if slice_.along == "adapter" and adapter is not None:
             self.mixtures = Mixtures(None, adapter, scratch, engine.ref)
         elif to is not None and is_adapter(to):
-            self.mixtures = Mixtures(adapter, expanded(to), scratch, engine.ref)
+            self.mixtures = Mixtures(adapter, expanded(to), scratch, engine.ref, expanded(third) if third else None)
         elif to is not None:
-            self.other = counterpart(engine.model, loading.load_model(to, precision, torch.device("cpu")), to)
+            cpu = torch.device("cpu")
+            self.other = counterpart(engine.model, loading.load_model(to, precision, cpu), to)
+            if third is not None:
+                self.third = counterpart(engine.model, loading.load_model(third, precision, cpu), third, "--third")
         # Take the names now: PEFT renames the modules with the first adapter, and keeps their weights.
-        names = perturbed(engine.model) if slice_.seeds else list(self.other or ())
+        names = perturbed(engine.model) if slice_.seeds else list({**(self.other or {}), **self.third})
         self.ground = Ground(engine.model, names)
         self._directions: tuple[int, list[dict[str, Tensor]]] = (-1, [])
 
     def adapter(self, place: Place) -> str | None:
         """Return the adapter of the requests at a place."""
         if self.mixtures is not None:
-            return self.mixtures.at(place.alpha)
+            return self.mixtures.at(place.alpha, place.beta if self.slice.along == "between" else 0.0)
         return str(self.given) if self.given else None
 
     def move(self, place: Place) -> Move:
         """Return the move of the weights to a place."""
+        if self.other is not None and self.third:
+            return within(self.other, self.third, place.alpha, place.beta)
         if self.other is not None:
             return towards(self.other, place.alpha)
         steps = place.steps(self.slice.along)

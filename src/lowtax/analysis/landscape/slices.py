@@ -18,8 +18,9 @@ class Slice:
     """A slice or a plane.
 
     along: random, W + alpha d; adapter, W + alpha dW; between, (1 - alpha) A + alpha B.
-    two: a plane, with a second random direction beta.
-    points: on each axis. radius: random axes run from -radius to radius. reach: an adapter's axis runs from 0 to reach.
+    two: a plane, with a second random direction beta; between checkpoints, A + alpha (B - A) + beta (C - A).
+    points: on each axis. radius: random axes run from -radius to radius. reach: an adapter's axis runs from 0 to reach,
+        and one between checkpoints as far beyond both ends, from 1 - reach to reach.
     seeds: those of the random directions; empty if there are none.
     """
 
@@ -35,11 +36,13 @@ class Slice:
         """The first axis."""
         if self.along == "random":
             return spaced(-self.radius, self.radius, self.points)
-        return spaced(0.0, self.reach if self.along == "adapter" else 1.0, self.points)
+        return spaced(0.0 if self.along == "adapter" else 1.0 - self.reach, self.reach, self.points)
 
     @property
     def betas(self) -> list[float]:
         """The second axis; only 0 if there is none."""
+        if self.two and self.along == "between":
+            return self.alphas
         return spaced(-self.radius, self.radius, self.points) if self.two else [0.0]
 
     def places(self) -> list["Place"]:
@@ -57,7 +60,7 @@ class Place:
 
     def steps(self, along: str) -> tuple[float, ...]:
         """Return the steps along the random directions of the slice; all are zero at the origin."""
-        return (self.alpha, self.beta) if along == "random" else (self.beta,)
+        return (self.alpha, self.beta) if along == "random" else (self.beta,) if along == "adapter" else ()
 
 
 def spaced(low: float, high: float, points: int) -> list[float]:
@@ -80,26 +83,26 @@ def sliced(
     """
     if along not in KINDS:
         raise UserError(f"There is no slice along {along!r}; {did_you_mean(along, KINDS)}")
-    if two and along == "between":
-        raise UserError("--two is for slices along random directions or an adapter: remove it, or change --along.")
-    random = two or along == "random"
+    random = along == "random" or (two and along == "adapter")
     options = {"--radius": radius, "--seeds": seeds}
     if unused := [name for name, value in options.items() if value is not None and not random]:
         raise UserError(f"{unused[0]} is for random directions, and a slice along {along!r} has none: remove it.")
-    if reach is not None and along != "adapter":
-        raise UserError("--reach is for a slice along an adapter: remove it, or add --along adapter.")
+    if reach is not None and along == "random":
+        raise UserError("--reach is for a slice along an adapter or between checkpoints: remove it, or add --along.")
     for name, value in (("--radius", radius), ("--reach", reach)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} must be more than 0 and finite (found {value:g}).")
+    if along == "between" and reach is not None and reach < 1:
+        raise UserError(f"--reach between two checkpoints must be at least 1, where it ends at both (found {reach:g}).")
     number = points or (SIDE if two else POINTS[along])
     if number < 3 or (random and number % 2 == 0):
         what = "an odd number of at least 3, so that the model itself is the middle one" if random else "at least 3"
         raise UserError(f"--points must be {what} (found {number}).")
     drawn = tuple(range((1 if two else 3) if seeds is None else seeds)) if random else ()
-    return Slice(along, two, number, radius or RADIUS, reach or REACH, drawn)
+    return Slice(along, two, number, radius or RADIUS, reach or (1.0 if along == "between" else REACH), drawn)
 
 
-def check_ends(along: str, adapter: Path | None, to: str | None) -> None:
+def check_ends(along: str, adapter: Path | None, to: str | None, third: str | None = None, two: bool = False) -> None:
     """Refuse ends that do not fit the slice.
 
     Raises:
@@ -113,6 +116,15 @@ def check_ends(along: str, adapter: Path | None, to: str | None) -> None:
         raise UserError(
             f"--to is for a slice between two checkpoints: remove it, or use --along between (found {along!r})."
         )
+    if along == "between" and two != (third is not None):
+        raise UserError(
+            "A plane between checkpoints goes through three: give --two, --to and --third, or neither --two nor "
+            "--third."
+        )
+    if third is not None and along != "between":
+        raise UserError(f"--third is for a plane between checkpoints: remove it (found --along {along}).")
+    if third is not None and to is not None and is_adapter(third) != is_adapter(to):
+        raise UserError(f"--to {to} and --third {third} must both be LoRAs, or both whole models.")
     if to is not None and adapter is not None and not is_adapter(to):
         raise UserError(
             f"--adapter is a LoRA and --to {to} a whole model: give two LoRAs, or `lowtax merge` the adapter first."

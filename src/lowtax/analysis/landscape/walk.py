@@ -54,7 +54,7 @@ class Ask:
     """A request for a landscape: the model and the slice, the prompts at each point, and the judge.
 
     adapter: an adapter of the model: the slice follows it, it is one end of a slice between two, or it is fixed.
-    to: the other end of a slice between two checkpoints.
+    to: the other end of a slice between two checkpoints. third: the third point of a plane between checkpoints.
     """
 
     model: str
@@ -66,6 +66,7 @@ class Ask:
     engine: EngineSettings
     judge: str = "refusal"
     on: Text = "answer"
+    third: str | None = None
 
 
 class Measured(Row):
@@ -90,9 +91,9 @@ def landscape(ask: Ask, out: Path) -> dict[str, Any]:
     Raises:
         UserError: The ends do not fit each other or the slice, an adapter is no plain LoRA, or there is no such judge.
     """
-    check_ends(ask.slice.along, ask.adapter, ask.to)
+    check_ends(ask.slice.along, ask.adapter, ask.to, ask.third, ask.slice.two)
     judges.check(ask.judge)
-    adapters = [ask.adapter, expanded(ask.to) if ask.to and is_adapter(ask.to) else None]
+    adapters = [ask.adapter, *(expanded(end) for end in (ask.to, ask.third) if end and is_adapter(end))]
     for folder in filter(None, adapters):
         check_adapter(folder)
         if not ask.engine.base_is_the_same:
@@ -116,6 +117,7 @@ def _facts(ask: Ask) -> dict[str, Any]:
         "model": ask.model,
         "adapter": str(ask.adapter) if ask.adapter else None,
         "to": ask.to,
+        **({"third": ask.third} if ask.third else {}),
         "prompts": [set_.describe() for set_ in ask.prompts],
         "sampling": ask.sampling.model_dump(mode="json"),
         "engine": {
@@ -141,6 +143,7 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
     kind = ask.slice.along
     base = base_in(out, ask.model, same=ask.engine.base_is_the_same).made_by
     ends = [None if end is None else _identity(str(end)) for end in (ask.adapter, ask.to)]
+    ends += [_identity(ask.third)] if ask.third else []
     prompts = {p.id: p for set_ in ask.prompts for p in set_.prompts}
     sheet = Sheet(out / REPLIES, list(prompts.values()), ask.sampling)
     how: tuple[Any, ...] = (ask.engine.precision, ask.engine.thinking, ask.sampling.system, _texts())
@@ -150,7 +153,8 @@ def _stops(ask: Ask, out: Path) -> list[Stop]:
     def stop(place: Place) -> Stop:
         steps = place.steps(kind)
         random = [place.seed, *steps] if any(steps) else None
-        made_by = row_id("landscape", base, ends, kind, None if kind == "random" else place.alpha, random)
+        at = None if kind == "random" else [place.alpha, place.beta] if ask.third else place.alpha
+        made_by = row_id("landscape", base, ends, kind, at, random)
         where = f"alpha={place.alpha:g}" + (f" beta={place.beta:g}" if ask.slice.two else "")
         subject = Subject(kind, place.seed, where, 0, ask.model, None, made_by)
         return Stop(place, subject, row_id(made_by, *how), {a.id: a for a in asks(sheet, [subject], ask.engine)})
@@ -178,7 +182,7 @@ def _walked(ask: Ask, out: Path, stops: Sequence[Stop]) -> tuple[dict[str, Reply
     quantised.refuse(ask.engine.precision, "A walk through weights", "set precision to bfloat16")
     engine = HF(ask.model, ask.engine.precision, ask.engine.batch_size)
     with beside(out / "adapters") as scratch:
-        walk = Walk(engine, ask.slice, ask.adapter, ask.to, ask.engine.precision, scratch)
+        walk = Walk(engine, ask.slice, ask.adapter, ask.to, ask.engine.precision, scratch, ask.third)
         _visit(ask, out, walk, todo, replies)
     return read_rows(out / REPLIES, Reply), read_rows(out / POINTS, Measured)
 
