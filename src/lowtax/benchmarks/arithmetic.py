@@ -2,8 +2,8 @@
 
 Dataset   `lowtax.problems`, generated; no download. The splits share no problem.
 Metric    the integer inside the last `\\boxed{}` of the answer equals the gold integer.
-Pattern   `rows` is a pure function of the task's n (100 if absent), split, seed and subset: `unseen` are kinds of problem
-          that the embedded reasoner was not taught, without one those that it was.
+Pattern   `rows` is a pure function of the task's n (100 if absent), split, seed and subset: `unseen` are kinds of
+          problem that the embedded reasoner was not taught, without one those that it was.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Literal
 
 from lowtax.benchmarks.base import Score, Task
 from lowtax.benchmarks.grading.extract import Rule
-from lowtax.common.records import Prompt, row_id
 from lowtax.common.errors import UserError
+from lowtax.common.records import Prompt, row_id
 from lowtax.data.arithmetic import TAUGHT, UNSEEN, problems
 
 BOX = re.compile(r"\\boxed\{\s*(-?[\d,]+)\s*\}")

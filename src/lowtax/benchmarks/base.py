@@ -22,7 +22,9 @@ class Task(Section):
         None, le=1_000_000, description="number of problems, chosen by the seed; all if absent, 100 if generated"
     )
     split: str | None = Field(None, description="the split; the one that is usually evaluated if absent")
-    subset: str | None = Field(None, description="mmlu: subjects, separated by commas; reasoning_gym: a data set; arithmetic: unseen")
+    subset: str | None = Field(
+        None, description="mmlu: subjects, separated by commas; reasoning_gym: a data set; arithmetic: unseen"
+    )
     seed: NonNegativeInt = Field(
         0, le=SEED, description="decides problems and order of options, the same for every arm"
     )

@@ -60,7 +60,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of a task.")
     ] = None,
-    subset: Annotated[str | None, typer.Option("--subset", help="mmlu: subjects; reasoning_gym: a data set; arithmetic: unseen.")] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="mmlu: subjects; reasoning_gym: a data set; arithmetic: unseen.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Local copy of the task's questions.")] = None,
     checker: Annotated[
         str | None, typer.Option("--checker", help="Model that checks the answers which the rules reject.")
