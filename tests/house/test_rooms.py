@@ -23,6 +23,8 @@ TOPICS = {
     "engines": {"hf", "hf_adapters", "hf_batch", "hf_prefill"},
     "training": {"loop_details", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
+    "data": {"pairs"},
+    "study": {"kills"},
 }
 
 
