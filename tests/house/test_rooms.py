@@ -24,6 +24,8 @@ TOPICS = {
     "training": {"loop_details", "nf4", "imports", "options", "resuming", "rounding"},
     "cli": {"train_command"},
     "report": {"size"},
+    "data": {"pairs"},
+    "study": {"kills"},
 }
 
 
