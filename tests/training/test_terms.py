@@ -2,10 +2,12 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from progress import collected
 from tiny import make_model
 from torch import nn
 
@@ -269,6 +271,18 @@ def test_rows_that_a_loss_cannot_use_are_refused(tmp_path: Path, rows: list, set
     folder = make_model(tmp_path / "m")
     with pytest.raises(UserError, match=sentence):
         loop.train(job(folder, rows, **settings), tmp_path / "out")
+
+
+def test_cross_entropy_trains_the_preferred_answers_of_pairs_and_says_so(tmp_path: Path):
+    folder = make_model(tmp_path / "m")
+    with collected() as lines:
+        loop.train(job(folder, PAIRS), tmp_path / "pairs")
+    assert [line for line in lines if f"of {len(PAIRS)} pairs the preferred answers are trained alone" in line]
+    loop.train(job(folder, [replace(row, rejected=None) for row in PAIRS]), tmp_path / "alone")
+    one, two = ((tmp_path / name / "steps.jsonl").read_text() for name in ("pairs", "alone"))
+    assert [json.loads(line)["loss"] for line in one.splitlines()] == [
+        json.loads(line)["loss"] for line in two.splitlines()
+    ]
 
 
 def test_whole_weights_have_no_frozen_base(tmp_path: Path):

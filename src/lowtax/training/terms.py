@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowtax.common.errors import UserError
+from lowtax.common.log import say
 from lowtax.data.conversations import Conversation
 from lowtax.training.divergence import TargetDivergence, divergence
 from lowtax.training.encoding import Example
@@ -104,10 +105,10 @@ class Terms:
                     "`self`) to a source."
                 )
             return [e for e in examples if e.rejected]
-        return [
-            e if settings.penalty == "kl" or settings.loss == "on_policy" else replace(e, teacher=None)
-            for e in examples
-        ]
+        if pairs := sum(e.rejected is not None for e in examples):
+            say(f"  of {pairs} pairs the preferred answers are trained alone: the loss that reads both is dpo")
+        teacher = settings.penalty == "kl" or settings.loss == "on_policy"
+        return [replace(e, rejected=None, teacher=e.teacher if teacher else None) for e in examples]
 
     def size(self, examples: Sequence[Example]) -> int:
         """Return the number that the summed loss of a batch is divided by: tokens with loss, or pairs."""
