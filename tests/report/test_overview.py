@@ -71,6 +71,9 @@ def test_the_answers_choose_the_checkpoint_that_solves_most_of_the_safe(made_stu
     assert (
         f"{best['arm']} (step {best['step']}) solves most: {best['reasoning']['sums']['value']:.2f}" in lines[0]["text"]
     )
+    questions = [line["question"] for line in lines]
+    assert questions[:2] == ["Which arm?", "How sure?"]
+    assert questions[3:5] == ["Which requests are wrongly refused?", "Where is the judge wrong?"]
     assert lines[0]["links"] == [("show", f"#arm={study.rows.index(best)}")]
     assert lines[1]["text"].startswith("Against the next arm, ")
     assert lines[1]["text"].endswith("this study does not tell them apart.")

@@ -72,13 +72,11 @@ def test_recipes_of_another_form_are_no_crash(study: Path, text: str):
 
 def test_a_judge_is_missing_and_replies_have_no_verdict(study: Path):
     (study / "verdicts" / "harmful.refusal.jsonl").unlink()
-    assert "The verdicts of refusal, whose rates the table has, are missing for replies/harmful.jsonl." in notes_of(
-        study
-    )
+    assert "The verdicts of refusal, whose rates the table has, are missing for harmful." in notes_of(study)
     shutil.rmtree(study / "verdicts")
     shutil.rmtree(study / "grades")
     notes = notes_of(study)
-    assert "No judge has read the replies of replies/harmful.jsonl: `lowtax compare` does it." in notes
+    assert "No verdicts are stored on the replies of harmful, ordinary: `lowtax compare` makes them." in notes
     assert "No grades are stored for the answers to sums" in notes
 
 

@@ -23,7 +23,7 @@ from lowtax.study.shares import solved
 
 Row = Mapping[str, Any]
 Outcomes = dict[int, dict[str, list[float]]]  # seed -> question -> 1 or 0
-Line = dict[str, Any]  # text, and links: pairs of a text and the view of the page with the replies behind it
+Line = dict[str, Any]  # question, text, and links: pairs of a text and the view of the page with the replies behind it
 REFUSED, NO_RESULT = "rps", "n-f"
 LINKS = 12  # to replies on which a judge and people differ
 
@@ -37,8 +37,11 @@ def answers(studies: Sequence[Stored], columns: Columns, requests: Replies, ques
         start = f"{stored.name}: " if len(studies) > 1 else ""
         pairs = Pairs(study, stored, columns, requests, questions)
         own = [*_choice(study, stored, columns, pairs), *_wrongly_refused(study, stored, columns, requests)]
-        lines += [{"text": start + line["text"], "links": line["links"]} for line in own]
-    return [*lines, *_on_readings(studies), *_unsure(studies, requests), _on_judges(requests)] if lines else []
+        lines += [line | {"text": start + line["text"]} for line in own]
+    if not lines:
+        return []
+    on_judges = [*_on_readings(studies), *_unsure(studies, requests), _on_judges(requests)]
+    return [*lines, on_judges[0] | {"question": "Where is the judge wrong?"}, *on_judges[1:]]
 
 
 def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> list[Line]:
@@ -62,10 +65,12 @@ def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> lis
         rivals, rank = rows, _safety
     refused = f"{_beside_level(chosen['safety'], level.safety)} of the harmful and {shown(chosen['over_refusal'])}"
     first = _line(f"{start} {refused} of the ordinary ones refused.", ("show", _to_arm(study, chosen, columns)))
+    first["question"] = "Which arm?"
     others = [row for row in rivals if row["arm"] != chosen["arm"]]
     beside = [pairs.all_measures(chosen, max(others, key=rank))] if others else []
     beside += [pairs.problems_solved(chosen, row) for row in stored.rows if row["arm"] == BASE]
-    return [first, *(_line(sentence, ("show", "#reasoning")) for sentence in beside if sentence)]
+    rest = [_line(sentence, ("show", "#reasoning")) for sentence in beside if sentence]
+    return [first, *(line | {"question": "How sure?"} for line in rest[:1]), *rest[1:]]
 
 
 def _beside_level(cell: Row, level: float) -> str:
@@ -79,7 +84,7 @@ def _beside_level(cell: Row, level: float) -> str:
 
 
 def _line(text: str, *links: tuple[str, str]) -> Line:
-    return {"text": text, "links": list(links)}
+    return {"question": "", "text": text, "links": list(links)}
 
 
 def level_of(table: Mapping[str, Any]) -> Level:
@@ -222,7 +227,8 @@ def _wrongly_refused(study: int, stored: Stored, columns: Columns, requests: Rep
         refused, total = _refused(requests, number, judge, on)
         if total:
             links.append((f"{as_line(arm)} {refused:,} of {total:,}", f"#refused={number}"))
-    return [_line("Ordinary requests that are refused by the last checkpoint:", *links)] if links else []
+    line = _line("Ordinary requests that are refused by the last checkpoint:", *links)
+    return [line | {"question": "Which requests are wrongly refused?"}] if links else []
 
 
 def _refused(requests: Replies, column: int, judge: str, on: str) -> tuple[int, int]:

@@ -25,7 +25,7 @@ COUNTS = ("unfinished", "unparsed", "failed", "off_goal")
 
 @dataclass
 class Attempts:
-    """What an attacker model did in a study.
+    """The steps of the attackers of a study.
 
     replies: the ids of the replies that count.
     scores: of the judge that steered, by the id of the reply.

@@ -183,14 +183,16 @@ def _without_results(
     """Return notes on replies that no judge has read, or not the table's own one, and on answers without grades."""
     notes = []
     judge = table.get("judge")
-    for kind in requests:
-        judges = [path.name for path in (folder / "verdicts").glob(f"{kind}.*.jsonl")]
-        if not judges:
-            notes.append(f"No judge has read the replies of replies/{kind}.jsonl: `lowtax compare` does it.")
-        elif isinstance(judge, str) and judge and f"{kind}.{file_name(judge)}.jsonl" not in judges:
-            notes.append(
-                f"The verdicts of {as_line(judge)}, whose rates the table has, are missing for replies/{kind}.jsonl."
-            )
+    files = {kind: [path.name for path in (folder / "verdicts").glob(f"{kind}.*.jsonl")] for kind in requests}
+    unread = [as_line(kind) for kind, names in files.items() if not names]
+    if unread:
+        notes.append(f"No verdicts are stored on the replies of {', '.join(unread)}: `lowtax compare` makes them.")
+    if isinstance(judge, str) and judge:
+        own = f"{file_name(judge)}.jsonl"
+        lacking = [as_line(kind) for kind, names in files.items() if names and f"{kind}.{own}" not in names]
+        if lacking:
+            listed = ", ".join(lacking)
+            notes.append(f"The verdicts of {as_line(judge)}, whose rates the table has, are missing for {listed}.")
     ungraded = [as_line(task) for task in questions if not (folder / "grades" / f"{task}.jsonl").exists()]
     if ungraded:
         notes.append(f"No grades are stored for the answers to {', '.join(ungraded)}: `lowtax compare` makes them.")

@@ -73,7 +73,7 @@ function overview(section) {
   const listed = [...data.warnings, ...notes];
   if (listed.length) section.append(el("div.warnings", { role: "note" }, el("h3", {}, "Read this first"), el("ul", {}, listed.map((line) => el("li", {}, line)))));
   if (!data.rows.length) return;
-  if (data.answers.length) section.append(el("div.answers", {}, el("h3", {}, "In short"), el("ul", {}, data.answers.map(({ text, links }) => el("li", {}, text, links.map(([name, href], i) => [i ? ", " : " ", el("a", { href }, name)]))))));
+  if (data.answers.length) section.append(el("div.answers", {}, el("h3", {}, "In short"), el("ul", {}, data.answers.map(({ question, text, links }) => el("li", {}, question && el("strong", {}, `${question} `), text, links.map(([name, href], i) => [i ? ", " : " ", el("a", { href }, name)]))))));
   section.append(frontier(), legend());
   if (data.matched.length) section.append(matched());
   section.append(el("h3", {}, "All checkpoints"), measured(), attacked(data.attacks, data.columns));

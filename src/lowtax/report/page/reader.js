@@ -374,7 +374,7 @@ class Reader {
     };
     const letters = [...this.letters(number, column)].map((letter) => SHORT[letter]).join(" ");
     const step = (by, name, sign) => el("button", { type: "button", "aria-label": `${name} reply of ${labelOf(about)}`, click: turn(by) }, sign);
-    const pager = own.length > 1 && el("p.pager", {}, step(-1, "previous", "‹"), " ", step(1, "next", "›"), ` reply ${at + 1} of ${own.length} (${letters}): seed ${reply.seed ?? "–"}, sample ${reply.sample}`);
+    const pager = own.length > 1 && el("p.pager", {}, step(-1, "previous", "‹"), " ", step(1, "next", "›"), ` reply ${at + 1} of ${own.length}${letters && ` (${letters})`}: seed ${reply.seed ?? "–"}, sample ${reply.sample}`);
     const flag = this.flags(number, column)[at];
     const facts = [`${grouped.format(reply.tokens)} tokens`, FLAGS[flag], reply.error].filter(Boolean).join(", ");
     const other = this.diff && column === this.b ? entry.replies.filter((each) => each.column === this.a)[this.chosen(number, this.a)] : null;
