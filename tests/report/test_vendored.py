@@ -160,7 +160,7 @@ def test_the_differences_of_the_best_arm_are_drawn_as_the_sentences_say(watched:
     page = watched.open(made_page)
     chart = page.get_by_role("img", name="harmful refused, minus")
     text = page.locator(".answers li", has_text="Against the next arm").inner_text()
-    figures = chart.locator("[data-part=text] text").all_inner_texts()
+    figures = chart.locator("[data-part=text] text").all_text_contents()
     assert len(figures) == 8  # a name and a difference for each of four shares
     assert all(each in text for each in figures[4:7])
     assert chart.locator("[data-part=dot] circle").count() == 4
