@@ -146,7 +146,7 @@ def test_the_frontier_leads_to_the_replies_behind_a_point(watched: Watched, made
     points = page.locator(".point")
     assert points.count() == 7
     page.get_by_label("Across", exact=True).select_option(label="trained parameters")
-    assert "trained parameters" in page.locator(".chart").first.text_content()
+    assert "trained parameters" in page.locator(".frontier .chart").text_content()
     point = page.locator('.point[aria-label^="arm_0, step 100"]')
     point.focus()
     assert "95" not in page.locator("#tip").inner_text()

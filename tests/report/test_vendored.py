@@ -38,7 +38,7 @@ def drawn_page(made_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def charts(page: object, view: str) -> object:
-    return page.locator(f"#view-{view} .chart")
+    return page.locator(f"#view-{view} {'.frontier ' if view == 'overview' else ''}.chart")
 
 
 def point_at(page: object, chart: object, across: float, up: float) -> None:
@@ -82,9 +82,9 @@ def test_the_policy_allows_the_style_of_the_charts_and_no_other(
 
 
 def test_every_chart_has_a_text_alternative_and_its_data(watched: Watched, drawn_page: Path):
-    for view, number in (("overview", 1), ("training", 3), ("anatomy", 3)):
+    for view, number in (("overview", 2), ("training", 3), ("anatomy", 3)):
         page = watched.open(drawn_page, view)
-        listed = charts(page, view)
+        listed = page.locator(f"#view-{view} .chart")
         assert listed.count() == number
         for chart in listed.all():
             assert chart.get_attribute("role") in ("img", "group")
@@ -117,7 +117,7 @@ def test_a_mark_is_a_link_with_its_figures_and_the_arms_have_their_shapes(watche
     names = [link.get_attribute("aria-label") for link in links.all()]
     assert names[0].startswith("base: ")
     assert all("[" in name and name.endswith("; show its replies") for name in names)
-    paths = page.locator("#view-overview .chart [data-part=dot] path")
+    paths = page.locator("#view-overview .frontier [data-part=dot] path")
     outlines = {paths.nth(i).get_attribute("d") for i in range(7)}
     assert len(outlines) == 4  # the base, and three arms with two checkpoints
     colours = [(paths.nth(i).get_attribute("fill"), paths.nth(i).get_attribute("stroke")) for i in (1, 2)]
@@ -141,7 +141,7 @@ def test_marks_at_one_place_are_moved_apart_and_stay_inside(watched: Watched, ma
     assert len(places) == 7
     assert min(b - a for a, b in itertools.pairwise(places)) > 10
     assert places[0] > 56
-    assert page.locator("#view-overview .chart").evaluate("(each, x) => x < each.viewBox.baseVal.width", places[-1])
+    assert charts(page, "overview").evaluate("(each, x) => x < each.viewBox.baseVal.width", places[-1])
 
 
 def test_a_chart_is_drawn_again_when_there_is_less_room(watched: Watched, made_page: Path):
@@ -149,8 +149,18 @@ def test_a_chart_is_drawn_again_when_there_is_less_room(watched: Watched, made_p
     chart = charts(page, "overview")
     assert chart.get_attribute("width") == "800"
     page.set_viewport_size({"width": 400, "height": 800})
-    page.locator("#view-overview .chart:not([width='800'])").wait_for()
+    page.locator("#view-overview .frontier .chart:not([width='800'])").wait_for()
     assert 300 < int(chart.get_attribute("width")) <= 400
     size = chart.locator("text").first.evaluate("(each) => getComputedStyle(each).fontSize")
     assert size in ("12px", "13px")
     assert chart.bounding_box()["width"] == pytest.approx(float(chart.get_attribute("width")), abs=4)
+
+
+def test_the_differences_of_the_best_arm_are_drawn_as_the_sentences_say(watched: Watched, made_page: Path):
+    page = watched.open(made_page)
+    chart = page.get_by_role("img", name="harmful refused, minus")
+    text = page.locator(".answers li", has_text="Against the next arm").inner_text()
+    figures = chart.locator("[data-part=text] text").all_text_contents()
+    assert len(figures) == 8  # a name and a difference for each of four shares
+    assert all(each in text for each in figures[4:7])
+    assert chart.locator("[data-part=dot] circle").count() == 4

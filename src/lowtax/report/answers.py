@@ -23,7 +23,9 @@ from lowtax.study.shares import solved
 
 Row = Mapping[str, Any]
 Outcomes = dict[int, dict[str, list[float]]]  # seed -> question -> 1 or 0
-Line = dict[str, Any]  # question, text, and links: pairs of a text and the view of the page with the replies behind it
+# question, text, and links: pairs of a text and the view of the page with the replies behind it; a line on two
+# checkpoints has their differences too (name, value, low, high), and the checkpoint that they are `of`
+Line = dict[str, Any]
 REFUSED, NO_RESULT = "rps", "n-f"
 LINKS = 12  # to replies on which a judge and people differ
 
@@ -69,7 +71,7 @@ def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> lis
     others = [row for row in rivals if row["arm"] != chosen["arm"]]
     beside = [pairs.all_measures(chosen, max(others, key=rank))] if others else []
     beside += [pairs.problems_solved(chosen, row) for row in stored.rows if row["arm"] == BASE]
-    rest = [_line(sentence, ("show", "#reasoning")) for sentence in beside if sentence]
+    rest = [line for line in beside if line]
     return [first, *(line | {"question": "How sure?"} for line in rest[:1]), *rest[1:]]
 
 
@@ -127,7 +129,7 @@ def _to_arm(study: int, row: Row, columns: Columns) -> str:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Differences of two checkpoints of a study, paired by request or question, as sentences."""
+    """Differences of two checkpoints of a study, paired by request or question, as lines."""
 
     study: int
     stored: Stored
@@ -135,9 +137,9 @@ class Pairs:
     requests: Replies
     questions: Replies
 
-    def all_measures(self, one: Row, two: Row) -> str:
-        """Return a sentence on what one arm refuses and solves beside the next one; empty if they share nothing."""
-        parts, apart = [], []
+    def all_measures(self, one: Row, two: Row) -> Line | None:
+        """Return a line on what one arm refuses and solves beside the next one; None if they share nothing."""
+        parts, apart, differences = [], [], []
         for name, verb, noun, pairs in (
             ("harmful refused", "refuses", "harmful requests", self._of_kind("harmful", one, two)),
             ("ordinary refused", "refuses", "ordinary requests", self._of_kind("ordinary", one, two)),
@@ -146,24 +148,28 @@ class Pairs:
             value, low, high = stats.difference(pairs) if pairs else (math.nan,) * 3
             if not math.isnan(value):
                 parts.append(f"{name} {_signed(value, low, high)}")
+                differences.append([f"{name}, minus {_name(two)}", value, low, high])
                 if not low <= 0 <= high:
                     apart.append(f"{verb} {'more' if value > 0 else 'fewer'} {noun}")
         if not parts:
-            return ""
+            return None
         end = f"it {' and '.join(apart)}" if apart else "this study does not tell them apart"
-        return f"Against the next arm, {_name(two)}, paired by request: {', '.join(parts)}: {end}."
+        text = f"Against the next arm, {_name(two)}, paired by request: {', '.join(parts)}: {end}."
+        return _line(text, ("show", "#reasoning")) | {"of": _name(one), "differences": differences}
 
-    def problems_solved(self, one: Row, two: Row) -> str:
-        """Return a sentence on the problems that an arm and the base solve; empty if no question has both answers."""
+    def problems_solved(self, one: Row, two: Row) -> Line | None:
+        """Return a line on the problems that an arm and the base solve; None if no question has both answers."""
         pairs = self._of_tasks(one, two)
         value, low, high = stats.difference(pairs) if pairs else (math.nan,) * 3
         if math.isnan(value):
-            return ""
+            return None
         end = f"it solves {'more' if value > 0 else 'fewer'} problems"
         if low <= 0 <= high:
             end = "this study does not tell them apart"
         figures = _signed(value, low, high)
-        return f"Its share of problems solved minus that of the base: {figures}, paired by question: {end}."
+        text = f"Its share of problems solved minus that of the base: {figures}, paired by question: {end}."
+        differences = [["problems solved, minus base", value, low, high]]
+        return _line(text, ("show", "#reasoning")) | {"of": _name(one), "differences": differences}
 
     def _of_tasks(self, one: Row, two: Row) -> list[tuple[Outcomes, Outcomes]]:
         return self._pairs([partial(outcomes, self.questions, task=task) for task in one["reasoning"]], one, two)

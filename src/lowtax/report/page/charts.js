@@ -220,6 +220,28 @@ function lines(series, xName, yName, xUnit = "count", yUnit = "number") {
   return chart(draw, title, [xName, ...series.map((s) => s.name)], steps.map((step) => [shown(step, xUnit), ...by.map((points) => (points.has(step) ? write([points.get(step)].flat()) : "–"))]));
 }
 
+/** Draw differences with their intervals, a line for each, beside no difference. rows: [name, value, low, high]. */
+function forest(rows) {
+  const title = "Paired differences, with 95 % intervals";
+  const write = (row) => figure(row.slice(1), "rate", true);
+  const most = 1.1 * Math.max(0.1, ...rows.flatMap(([, , low, high]) => [-low, high]));
+  const x = { type: "linear", domain: [-most, most] }, signed = (value) => `${value > 0 ? "+" : ""}${tick("rate")(value)}`;
+  const draw = (width) =>
+    picture(`${rows.map((row) => `${row[0]} ${write(row)}`).join("; ")}`, "img", {
+      width, height: 50 + 40 * rows.length, marginLeft: 12, marginTop: 6, marginBottom: 40, x, y: { type: "band", domain: d3.range(rows.length), axis: null },
+      marks: [
+        Plot.gridX({ ticks: width < 500 ? 5 : 9, stroke: "var(--rule)", strokeOpacity: 1, strokeWidth: 0.7 }),
+        Plot.ruleX([0], { stroke: "var(--soft)", strokeDasharray: "5 4" }),
+        Plot.text(rows, { y: (_, i) => i, frameAnchor: "left", textAnchor: "start", dy: -10, text: (row) => brief(row[0], (width - 150) / 6), fill: "var(--ink)", ...HALO }),
+        Plot.text(rows, { y: (_, i) => i, frameAnchor: "right", textAnchor: "end", dy: -10, text: write, fill: "var(--soft)", ...HALO }),
+        Plot.ruleY(rows, { y: (_, i) => i, x1: (row) => row[2], x2: (row) => row[3], dy: 7, stroke: "var(--accent)", strokeWidth: 2 }),
+        Plot.dot(rows, { y: (_, i) => i, x: (row) => row[1], dy: 7, r: RADIUS, fill: "var(--accent)" }),
+        Plot.axisX({ ticks: width < 500 ? 5 : 9, tickFormat: signed, label: "difference of shares, 95 % interval", labelAnchor: "center", labelArrow: "none", tickSize: 0 }),
+      ],
+    }); // prettier-ignore
+  return chart(draw, title, ["share", "difference"], rows.map((row) => [row[0], write(row)]));
+}
+
 /** Draw a map of numbers by row and column, in a stronger colour where they are larger; column -1 is no layer. cells: Map of "row column" to number. */
 function map(title, rows, columns, cells, largest, along = "layer") {
   const listed = rows.flatMap((row) => columns.map((column) => ({ row, column, value: cells.get(`${column} ${row}`) }))).filter((c) => Number.isFinite(c.value));

@@ -74,6 +74,10 @@ function overview(section) {
   if (listed.length) section.append(el("div.warnings", { role: "note" }, el("h3", {}, "Read this first"), el("ul", {}, listed.map((line) => el("li", {}, line)))));
   if (!data.rows.length) return;
   if (data.answers.length) section.append(el("div.answers", {}, el("h3", {}, "In short"), el("ul", {}, data.answers.map(({ question, text, links }) => el("li", {}, question && el("strong", {}, `${question} `), text, links.map(([name, href], i) => [i ? ", " : " ", el("a", { href }, name)]))))));
+  for (const study of data.studies) {
+    const start = data.studies.length > 1 ? `${study.name}: ` : "", own = data.answers.filter((line) => line.differences && line.text.startsWith(start));
+    if (own.length) section.append(el("h3", {}, `Paired differences of ${start}${own[0].of}`), forest(own.flatMap((line) => line.differences)));
+  }
   section.append(frontier(), legend());
   if (data.matched.length) section.append(matched());
   section.append(el("h3", {}, "All checkpoints"), measured(), attacked(data.attacks, data.columns));
