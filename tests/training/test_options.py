@@ -394,6 +394,7 @@ def test_tensorboard_receives_a_run(tiny_model: Path, tmp_path: Path):
 # --- compiled layers
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 @pytest.mark.skipif("LOWTAX_COMPILE" not in os.environ, reason="half a minute of compiling: `make test-compile`")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_train_as_those_that_are_not(tmp_path: Path):
