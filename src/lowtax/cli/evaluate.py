@@ -26,6 +26,7 @@ from lowtax.cli.options import (
     at_revision,
     template_kwargs,
 )
+from lowtax.cli.units import On, Workers, sampling_by
 from lowtax.common.errors import UserError
 from lowtax.common.log import tell
 
@@ -80,6 +81,8 @@ def evaluate(
     thinking_tags: ThinkingTags = None,
     deterministic: Deterministic = False,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    workers: Workers = None,
+    on: On = None,
     trust: Trust = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -95,7 +98,7 @@ def evaluate(
     if folder:
         if model or adapter or task or out:
             raise UserError("A study defines its own model and tasks: remove --model, --adapter, --task and --out.")
-        return _study(folder, as_json, base_is_the_same, trust)
+        return _study(folder, as_json, base_is_the_same, trust, workers, on)
     if not (model and task and out):
         raise UserError("Give a study's folder, or --model, --task and --out.")
     from lowtax.common.files import read_json
@@ -117,6 +120,8 @@ def evaluate(
         chat_template_kwargs=template_kwargs(chat_template_kwargs),
         thinking_tags=thinking_tags,
         deterministic=deterministic,
+        workers=workers,
+        on=on,
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -128,7 +133,7 @@ def evaluate(
     tell(json.dumps(read_json(out / "reasoning.json")) if as_json else (out / "reasoning.md").read_text().rstrip())
 
 
-def _study(folder: Path, as_json: bool, same: bool, trust: bool) -> None:
+def _study(folder: Path, as_json: bool, same: bool, trust: bool, workers: int | None, on: str | None) -> None:
     """Sample and grade the answers of a study, and print the rates."""
     from lowtax.cli.main import study
 
@@ -137,7 +142,8 @@ def _study(folder: Path, as_json: bool, same: bool, trust: bool) -> None:
 
         work.require("tasks")
         work.warn()
-        work.sample(list(work.answer_sheets().values()))
+        with sampling_by(workers, on, folder) as draw:
+            work.sample(list(work.answer_sheets().values()), draw)
         report_failures(stored((work.out / "answers").glob("*.jsonl")))
         rows = examine.table(work.grade(), work.subjects())
     tell(json.dumps({"rows": rows}) if as_json else examine.page(rows))

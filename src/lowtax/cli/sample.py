@@ -28,6 +28,7 @@ from lowtax.cli.options import (
     say_unused,
     template_kwargs,
 )
+from lowtax.cli.units import On, Workers, sampling_by
 from lowtax.common.errors import UserError
 from lowtax.common.log import tell
 
@@ -75,6 +76,8 @@ def sample(
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="At most N prompts of a set, spread over its categories."),
     ] = None,
+    workers: Workers = None,
+    on: On = None,
     trust: Trust = False,
 ) -> None:
     """Sample replies to prompts.
@@ -94,7 +97,8 @@ def sample(
         with study(folder, same=base_is_the_same, trust=trust) as work:
             work.require("prompts")
             sheets = [*work.reply_sheets().values(), *work.attack_sheets()]
-            work.sample(sheets)
+            with sampling_by(workers, on, folder) as draw:
+                work.sample(sheets, draw)
             work.converse()
             report_failures(stored(sheet.path for sheet in sheets))
         return
@@ -127,6 +131,8 @@ def sample(
         chat_template_kwargs=template_kwargs(chat_template_kwargs),
         thinking_tags=thinking_tags,
         deterministic=deterministic,
+        workers=workers,
+        on=on,
         **sampling,
     )
     report_failures(replies)

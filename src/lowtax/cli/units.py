@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from lowtax.common.errors import Stopped
 from lowtax.common.log import tell
 
 if TYPE_CHECKING:
+    from lowtax.engines.sampling import Collect
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
 
@@ -78,6 +80,15 @@ def run(
     by_workers = workers is not None or on is not None
     with stopping_in_order() if by_workers else nullcontext():
         return failing.report(running.run(study, train, workers, on, gpus_each, patience))
+
+
+@contextmanager
+def sampling_by(workers: int | None, on: str | None, out: Path) -> Iterator["Collect"]:
+    """Yield the way to complete the sheets in a folder: in this process, or by workers, which end with the block."""
+    from lowtax.study import running
+
+    with running.drawing(workers, on, out) as draw:
+        yield draw
 
 
 @contextmanager

@@ -7,7 +7,7 @@ share its batches.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,8 @@ def asks(sheet: Sheet, subjects: Sequence[Subject], engine: EngineSettings) -> l
 
 
 EFFECTS = "effects.json"
+Collect = Callable[[Sequence[Sheet], Sequence[Subject], EngineSettings, Path], None]
+"""A way to complete sheets: `collect`, or the same by workers."""
 
 
 def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: EngineSettings, out: Path) -> None:

@@ -22,7 +22,7 @@ from lowtax.common.provenance import provenance
 from lowtax.common.records import Reply, Subject, Verdict, row_id
 from lowtax.common.tables import markdown_table, rate, shown
 from lowtax.data import prompt_sets
-from lowtax.engines.sampling import ENOUGH, Sheet, asks, collect, few_tokens, reply_tokens
+from lowtax.engines.sampling import ENOUGH, Collect, Sheet, asks, collect, few_tokens, reply_tokens
 from lowtax.engines.sampling import Ask as PlannedReply
 from lowtax.engines.settings import PLAIN, EngineSettings, Sampling
 from lowtax.judges import rates as safety
@@ -62,7 +62,7 @@ def sampling(preset: str | None, overrides: dict[str, Any], tokens: Callable[[],
     return Sampling(**({} if "max_new_tokens" in chosen else {"max_new_tokens": tokens()}) | chosen)
 
 
-def sample(ask: Ask, out: Path) -> list[Reply]:
+def sample(ask: Ask, out: Path, draw: Collect = collect) -> list[Reply]:
     """Sample the base and every adapter, and return all replies. Replies that are in the folder are kept."""
     sets = [prompt_sets.load(spec, n=ask.limit, seed=0) for spec in ask.prompts]
     unique = {prompt.id: prompt for set_ in sets for prompt in set_.prompts}
@@ -80,7 +80,7 @@ def sample(ask: Ask, out: Path) -> list[Reply]:
     path = out / "replies.jsonl"
     columns = {id_: of_row for set_ in sets for id_, of_row in set_.columns.items()}
     sheet = Sheet(path, list(unique.values()), ask.sampling, columns)
-    collect([sheet], subjects, ask.engine, out)
+    draw([sheet], subjects, ask.engine, out)
     how = {"prompts": [set_.describe() for set_ in sets], "sampling": ask.sampling.model_dump(mode="json")}
     write_json(out / "card.json", _card(subjects, ask.engine, how))
     return _in_order(path, asks(sheet, subjects, ask.engine))
@@ -105,7 +105,7 @@ class Exam:
     engine: EngineSettings
 
 
-def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
+def evaluate(exam: Exam, out: Path, draw: Collect = collect) -> dict[str, Any]:
     """Sample and grade the answers of the base and every adapter, and return their rates with the card.
 
     Answers that are in the folder are kept.
@@ -114,7 +114,7 @@ def evaluate(exam: Exam, out: Path) -> dict[str, Any]:
     model = base_in(out, exam.model, same=exam.engine.base_is_the_same)
     subjects = subjects_of(exam.model, exam.adapters, model)
     record_base(out, model)
-    collect(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, out)
+    draw(list(examine.sheets(exam.tasks, out).values()), subjects, exam.engine, out)
     rows = examine.table(examine.grade(exam.tasks, out, subjects, exam.engine), subjects)
     how: dict[str, Any] = {"tasks": {name: task.model_dump(mode="json") for name, task in exam.tasks.items()}}
     how["questions"] = examine.questions(exam.tasks)

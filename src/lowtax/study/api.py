@@ -131,6 +131,8 @@ def sample(
     chat_template_kwargs: Variables | None = None,
     thinking_tags: str | None = None,
     deterministic: bool = False,
+    workers: int | None = None,
+    on: str | None = None,
     **sampling: Any,
 ) -> Rows[Reply]:
     """Sample replies of a model and of adapters of it, and return them.
@@ -144,6 +146,7 @@ def sample(
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
         thinking_tags: the tags of thoughts, a family or `<a>...</a>`, instead of those that the chat template shows.
         deterministic: decode every row in a fixed batch, so that a resumed call draws the same in any precision.
+        workers, on: draw by workers, as `run` does.
         sampling: max_new_tokens, temperature, top_p, top_k, samples, seed, decoding, system. None is the default.
 
     Raises:
@@ -160,7 +163,8 @@ def sample(
             settings,
             limit,
         )
-        return Rows(adhoc.sample(request, folder))
+        with running.drawing(workers, on, folder) as draw:
+            return Rows(adhoc.sample(request, folder, draw))
 
 
 def judge(
@@ -234,6 +238,8 @@ def evaluate(
     chat_template_kwargs: Variables | None = None,
     thinking_tags: str | None = None,
     deterministic: bool = False,
+    workers: int | None = None,
+    on: str | None = None,
     **sampling: Any,
 ) -> Rows[dict[str, Any]]:
     """Let a model and adapters of it solve tasks, grade the answers, and return the rates: one row a subject.
@@ -249,6 +255,7 @@ def evaluate(
         chat_template_kwargs: variables of the chat template, such as reasoning_effort.
         thinking_tags: the tags of thoughts, a family or `<a>...</a>`, instead of those that the chat template shows.
         deterministic: decode every row in a fixed batch, so that a resumed call draws the same in any precision.
+        workers, on: draw by workers, as `run` does.
         sampling: max_new_tokens, temperature, top_p, samples, seed, system. By default 32,768 tokens, 0.6 and 0.95.
 
     Raises:
@@ -267,7 +274,8 @@ def evaluate(
         if sentence := context_warning(model, engine, chosen):
             say(sentence)
         request = adhoc.Exam(model, [Path(adapter) for adapter in adapters], chosen, settings)
-        return Rows(adhoc.evaluate(request, folder)["rows"])
+        with running.drawing(workers, on, folder) as draw:
+            return Rows(adhoc.evaluate(request, folder, draw)["rows"])
 
 
 def run(

@@ -1,8 +1,13 @@
-"""A run of a study in this process, or by workers."""
+"""A run of a study, or the sampling of a single command, in this process or by workers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowtax.common.errors import UserError
+from lowtax.engines.sampling import Collect, collect
 
 if TYPE_CHECKING:
     from lowtax.study.study import Study
@@ -32,3 +37,20 @@ def run(
 
     with open_pool(workers, on, study.out, gpus_each or 1) as pool:
         return Driver(study, pool, patience or PATIENCE, gpus_each).run(train)
+
+
+@contextmanager
+def drawing(workers: int | None, on: str | None, out: Path) -> Iterator[Collect]:
+    """Yield the way to complete sheets in a folder: in this process, or by workers, which end with the block.
+
+    Raises:
+        UserError: There are not enough GPUs, or Ray cannot be used.
+    """
+    if workers is None and on is None:
+        yield collect
+        return
+    from lowtax.study.units import requests  # lazy, as above
+    from lowtax.study.units.pools import open_pool
+
+    with open_pool(workers, on, out) as pool:
+        yield partial(requests.collect, pool)

@@ -38,7 +38,7 @@ from lowtax.common.records import Subject, Verdict
 from lowtax.data import prompt_sets, training_sets
 from lowtax.data.specs import Data, PromptSet
 from lowtax.engines import base
-from lowtax.engines.sampling import EFFECTS, ENOUGH, Ask, Sheet, collect, few_tokens, replies_of, reply_tokens
+from lowtax.engines.sampling import EFFECTS, ENOUGH, Ask, Collect, Sheet, collect, few_tokens, replies_of, reply_tokens
 from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
@@ -437,11 +437,11 @@ class Study:
 
     # --- the stages after training
 
-    def sample(self, sheets: Sequence[Sheet]) -> None:
+    def sample(self, sheets: Sequence[Sheet], draw: Collect = collect) -> None:
         """Complete sheets of replies, all in one plan. Arms that are not edited yet are edited first."""
         _refuse_launch("sample")
         self.edit()
-        collect(self.ordered(sheets), self.subjects(), self.engine, self.out)
+        draw(self.ordered(sheets), self.subjects(), self.engine, self.out)
 
     def ordered(self, sheets: Sequence[Sheet]) -> Sequence[Sheet]:
         """Return sheets with their prompts in the recipe's order."""

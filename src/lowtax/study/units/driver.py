@@ -6,8 +6,7 @@ differ from those in rounding alone, and not with the number of workers, since s
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,19 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows
 from lowtax.common.names import file_name
 from lowtax.common.records import Grade, Reply, Subject, Verdict
-from lowtax.engines.sampling import (
-    EFFECTS,
-    Ask,
-    Budget,
-    Sheet,
-    add_effects,
-    asks,
-    fixed_batches,
-    planned,
-    replies_of,
-    reply_of,
-)
+from lowtax.engines.sampling import Budget, Sheet, asks, planned, replies_of
 from lowtax.judges.base import Text
 from lowtax.judges.verdicts import verdict_ids
 from lowtax.study import attacking, failing, lineage
 from lowtax.study.arms import EditPlan, trained_subjects
 from lowtax.study.study import Study
-from lowtax.study.units import tasks
-from lowtax.study.units.base import TEXTS_AT_ONCE, Group, cut, sampling_size, share_ids
+from lowtax.study.units import requests, tasks
+from lowtax.study.units.base import TEXTS_AT_ONCE, Group, cut, share_ids
 from lowtax.study.units.messages import Pool
 from lowtax.study.units.scheduler import PATIENCE, Owner, Scheduler, Work
 from lowtax.training import distributed
 from lowtax.training.job import Job
 
-PROMPTS = 2  # by which an engine measures what an adapter changes
 BASE: Owner = (examine.BASE, 0)
 
 
@@ -204,50 +191,20 @@ class Driver:
         plan, missing = planned(sheets, subjects, self.study.engine, stored)
         works = list[Work]()
         for model, every in plan.items():
-            places: dict[str, list[Ask]] = {}
-            for ask in missing.get(model, []):
-                places.setdefault(ask.id, []).append(ask)
+            places = requests.places(missing.get(model, []))
             of_model = next(ask.subject for ask in every)
             group = Group(owner[0], owner[1], of_model.checkpoint if model != self.recipe.model else None)
-            shares = self._shares(every)
-            ids = share_ids(f"sample/{group.name}", len(shares))
-            for id_, share in zip(ids, shares, strict=True):
-                batches = [[_slim(ask) for ask in batch] for batch in self._open(share, places)]
-                if batches := [batch for batch in batches if batch]:
-                    task = partial(tasks.Sampling, self.study.out, self.study.engine, batches, id_ == ids[0])
-                    store = partial(self._drawn, owner, subjects, places)
+            store = partial(self._drawn, owner, subjects, places)
+            prefix = f"sample/{group.name}"
+            for id_, task in requests.tasks_of(prefix, every, places, self.study.engine, self.study.out):
+                if task is not None:
                     works.append(Work(id_, "sample", owner, task, store, f"engine {model}"))
         return works
 
-    def _shares(self, plan: Sequence[Ask]) -> list[list[list[Ask]]]:
-        """Return shares as lists of batches: of one batch each, unless the recipe is deterministic."""
-        batch = self.study.engine.batch_size
-        size = sampling_size(self.study.engine.name, batch)
-        if self.study.engine.deterministic:
-            batches = [*fixed_batches(plan, batch)]
-            first = {rows[0].subject.made_by: rows[0].id for rows in reversed(batches)}
-            return cut(batches, max(1, size // batch), lambda rows: rows[0].id, set(first.values()))
-        once = {ask.id: ask for ask in plan}
-        shares = cut(once.values(), size, lambda ask: ask.id, _measuring(once.values()))
-        return [[share] for share in shares]
-
-    def _open(self, share: list[list[Ask]], places: dict[str, list[Ask]]) -> Iterator[list[Ask]]:
-        """Yield the batches of a share without stored rows; one of a deterministic recipe stays whole."""
-        for batch in share:
-            missing = [ask for ask in batch if ask.id in places]
-            yield batch if missing and self.study.engine.deterministic else missing
-
     def _drawn(
-        self, owner: Owner, subjects: Sequence[Subject], places: dict[str, list[Ask]], drawn: tasks.Drawn
+        self, owner: Owner, subjects: Sequence[Subject], places: requests.Places, drawn: tasks.Drawn
     ) -> list[Work]:
-        rows: dict[Path, list[Reply]] = {}
-        for completion in drawn.completions:
-            for ask in places.get(completion.id, []):
-                rows.setdefault(ask.sheet.path, []).append(reply_of(ask, completion))
-                self.budget.see(completion, ask.sheet.sampling.max_new_tokens)
-        add_effects(self.study.out / EFFECTS, drawn.effects)  # first: a kill may not leave replies without them
-        for path, new in rows.items():
-            append_rows(path, new)
+        for path, new in requests.store(self.study.out, places, drawn, self.budget).items():
             self._rows(path).update({row.id: row for row in new})
         self.shares_left[owner] -= 1
         return [] if self.shares_left[owner] else self._measured(owner, subjects)
@@ -331,20 +288,3 @@ class Driver:
             evaluate.store(path, grades, read_rows(path, Grade), opinions=not checked)
             results[name] = examine.result(stored, grades)
         return results
-
-
-def _measuring(plan: Iterable[Ask]) -> set[str]:
-    """Return the ids of the first requests of each adapter, by which an engine measures what it changes."""
-    texts: dict[str, set[str]] = {}
-    ids = set[str]()
-    for ask in plan:
-        own = texts.setdefault(ask.subject.made_by, set())
-        if len(own) < PROMPTS:
-            own.add(ask.prompt.text)
-            ids.add(ask.id)
-    return ids
-
-
-def _slim(ask: Ask) -> Ask:
-    """Return a request without the other prompts of its sheet."""
-    return replace(ask, sheet=replace(ask.sheet, prompts=[], columns={}))
