@@ -47,6 +47,9 @@ def test_the_others_go_on_and_a_repeated_command_tries_again(run, tmp_path, tiny
     )
     assert {row["arm"] for row in table["rows"]} == {"base", "good"}
     assert failed["half"] in (out / "table.md").read_text()
+    again = CliRunner().invoke(app, ["compare", str(out)])
+    assert again.exit_code == 0, again.output
+    assert failed["half"] in (out / "table.md").read_text()
     (out / "arms" / "bad" / "seed-0").unlink()
     table = run(path, out)
     assert "failed" not in table

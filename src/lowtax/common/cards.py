@@ -62,6 +62,20 @@ class TrainedCard(Card):
     trainable_parameters: Count
 
 
+class FailedArm(Card):
+    """An arm that failed, in the table of a study."""
+
+    arm: Text
+    seed: Count
+    reason: str
+
+
+class FailedArms(Card):
+    """The table of a study, of which only the arms that failed are read."""
+
+    failed: list[FailedArm] = []
+
+
 class SavedCheckpoint(TrainedCheckpoint):
     """A checkpoint in a saved state."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lowtax.common.cards import FailedArms, read_card
 from lowtax.common.errors import Busy, UserError
 from lowtax.common.log import say
 from lowtax.engines.sampling import collect
@@ -33,6 +34,17 @@ def fail(study: "Study", arm: str, seed: int, reason: str) -> None:
         study.failed[arm, seed] = reason
         for name, why in dependents(study.recipe, arm):
             fail(study, name, seed, why)
+
+
+def remembered(study: "Study") -> dict[tuple[str, int], str]:
+    """Return the failures that the folder's table has, of arms that were not made since."""
+    path = study.out / "table.json"
+    try:
+        rows = read_card(path, FailedArms).get("failed", []) if path.exists() else []
+    except UserError:  # damaged, and written anew by whatever reads the study
+        rows = []
+    cards = {(row["arm"], row["seed"]): study.arm_folder(row["arm"], row["seed"]) / "card.json" for row in rows}
+    return {(row["arm"], row["seed"]): row["reason"] for row in rows if not cards[row["arm"], row["seed"]].exists()}
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class Study:
 
     @classmethod
     def open(cls, out: str | Path, same: bool = False, trust: bool = False) -> "Study":
-        """Open the study that an earlier `run` or `train` started in a folder.
+        """Open the study that an earlier `run` or `train` started in a folder; arms that failed there are left out.
 
         Args:
             trust: accept the classes in Python files that its recipe names; they run.
@@ -129,7 +129,9 @@ class Study:
         out = Path(out)
         if (path := stored_recipe.stored_in(out)) is None:
             raise UserError(f"{out} holds no study (no recipe.yaml): start one with `lowtax run RECIPE --out {out}`.")
-        return cls(recipe.load(path, trust=trust), out, same)
+        opened = cls(recipe.load(path, trust=trust), out, same)
+        opened.failed = failing.remembered(opened)
+        return opened
 
     def __enter__(self) -> "Study":
         """Lock the folder against other processes; of the processes of a launch, the first holds the lock."""
