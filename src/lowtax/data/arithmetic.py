@@ -1,7 +1,7 @@
 """Arithmetic and short word problems with a worked chain of thought, generated from a seed.
 
 The kinds in TAUGHT teach the embedded reasoner (split `train`) and examine it (`validation`, `test`). Those in UNSEEN
-need the same steps put together in ways that it was not taught, and examine it only: it solves about six in ten.
+need the same steps put together in ways that it was not taught, and examine it only: it solves about half of them.
 A problem's split is a hash of its kind and numbers, so that no problem of one split can be in another, in any wording
 and with any seeds.
 """
