@@ -25,7 +25,7 @@ TOPICS = {
     "cli": {"train_command"},
     "report": {"size"},
     "data": {"pairs"},
-    "study": {"kills"},
+    "study": {"kills", "stored_study"},
 }
 
 
