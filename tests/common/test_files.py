@@ -235,6 +235,26 @@ for number in range(60):
     assert (tmp_path / "folder" / "one").read_text() == (tmp_path / "folder" / "two").read_text()
 
 
+def test_a_folder_that_another_process_replaced_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x").write_text("old")
+    replace, calls = os.replace, []
+
+    def beaten(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:  # the other process moves the old folder to the same name, and its own to this one
+            replace(source, target)
+            Path(source).mkdir()
+            (Path(source) / "x").write_text("of the other")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", beaten)
+    with files.atomic_folder(folder, replace=True) as work:
+        (work / "x").write_text("new")
+    assert (folder / "x").read_text() == "new"
+
+
 def test_a_stop_between_two_names_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -180,6 +180,10 @@ def _put(work: Path, path: Path) -> None:
             os.replace(path, old)
         except FileNotFoundError:  # another process has just moved it away
             continue
+        except OSError as error:
+            if error.errno not in NOT_EMPTY:
+                raise
+            continue  # another process moved that folder there, and has put its own in its place
         try:
             os.replace(work, path)
         except BaseException as error:
