@@ -31,9 +31,9 @@ TO_EXTEND = ["Method", "Edit", "State", "Probe", "Site", "Sites", "Factors", "En
 TO_EXTEND += ["Judge", "JudgeKind", "Opinion", "Benchmark", "Score", "Task"]
 LIGHT = """
 import sys, time
-began = time.perf_counter()
+began = time.process_time()
 import lowtax
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 heavy = {"torch", "transformers", "peft", "numpy", "pydantic", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 print(seconds)
