@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import fake_cards
 import pytest
 import torch
 from progress import collected
@@ -234,6 +235,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, name: str, monkey
 
 
 def test_rollouts_are_the_model_s_and_the_base_alone_reads_the_instruction(tmp_path: Path):
+    fake_cards.cards()  # an accelerator of the process that the model is not on is left alone
     folder = make_model(tmp_path / "m")
     rows, settings = CASES["on_policy"]
     tokenizer = loading.load_tokenizer(str(folder))

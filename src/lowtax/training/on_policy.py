@@ -93,7 +93,8 @@ class Rollouts:
         ordered = sorted(members, key=lambda i: (len(run.examples[i].prompt), i))
         tokens: dict[int, list[int]] = {}
         run.parameters.publish()
-        with _sampling(run.model), torch.random.fork_rng():
+        gpu = [run.acc.device] if run.acc.device.type == "cuda" else []
+        with _sampling(run.model), torch.random.fork_rng(devices=gpu):
             torch.manual_seed(int(row_id("rollouts", run.job.seed, step), 16) % 2**31)
             for start in range(0, len(ordered), TOGETHER):
                 part = ordered[start : start + TOGETHER]
