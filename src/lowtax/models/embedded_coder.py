@@ -50,7 +50,7 @@ def build(target: Path) -> None:
     from lowtax.models.loading import plain_gguf, without_quantisation_mark
 
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        file = _gguf(Path(work))
+        file = gguf(Path(work))
         complain("Dequantising it to bfloat16, about a minute ...")
         where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -65,7 +65,7 @@ def build(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _gguf(work: Path) -> Path:
+def gguf(work: Path) -> Path:
     """Return the path of the GGUF file with the pinned hash: the user's own, or one in `work`.
 
     Raises:
