@@ -1,5 +1,6 @@
 """Pruned units are those that `ssah` would find, and a model without them computes as one whose channels are zero."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def weight(module: Any) -> Tensor:
     return (module.weight + module.get_delta_weight("default")).detach().double()
 
 
+def collect(inputs: list[Tensor], _: nn.Module, entered: tuple[Tensor]) -> None:
+    inputs.append(entered[0][0].double())
+
+
 def scores(base: Path, adapter: Path | None) -> dict[str, list[Tensor]]:
     """Return I_S and I_U from all inputs at once, by transformers' model and torch's variance."""
     model, tokenizer = model_of(base, adapter), loading.load_tokenizer(str(base))
@@ -67,8 +72,7 @@ def scores(base: Path, adapter: Path | None) -> dict[str, list[Tensor]]:
     for source in ROWS.values():
         inputs: dict[str, list[Tensor]] = {name: [] for name in result}
         handles = [
-            module.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0][0].double()))
-            for name, module in seconds(model).items()
+            module.register_forward_pre_hook(partial(collect, inputs[name])) for name, module in seconds(model).items()
         ]
         rows = training_sets.load(specs.parse(source), 0).rows
         with torch.no_grad():
@@ -81,11 +85,15 @@ def scores(base: Path, adapter: Path | None) -> dict[str, list[Tensor]]:
     return result
 
 
-def units_of(before: Path | None, after: Path, base: Path) -> dict[str, list[int]]:
+def units_of(after: Path, base: Path) -> dict[str, list[int]]:
     """Return the units whose columns are exactly zero in W + dW, both in float32."""
     weights, new = open_weights(str(base)), read_adapter(after).factors
     columns = {name: (weights[name] + x.dense()).abs().amax(0) for name, x in new.items()}
     return {n: x.eq(0).nonzero()[:, 0].tolist() for n, x in columns.items() if n.endswith(("o_proj", "down_proj"))}
+
+
+def without(places: Tensor, _: nn.Module, entered: tuple[Tensor]) -> tuple[Tensor]:
+    return (entered[0].index_fill(-1, places, 0),)
 
 
 def test_the_units_are_those_of_the_scores_of_the_pruned_model(base, adapter, pruned):
@@ -98,13 +106,13 @@ def test_the_units_are_those_of_the_scores_of_the_pruned_model(base, adapter, pr
             ("redundant", -safe - useful, 0.25),
         ):
             best = left[order[left].argsort(descending=True)][: round(share * n)]
-            assert units_of(adapter, pruned[units].folder, base)[name] == sorted(best.tolist())
+            assert units_of(pruned[units].folder, base)[name] == sorted(best.tolist())
             left = left[~torch.isin(left, best)]
-        assert units_of(adapter, pruned["complex"].folder, base)[name] == left.tolist()
+        assert units_of(pruned["complex"].folder, base)[name] == left.tolist()
 
 
 def test_groups_are_disjoint_and_add_up(base, adapter, pruned):
-    by_group = [units_of(adapter, pruned[units].folder, base) for units in GROUPS]
+    by_group = [units_of(pruned[units].folder, base) for units in GROUPS]
     for name, sizes in {
         "model.layers.1.mlp.down_proj": [6, 13, 16, 29],
         "model.layers.1.self_attn.o_proj": [3, 6, 8, 15],
@@ -116,15 +124,13 @@ def test_groups_are_disjoint_and_add_up(base, adapter, pruned):
 
 @pytest.mark.parametrize("units", GROUPS)
 def test_the_model_computes_as_with_the_units_set_to_zero(base, adapter, pruned, units):
-    chosen = units_of(adapter, pruned[units].folder, base)
+    chosen = units_of(pruned[units].folder, base)
     with torch.no_grad():
         before = model_of(base, adapter)(IDS).logits
         after = model_of(base, pruned[units].folder)(IDS).logits
         silenced = model_of(base, adapter)
         for name, module in seconds(silenced).items():
-            module.register_forward_pre_hook(
-                lambda _, x, places=torch.tensor(chosen[name]): (x[0].index_fill(-1, places, 0),)
-            )
+            module.register_forward_pre_hook(partial(without, torch.tensor(chosen[name])))
         torch.testing.assert_close(after, silenced(IDS).logits, rtol=1e-4, atol=1e-4)
     assert (after - before).abs().max() > 1e-2
     assert pruned[units].card["lost"] < 1e-6
@@ -132,7 +138,7 @@ def test_the_model_computes_as_with_the_units_set_to_zero(base, adapter, pruned,
 
 def test_what_is_not_pruned_keeps_its_update(base, adapter, pruned):
     before, after = read_adapter(adapter).factors, read_adapter(pruned["safety"].folder).factors
-    chosen = units_of(adapter, pruned["safety"].folder, base)
+    chosen = units_of(pruned["safety"].folder, base)
     for name, x in before.items():
         keep = torch.ones(x.shape[1], dtype=torch.bool)
         keep[chosen.get(name, [])] = False
@@ -143,8 +149,8 @@ def test_what_is_not_pruned_keeps_its_update(base, adapter, pruned):
 
 def test_a_control_has_as_many_units_drawn_by_its_seed(base, adapter, pruned, tmp_path):
     by_seed = [edit({**SPEC, "control": seed}, adapter, tmp_path / f"{i}") for i, seed in enumerate((0, 0, 1))]
-    one, same, other = (units_of(adapter, result.folder, base) for result in by_seed)
-    group = units_of(adapter, pruned["safety"].folder, base)
+    one, same, other = (units_of(result.folder, base) for result in by_seed)
+    group = units_of(pruned["safety"].folder, base)
     assert one == same
     assert {name: len(units) for name, units in one.items()} == {name: len(units) for name, units in group.items()}
     assert one != other
@@ -155,7 +161,7 @@ def test_a_control_has_as_many_units_drawn_by_its_seed(base, adapter, pruned, tm
 def test_of_a_whole_model(base, tmp_path):
     """Of a fully tuned arm, or of the base, there is an adapter of the units alone."""
     result = edit({**SPEC, "units": "redundant"}, base, tmp_path / "out")
-    chosen = units_of(None, result.folder, base)
+    chosen = units_of(result.folder, base)
     for name, (safe, useful) in scores(base, None).items():
         n = len(safe)
         taken = (safe - useful).argsort(descending=True)[: round(0.1 * n)].tolist()
@@ -176,7 +182,7 @@ def test_more_units_than_the_matrix_is_high(base, adapter, tmp_path):
     """The rank is then the height; nothing is left of the pairs."""
     result = edit({**SPEC, "ru": 1, "scu": 0, "ucu": 0, "units": "redundant"}, adapter, tmp_path / "out")
     factors, weights = read_adapter(result.folder).factors, open_weights(str(base))
-    for name in units_of(adapter, result.folder, base):
+    for name in units_of(result.folder, base):
         assert not (weights[name] + factors[name].dense()).any()
     assert factors["model.layers.0.mlp.down_proj"].rank == 3 + 32
 
@@ -184,8 +190,8 @@ def test_more_units_than_the_matrix_is_high(base, adapter, tmp_path):
 def test_only_some_modules(base, adapter, pruned, tmp_path):
     result = edit({**SPEC, "only": ["layers.1.mlp.down_proj"]}, adapter, tmp_path / "out")
     name = "model.layers.1.mlp.down_proj"
-    everywhere = units_of(adapter, pruned["safety"].folder, base)
-    assert units_of(adapter, result.folder, base) == {
+    everywhere = units_of(pruned["safety"].folder, base)
+    assert units_of(result.folder, base) == {
         name: everywhere[name],
         "model.layers.0.mlp.down_proj": [],
     }

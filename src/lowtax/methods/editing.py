@@ -39,6 +39,7 @@ from lowtax.models.adapters import (
     write_adapter,
     write_base,
 )
+from lowtax.models.embedded import BUILTIN
 from lowtax.models.names import layer_of
 from lowtax.models.weights import Weights, open_weights
 
@@ -148,8 +149,8 @@ def edit(
 
     Args:
         spec: the method's specification; see `lowtax.methods.loading`.
-        adapter: a PEFT LoRA folder; for methods that act on whole weights also the folder of a whole model, of which an
-            adapter on that model is made.
+        adapter: a PEFT LoRA folder; for methods that act on whole weights also the folder of a whole model, or
+            builtin:NAME, of which an adapter on that model is made.
         out: a folder that is absent or empty.
         base: the model that the adapter belongs to; the one in its configuration if None.
         rank: the largest rank of any site that the edit changes.
@@ -164,7 +165,7 @@ def edit(
         raise UserError(
             f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
         )
-    whole = adapter.is_dir() and not is_adapter(adapter)
+    whole = (adapter.is_dir() and not is_adapter(adapter)) or str(adapter).startswith(BUILTIN)
     ref = str(adapter) if whole else base or require_base(adapter)
     if base is None and not whole:
         check_base(adapter, ref, "name it by --base")

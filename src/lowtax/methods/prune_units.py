@@ -22,10 +22,9 @@ samples. Rows are laid out by the chat template's default, without the recipe's 
 are cut after 4,096 tokens. The paper chooses the shares by what pruning does to safety and utility; here they are
 fields, with the values of its Llama-2-7B.
 
-Fails: ranks are large: a share of 15 % of the units of a 7B model is rank 1,600, which vLLM does not serve, and the
-complex units are most of the model. An engine that adds an unmerged adapter in 16 bits removes a unit up to rounding.
-Before the model refuses, `safety` rows show no safety-critical units: prune the aligned model. It loads the whole
-model, in float32.
+Fails: ranks are large: 15 % of the units of a 7B model are rank 1,600, which vLLM does not serve, and the complex units
+are most of the model. An engine that adds an unmerged adapter in 16 bits removes a unit up to rounding. In a model that
+does not refuse, the safety-critical units carry no safety. It loads the whole model, in float32.
 """
 
 from typing import Any, Literal

@@ -9,13 +9,20 @@ on safety rows (I_S) and on utility rows (I_U). In each pair, as shares of its u
 I_S + I_U of the others), and complex (the rest). freeze="safety" holds the safety-critical units and a share `cu`, the
 complex ones with the largest I_S; "all but redundant", its alignment budget, moves the redundant alone. A held unit's
 column of the second matrix and rows of the first keep their bits, even with weight decay; LoRA's factors are zero
-there.
+there. In full fine-tuning, "all but redundant" holds all that has no redundant unit as a whole: query and key, norms,
+embeddings, tied or not, and biases of second matrices. A row of v_proj moves if all units that it serves are redundant.
+
+Held values are copied, 4 bytes for each held number in every process and in the saved state: beside the redundant units
+of a whole model, that is nearly the model in float32.
 
 Departures: what the accounts of the paper leave open is ours: shares within each pair, the order of complex units, all
-tokens as samples, and that query, key, embeddings and norms are not held. ucu and ru are those of its Llama-2-7B.
+tokens as samples, that with freeze="safety" query, key, embeddings and norms are not held, and that with "all but
+redundant" they are. ucu and ru are those of its Llama-2-7B; its alignment budget is the 20 % most redundant units of
+LLaMA-7B. Whether the groups are what they are called is for `prune_units` to show.
 
-Fails: refused if none of these matrices is trained. cu = 1 holds 72 % of all units at the default shares. When you
-train on refusals, the default `safety` rows protect the very behaviour you train: pass rows with reasoning instead.
+Fails: refused if none of these matrices is trained, and for "all but redundant" if a LoRA is on others, too. cu = 1
+holds 72 % of all units at the default shares. When you train on refusals, the default `safety` rows protect the very
+behaviour you train: pass rows with reasoning instead.
 """
 
 from typing import Any, Literal

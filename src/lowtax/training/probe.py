@@ -117,8 +117,10 @@ class ModelProbe:
 
     def variances(self, source: str, names: Iterable[str]) -> dict[str, Float[Tensor, " in"]]:
         """Return, for each input channel of a module, the sample variance over all tokens of the rows, in float64."""
-        spread = Spread()
-        self._watch(source, list(names), spread.add, replies_only=False)
+        spread, names = Spread(), list(names)
+        for name in names:
+            self.linear(name)  # refuses other modules
+        self._watch(source, names, spread.add, replies_only=False)
         return spread.variances()
 
     def directions(self, source: str, names: Iterable[str], k: int) -> dict[str, Float[Tensor, "out k"]]:
