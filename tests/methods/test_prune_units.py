@@ -232,3 +232,14 @@ def test_an_update_keeps_its_rank_without_units_of_its_own():
     others = [0, 2, 3, 5, 6, 7, 8]
     torch.testing.assert_close(total[:, others], (W + 0.5 * B @ A)[:, others])
     assert new.rank == 4
+
+
+def test_of_an_embedded_base(tmp_path):
+    spec = {"name": "prune_units", "control": 0, "only": ["layers.3.mlp.down_proj"]}
+    result = edit(spec, Path("builtin:smollm2-135m"), tmp_path / "out")
+    (factors,) = read_adapter(result.folder).factors.values()
+    W = open_weights("builtin:smollm2-135m")["model.layers.3.mlp.down_proj"]
+    assert int((W + factors.dense()).abs().amax(0).eq(0).sum()) == factors.rank == round(0.013 * 1536)
+    assert result.card["base"] == "builtin:smollm2-135m"
+    with pytest.raises(UserError, match="'project' edits adapters, and builtin:smollm2-135m is a whole model"):
+        edit({"name": "project"}, Path("builtin:smollm2-135m"), tmp_path / "other")
