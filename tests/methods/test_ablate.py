@@ -11,7 +11,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
 from lowtax.methods.base import Probe
 from lowtax.methods.editing import EditProbe, OfflineProbe, edit
-from lowtax.methods.residual import writers
+from lowtax.methods.running import writers
 from lowtax.methods.sites import Site
 from lowtax.methods.subtract import Subtract
 from lowtax.models import loading

@@ -182,7 +182,7 @@ class Broken(Edit):
 class Curious(Edit):
     '''Ask for a running model.'''
     def prepare(self, sites, probe):
-        return probe.variances("builtin:refusals,n=2", list(sites))
+        return probe.gradients("builtin:refusals,n=2", sites)
 """
 
 
@@ -200,7 +200,7 @@ def test_what_is_refused_leaves_nothing_behind(adapter: Path, tmp_path: Path):
             {"name": f"{tmp_path}/own.py:Curious"},
             new,
             {},
-            "needs variances of a running model, and an edit reads stored weights only",
+            "needs gradients of a running model, and an edit reads stored weights only",
         ),
         ({"name": "interpolate", "to": str(tmp_path / "none"), "at": 1}, new, {}, "not a PEFT adapter folder"),
         ({"name": "scale", "by": 2}, new, {"base": str(tmp_path / "nothing")}, "There is no model"),

@@ -162,7 +162,81 @@ def test_all_but_redundant_units_of_a_lora(tiny_model: Path, tmp_path: Path):
         assert int(moved.sum()) == len(moved) // 4
 
 
-def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
+def redundant_entries(run: TrainingRun, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a mask of the entries of each tensor that belong to units in no other group, by hand from the scores.
+
+    With the shares of `REDUNDANT` these are the units with the smallest sum of both scores, but for safety's.
+    """
+    masks = {key: torch.zeros_like(tensor, dtype=torch.bool) for key, tensor in start.items()}
+    for second in [key.removesuffix(".weight") for key in start if key.endswith(("o_proj.weight", "down_proj.weight"))]:
+        strength = start[f"{second}.weight"].double().square().sum(0)
+        safe, useful = (run.probe.variances(SPEC[rows], [second])[second] * strength for rows in ("safety", "utility"))
+        taken = (safe - useful).topk(round(0.1 * len(safe))).indices
+        units = (safe + useful).index_fill(0, taken, torch.inf).topk(round(0.25 * len(safe)), largest=False).indices
+        masks[f"{second}.weight"][:, units] = True
+        held = torch.ones(len(safe), dtype=torch.bool).index_fill(0, units, False).nonzero()[:, 0]
+        for first in ("gate_proj", "up_proj") if "mlp" in second else ("v_proj",):
+            name = f"{second.rpartition('.')[0]}.{first}"
+            rows = run.probe.rows_before(name, second, held)  # a row of v_proj serves two units, of which one is held
+            for key in {f"{name}.weight", f"{name}.bias"} & masks.keys():
+                masks[key] = ~masks[key].index_fill(0, rows, True)
+    return masks
+
+
+REDUNDANT = {"freeze": "all but redundant", "scu": 0.1, "ucu": 0, "ru": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("llama", "float32"), ("qwen2", "float32"), ("llama", "bfloat16"), ("qwen3", "bfloat16")]
+)
+def test_of_whole_weights_the_redundant_units_alone_move(tmp_path: Path, kind: str, precision: str):
+    """The embeddings of llama are tied, qwen2 has biases, qwen3 norms of heads."""
+    model = make_model(tmp_path / "m", kind)
+    this_job = job(model, FULL, precision, **REDUNDANT)
+    settings = this_job.settings.model_copy(update={"save_dtype": "float32"})
+    run = TrainingRun(replace(this_job, settings=settings), tmp_path / "out")
+    start = {key: t.to(getattr(torch, precision)).float() for key, t in load_file(model / "model.safetensors").items()}
+    masks = redundant_entries(run, start)
+    everything = sum(p.numel() for p in run.model.parameters())
+    run._gradients([0, 1, 2])
+    run.parameters.collect_gradients()
+    run.methods.after_backward(run.states)
+    moving = sum(int(p.grad.ne(0).sum()) for p in run.parameters.master if p.grad is not None)
+    assert 0 < moving <= run.trainable
+    run.parameters.clear_gradients()
+    run.finish()  # AdamW, with a weight decay of 0.5
+    after = final(tmp_path / "out")
+    assert after.keys() == start.keys()
+    assert ("lm_head.weight" in start) == (kind != "llama")
+    for key, end in after.items():
+        assert torch.equal(end[~masks[key]], start[key][~masks[key]]), key
+        assert not masks[key].any() or (end != start[key])[masks[key]].float().mean() > 0.95, key
+    assert any(masks[key].any() for key in masks if "v_proj" in key)
+    assert run.trainable == sum(int(mask.sum()) for mask in masks.values())
+    assert everything == sum(mask.numel() for mask in masks.values())
+    live = run.model.state_dict()
+    assert all(torch.equal(live[key].float(), end.to(live[key].dtype).float()) for key, end in after.items())
+
+
+def test_only_limits_what_is_held_beside_the_redundant_units(tiny_model: Path, tmp_path: Path):
+    run = TrainingRun(job(tiny_model, FULL, **REDUNDANT, only=["mlp"]), tmp_path)
+    run.finish()
+    start, end = load_file(tiny_model / "model.safetensors"), final(tmp_path)
+    masks = redundant_entries(TrainingRun(job(tiny_model, FULL, **REDUNDANT), tmp_path / "new"), start)
+    for key in start:
+        same = start[key] == end[key]
+        assert same[~masks[key]].all() if ".mlp." in key else not same.float().mean() > 0.05, key
+
+
+def test_a_method_after_it_would_change_what_it_holds(tiny_model: Path, tmp_path: Path):
+    this_job = job(tiny_model, FULL, **REDUNDANT)
+    spf = {"name": "spf", "safety": "builtin:refusals,n=1", "only": ["q_proj"]}
+    with pytest.raises(UserError, match="SPF would change what SSAH holds: name SPF first"):
+        TrainingRun(replace(this_job, methods=[*this_job.methods, spf]), tmp_path)
+
+
+@pytest.mark.parametrize("spec", [{}, REDUNDANT], ids=["safety", "redundant"])
+def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, spec: dict[str, Any]):
     class Killed(BaseException):
         pass
 
@@ -170,7 +244,7 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
         if "step 6: validation" in text:
             raise Killed
 
-    this_job = job(tiny_model, FULL, "bfloat16")
+    this_job = job(tiny_model, FULL, "bfloat16", **spec)
     train(this_job, tmp_path / "whole")
     with pytest.raises(Killed), progress_to(kill):
         train(this_job, tmp_path / "killed")
@@ -183,8 +257,8 @@ def test_a_killed_run_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path):
     ("placement", "spec", "message"),
     [
         (LORA | {"modules": ["q_proj"]}, {}, "ssah is for the MLP, v_proj and o_proj; train those"),
-        (FULL, {"freeze": "all but redundant"}, "by LoRA and nothing else; train those"),
-        (LORA, {"freeze": "all but redundant"}, "by LoRA and nothing else; train those"),
+        (LORA, {"freeze": "all but redundant"}, "by LoRA on nothing else, or in full; train those"),
+        (FULL, {"freeze": "all but redundant", "only": ["q_proj"]}, "or in full; train those"),
         (LORA, {"scu": 1.5}, "scu: .*found 1.5"),
     ],
 )

@@ -74,6 +74,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
         "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "scu": 0.2}],
     },
+    "ssah_full_redundant": {
+        "mode": "full",
+        **DECAY,
+        "methods": [{"name": "ssah", "safety": "ROWS", "utility": "OTHERS", "freeze": "all but redundant"}],
+    },
     "undisturbed": RESUMED,
     "undisturbed_methods": RESUMED
     | {"methods": [{"name": "spf", "safety": "ROWS"}, {"name": "ssah", "safety": "ROWS", "utility": "OTHERS"}]},
@@ -81,12 +86,12 @@ JOBS: dict[str, dict[str, Any]] = {
 LAUNCHES = {  # each takes a second or more: every method in the ways that differ most, the rest once
     "ddp": list(JOBS),
     "zero1": ["ssah_full", "undisturbed_methods"],
-    "zero2": ["full", "ssah_full_bf16", "salora"],
+    "zero2": ["full", "ssah_full_bf16", "ssah_full_redundant", "salora"],
     "zero3": [
-        *("full", "adapter_bf16", "ssah_full_bf16"),
+        *("full", "adapter_bf16", "ssah_full_bf16", "ssah_full_redundant"),
         *("spf_full", "salora", "undisturbed_methods"),  # spf and ssah
     ],
-    "fsdp2": ["full", "adapter", "orthogonal", "spf", "ssah_full", "salora", "undisturbed"],
+    "fsdp2": ["full", "adapter", "orthogonal", "spf", "ssah_full", "ssah_full_redundant", "salora", "undisturbed"],
     "fsdp2_bf16": ["adapter_bf16"],
 }
 REFUSED = {"fsdp2_bf16": ["full_bf16"]}
@@ -242,6 +247,12 @@ def test_what_a_method_holds_keeps_its_bits_in_all_processes(runs: Path, kind: s
         assert torch.equal(result[key][:, held], start[key][:, held])
         units += int(held.sum())
     assert units > 0
+    if "redundant" in name:
+        rest = [key for key in start if not re.search(r"(gate|up|down|v|o)_proj", key)]
+        assert {"model.embed_tokens.weight", "model.norm.weight"} <= {*rest}
+        assert all(torch.equal(result[key], start[key]) for key in rest)
+        moved = "model.layers.1.mlp.up_proj.weight"
+        assert not torch.equal(result[moved], start[moved])
 
 
 @needs_deepspeed

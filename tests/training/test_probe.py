@@ -172,6 +172,18 @@ def test_whole_weights_as_sites(make: Make):
     assert sorted(some) == sorted([v, f"{v}.bias", *(f"model.layers.{i}.mlp.up_proj" for i in (0, 1))])
 
 
+def test_a_method_that_sees_everything_has_each_parameter_once(make: Make):
+    model, _ = make(kind="full")
+    trained = TrainedParameters.of(model, own_masters=True)
+    spec = {"name": "ssah", "freeze": "all but redundant"}
+    ((_, sites),) = attach(load_all([spec]), model, trained).parts
+    assert {id(site.weight) for site in sites.values()} == {id(master) for master in trained.master}
+    assert len(sites) == len(trained.master)
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head", "model.layers.0.mlp.up_proj"} <= sites.keys()
+    ((_, some),) = attach(load_all([spec | {"only": ["up_proj"]}]), model, trained).parts
+    assert sorted(some) == [f"model.layers.{i}.mlp.up_proj" for i in (0, 1)]
+
+
 PAGE = (ROOT / "docs/guides/training-methods.md").read_text()
 
 

@@ -30,7 +30,7 @@ def edit(
 ) -> None:
     """Make a new adapter from a trained one.
 
-    Edits need weights alone: no data, no training, no model in memory.
+    Edits need weights alone: no data, no training, no model in memory. `ablate` and `prune_units` run the model.
 
     Example: lowtax edit project --adapter runs/14b/arms/MODE/seed-0/checkpoint-5000 --set side=both --out projected
     """

@@ -48,8 +48,8 @@ class Probe(Protocol):
     """Read access of a method to weights and, in training, to the running model.
 
     Modules have the names of sites, but need not be sites. In training the model has the weights as methods left them
-    and is in evaluation mode; all processes must make the same calls in the same order. An edit reads stored weights:
-    there, `variances`, `directions`, `gradients` and `rows_before` raise a UserError.
+    and is in evaluation mode; all processes must make the same calls in the same order. An edit reads stored weights,
+    and runs the model with the adapter for `variances` and `mean_states`: all that is left raises a UserError there.
     """
 
     def weights(self, ref: str) -> Mapping[str, Float[Tensor, "out in"]]:
@@ -115,6 +115,11 @@ class Method(BaseModel):
     whole: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     begins: ClassVar[bool] = False
+
+    @property
+    def everything(self) -> bool:
+        """Test whether, of whole weights, it sees every trained one: also embeddings and norms, by parameter name."""
+        return False
 
     def check(self, sites: Sites) -> None:
         """Refuse sites that the method cannot act on; called before anything is computed, so only shapes are read.

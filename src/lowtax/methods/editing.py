@@ -24,10 +24,10 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import atomic_folder, write_json
 from lowtax.common.linalg import Factors, inner
 from lowtax.common.log import say
-from lowtax.methods import loading, residual
+from lowtax.methods import loading, running
 from lowtax.methods.base import Edit, Position, Probe
 from lowtax.methods.loading import ConfiguredMethod
-from lowtax.methods.residual import ResidualStream
+from lowtax.methods.running import RunningModel
 from lowtax.methods.sites import Site, Sites, in_scope
 from lowtax.models.adapters import (
     Adapter,
@@ -39,6 +39,7 @@ from lowtax.models.adapters import (
     write_adapter,
     write_base,
 )
+from lowtax.models.embedded import BUILTIN
 from lowtax.models.names import layer_of
 from lowtax.models.weights import Weights, open_weights
 
@@ -77,7 +78,7 @@ class OfflineProbe(Probe):
         """Raise a UserError."""
         raise _no_model("the layers of a model")
 
-    def variances(self, source: str, names: Iterable[str]) -> NoReturn:
+    def variances(self, source: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Raise a UserError."""
         raise _no_model("variances")
 
@@ -105,14 +106,14 @@ class OfflineProbe(Probe):
 
 
 class EditProbe(OfflineProbe):
-    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states`.
+    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states` and `variances`.
 
     Args:
         base: the weights that the adapter is on. adapter: its folder; None for a whole model.
     """
 
     def __init__(self, base: Weights, adapter: Path | None) -> None:
-        self._base, self._stream = base, ResidualStream(base.ref, adapter)
+        self._base, self._model = base, RunningModel(base.ref, adapter)
 
     def weight(self, name: str) -> Tensor:
         """Return the base's weight of a linear layer."""
@@ -120,11 +121,15 @@ class EditProbe(OfflineProbe):
 
     def mean_states(self, source: str, n: int) -> Tensor:
         """Return the mean state after each layer but the last, at the last token of n prompts."""
-        return self._stream.states(source, n)
+        return self._model.states(source, n)
+
+    def variances(self, source: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return, for each input channel of a module, the sample variance over all tokens of the rows."""
+        return self._model.variances(source, names)
 
     def writers(self) -> list[str]:
         """Return the names of the linear layers that write to the residual stream."""
-        return residual.writers(self._base)
+        return running.writers(self._base)
 
 
 def _no_model(request: str) -> UserError:
@@ -144,8 +149,8 @@ def edit(
 
     Args:
         spec: the method's specification; see `lowtax.methods.loading`.
-        adapter: a PEFT LoRA folder; for methods that act on whole weights also the folder of a whole model, of which an
-            adapter on that model is made.
+        adapter: a PEFT LoRA folder; for methods that act on whole weights also the folder of a whole model, or
+            builtin:NAME, of which an adapter on that model is made.
         out: a folder that is absent or empty.
         base: the model that the adapter belongs to; the one in its configuration if None.
         rank: the largest rank of any site that the edit changes.
@@ -160,7 +165,7 @@ def edit(
         raise UserError(
             f"Method {spec['name']!r} acts in training, and this adapter is already trained: name it in a recipe."
         )
-    whole = adapter.is_dir() and not is_adapter(adapter)
+    whole = (adapter.is_dir() and not is_adapter(adapter)) or str(adapter).startswith(BUILTIN)
     ref = str(adapter) if whole else base or require_base(adapter)
     if base is None and not whole:
         check_base(adapter, ref, "name it by --base")

@@ -33,6 +33,7 @@ TABLE = {
     "orthogonal": "lowtax.methods.orthogonal:Orthogonal",
     "pissa": "lowtax.methods.pissa:PiSSA",
     "project": "lowtax.methods.project:Project",
+    "prune_units": "lowtax.methods.prune_units:PruneUnits",
     "rrs": "lowtax.methods.rrs:RRS",
     "s3lora": "lowtax.methods.s3lora:S3LoRA",
     "safe_lora": "lowtax.methods.safe_lora:SafeLoRA",

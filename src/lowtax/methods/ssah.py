@@ -9,48 +9,53 @@ on safety rows (I_S) and on utility rows (I_U). In each pair, as shares of its u
 I_S + I_U of the others), and complex (the rest). freeze="safety" holds the safety-critical units and a share `cu`, the
 complex ones with the largest I_S; "all but redundant", its alignment budget, moves the redundant alone. A held unit's
 column of the second matrix and rows of the first keep their bits, even with weight decay; LoRA's factors are zero
-there.
+there. In full fine-tuning, "all but redundant" holds all that has no redundant unit as a whole: query and key, norms,
+embeddings, tied or not, and biases of second matrices. A row of v_proj moves if all units that it serves are redundant.
+
+Held values are copied, 4 bytes for each held number in every process and in the saved state: beside the redundant units
+of a whole model, that is nearly the model in float32.
 
 Departures: what the accounts of the paper leave open is ours: shares within each pair, the order of complex units, all
-tokens as samples, and that query, key, embeddings and norms are not held. ucu and ru are those of its Llama-2-7B.
+tokens as samples, that with freeze="safety" query, key, embeddings and norms are not held, and that with "all but
+redundant" they are. ucu and ru are those of its Llama-2-7B; its alignment budget is the 20 % most redundant units of
+LLaMA-7B. Whether the groups are what they are called is for `prune_units` to show.
 
-Fails: refused if none of these matrices is trained. cu = 1 holds 72 % of all units at the default shares. When you
-train on refusals, the default `safety` rows protect the very behaviour you train: pass rows with reasoning instead.
+Fails: refused if none of these matrices is trained, and for "all but redundant" if a LoRA is on others, too. cu = 1
+holds 72 % of all units at the default shares. When you train on refusals, the default `safety` rows protect the very
+behaviour you train: pass rows with reasoning instead.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lowtax.common.errors import UserError
-from lowtax.methods.base import Method, Probe, Rows
+from lowtax.methods.base import Probe
 from lowtax.methods.sites import Site, Sites
+from lowtax.methods.units import OfUnits, Share, second_of
 
-Share = Annotated[float, Field(ge=0, le=1)]
-SECOND = {"gate_proj": "down_proj", "up_proj": "down_proj", "v_proj": "o_proj"}
 Held = dict[str, Any]  # axis: 0 for rows, 1 for columns; units: their numbers; kept: their values
 
 
-class SSAH(Method):
+class SSAH(OfUnits):
     """Freeze the units that carry safety; it needs safety and utility rows to find them."""
 
-    safety: Rows = "builtin:refusals,n=128"
-    utility: Rows = "builtin:chat,n=128"
     freeze: Literal["safety", "all but redundant"] = "safety"
-    scu: Share = 0.013
-    ucu: Share = 0.133
-    ru: Share = 0.148
     cu: Share = 0.06
 
     whole = holds = begins = True
 
+    @property
+    def everything(self) -> bool:
+        """Test whether all is held that has no redundant unit, embeddings and norms too."""
+        return self.freeze != "safety"
+
     def check(self, sites: Sites) -> None:
-        """Refuse sites that have no unit to hold."""
+        """Refuse sites that have no unit to hold, and LoRA beside the redundant units."""
         pairs, strict = _pairs(sites), self.freeze != "safety"
-        if not pairs or (strict and not all(site.rank and name in pairs for name, site in sites.items())):
-            restriction = ", by LoRA and nothing else" if strict else ""
+        if not pairs or (strict and any(site.rank and name not in pairs for name, site in sites.items())):
+            restriction = ", by LoRA on nothing else, or in full" if strict else ""
             raise UserError(f"ssah is for the MLP, v_proj and o_proj{restriction}; train those.")
 
     def prepare(self, sites: Sites, probe: Probe) -> dict[str, Held]:
@@ -58,7 +63,9 @@ class SSAH(Method):
         self.check(sites)
         pairs = _pairs(sites)
         held = self._units(probe, sorted({*pairs.values()}))
-        return {name: _hold(sites[name], second, held[second], probe) for name, second in pairs.items()}
+        state = {name: _hold(sites[name], second, held[second], probe) for name, second in pairs.items()}
+        rest = [name for name in sites if name not in pairs and self.freeze != "safety"]
+        return state | {name: _hold_whole(sites[name]) for name in rest}
 
     def after_backward(self, sites: Sites, state: dict[str, Held]) -> None:
         """Set the gradients of held entries to zero."""
@@ -78,38 +85,21 @@ class SSAH(Method):
 
     def _units(self, probe: Probe, seconds: list[str]) -> dict[str, Tensor]:
         """Return the numbers of the held units by second matrix."""
-        safety, utility = (probe.variances(rows, seconds) for rows in (self.safety, self.utility))
-        norms = {name: probe.weight(name).double().square().sum(0).cpu() for name in seconds}
-        return {name: self._chosen(safety[name] * norms[name], utility[name] * norms[name]) for name in seconds}
+        scores = self.scores(probe, seconds, probe.weight)
+        if missing := [name for name in seconds if name not in scores]:
+            raise UserError(f"ssah: no tokens of the safety or utility rows reach {missing[0]}: leave it out by only.")
+        return {name: self._chosen(*both) for name, both in scores.items()}
 
     def _chosen(self, safe: Tensor, useful: Tensor) -> Tensor:
-        n, free = len(safe), torch.ones(len(safe), dtype=torch.bool)
-
-        def take(score: Tensor, share: float) -> Tensor:
-            """Take the units with the largest score among those not taken yet."""
-            best = score.masked_fill(~free, -torch.inf).argsort(descending=True, stable=True)
-            units = best[: min(round(share * n), int(free.sum()))]
-            free[units] = False
-            return units
-
-        critical = take(safe - useful, self.scu)
-        take(useful - safe, self.ucu)
-        redundant = take(-safe - useful, self.ru)
+        groups, n = self.divided(safe, useful), len(safe)
         if self.freeze == "safety":
-            return torch.cat([critical, take(safe, self.cu)]).sort().values
-        return torch.ones(n).index_fill(0, redundant, 0).nonzero()[:, 0]
+            return torch.cat([groups.safety, groups.complex[: round(self.cu * n)]]).sort().values
+        return torch.ones(n).index_fill(0, groups.redundant, 0).nonzero()[:, 0]
 
 
 def _pairs(sites: Sites) -> dict[str, str]:
     """Return, for each site that has units to hold, the module that reads them."""
-    return {name: second for name in sites if (second := _second(name))}
-
-
-def _second(name: str) -> str | None:
-    """Return the second matrix of the pair that a site belongs to; its bias belongs to none."""
-    module, _, last = name.removesuffix(".bias").rpartition(".")
-    pair = SECOND.get(last, last if name.endswith(f".{last}") else None)
-    return f"{module}.{pair}" if pair in SECOND.values() else None
+    return {name: second for name in sites if (second := second_of(name))}
 
 
 def _hold(site: Site, second: str, units: Tensor, probe: Probe) -> Held:
@@ -121,6 +111,13 @@ def _hold(site: Site, second: str, units: Tensor, probe: Probe) -> Held:
     if site.rank:
         tensor.index_fill_(held["axis"], held["units"], 0)
     return held | {"kept": tensor.index_select(held["axis"], held["units"])}
+
+
+def _hold_whole(site: Site) -> Held:
+    """Return all of a weight, which may have any number of dimensions."""
+    W = site.weight.detach()
+    rows = torch.arange(len(W) if W.ndim else 1, device=W.device)
+    return {"axis": 0, "units": rows, "kept": W.clone()}
 
 
 def _tensor(site: Site, held: Held) -> Tensor:

@@ -25,6 +25,7 @@ BEFORE = "@"  # in `start`, before the name of a checkpoint
 WHOLE = (
     "ablate",
     "lox",
+    "prune_units",
     "subtract",
     "safe_lora",
 )  # edits that make an adapter of a fully fine-tuned arm, on its weights

@@ -13,6 +13,7 @@ from lowtax.common.errors import UserError
 from lowtax.data import chat, rendering, special_tokens
 from lowtax.data.chat import ConversationText, Thinking, Turn, Variables
 from lowtax.data.conversations import Conversation
+from lowtax.data.row_tokens import text_of, tokens_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -105,20 +106,20 @@ def encode_all(
     if not rows:
         raise UserError("There are no training rows.")
     around = chat.turn(tokenizer, thinking, variables, tags)
-    texts = [_attempt(_write, tokenizer, around, row, thinking, variables) for row in rows]
+    texts = [_attempt(text_of, tokenizer, around, row, thinking, variables) for row in rows]
     refused = [text for text in texts if isinstance(text, str)]
     _check_share(refused, len(texts))
     places = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     rows, written = [rows[i] for i in places], [text for text in texts if not isinstance(text, str)]
-    prompts = special_tokens.encode_all(tokenizer, [w.prompt for w in written])
-    completions = [[*ids, around.end] for ids in special_tokens.encode_all(tokenizer, [w.completion for w in written])]
-    fits = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
+    encoded = tokens_of(tokenizer, around, written)
+    fits = [i for i, (prompt, _) in enumerate(encoded) if len(prompt) < max_length]
     examples = []
     for i in fits:
-        room = max_length - len(prompts[i])
-        examples.append(Example(prompts[i], completions[i][:room], len(completions[i]) <= room))
+        prompt, completion = encoded[i]
+        room = max_length - len(prompt)
+        examples.append(Example(prompt, completion[:room], len(completion) <= room))
     if not any(e.whole for e in examples):
-        lengths = sorted(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+        lengths = sorted(len(prompt) + len(completion) for prompt, completion in encoded)
         raise UserError(
             f"All {len(rows)} training rows are longer than train.max_length {max_length} (the shortest has "
             f"{lengths[0]} tokens, the longest {lengths[-1]}): raise it, or choose shorter rows."
@@ -156,18 +157,8 @@ def prompts_of(
 ) -> list[list[int]]:
     """Return the prompts of rows as tokens, without their answers; the arguments are those of `encode_all`."""
     around = chat.turn(tokenizer, thinking, variables, tags)
-    written = [_write(tokenizer, around, row, thinking, variables) for row in rows]
+    written = [text_of(tokenizer, around, row, thinking, variables) for row in rows]
     return special_tokens.encode_all(tokenizer, [text.prompt for text in written])
-
-
-def _write(
-    tokenizer: PreTrainedTokenizerBase, around: Turn, row: Conversation, thinking: Thinking, variables: Variables | None
-) -> ConversationText:
-    """Return the text of a row, in which no content has a special token."""
-    messages = special_tokens.disarm_messages(tokenizer, row.messages, with_thoughts=("assistant",))
-    thought = None if row.thought is None else special_tokens.disarm(tokenizer, row.thought)
-    answer = special_tokens.disarm(tokenizer, row.answer)
-    return chat.write(tokenizer, around, messages, thought, answer, row.rendering, thinking, variables)
 
 
 def _loses_turn(row: Conversation, text: ConversationText) -> bool:

@@ -23,6 +23,7 @@ from lowtax.data.chat import Thinking, Variables
 from lowtax.data.conversations import Conversation
 from lowtax.methods.base import Position
 from lowtax.methods.loading import ActiveMethods, Methods
+from lowtax.methods.running import Spread
 from lowtax.methods.sites import FROZEN, Site, Sites, weight_of
 from lowtax.models import quantised
 from lowtax.models.names import matches, near, spelled_out
@@ -116,15 +117,11 @@ class ModelProbe:
 
     def variances(self, source: str, names: Iterable[str]) -> dict[str, Float[Tensor, " in"]]:
         """Return, for each input channel of a module, the sample variance over all tokens of the rows, in float64."""
-        sums = {name: torch.zeros(2, self.linear(name).in_features, dtype=torch.float64) for name in names}
-        tokens = sum(len(e.prompt) + len(e.completion) for e in self.examples(source))
-
-        def see(name: str, x: Tensor) -> None:
-            x = x.double()
-            sums[name] += torch.stack([x.sum(0), x.square().sum(0)]).cpu()
-
-        self._watch(source, list(sums), see, replies_only=False)
-        return {name: (square - total.square() / tokens) / (tokens - 1) for name, (total, square) in sums.items()}
+        spread, names = Spread(), list(names)
+        for name in names:
+            self.linear(name)  # refuses other modules
+        self._watch(source, names, spread.add, replies_only=False)
+        return spread.variances()
 
     def directions(self, source: str, names: Iterable[str], k: int) -> dict[str, Float[Tensor, "out k"]]:
         """Return the k strongest left singular vectors of W X', X being the inputs at the tokens of the replies.
@@ -286,12 +283,23 @@ def attach(methods: Methods, model: nn.Module, trained: TrainedParameters) -> Ac
     if isinstance(model, PeftModel) or not all(one.method.whole for one in methods.configured):
         parts = [(method, trained.sites(sites)) for method, sites in methods.on(model).parts]
     else:
-        parts = [(one.method, _whole_sites(model, trained, one.only)) for one in methods.configured]
+        parts = [
+            (one.method, _whole_sites(model, trained, one.only, one.method.everything)) for one in methods.configured
+        ]
     return ActiveMethods(parts).check()
 
 
-def _whole_sites(model: nn.Module, trained: TrainedParameters, only: Sequence[str] | None) -> Sites:
-    """Return the trained weights of linear layers, and their biases as NAME.bias, as sites of rank 0."""
+def _whole_sites(
+    model: nn.Module, trained: TrainedParameters, only: Sequence[str] | None, everything: bool = False
+) -> Sites:
+    """Return the trained weights of linear layers, and their biases as NAME.bias, as sites of rank 0.
+
+    Args:
+        model: the model.
+        trained: its trained parameters.
+        only: names of the linear layers to take; all if None.
+        everything: if all are taken, also take what is not in a linear layer, by the names of its parameters.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     sites = {}
@@ -299,7 +307,12 @@ def _whole_sites(model: nn.Module, trained: TrainedParameters, only: Sequence[st
         module, _, kind = names[id(live)].rpartition(".")
         if module in linear:
             name = module if kind == "weight" else f"{module}.{kind}"
-            sites[name] = Site(name, master, master.new_empty(0, master.shape[-1]), master.new_empty(len(master), 0), 0)
+        elif everything and only is None:
+            name = names[id(live)]
+        else:
+            continue
+        out, inp = (*master.shape, 1)[0], (1, *master.shape)[-1]  # also of a number
+        sites[name] = Site(name, master, master.new_empty(0, inp), master.new_empty(out, 0), 0)
     for pattern in spelled_out(only or ()):
         if not any(matches(pattern, name) for name in linear):
             raise UserError(f"only: {pattern!r} matches no linear layer; {near(pattern, sorted(linear))}")

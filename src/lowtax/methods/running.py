@@ -1,22 +1,24 @@
-"""The residual stream of a model with an adapter, for edits: its mean states after prompts, and what writes to it."""
+"""A model with an adapter that edits run: its mean states after prompts, and variances of what enters its layers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowtax.common.errors import UserError
-from lowtax.data import chat, prompt_sets, special_tokens
+from lowtax.data import chat, prompt_sets, row_tokens, special_tokens, specs, training_sets
 from lowtax.models import loading
 from lowtax.models.adapter_fit import fitted, unfit
 from lowtax.models.names import in_layer, layer_of
 
 WRITERS = ("o_proj", "down_proj", "out_proj", "c_proj", "fc2", "dense_4h_to_h", "wo", "w2")
 """Last names of the linear layers whose output is added to the residual stream."""
+MAX_TOKENS = 4096  # of a row; longer ones lose their end
 
 
 def writers(names: Iterable[str]) -> list[str]:
@@ -31,7 +33,29 @@ def writers(names: Iterable[str]) -> list[str]:
     return chosen
 
 
-class ResidualStream:
+class Spread:
+    """The sample variance of each input channel of some modules, from sums in float64."""
+
+    def __init__(self) -> None:
+        self._sums, self._tokens = dict[str, Tensor](), dict[str, int]()
+
+    def add(self, name: str, x: Float[Tensor, "tokens in"]) -> None:
+        """Add the inputs of a module at some tokens."""
+        x = x.double()
+        sums = torch.stack([x.sum(0), x.square().sum(0)]).cpu()
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        self._tokens[name] = self._tokens.get(name, 0) + len(x)
+
+    def variances(self) -> dict[str, Float[Tensor, " in"]]:
+        """Return the variances of each module that two tokens or more have reached."""
+        return {
+            name: (square - total.square() / n) / (n - 1)
+            for name, (total, square) in self._sums.items()
+            if (n := self._tokens[name]) > 1
+        }
+
+
+class RunningModel:
     """A model, with an adapter if there is one, in float32. It is loaded when it is first read."""
 
     def __init__(self, ref: str, adapter: Path | None) -> None:
@@ -57,6 +81,35 @@ class ResidualStream:
             total = states if total is None else total + states
         assert total is not None
         return total / len(prompts)
+
+    @torch.no_grad()
+    def variances(self, source: str, names: Iterable[str]) -> dict[str, Float[Tensor, " in"]]:
+        """Return, for each input channel of a module, the sample variance over all tokens of the rows of a source.
+
+        Modules that no token reaches are left out. A row has its own forward pass, and at most `MAX_TOKENS` tokens.
+
+        Raises:
+            UserError: There are no such rows, or the chat template refuses one.
+        """
+        loaded = training_sets.load(specs.parse(source), 0)
+        loaded.announce()
+        tokenizer, model = loading.load_tokenizer(self.ref), self._loaded()
+        around, spread = chat.turn(tokenizer), Spread()
+        texts = [row_tokens.text_of(tokenizer, around, row) for row in loaded.rows]
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, inputs: spread.add(name, inputs[0].flatten(0, -2))
+
+        handles = [inner.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        try:
+            for prompt, completion in row_tokens.tokens_of(tokenizer, around, texts):
+                ids = torch.tensor([[*prompt, *completion][:MAX_TOKENS]], device=model.device)
+                inner.get_decoder()(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return spread.variances()
 
     def _loaded(self) -> PreTrainedModel | PeftModel:
         if self._model is None:
