@@ -114,18 +114,19 @@ def similarity(maps: Sequence[Row]) -> Figure:
         axes = panels[modules.index(one["module"]), labels.index(one["label"])]
         axes.set_axis_on()
         edges = (0.5, one["k"] + 0.5)
-        image = axes.imshow(
-            one["cosines"], cmap="magma", vmin=0, vmax=1, interpolation="nearest", extent=(*edges, *edges[::-1])
-        )
-        axes.plot(
-            [j + 1 for j in one["unmatched"]], [0] * len(one["unmatched"]), "v", markersize=3, color=INK, clip_on=False
-        )
-        _frame(axes, one["label"], "of W + dW")
-        axes.set_title(one["label"], fontsize=9, color=INK, loc="left", pad=9)
+        image = axes.imshow(one["cosines"], cmap="magma", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))
+        if one["unmatched"]:
+            places = [j + 1 for j in one["unmatched"]]
+            across = axes.get_xaxis_transform()
+            (marks,) = axes.plot(places, [1.03] * len(places), "v", ms=4, color=INK, clip_on=False, transform=across)
+            marks.set_in_layout(False)
+        _frame(axes, "", "of W + dW")
+        axes.set_title(one["label"], fontsize=9, color=INK, loc="left", pad=11)
         axes.set_xlim(*edges)
         axes.set_ylim(*edges[::-1])
         axes.grid(False)
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axes, module in zip(panels[:, 0], modules, strict=True):
         axes.set_axis_on()
         axes.set_ylabel(f"{module.removeprefix('model.')}\nof W", fontsize=8, color=GREY)

@@ -87,9 +87,10 @@ def _shown(sources: Sequence[Source], arms: Sequence[Row]) -> list[tuple[Source,
 
 DEFINITIONS = {
     "cosines": "absolute cosine of each left singular vector of W (a row) with each of W + dW (a column), the first k",
-    "diagonal": "share of the diagonal with a cosine of at least `same`",
-    "unmatched": "columns whose cosine with every row that is shown is below epsilon; an intruder is one of them, and "
-    "so is a vector of W from further down",
+    "diagonal": "share of the diagonal with a cosine of at least `same`; a new strong vector moves all after it",
+    "matched": "share of columns with such a cosine in any row that is shown",
+    "unmatched": "columns, from 0, whose cosine with every row that is shown is below epsilon: intruders, and vectors "
+    "of W from further down",
 }
 
 
@@ -121,17 +122,16 @@ def _named(name: str, arms: Sequence[Row]) -> str:
 
 
 def read(cosines: Float[Tensor, "k k"], epsilon: float) -> Row:
-    """Return the text alternative of a map: the share of its diagonal that is the same, and its unmatched columns."""
-    k = len(cosines)
-    diagonal = float((cosines.diagonal() >= SAME).float().mean())
-    unmatched = [j for j in range(k) if float(cosines[:, j].max()) < epsilon]
+    """Return the text alternative of a map: shares of vectors that are the same, and those without a match."""
+    k, best = len(cosines), cosines.amax(dim=0)
+    in_place, anywhere = (float((x >= SAME).float().mean()) for x in (cosines.diagonal(), best))
+    unmatched = [j for j in range(k) if float(best[j]) < epsilon]
     places = f" ({', '.join(str(j + 1) for j in unmatched[:10])}{', ...' if unmatched[10:] else ''})"
     text = (
-        f"{diagonal:.0%} of the {k} vectors keep their place with a cosine of {SAME:g} or more; "
-        f"{len(unmatched) or 'none'}{places if unmatched else ''} "
-        f"{'has' if len(unmatched) < 2 else 'have'} no match of {epsilon:g} or more among those of W"
+        f"of the {k} vectors of W + dW, {in_place:.0%} are those of W at the same place (cosine {SAME:g} or more) and "
+        f"{anywhere:.0%} those at any place; {len(unmatched)}{places if unmatched else ''} match none at {epsilon:g}"
     )
-    return {"diagonal": round(diagonal, 4), "unmatched": unmatched, "text": text}
+    return {"diagonal": round(in_place, 4), "matched": round(anywhere, 4), "unmatched": unmatched, "text": text}
 
 
 def _rounded(cosines: Float[Tensor, "k k"]) -> list[list[float]]:
