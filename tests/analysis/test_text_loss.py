@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_study
 import torch
 import typer
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,6 +22,7 @@ from lowtax.common.errors import UserError
 from lowtax.common.records import Subject
 from lowtax.data.documents import Documents
 from lowtax.models import loading
+from lowtax.study import recipe, study
 
 TEXTS = [
     "The river rose in the night, and the bridge was under water by six.",
@@ -85,7 +87,7 @@ def test_losses_are_those_of_transformers(models: dict[str, Path], rows: list[li
             subject("other", models, "origin", "lora-2"),
         ],
     )
-    plain, tuned = (AutoModelForCausalLM.from_pretrained(models[name]).eval() for name in ("origin", "tuned"))
+    plain = AutoModelForCausalLM.from_pretrained(models["origin"]).eval()
     wanted = [losses(plain, rows)]
     for base, adapter in (("origin", "lora-1"), ("tuned", None), ("tuned", "on-tuned"), ("origin", "lora-2")):
         model = AutoModelForCausalLM.from_pretrained(models[base])
@@ -104,7 +106,6 @@ def test_losses_are_those_of_transformers(models: dict[str, Path], rows: list[li
     assert min(map(abs, more)) > 1e-3
     assert report["models"][0]["difference"] is None
     assert json.loads(json.dumps(report)) == report
-    del plain, tuned
 
 
 def test_a_window_begins_with_the_last_token_of_the_one_before(models: dict[str, Path], rows: list[list[int]]):
@@ -243,6 +244,36 @@ def test_mistakes_are_one_sentence(models: dict[str, Path], tmp_path: Path, word
     words = [word.replace("FOLDER", str(tmp_path)) for word in words]
     with pytest.raises(UserError, match=sentence):
         run("--adapter", str(models["lora-1"]), *words)
+
+
+def test_of_a_study_the_last_checkpoints_read_the_text(tmp_path: Path):
+    base = make_model(tmp_path / "model")
+    path = small_study.write_recipe(tmp_path, base, arms={"full": {"mode": "full"}, "r2": {"mode": "lora_mlp_r2"}})
+    out = tmp_path / "out"
+    with study.Study(recipe.load(path), out) as work:
+        work.train()
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    report = json.loads(run(str(out), "--text", f"{tmp_path}/rows.jsonl", "--max-tokens", "64", "--json"))
+    assert json.loads((out / "geometry.json").read_text()) == report
+    text = report["text"]
+    labels = ["full, seed 0", "full, seed 1", "r2, seed 0", "r2, seed 1"]
+    assert [model["label"] for model in text["models"]] == ["base", *labels]
+    assert {model["checkpoint"] for model in text["models"][1:]} == {"checkpoint-4"}
+    assert [over["arm"] for over in text["over_seeds"]] == ["full", "r2"]
+    assert (text["precision"], text["max_tokens"]) == ("float32", 64)
+    assert {one["label"] for one in report["similarity"]["maps"]} == {"full, seed 0", "r2, seed 0"}
+    assert (out / "similarity.png").is_file()
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    folder = out / "arms" / "r2" / "seed-1" / "checkpoint-4"
+    row = torch.tensor([[t for c in TEXTS[0] for t in loading.load_tokenizer(str(base))(c)["input_ids"]][:64]])
+    with torch.no_grad():
+        one = float(plain(row, labels=row).loss)
+        two = float(PeftModel.from_pretrained(plain, folder).eval()(row, labels=row).loss)
+    short = {"text": TEXTS[0][:64]}
+    (tmp_path / "short.jsonl").write_text(json.dumps(short))
+    text = json.loads(run(str(out), "--text", f"{tmp_path}/short.jsonl", "--json"))["text"]
+    assert text["models"][0]["loss"] == {"value": pytest.approx(one, abs=1e-5), "low": None, "high": None}
+    assert text["models"][-1]["difference"]["value"] == pytest.approx(two - one, abs=1e-5)
 
 
 def test_a_study_has_its_own_precision():
