@@ -77,6 +77,12 @@ class OfflineProbe(Probe):
         """Raise a UserError."""
         raise _no_model("the layers of a model")
 
+    def trials(
+        self, directions: Tensor, harmful: str, ordinary: str, used: int, n: int
+    ) -> tuple[float, list[residual.Trial]]:
+        """Raise a UserError."""
+        raise _no_model("answers")
+
     def variances(self, source: str, names: Iterable[str]) -> NoReturn:
         """Raise a UserError."""
         raise _no_model("variances")
@@ -105,7 +111,7 @@ class OfflineProbe(Probe):
 
 
 class EditProbe(OfflineProbe):
-    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states`.
+    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states` and `trials`.
 
     Args:
         base: the weights that the adapter is on. adapter: its folder; None for a whole model.
@@ -125,6 +131,12 @@ class EditProbe(OfflineProbe):
     def writers(self) -> list[str]:
         """Return the names of the linear layers that write to the residual stream."""
         return residual.writers(self._base)
+
+    def trials(
+        self, directions: Tensor, harmful: str, ordinary: str, used: int, n: int
+    ) -> tuple[float, list[residual.Trial]]:
+        """Return what removing each direction from all residual writes does, on further prompts."""
+        return self._stream.trials(directions, harmful, ordinary, used, n)
 
 
 def _no_model(request: str) -> UserError:
@@ -175,6 +187,7 @@ def edit(
     _require_finite(exact, str(spec["name"]))
     updates = exact if rank is None else {name: x.truncated(rank) for name, x in exact.items()}
     facts = _facts(spec, configured) | {"adapter": str(adapter), "base": ref, "asked_rank": rank}
+    facts |= configured.method.figures(state)
     edited = _with_updates(original, updates, ref)
     sites_from(edited, weights)  # a method may add sites, which must fit too
     card = _write(out, edited, lambda new: facts | _figures(original.factors, exact, new, state))
