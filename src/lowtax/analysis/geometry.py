@@ -212,10 +212,14 @@ def of_subject(subject: "Subject", base: Weights) -> Source:
     return of_both(Path(subject.adapter), subject.model, base, subject.arm, subject.seed)
 
 
+def last_of(subjects: Sequence["Subject"]) -> list["Subject"]:
+    """Return the last checkpoint of every arm and seed of a study, in the study's order."""
+    return list({(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}.values())
+
+
 def of_study(subjects: Sequence["Subject"], base: Weights) -> list[Source]:
     """Return the updates of the last checkpoint of every arm and seed of a study, in the study's order."""
-    last = {(s.arm, s.seed): s for s in subjects if s.checkpoint is not None}
-    return [of_subject(subject, base) for subject in last.values()]
+    return [of_subject(subject, base) for subject in last_of(subjects)]
 
 
 def base_of(adapters: Sequence[Path]) -> str:
@@ -256,7 +260,9 @@ def analyze(base: Weights, sources: Sequence[Source], settings: Settings | None 
         "base": base.ref,
         "settings": asdict(settings),
         "definitions": DEFINITIONS,
-        "arms": [_entry(source, rows, sources) for source, rows in zip(sources, columns, strict=True)],
+        "arms": [
+            _entry(label, source, rows) for label, source, rows in zip(labels(sources), sources, columns, strict=True)
+        ],
     }
 
 
@@ -294,11 +300,16 @@ def _order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def _entry(source: Source, sites: list[Row], sources: Sequence[Source]) -> Row:
+def labels(sources: Sequence[Source]) -> list[str]:
+    """Return a name for each source: its arm, with the seed, or else the place, if others have the same."""
+    arms = [source.arm for source in sources]
+    longer = [s.where if s.seed is None else f"{s.arm}, seed {s.seed}" for s in sources]
+    return [arm if arms.count(arm) == 1 else other for arm, other in zip(arms, longer, strict=True)]
+
+
+def _entry(label: str, source: Source, sites: list[Row]) -> Row:
     facts = {name: getattr(source, name) for name in ("arm", "seed", "checkpoint", "kind", "where", "note")}
-    alone = [other.arm for other in sources].count(source.arm) == 1
-    seed = source.where if source.seed is None else f"{source.arm}, seed {source.seed}"
-    return {"label": source.arm if alone else seed, **facts, "summary": summary(sites), "sites": sites}
+    return {"label": label, **facts, "summary": summary(sites), "sites": sites}
 
 
 def summary(sites: Sequence[Row]) -> Row:

@@ -1,7 +1,7 @@
-"""Three figures of the anatomy of updates: stable rank by layer, overlap by module, norms by layer and module.
+"""Figures of the anatomy of updates: stable rank by layer, overlap by module, norms by layer and module.
 
 A panel is a kind of module (for norms, an arm). Modules outside of the layers, such as embeddings, are in geometry.json
-only.
+only. A fourth figure has the maps of singular vectors, if the report has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,20 @@ from lowtax.common.palette import COLOURS, GREY, INK, MARKS
 Row = Mapping[str, Any]
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDTH, HEIGHT = 2.35, 1.9  # of a panel, in inches
-FILES = ("stable_rank.png", "overlap.png", "norms.png")
+FILES, SIMILARITY = ("stable_rank.png", "overlap.png", "norms.png"), "similarity.png"
+MAP = 2.1  # inches of a map of singular vectors
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
-    """Write the three figures of a report, if there is an update in a layer."""
+    """Write the figures of a report, if there is an update in a layer."""
     arms = [(arm["label"], [site for site in arm["sites"] if site["layer"] is not None]) for arm in report["arms"]]
     arms = [(label, sites) for label, sites in arms if any(site["norm"] for site in sites)]
     if not arms:
         return
     for name, figure in zip(FILES, (stable_rank, overlap, norms), strict=True):
         save(figure(arms, report), folder / name)
+    if maps := report.get("similarity", {}).get("maps"):
+        save(similarity(maps), folder / SIMILARITY)
 
 
 def stable_rank(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> Figure:
@@ -93,6 +96,42 @@ def norms(arms: Sequence[tuple[str, list[Row]]], report: Mapping[str, Any]) -> F
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label("||dW|| / ||W||", fontsize=9, color=INK)
+    bar.ax.tick_params(which="both", labelsize=8, colors=GREY, length=0)
+    return figure
+
+
+def similarity(maps: Sequence[Row]) -> Figure:
+    """Draw the absolute cosines of singular vectors: a row for each module, a column for each arm that changes it.
+
+    A mark above a column is a vector of W + dW that has no match among those of W.
+    """
+    modules, labels = (list(dict.fromkeys(one[key] for one in maps)) for key in ("module", "label"))
+    figure = new_figure(MAP * len(labels) + 1.1, (MAP + 0.45) * len(modules) + 0.2)
+    panels = figure.subplots(len(modules), len(labels), squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for one in maps:
+        axes = panels[modules.index(one["module"]), labels.index(one["label"])]
+        axes.set_axis_on()
+        edges = (0.5, one["k"] + 0.5)
+        image = axes.imshow(one["cosines"], cmap="magma", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))
+        if one["unmatched"]:
+            places = [j + 1 for j in one["unmatched"]]
+            across = axes.get_xaxis_transform()
+            (marks,) = axes.plot(places, [1.03] * len(places), "v", ms=4, color=INK, clip_on=False, transform=across)
+            marks.set_in_layout(False)
+        _frame(axes, "", "of W + dW")
+        axes.set_title(one["label"], fontsize=9, color=INK, loc="left", pad=11)
+        axes.set_xlim(*edges)
+        axes.set_ylim(*edges[::-1])
+        axes.grid(False)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axes, module in zip(panels[:, 0], modules, strict=True):
+        axes.set_axis_on()
+        axes.set_ylabel(f"{module.removeprefix('model.')}\nof W", fontsize=8, color=GREY)
+    bar = figure.colorbar(image, ax=panels, pad=0.02, shrink=0.6)
+    bar.set_label("|cosine| of left singular vectors", fontsize=8, color=INK)
     bar.ax.tick_params(which="both", labelsize=8, colors=GREY, length=0)
     return figure
 

@@ -130,6 +130,34 @@ def seeds_interval(
     return mean, max(0.0, low), min(1.0, high)
 
 
+def ratio_interval(
+    sums: Sequence[Sequence[float]],
+    sizes: Sequence[float],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Return a mean per unit with its interval: the sum of all sums, divided by that of the sizes of their clusters.
+
+    The interval is a bootstrap that draws the training seeds and the clusters, the same clusters for all drawn seeds.
+    The ratio is linear about its value; draws of n things are widened by sqrt(n / (n - 1)), as in `difference`. With
+    one seed it does not cover the choice of the seed; with one cluster there is none, and its ends are nan.
+
+    Args:
+        sums: a row for each training seed, a column for each cluster, such as the loss of a document's tokens.
+        sizes: units of each cluster, such as its tokens; more than 0 together.
+    """
+    table, units = np.array(sums, dtype=float), np.array(sizes, dtype=float)
+    value = float(table.sum() / (len(table) * units.sum()))
+    if table.shape[1] < 2 or not math.isfinite(value):
+        return value, NAN, NAN
+    rng = np.random.default_rng(seed)
+    drawn = weights(len(table), rng, resamples)
+    draws = value + _resampled(table - value * units, drawn, rng) / (len(table) * units.sum())
+    return value, *_percentiles(draws, level)
+
+
 def prediction_interval(values: Sequence[float], size: int, level: float = 0.95) -> tuple[float, float]:
     """Return where the mean of `size` further values lies, if they are drawn as these were: Student's interval.
 

@@ -17,7 +17,7 @@ Where ZeRO or FSDP keep weights and gradients in parts, methods see whole copies
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -27,6 +27,9 @@ from lowtax.common.errors import UserError
 from lowtax.common.linalg import Factors
 from lowtax.data import specs
 from lowtax.methods.sites import Sites
+
+if TYPE_CHECKING:
+    from lowtax.methods.running import Trial
 
 MOMENTS = ("prepare", "penalty", "after_backward", "after_step", "edit")
 
@@ -78,6 +81,12 @@ class Probe(Protocol):
 
     def writers(self) -> list[str]:
         """Return the names of the linear layers that write to the residual stream; for edits alone."""
+        ...
+
+    def trials(
+        self, directions: Float[Tensor, "candidates hidden"], harmful: str, ordinary: str, used: int, n: int
+    ) -> tuple[float, list["Trial"]]:
+        """Return what removing each direction from all residual writes does, on further prompts; for edits alone."""
         ...
 
     def rows_before(self, first: str, second: str, units: Tensor) -> Tensor:
@@ -162,6 +171,10 @@ class Edit(Method):
     """
 
     attacks: ClassVar[bool] = False
+
+    def figures(self, state: State) -> dict[str, Any]:
+        """Return what the card of the edit says about the state as a whole, as data."""
+        return {}
 
 
 def moments(kind: type[Method]) -> list[str]:

@@ -78,6 +78,12 @@ class OfflineProbe(Probe):
         """Raise a UserError."""
         raise _no_model("the layers of a model")
 
+    def trials(
+        self, directions: Tensor, harmful: str, ordinary: str, used: int, n: int
+    ) -> tuple[float, list[running.Trial]]:
+        """Raise a UserError."""
+        raise _no_model("answers")
+
     def variances(self, source: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Raise a UserError."""
         raise _no_model("variances")
@@ -106,7 +112,7 @@ class OfflineProbe(Probe):
 
 
 class EditProbe(OfflineProbe):
-    """The probe of an edit: it also reads the base, and runs it with the adapter for `mean_states` and `variances`.
+    """The probe of an edit: it also reads the base, and runs it with the adapter for states, variances and trials.
 
     Args:
         base: the weights that the adapter is on. adapter: its folder; None for a whole model.
@@ -130,6 +136,12 @@ class EditProbe(OfflineProbe):
     def writers(self) -> list[str]:
         """Return the names of the linear layers that write to the residual stream."""
         return running.writers(self._base)
+
+    def trials(
+        self, directions: Tensor, harmful: str, ordinary: str, used: int, n: int
+    ) -> tuple[float, list[running.Trial]]:
+        """Return what removing each direction from all residual writes does, on further prompts."""
+        return self._model.trials(directions, harmful, ordinary, used, n)
 
 
 def _no_model(request: str) -> UserError:
@@ -180,6 +192,7 @@ def edit(
     _require_finite(exact, str(spec["name"]))
     updates = exact if rank is None else {name: x.truncated(rank) for name, x in exact.items()}
     facts = _facts(spec, configured) | {"adapter": str(adapter), "base": ref, "asked_rank": rank}
+    facts |= configured.method.figures(state)
     edited = _with_updates(original, updates, ref)
     sites_from(edited, weights)  # a method may add sites, which must fit too
     card = _write(out, edited, lambda new: facts | _figures(original.factors, exact, new, state))

@@ -17,7 +17,8 @@ from lowtax.common.errors import UserError
 from lowtax.common.files import locked, read_rows
 from lowtax.common.log import quiet_libraries, say
 from lowtax.common.names import refuse_inputs
-from lowtax.common.records import Reply, Rows, Verdict
+from lowtax.common.records import Reply, Rows, Subject, Verdict
+from lowtax.data import documents
 from lowtax.data.chat import Thinking, Variables
 from lowtax.engines.sampling import reply_tokens
 from lowtax.engines.settings import PLAIN, EngineSettings
@@ -407,8 +408,14 @@ def analyze(
     base: str | None = None,
     top: int = 16,
     exact: bool = False,
+    maps: Sequence[str] | None = None,
+    text: str | None = None,
+    max_tokens: int | None = None,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Return where weight updates lie: norms, ranks, overlap with the base's singular directions, intruders.
+
+    With a text, the key `text` has the loss of the base and of each checkpoint on it.
 
     Args:
         adapters: PEFT LoRA folders of one base.
@@ -416,11 +423,16 @@ def analyze(
         base: the base model; that of the adapters by default.
         top: singular directions of W on each side, for overlaps.
         exact: decompose large matrices completely, which takes minutes each.
+        maps: modules whose singular vectors before and after are compared, under the key `similarity`; if empty, those
+            with the most intruders.
+        text: plain documents, as SOURCE[,column=C][,n=N]: a .txt file, a folder of them, a data file, or owner/name.
+        max_tokens: the longest window of a document; 1024, or all positions of a model that has fewer.
+        precision: that of the models that read the text.
 
     Raises:
-        UserError: there is nothing to analyse, or updates and base do not fit.
+        UserError: there is nothing to analyse, or updates and base do not fit, or the text has no document.
     """
-    from lowtax.analysis import geometry
+    from lowtax.analysis import geometry, similarity
     from lowtax.analysis.geometry import Settings
     from lowtax.models.adapters import check_base
     from lowtax.models.weights import open_weights
@@ -433,4 +445,19 @@ def analyze(
         check_base(folder, weights.ref, "name it by --base")
     sources = [geometry.of_adapter(folder, ref=weights.ref) for folder in folders]
     sources += [geometry.of_tuned(ref, weights) for ref in tuned]
-    return geometry.analyze(weights, sources, Settings(top=top, exact=exact))
+    texts = None if text is None else documents.read(text)
+    read = {}
+    if texts is not None:
+        from lowtax.analysis import text_loss
+
+        models = [(weights.ref, str(folder)) for folder in folders] + [(ref, None) for ref in tuned]
+        subjects = [
+            Subject(source.arm, None, source.checkpoint, 0, model, adapter, "")
+            for source, (model, adapter) in zip(sources, models, strict=True)
+        ]
+        where, labels = resolve_precision(precision), geometry.labels(sources)
+        read = {"text": text_loss.measure(weights.ref, subjects, labels, texts, where, max_tokens)}
+    report = geometry.analyze(weights, sources, Settings(top=top, exact=exact))
+    if maps is not None:
+        report["similarity"] = similarity.maps(weights, sources, report, maps)
+    return report | read

@@ -214,6 +214,10 @@ class ModelProbe:
         """Raise a UserError: only edits read the residual stream."""
         raise UserError("What writes to the residual stream is read by edits alone: give this method to `lowtax edit`.")
 
+    def trials(self, directions: Tensor, harmful: str, ordinary: str, used: int, n: int) -> NoReturn:
+        """Raise a UserError: only edits read the residual stream."""
+        raise UserError("Directions are tried out by edits alone: give this method to `lowtax edit`.")
+
     def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Yield the names in groups whose tables fit in `TABLE_BYTES`."""
         group, room = list[str](), TABLE_BYTES
