@@ -55,7 +55,9 @@ def test_a_plan_prints_units_and_writes_nothing(tmp_path, tiny_model, monkeypatc
     [
         (["--patience", 5], "--patience is for workers: give --workers N or --on ray"),
         (["--gpus-each", 2], "--gpus-each is for workers"),
-        (["--on", "slurm"], "--on 'slurm' is not known: give ray, or ray://ADDRESS"),
+        (["--nodes-each", 2], "--nodes-each is for workers"),
+        (["--workers", 1, "--nodes-each", 2, "--gpus-each", 2], "and this recipe has neither: remove it"),
+        (["--on", "slurm"], "'slurm' is no place for workers: give ray, or ray://ADDRESS"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, tiny_model, monkeypatch, capsys, options, sentence):

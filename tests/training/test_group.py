@@ -1,53 +1,19 @@
 """A worker trains a sharded arm in several processes: the bits of a launch without workers, also after a kill."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-import pytest
-from safetensors.torch import load_file
-from small_study import write_recipe
-from worked import SMALL, Killer, by_workers, events, history
+from grouped import adapters, launch, needs_deepspeed, write_sharded
+from worked import Killer, by_workers, events, history
 
-from lowtax.study.units import pools
-
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-ZERO = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "bf16": {"enabled": "auto"},
-    "zero_optimization": {"stage": 2},
-    "zero_force_ds_cpu_optimizer": False,
-}
-TRAIN = """
-import sys
 from lowtax.study import recipe, study
-with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as work:
-    work.train()
-"""
-
-
-def adapters(out: Path) -> dict[str, dict[str, list]]:
-    paths = sorted(out.glob("arms/*/*/*/*.safetensors"))
-    return {str(path.relative_to(out)): {k: v.tolist() for k, v in load_file(path).items()} for path in paths}
+from lowtax.study.units import pools
+from lowtax.study.units.driver import Driver
 
 
 @needs_deepspeed
 def test_a_group_trains_what_a_launcher_does_and_survives_a_kill(tmp_path, tiny_model):
-    (tmp_path / "zero.json").write_text(json.dumps(ZERO))
-    (tmp_path / "train.py").write_text(TRAIN)
-    changes = {"arms": {"r1": SMALL["arms"]["r1"]}, "edited": {}, "tasks": {}, "judged_also": []}
-    execution = {"execution": {"deepspeed": str(tmp_path / "zero.json")}}
-    path = write_recipe(tmp_path, tiny_model, **SMALL | changes | execution)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, tmp_path / "train.py", path, tmp_path / "launched"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    path = write_sharded(tmp_path, tiny_model)
+    launch(path, tmp_path / "launched")
     with Killer(tmp_path / "out", ("train",), after=2.0) as killer:
         table, _ = by_workers(path, tmp_path / "out", lambda: pools.local(1), group=2)
     assert killer.kills == 1
@@ -57,3 +23,16 @@ def test_a_group_trains_what_a_launcher_does_and_survives_a_kill(tmp_path, tiny_
     assert card["processes"] == 2
     assert adapters(tmp_path / "out") == adapters(tmp_path / "launched") != {}, history(tmp_path / "out")
     assert any(event["state"] == "again" for event in events(tmp_path / "out"))
+
+
+@needs_deepspeed
+def test_an_arm_that_a_launcher_trained_is_measured_by_workers(tmp_path, tiny_model):
+    """As where training needs machines that workers do not have."""
+    path = write_sharded(tmp_path, tiny_model)
+    launch(path, tmp_path / "out")
+    before = adapters(tmp_path / "out")
+    with pools.open_pool(1, None, tmp_path / "out") as pool, study.Study(recipe.load(path), tmp_path / "out") as work:
+        table = Driver(work, pool).run(train=False)
+    assert adapters(tmp_path / "out") == before != {}
+    assert {row["arm"] for row in table["rows"]} == {"base", "r1"}
+    assert not [event for event in events(tmp_path / "out") if event["unit"].startswith("train/")]

@@ -139,6 +139,7 @@ def run(
     workers: units.Workers = None,
     on: units.On = None,
     gpus_each: units.GpusEach = None,
+    nodes_each: units.NodesEach = None,
     patience: units.Patience = None,
 ) -> None:
     """Run every stage of a recipe.
@@ -158,7 +159,7 @@ def run(
     if out is None:
         raise UserError("lowtax run needs --out DIR, the folder to write to; --dry-run writes nothing.")
     with study(out, _recipe(recipe, set_, engine, trust), base_is_the_same, limit=limit) as work:
-        failure = units.run(work, not no_train, workers, on, gpus_each, patience)
+        failure = units.run(work, not no_train, workers, on, gpus_each, patience, nodes_each)
     _show(out)
     report.write_beside(out)
     report.send_results(out, work.recipe.execution)

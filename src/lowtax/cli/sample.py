@@ -28,7 +28,7 @@ from lowtax.cli.options import (
     say_unused,
     template_kwargs,
 )
-from lowtax.cli.units import On, Workers, sampling_by
+from lowtax.cli.units import On, Workers, WorkersOn, reading_by, sampling_by
 from lowtax.common.errors import UserError
 from lowtax.common.log import tell
 
@@ -168,6 +168,8 @@ def judge(
     engine: Engine = "hf",
     precision: Precision = "auto",
     batch_size: BatchSize = 16,
+    workers: Workers = None,
+    workers_on: WorkersOn = None,
     trust: Trust = False,
 ) -> None:
     """Judge stored replies.
@@ -191,7 +193,8 @@ def judge(
 
         with study(folder, trust=trust) as work:
             work.require("prompts")
-            judged = attack_panel.judge_study(work, judge_, on, again)
+            with reading_by(workers, workers_on, folder) as read:
+                judged = attack_panel.judge_study(work, judge_, on, again, read)
             for kind, (replies_, verdicts) in judged.items():
                 labels = [verdict.label for verdict in verdicts.values()]
                 tell(f"{kind}: " + ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))))
@@ -217,6 +220,8 @@ def judge(
         engine=engine,
         precision=precision,
         batch_size=batch_size,
+        workers=workers,
+        workers_on=workers_on,
     )
     tell((out / "safety.md").read_text())
     if show:

@@ -16,6 +16,7 @@ from lowtax.common.log import tell
 
 if TYPE_CHECKING:
     from lowtax.engines.sampling import Collect
+    from lowtax.judges.verdicts import Read
     from lowtax.study.recipe import Recipe
     from lowtax.study.study import Study
 
@@ -40,6 +41,14 @@ On = Annotated[
         help="Work on the machines of a Ray cluster: ray starts one here or joins that of RAY_ADDRESS.",
     ),
 ]
+WorkersOn = Annotated[
+    str | None,
+    typer.Option(
+        "--workers-on",
+        metavar="ray[://ADDRESS]",
+        help="Work on the machines of a Ray cluster, as --on of lowtax run.",
+    ),
+]
 GpusEach = Annotated[
     int | None,
     typer.Option(
@@ -49,6 +58,17 @@ GpusEach = Annotated[
         max=1000,
         help="With --workers or --on, the GPUs of each worker, for a model that one does not hold; 1. ZeRO and FSDP2 "
         "train an arm on all of them.",
+    ),
+]
+NodesEach = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes-each",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="With --on ray, the machines of each worker, for training that the GPUs of one do not hold; 1. Each has "
+        "its part of --gpus-each.",
     ),
 ]
 Patience = Annotated[
@@ -69,6 +89,7 @@ def run(
     on: str | None,
     gpus_each: int | None,
     patience: float | None,
+    nodes_each: int | None = None,
 ) -> str | None:
     """Run a study in this process or by workers; return the sentence about arms that failed, None if none did.
 
@@ -79,7 +100,7 @@ def run(
 
     by_workers = workers is not None or on is not None
     with stopping_in_order() if by_workers else nullcontext():
-        return failing.report(running.run(study, train, workers, on, gpus_each, patience))
+        return failing.report(running.run(study, train, workers, on, gpus_each, patience, nodes_each))
 
 
 @contextmanager
@@ -89,6 +110,15 @@ def sampling_by(workers: int | None, on: str | None, out: Path) -> Iterator["Col
 
     with running.drawing(workers, on, out) as draw:
         yield draw
+
+
+@contextmanager
+def reading_by(workers: int | None, on: str | None, out: Path) -> Iterator["Read"]:
+    """Yield the way to judge replies: in this process, or by workers, which end with the block."""
+    from lowtax.study import running
+
+    with running.reading(workers, on, out) as read:
+        yield read
 
 
 @contextmanager

@@ -25,6 +25,7 @@ BUILTIN = {
     "strongreject_gemma": "lowtax.judges.strongreject_gemma:StrongRejectGemma",
     "rubric": "lowtax.judges.rubric:Rubric",
 }
+NO_MODEL = ("refusal_words", "keywords", "refusal")  # judges that are no language model
 NEED_MODEL = ("strongreject", "rubric")  # judges without a default model
 # Raised whenever the rules or the weights of a judge change: verdicts of another version are judged again.
 VERSIONS = {"refusal": "2"}

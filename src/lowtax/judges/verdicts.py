@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,50 @@ READ = 8192  # texts that a judge gets at once if it tells each opinion; many, s
 STORE_EVERY = 1.0  # seconds
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Replies for a judge by its name, and the text of each that it reads.
+
+    engine: of a judge that is a model.
+    ids_of_users: see `judge_replies`.
+    """
+
+    replies: Sequence[Reply]
+    judge: str
+    on: Text
+    engine: EngineSettings | None = None
+    ids_of_users: bool = False
+
+    def texts(self) -> dict[str, str]:
+        """Return the texts that reach the judge, by reply id."""
+        produced = (reply for reply in self.replies if reply.finish != "failed")
+        return {reply.id: text for reply in produced if (text := judged_text(reply, self.on)).strip()}
+
+
+Keep = Callable[[Sequence[Verdict]], None]  # store verdicts
+Read = Callable[[Reading, Keep], None]  # judge all replies, and store the verdicts as they come
+
+
+def read_here(reading: Reading, keep: Keep, load_judge: Callable[[], Judge] | None = None) -> None:
+    """Judge replies in this process; verdicts are stored a second after they were made.
+
+    load_judge: return the judge that the name means, for callers that keep it loaded.
+    """
+    texts, ids = reading.texts(), verdict_ids(reading.replies, reading.judge, reading.on, reading.ids_of_users)
+    model = (load_judge() if load_judge else load(reading.judge, reading.engine)) if texts else None
+    how = {"judge": reading.judge, "on": reading.on, "version": base.version(reading.judge)}
+    rows = list[Verdict]()
+    written = time.monotonic()
+    try:
+        for reply, opinion in counted(_opinions(reading.replies, texts, model), len(ids), "replies judged"):
+            rows.append(Verdict(id=ids[reply.id], reply_id=reply.id, **how, **_fields(reply, opinion)))
+            if time.monotonic() - written > STORE_EVERY:
+                keep(rows)
+                rows, written = [], time.monotonic()
+    finally:
+        keep(rows)
+
+
 def judge_replies(
     replies: Iterable[Reply],
     path: Path,
@@ -32,7 +77,7 @@ def judge_replies(
     engine: EngineSettings | None = None,
     ids_of_users: bool = False,
     again: bool = False,
-    load_judge: Callable[[], Judge] | None = None,
+    read: Read = read_here,
 ) -> dict[str, Verdict]:
     """Return verdicts by reply id. Those in `path` are reused, new ones are appended, and failed ones are repeated.
 
@@ -44,7 +89,7 @@ def judge_replies(
     ids_of_users: the ids of the replies are not hashes of what made them, so that the request decides, too.
     again: judge all replies. A stored verdict is replaced when there is a new one; those of other judges and on other
         texts stay.
-    load_judge: return the judge that `name` means, for callers that keep it loaded.
+    read: judge the replies without a verdict, in this process or elsewhere.
 
     Raises:
         UserError: A prompt has a context, and the judge cannot be shown one.
@@ -56,24 +101,11 @@ def judge_replies(
     ids = verdict_ids(replies, name, on, ids_of_users)
     new = [r for r in replies if ids[r.id] not in verdicts]
     refuse_contexts(name, ((r.prompt, r.goal) for r in new))
-    texts = {r.id: text for r in new if r.finish != "failed" and (text := judged_text(r, on)).strip()}
-    model = (load_judge() if load_judge else load(name, engine)) if texts else None
-    if model:
-        say(f"judging {len(texts):,} replies with {name}, on the {on}")
-    rows = list[Verdict]()
-    written = time.monotonic()
-    try:
-        for reply, opinion in counted(_opinions(new, texts, model), len(new), "replies judged"):
-            rows.append(
-                Verdict(
-                    id=ids[reply.id], reply_id=reply.id, judge=name, on=on, version=version, **_fields(reply, opinion)
-                )
-            )
-            if time.monotonic() - written > STORE_EVERY:
-                _store(path, rows, stored, verdicts)
-                written = time.monotonic()
-    finally:
-        _store(path, rows, stored, verdicts)
+    reading = Reading(new, name, on, engine, ids_of_users)
+    if texts := len(reading.texts()):
+        say(f"judging {texts:,} replies with {name}, on the {on}")
+    if new:
+        read(reading, lambda rows: _store(path, rows, stored, verdicts))
     older = any((v.judge, v.on) == (name, on) and v.version != version and v.reply_id in ids for v in stored.values())
     if again or older:
         _drop_replaced(path, name, on, ids, None if again else version)
@@ -108,12 +140,11 @@ def _opinions(
             yield from ((r, opinions.get(r.id)) for r in chunk)
 
 
-def _store(path: Path, rows: list[Verdict], stored: Mapping[str, Verdict], verdicts: dict[str, Verdict]) -> None:
+def _store(path: Path, rows: Sequence[Verdict], stored: Mapping[str, Verdict], verdicts: dict[str, Verdict]) -> None:
     """Append new rows to a file and to the verdicts. A failed one does not replace a stored one."""
     if new := [v for v in rows if v.label != "failed" or v.id not in stored]:
         append_rows(path, new)
     verdicts |= {v.id: v for v in rows}
-    rows.clear()
 
 
 def _drop_replaced(path: Path, name: str, on: Text, ids: Mapping[str, str], version: str | None) -> None:

@@ -27,7 +27,7 @@ from lowtax.engines.sampling import Ask as PlannedReply
 from lowtax.engines.settings import PLAIN, EngineSettings, Sampling
 from lowtax.judges import rates as safety
 from lowtax.judges.base import Text
-from lowtax.judges.verdicts import judge_replies, judged_text
+from lowtax.judges.verdicts import Read, judge_replies, judged_text, read_here
 from lowtax.models.adapters import fingerprint
 from lowtax.models.fingerprint import BEGUN, Base, base_in, record_base
 
@@ -171,16 +171,18 @@ def judge(
     again: bool = False,
     ids_of_users: bool = False,
     origin: dict[str, Any] | None = None,
+    read: Read = read_here,
 ) -> dict[str, Verdict]:
     """Judge replies, write the rates of every subject and prompt set, and return the verdicts by reply id.
 
     Args:
         ids_of_users: see `judge_replies`.
         origin: the file of the replies and its columns, if they are from a file.
+        read: the way to judge replies, in this process or by workers.
     """
     path = out / "verdicts.jsonl"
     refuse_foreign(out, [path.name], JUDGED)
-    verdicts = judge_replies(rows, path, name, on, through, ids_of_users, again)
+    verdicts = judge_replies(rows, path, name, on, through, ids_of_users, again, read)
     groups: dict[str, dict[str, list[Reply]]] = {}
     for row in rows:
         groups.setdefault(_subject_name(row), {}).setdefault(safety.prompt_set(row), []).append(row)

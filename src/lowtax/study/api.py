@@ -179,6 +179,8 @@ def judge(
     precision: str = "auto",
     batch_size: int = 16,
     columns: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    workers_on: str | None = None,
 ) -> Rows[Verdict]:
     """Judge replies, and return one verdict for each, in their order.
 
@@ -190,6 +192,8 @@ def judge(
         engine, precision, batch_size: for judges that are models.
         columns: of a file of your own, those of `prompt`, `reply`, `id`, `category` and `source` (the model), the
             usual names by default; and `thinking_tags` and `opened`, as in `grade`.
+        workers: judge in so many processes, one GPU each or a share of the cores; with `workers_on`, on a cluster.
+        workers_on: `ray` or `ray://HOST:PORT`, as `on` of `run`.
 
     Raises:
         UserError: there is no such judge, or no replies.
@@ -205,7 +209,8 @@ def judge(
         rows = list(replies)
     with _folder(out) as folder:
         settings = EngineSettings(engine, precision, batch_size)
-        return Rows(adhoc.judge(rows, judge, on, folder, settings, again, own, origin).values())
+        with running.reading(workers, workers_on, folder) as read:
+            return Rows(adhoc.judge(rows, judge, on, folder, settings, again, own, origin, read).values())
 
 
 def stored_replies(path: Path, columns: Columns) -> tuple[list[Reply], bool]:
@@ -287,6 +292,7 @@ def run(
     workers: int | None = None,
     on: str | None = None,
     gpus_each: int | None = None,
+    nodes_each: int | None = None,
     patience: float | None = None,
     limit: int | None = None,
     base_is_the_same: bool = False,
@@ -304,6 +310,7 @@ def run(
         workers: processes of this machine, one GPU each or a share of the cores; with `on`, actors of the cluster.
         on: `ray` or `ray://HOST:PORT`, to work on the machines of a Ray cluster.
         gpus_each: the GPUs of each worker.
+        nodes_each: the machines of the cluster on which they are, for training that one machine does not hold.
         patience: seconds without a word after which a worker's unit goes to another; 7200 by default.
         limit: at most so many prompts of a set, spread over its categories, and of a task.
         base_is_the_same: your word that the model is that of the folder's results, although it has other weights.
@@ -315,7 +322,7 @@ def run(
     quiet_libraries()
     settings = recipe if isinstance(recipe, Recipe) else load(Path(recipe), trust=trust)
     with Study(settings, out, base_is_the_same, limit) as study:
-        return running.run(study, train, workers, on, gpus_each, patience)
+        return running.run(study, train, workers, on, gpus_each, patience, nodes_each)
 
 
 def compare(

@@ -13,6 +13,7 @@ from lowtax.common.files import read_rows
 from lowtax.common.records import Reply, Subject, Verdict
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges.base import Text
+from lowtax.judges.verdicts import Read, read_here
 from lowtax.study import attacking, panel
 from lowtax.study.attacking import Drawn
 from lowtax.study.recipe import Recipe
@@ -76,7 +77,7 @@ def pairs(
 
 
 def judge_study(
-    study: "Study", name: str | None = None, on: Text | None = None, again: bool = False
+    study: "Study", name: str | None = None, on: Text | None = None, again: bool = False, read: Read = read_here
 ) -> dict[str, tuple[list[Reply], dict[str, Verdict]]]:
     """Judge all stored replies of a study, those to attacks too: prompt set or attack -> replies, and their verdicts.
 
@@ -84,17 +85,18 @@ def judge_study(
         name: a judge other than the recipe's.
         on: a text other than the recipe's.
         again: judge anew, and replace the stored verdicts of this judge on this text.
+        read: the way to judge replies, in this process or by workers.
 
     Raises:
         UserError: Replies are missing.
     """
     judged: dict[str, tuple[list[Reply], dict[str, Verdict]]] = {}
-    for kind, results in study.judge(name, on, again).items():
+    for kind, results in study.judge(name, on, again, read).items():
         stored = read_rows(study.reply_sheets()[kind].path, Reply)
         judged[kind] = [stored[id_] for id_ in results], {id_: verdict for id_, (_, verdict) in results.items()}
     drawn = attacking.stored(study.recipe, study.subjects(), study.engine, study.out)
     how = attacking.target(study.recipe, study.engine)
-    verdicts = attacking.judge(drawn, replace(how, judge=name or how.judge, on=on or how.on), study.out, again)
+    verdicts = attacking.judge(drawn, replace(how, judge=name or how.judge, on=on or how.on), study.out, again, read)
     for attack, each in drawn.items():
         judged[f"attack {attack}"] = each.replies, {reply.id: verdicts[reply.id] for reply in each.replies}
     return judged

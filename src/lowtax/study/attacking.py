@@ -31,7 +31,7 @@ from lowtax.engines.sampling import Sheet, replies_of
 from lowtax.engines.settings import EngineSettings, Sampling
 from lowtax.judges import base as judges
 from lowtax.judges.base import Text
-from lowtax.judges.verdicts import judge_replies
+from lowtax.judges.verdicts import Read, judge_replies, read_here
 from lowtax.models.adapters import check_base
 from lowtax.study.recipe import Recipe
 from lowtax.study.referee import JudgeReferee, kind_of
@@ -222,15 +222,18 @@ def stored(recipe: Recipe, subjects: Sequence[Subject], engine: EngineSettings, 
     return drawn
 
 
-def judge(drawn: Mapping[str, Drawn], how: Target, out: Path, again: bool = False) -> dict[str, Verdict]:
+def judge(
+    drawn: Mapping[str, Drawn], how: Target, out: Path, again: bool = False, read: Read = read_here
+) -> dict[str, Verdict]:
     """Return the verdicts of one judge on the replies to all attacks, by reply id. Stored ones are reused.
 
     Args:
         again: judge anew, and replace the stored verdicts of this judge on this text.
+        read: the way to judge replies, in this process or by workers.
     """
     path = out / "verdicts" / f"{SHEET}.{file_name(how.judge)}.jsonl"
     replies = list({reply.id: reply for each in drawn.values() for reply in each.replies}.values())
-    return judge_replies(replies, path, how.judge, how.on, how.engine, again=again) if replies else {}
+    return judge_replies(replies, path, how.judge, how.on, how.engine, again=again, read=read) if replies else {}
 
 
 def results(drawn: Mapping[str, Drawn], verdicts: Mapping[str, Verdict], how: Target) -> Results:

@@ -42,7 +42,7 @@ from lowtax.engines.sampling import EFFECTS, ENOUGH, Ask, Collect, Sheet, collec
 from lowtax.engines.settings import EMBEDDED, EXAM, EngineSettings
 from lowtax.judges import base as judges
 from lowtax.judges import rates
-from lowtax.judges.verdicts import judge_replies
+from lowtax.judges.verdicts import Read, judge_replies, read_here
 from lowtax.models import embedded, loading
 from lowtax.models.fingerprint import BEGUN, base_in, record_base
 from lowtax.study import (
@@ -455,7 +455,9 @@ class Study:
         """Run the attacks that talk to the models; what is stored is not repeated."""
         attacking.converse(self.recipe, self.subjects(), self.engine, self.out)
 
-    def judge(self, name: str | None = None, on: judges.Text | None = None, again: bool = False) -> dict[str, Judged]:
+    def judge(
+        self, name: str | None = None, on: judges.Text | None = None, again: bool = False, read: Read = read_here
+    ) -> dict[str, Judged]:
         """Return verdicts on one text of the stored replies: set -> reply id -> (ask, verdict).
 
         Args:
@@ -463,18 +465,17 @@ class Study:
             on: a text other than the recipe's.
             again: judge anew, and replace the stored verdicts of this judge on this text.
         """
-        subjects = self.subjects()
-        return {kind: self._judged(kind, name, on, subjects, again) for kind in self.reply_sheets()}
+        subjects, how = self.subjects(), {"again": again, "read": read}
+        return {kind: self._judged(kind, name, on, subjects, **how) for kind in self.reply_sheets()}
 
     def _judged(
-        self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject], again: bool = False
+        self, kind: str, name: str | None, on: judges.Text | None, subjects: list[Subject], **how: Any
     ) -> Judged:
         name, on = name or self.recipe.judge, on or self.recipe.judged_text
-        stored = replies_of(self.reply_sheets()[kind], subjects, self.engine)
-        verdicts = judge_replies(
-            [reply for _, reply in stored.values()], self.verdicts_path(kind, name), name, on, self.engine, again=again
-        )
-        return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in stored.items()}
+        replies = replies_of(self.reply_sheets()[kind], subjects, self.engine)
+        rows, path = [reply for _, reply in replies.values()], self.verdicts_path(kind, name)
+        verdicts = judge_replies(rows, path, name, on, self.engine, **how)
+        return {reply_id: (ask, verdicts[reply_id]) for reply_id, (ask, _) in replies.items()}
 
     def verdicts_path(self, kind: str, name: str | None = None) -> Path:
         """Return the file of a judge's verdicts on the replies of a prompt set."""

@@ -1,7 +1,8 @@
 """Training of one job in several processes of this machine, data parallel or sharded, as a launcher would start them.
 
 A worker of a study that has several GPUs is no launcher, and its process stays one. So it starts the processes with the
-variables of `torchrun`, repeats what the first of them says, and ends them if one fails or it is killed itself.
+variables of `torchrun`, repeats what the first of them says, and ends them if one fails or it is killed itself. On
+several machines a worker of each starts its part of the processes (`Machines`), as `torchrun --nnodes` does.
 """
 
 import os
@@ -14,6 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,11 +32,31 @@ if TYPE_CHECKING:
 
 LOOK = 0.2  # seconds
 THREADS = "OMP_NUM_THREADS"
+LOCAL = "127.0.0.1"
 Message = tuple[str, Any]  # said, refused, broken or stopped; with the text, or the number of the signal
 
 
-def train(job: "Job", out: Path, processes: int) -> None:
-    """Train a job in so many processes, or resume it; rank r has the r-th of the visible GPUs.
+@dataclass(frozen=True)
+class Machines:
+    """The place of this machine among those that train a job together.
+
+    rank, number: of this machine, and how many there are. address, port: where the first process listens.
+    """
+
+    rank: int = 0
+    number: int = 1
+    address: str = ""
+    port: int = 0
+
+
+ALONE = Machines()
+
+
+def train(job: "Job", out: Path, processes: int, machines: Machines = ALONE) -> None:
+    """Train a job in so many processes, or resume it; the r-th process of a machine has the r-th of its visible GPUs.
+
+    Args:
+        processes: their number on all machines; each starts as many of them as the others.
 
     Raises:
         UserError: The job cannot be trained, as in `loop.train`.
@@ -44,7 +66,7 @@ def train(job: "Job", out: Path, processes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lowtax-group-") as folder, stopping.signals() as signals:
         task = Path(folder) / "job"
         task.write_bytes(pickle.dumps((job, out)))
-        with _started(task, processes) as ranks:
+        with _started(task, processes, machines) as ranks:
             forwarded = False
             while ranks:
                 for connection in connections.wait([*ranks], LOOK):
@@ -77,19 +99,19 @@ def _require_success(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def _started(task: Path, processes: int) -> Iterator[dict[Connection, "subprocess.Popen[bytes]"]]:
-    """Start the processes of a group; none of them is left after the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = max(1, int(os.environ.get(THREADS) or len(os.sched_getaffinity(0))) // processes)
+def _started(task: Path, processes: int, machines: Machines) -> Iterator[dict[Connection, "subprocess.Popen[bytes]"]]:
+    """Start this machine's processes of a group; none of them is left after the block."""
+    here = processes // machines.number
+    address, port = machines.address or LOCAL, machines.port or free_port(LOCAL)
+    sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": address, "MASTER_PORT": port}
+    threads = max(1, int(os.environ.get(THREADS) or len(os.sched_getaffinity(0))) // here)
     ranks: dict[Connection, subprocess.Popen[bytes]] = {}
     children = list[subprocess.Popen[bytes]]()
     try:
-        for rank in range(processes):
+        for local in range(here):
             ours, theirs = connections.Pipe(duplex=False)
-            variables = {"RANK": rank, "LOCAL_RANK": rank, **sizes, THREADS: threads}
+            rank = machines.rank * here + local
+            variables = {"RANK": rank, "LOCAL_RANK": local, **sizes, THREADS: threads}
             command = [sys.executable, "-m", __name__, str(task), str(theirs.fileno()), str(os.getpid())]
             environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
             children.append(subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()]))
@@ -103,6 +125,14 @@ def _started(task: Path, processes: int) -> Iterator[dict[Connection, "subproces
             child.wait()
         for connection in ranks:
             connection.close()
+
+
+def free_port(address: str = "") -> int:
+    """Return a port on which nothing listens at an address of this machine, or at all of them."""
+    with socket.socket() as free:
+        free.bind((address, 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def main(arguments: list[str]) -> None:

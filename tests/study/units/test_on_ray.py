@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grouped import adapters, launch, needs_deepspeed, write_sharded
 from small_study import run, write_recipe
 from worked import SMALL, Killer, by_workers, events, history, measured, process_of, under_way
 
@@ -82,6 +83,12 @@ def remove_a_node(nodes: Any) -> None:
 def wait_for(out: Path, happened: Callable[[dict], bool]) -> None:
     until = time.monotonic() + 900  # where others use the machine, workers need minutes to import torch
     while time.monotonic() < until and not any(map(happened, events(out))):
+        time.sleep(0.02)
+
+
+def wait_for_a_child(process: int) -> None:
+    until = time.monotonic() + 900
+    while time.monotonic() < until and not Path(f"/proc/{process}/task/{process}/children").read_text():
         time.sleep(0.02)
 
 
@@ -160,6 +167,51 @@ def test_without_a_shared_folder_files_go_through_the_object_store(nodes, one, t
     by_workers(path, tmp_path / "out", lambda: on(nodes, tmp_path / "out", shared=False))
     assert measured(tmp_path / "out") == expected
     assert not list((tmp_path / "out").glob(".lowtax-*"))
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, dict]:
+    """A recipe with an arm that two processes train, and the adapters that torchrun makes on this machine."""
+    folder = tmp_path_factory.mktemp("launched")
+    path = write_sharded(folder, tiny_model)
+    launch(path, folder / "out")
+    return path, adapters(folder / "out")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("who", ["first", "second"])
+def test_a_group_on_two_nodes_trains_what_a_launcher_does(nodes, launched, tmp_path, who):
+    """A process on each of two nodes. The worker of one is killed, and the other node's process waits for it."""
+    (path, expected), out = launched, tmp_path / "out"
+    pools, killed = list[Cluster](), list[int]()
+
+    def connect() -> Cluster:
+        pools.append(Cluster.connect(f"ray://{nodes.address}", None, out, gpus_each=2, nodes_each=2))
+        return pools[0]
+
+    def kill_one() -> None:
+        wait_for(out, lambda event: event["unit"] == "train/r1/seed-0")
+        [place] = pools[0]._places.values()
+        killed.append(ray.get(place.actors[who == "second"].handle.pid.remote()))
+        wait_for_a_child(killed[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    table, _ = by_workers(path, out, connect, group=2)
+    assert killed
+    assert "failed" not in table, table["failed"]
+    card = json.loads((out / "arms" / "r1" / "seed-0" / "card.json").read_text())
+    assert card["processes"] == 2
+    assert adapters(out) == expected != {}, history(out)
+    assert [event["unit"] for event in events(out) if event["state"] == "again"] == ["train/r1/seed-0"], history(out)
+
+
+@needs_deepspeed
+def test_a_group_without_a_shared_folder_is_one_sentence(nodes, launched, tmp_path):
+    (path, _), out = launched, tmp_path / "out"
+    with pytest.raises(UserError, match="Training on several nodes needs a folder that all of them see"):
+        by_workers(path, out, lambda: Cluster.connect(f"ray://{nodes.address}", None, out, 2, False, 2), group=2)
 
 
 def kill(nodes: Any, driver: subprocess.Popen[bytes], event: dict, kind: str) -> None:

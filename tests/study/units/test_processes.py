@@ -6,7 +6,7 @@ import pytest
 
 from lowtax.common import launch
 from lowtax.common.errors import UserError
-from lowtax.study.units.on_ray import places
+from lowtax.study.units.on_ray import passed_on, places, spread
 from lowtax.study.units.processes import Processes, environments, visible_gpus
 
 
@@ -50,6 +50,25 @@ def test_a_cluster_with_too_few_gpus_is_one_sentence():
         places(5, 64, 8, 2)
     with pytest.raises(UserError, match="The Ray cluster has 1 GPUs, and a worker needs 2: add a node"):
         places(None, 64, 1, 2)
+
+
+def test_workers_on_several_nodes_each_have_room():
+    assert spread(None, [8, 8, 8], 2) == 12
+    assert spread(None, [1, 1, 1], 2) == 1
+    assert spread(None, [3, 1, 1], 2) == 2
+    assert spread(1, [1, 1], 2) == 1
+    with pytest.raises(
+        UserError, match=r"--workers 2 with --nodes-each 2 needs more than the Ray .*: give --workers 1"
+    ):
+        spread(2, [1, 1], 2)
+    with pytest.raises(UserError, match=r"--nodes-each 3 needs as many nodes .*, and there are 2: add nodes"):
+        spread(None, [4, 4, 0], 3)
+
+
+def test_the_variables_of_a_launcher_are_passed_on_to_other_machines():
+    own = passed_on({"FSDP_VERSION": "2", "ACCELERATE_USE_FSDP": "true", "HOME": "/root", "PYTHONPATH": "/mine"})
+    assert own.pop("PYTHONPATH").endswith("/src:/mine")
+    assert own == {"FSDP_VERSION": "2", "ACCELERATE_USE_FSDP": "true"}
 
 
 def test_tables_in_memory_are_divided_by_the_workers_of_a_machine(monkeypatch):

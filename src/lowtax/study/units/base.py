@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, TypeVar
 
 from lowtax.common.records import Row
+from lowtax.judges.base import NO_MODEL
 
 T = TypeVar("T")
 Kind = Literal["answers", "train", "edit", "sample", "judge", "grade", "compare"]
@@ -18,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("answers", "train", "edit", "sample", "judge", "grade
 REPLIES_AT_ONCE = 128  # requests of a share of sampling, at most: little is lost with a worker
 BATCHES_AT_ONCE = 4  # batches of a share for large batches: the last one runs empty
 OF_SERVERS = 2048  # requests of a share, for engines that schedule them themselves
-TEXTS_AT_ONCE = 2048  # replies of a share of judging or grading
+TEXTS_AT_ONCE = 2048  # replies of a share of judging by rules, or of grading
 SCHEDULING_ENGINES = ("vllm", "openai")
 
 
@@ -85,6 +86,12 @@ def sampling_size(engine: str, batch_size: int) -> int:
     """Return the number of requests of a share for an engine."""
     least = OF_SERVERS if engine in SCHEDULING_ENGINES else REPLIES_AT_ONCE
     return max(least, BATCHES_AT_ONCE * batch_size)
+
+
+def judging_size(judge: str, engine: str, batch_size: int) -> int:
+    """Return the number of replies of a share for a judge, and for the engine if it may be a language model."""
+    by_rules = judge.partition(":")[0] in NO_MODEL
+    return TEXTS_AT_ONCE if by_rules else sampling_size(engine, batch_size)
 
 
 def number_of_shares(items: int, size: int) -> int:

@@ -18,12 +18,12 @@ from lowtax.common.names import file_name
 from lowtax.common.records import Grade, Reply, Subject, Verdict
 from lowtax.engines.sampling import Budget, Sheet, asks, planned, replies_of
 from lowtax.judges.base import Text
-from lowtax.judges.verdicts import verdict_ids
+from lowtax.judges.verdicts import Reading, verdict_ids
 from lowtax.study import attacking, failing, lineage
 from lowtax.study.arms import EditPlan, trained_subjects
 from lowtax.study.study import Study
 from lowtax.study.units import requests, tasks
-from lowtax.study.units.base import TEXTS_AT_ONCE, Group, cut, share_ids
+from lowtax.study.units.base import TEXTS_AT_ONCE, Group, cut, judging_size, share_ids
 from lowtax.study.units.messages import Pool
 from lowtax.study.units.scheduler import PATIENCE, Owner, Scheduler, Work
 from lowtax.training import distributed
@@ -246,13 +246,14 @@ class Driver:
             stored.update(v.id for v in verdicts if v.label != "failed")
             return []
 
-        shares = cut(replies, TEXTS_AT_ONCE, lambda reply: reply.id)
+        engine = self.study.engine
+        shares = cut(replies, judging_size(judge, engine.name, engine.batch_size), lambda reply: reply.id)
         of_judge = "" if judge == self.recipe.judge else f"-{file_name(judge)}"
         prefix = f"judge/{Group(*owner).name}/{kind}-{on}{of_judge}"
         works = list[Work]()
         for id_, share in zip(share_ids(prefix, len(shares)), shares, strict=True):
             if new := [reply for reply in share if ids[reply.id] not in stored]:
-                task = partial(tasks.Judging, new, judge, on, self.study.engine)
+                task = partial(tasks.Judging, Reading(new, judge, on, engine))
                 works.append(Work(id_, "judge", owner, task, store, f"judge {judge}"))
         return works
 

@@ -17,6 +17,7 @@ from lowtax.study.units.base import (
     Kind,
     Resources,
     Unit,
+    judging_size,
     number_of_shares,
     sampling_size,
     share_ids,
@@ -109,6 +110,8 @@ def _sampling(
 def _reading(kind: Kind, group: Group, checkpoints: int, exact: bool, recipe: Recipe, plan: Plan) -> Iterator[Unit]:
     """Yield the judging (`judge`) or grading (`grade`) of a group."""
     after = (f"sample/{group.name}/",)
+    of_judge = judging_size(recipe.judge, recipe.engine, recipe.batch_size)
+    size = of_judge if kind == "judge" else TEXTS_AT_ONCE
     for sheet in plan.sheets:
         rows = checkpoints * sheet.requests // max(1, sheet.subjects)
         if not rows or (sheet.kind in ("harmful", "ordinary")) != (kind == "judge"):
@@ -116,7 +119,7 @@ def _reading(kind: Kind, group: Group, checkpoints: int, exact: bool, recipe: Re
         texts = [recipe.judged_text, *(t for t in recipe.judged_also if t != recipe.judged_text)]
         names = [f"{sheet.kind}-{on}" for on in (texts if sheet.kind == "harmful" else texts[:1])]
         for name in names if kind == "judge" else [sheet.name]:
-            shares = share_ids(f"{kind}/{group.name}/{name}", number_of_shares(rows, TEXTS_AT_ONCE))
+            shares = share_ids(f"{kind}/{group.name}/{name}", number_of_shares(rows, size))
             for id_ in shares:
                 output = "verdicts/" if kind == "judge" else "grades/"
                 yield Unit(id_, kind, after, Resources(), (output,), rows // len(shares), exact and sheet.exact)

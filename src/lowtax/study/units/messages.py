@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 State = Literal["ready", "said", "progress", "done", "refused", "broken", "lost"]
 
@@ -38,6 +38,17 @@ class Task(Protocol):
 
     def outputs(self) -> list[Path]:
         """Return the folders that it writes, relative to that of the study."""
+        ...
+
+
+@runtime_checkable
+class Shared(Task, Protocol):
+    """A task that processes on several machines do together, if its number of them is not None."""
+
+    processes: int | None
+
+    def part(self, rank: int, number: int, address: str, port: int) -> Task:
+        """Return the part of one machine, by its rank among so many; the first process listens at the address."""
         ...
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lowtax.common.files import atomic_folder
 from lowtax.common.launch import WORKERS
-from lowtax.study.units.messages import Message, Task
+from lowtax.study.units.messages import Message, Shared, Task
 from lowtax.study.units.processes import Processes
+from lowtax.training.group import free_port
 
 Files = dict[str, bytes]  # of a folder, by relative path
 OWN = (".lock", ".state")  # what training keeps for itself
@@ -44,6 +45,18 @@ class Seat:
             unpacked(of_folder, self.scratch / name)
         self._task = task if self.shared else task.at(self.scratch)
         self._pool.give(self._name, self._task)
+
+    def endpoint(self) -> tuple[str, int]:
+        """Return the address of this machine, and a port, for the first process of a group to listen."""
+        from ray.util import get_node_ip_address  # a seat is in an actor
+
+        return get_node_ip_address(), free_port()
+
+    def join(
+        self, task: Shared, rank: int, number: int, endpoint: tuple[str, int], names: list[str], *files: Files
+    ) -> None:
+        """Begin this machine's part of a task, as `give` does."""
+        self.give(task.part(rank, number, *endpoint), names, *files)
 
     def poll(self, seconds: float) -> list[tuple[Message, dict[str, Files]]]:
         """Return the messages of the worker, with the folders that a finished task wrote where nothing is shared."""

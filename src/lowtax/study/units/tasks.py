@@ -17,7 +17,7 @@ from lowtax.engines import base
 from lowtax.engines.sampling import Ask, decoded, effects_by_subject
 from lowtax.engines.settings import EngineSettings
 from lowtax.judges import base as judges
-from lowtax.judges.verdicts import judge_replies
+from lowtax.judges.verdicts import Reading, read_here
 from lowtax.study import attacking, own_answers
 from lowtax.study.arms import EditPlan
 from lowtax.study.recipe import Recipe
@@ -54,16 +54,23 @@ class Training:
     """The training of one arm with one seed, in its folder.
 
     processes: those that train it together, on a GPU each; None is this one alone.
+    machines: the place of this machine among those of the processes.
     """
 
     out: Path
     folder: Path
     job: Job
     processes: int | None = None
+    machines: group.Machines = group.ALONE
 
     def run(self, desk: Desk) -> None:
-        """Train, or resume. The folder is locked, since the worker of a driver that was killed may still be in it."""
+        """Train, or resume. The folder is locked, since the worker of a driver that was killed may still be in it.
+
+        Of several machines the first has the lock.
+        """
         desk.clear()
+        if self.machines.rank:
+            return self._train()
         until = time.monotonic() + PATIENCE
         while True:
             try:
@@ -79,7 +86,11 @@ class Training:
         if self.processes is None:
             loop.train(self.job, self.out / self.folder)
         else:
-            group.train(self.job, self.out / self.folder, self.processes)
+            group.train(self.job, self.out / self.folder, self.processes, self.machines)
+
+    def part(self, rank: int, number: int, address: str, port: int) -> "Training":
+        """Return the training as one of several machines does it."""
+        return replace(self, machines=group.Machines(rank, number, address, port))
 
     def at(self, root: Path) -> "Training":
         """Return the task with the study's folder somewhere else."""
@@ -256,21 +267,24 @@ class OfRows:
 class Judging(OfRows):
     """A share of replies that a judge reads."""
 
-    replies: Sequence[Reply]
-    judge: str
-    on: judges.Text
-    engine: EngineSettings
+    reading: Reading
 
     def run(self, desk: Desk) -> list[Verdict]:
         """Return the verdicts."""
+        name, engine = self.reading.judge, self.reading.engine
 
         def load() -> judges.Judge:
-            judge: judges.Judge = desk.loaded(("judge", self.judge), lambda: judges.load(self.judge, self.engine))
+            judge: judges.Judge = desk.loaded(("judge", name), lambda: judges.load(name, engine))
             return judge
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "verdicts.jsonl"
-            return [*judge_replies(self.replies, path, self.judge, self.on, self.engine, load_judge=load).values()]
+        verdicts = list[Verdict]()
+
+        def keep(rows: Sequence[Verdict]) -> None:
+            verdicts.extend(rows)
+            desk.progress(len(verdicts))
+
+        read_here(self.reading, keep, load)
+        return verdicts
 
 
 @dataclass(frozen=True)
