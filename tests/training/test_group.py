@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from places import TESTS
 from safetensors.torch import load_file
 from small_study import write_recipe
 from worked import SMALL, Killer, by_workers, events, history
@@ -23,12 +24,6 @@ ZERO = {
     "zero_optimization": {"stage": 2},
     "zero_force_ds_cpu_optimizer": False,
 }
-TRAIN = """
-import sys
-from lowtax.study import recipe, study
-with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as work:
-    work.train()
-"""
 
 
 def adapters(out: Path) -> dict[str, dict[str, list]]:
@@ -39,15 +34,15 @@ def adapters(out: Path) -> dict[str, dict[str, list]]:
 @needs_deepspeed
 def test_a_group_trains_what_a_launcher_does_and_survives_a_kill(tmp_path, tiny_model):
     (tmp_path / "zero.json").write_text(json.dumps(ZERO))
-    (tmp_path / "train.py").write_text(TRAIN)
     changes = {"arms": {"r1": SMALL["arms"]["r1"]}, "edited": {}, "tasks": {}, "judged_also": []}
     execution = {"execution": {"deepspeed": str(tmp_path / "zero.json")}}
     path = write_recipe(tmp_path, tiny_model, **SMALL | changes | execution)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = {"jobs": [{"recipe": str(path), "out": str(tmp_path / "launched")}], "processes": 2}
+    (tmp_path / "launches.json").write_text(json.dumps([launch]))
+    command = [sys.executable, TESTS / "support" / "ranks.py", tmp_path / "launches.json", "deepspeed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, tmp_path / "train.py", path, tmp_path / "launched"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     with Killer(tmp_path / "out", ("train",), after=2.0) as killer:
         table, _ = by_workers(path, tmp_path / "out", lambda: pools.local(1), group=2)
     assert killer.kills == 1
