@@ -13,7 +13,7 @@ from places import PUBLISHED
 
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-quick = Path(__file__).parent / "support" / "without_sklearn"
+quick = Path(__file__).parent / "support" / "as_installed"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(quick), os.environ.get("PYTHONPATH"))))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, where tests of Ctrl-C would fail
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +31,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def one_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this machine are copies of one process for all tests that use this, which imports torch once."""
+    from worked import OfOneTemplate
+
+    monkeypatch.setattr("lowtax.study.units.pools.Processes", OfOneTemplate)
 
 
 @pytest.fixture
