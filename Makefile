@@ -29,7 +29,7 @@ evidence: $(VENV)/.installed
 	$(BIN)/python bench/evidence.py
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Damaged files of every kind, many more than in `test`: minutes. `make fuzz LOWTAX_FUZZ=1000` is what `test` does.
 fuzz: $(VENV)/.installed-dev

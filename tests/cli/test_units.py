@@ -21,6 +21,7 @@ def lowtax(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return int(stop.value.code or 0), printed.out, printed.err
 
 
+@pytest.mark.usefixtures("one_template")
 def test_an_arm_that_fails_is_in_the_table_and_exit_code_1(tmp_path, tiny_model, monkeypatch, capsys):
     half = {"edits": [{"name": "scale", "by": 0.5}]}
     edited = {"half": {"of": "r1", **half}, "bad_half": {"of": "bad", **half}}

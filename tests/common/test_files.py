@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,42 +236,47 @@ for number in range(60):
     assert (tmp_path / "folder" / "one").read_text() == (tmp_path / "folder" / "two").read_text()
 
 
-def test_a_folder_that_another_process_replaced_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = tmp_path / "folder"
+Replace = Callable[[Path, Path], None]
+
+
+def replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int, before: Callable[[Replace, Path, Path], None]):
+    """Replace a folder with an old file by one with a new file; something happens before the `at`-th `os.replace`.
+
+    The first fails, since the old folder has the name; the second moves it away, the third puts the new one there.
+    """
     folder.mkdir()
     (folder / "x").write_text("old")
     replace, calls = os.replace, []
 
-    def beaten(source: Path, target: Path) -> None:
+    def disturbed(source: Path, target: Path) -> None:
         calls.append(target)
-        if len(calls) == 2:  # the other process moves the old folder to the same name, and its own to this one
-            replace(source, target)
-            Path(source).mkdir()
-            (Path(source) / "x").write_text("of the other")
+        if len(calls) == at:
+            before(replace, source, target)
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", beaten)
+    monkeypatch.setattr(os, "replace", disturbed)
     with files.atomic_folder(folder, replace=True) as work:
         (work / "x").write_text("new")
-    assert (folder / "x").read_text() == "new"
+
+
+def test_a_folder_that_another_process_replaced_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def beaten(replace: Replace, source: Path, target: Path) -> None:
+        """The other process moves the old folder to the same name, and its own to this one."""
+        replace(source, target)
+        source.mkdir()
+        (source / "x").write_text("of the other")
+
+    replaced(tmp_path / "folder", monkeypatch, 2, beaten)
+    assert (tmp_path / "folder" / "x").read_text() == "new"
 
 
 def test_a_stop_between_two_names_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "x").write_text("old")
-    replace, calls = os.replace, []
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    def stopped(source: object, target: object) -> None:
-        calls.append(target)
-        if len(calls) == 3:  # the new folder, the old one away, the new one
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt), files.atomic_folder(folder, replace=True) as work:
-        (work / "x").write_text("new")
-    assert (folder / "x").read_text() == "old"
+    with pytest.raises(KeyboardInterrupt):
+        replaced(tmp_path / "folder", monkeypatch, 3, stopped)
+    assert (tmp_path / "folder" / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from places import ROOT, TESTS
+from places import LONGEST, ROOT, TESTS
 
 SOURCE = ROOT / "src" / "lowtax"
 ROOMS = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").exists())
@@ -81,3 +81,7 @@ def test_tests_lie_where_their_module_lies():
         if not here.is_dir() or topic not in named:
             lost.append(str(path.relative_to(TESTS)))
     assert lost == []
+
+
+def test_the_longest_files_of_tests_are_there():
+    assert [name for name in LONGEST if not (TESTS / f"{name}.py").is_file()] == []

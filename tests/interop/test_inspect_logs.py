@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from inspect_ai.log import list_eval_logs, read_eval_log, recompute_metrics
 
 from lowtax.benchmarks import evaluate
 from lowtax.benchmarks.base import Task, load
@@ -21,6 +21,17 @@ from lowtax.study import api
 TASK = Task(n=4)
 ROWS = load("arithmetic", TASK).rows()
 MODEL = "builtin:smollm2-135m"
+
+
+def inspect_log() -> Any:
+    """Inspect's module of logs. Its import takes a second, and every process of the tests imports this file."""
+    import inspect_ai.log
+
+    return inspect_ai.log
+
+
+def logs_in(folder: Path) -> list[Any]:
+    return [inspect_log().read_eval_log(info) for info in inspect_log().list_eval_logs(str(folder))]
 
 
 def texts(gold: str) -> list[str]:
@@ -154,27 +165,27 @@ def test_replies_that_all_failed_have_no_score(folder, tmp_path):
     append_rows(folder / "answers" / "arithmetic.jsonl", [reply("base", q, 0, 0, failed=True) for q in range(3)])
     [line] = inspect_logs.write(folder, tmp_path / "logs")
     assert line.endswith("3 answers, none of them graded")
-    [read] = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    [read] = logs_in(tmp_path / "logs")
     assert (read.results.total_samples, read.results.completed_samples) == (3, 0)
     assert read.results.metadata == {"unfinished": 0, "no_answer": 0, "failed": 3}
 
 
 def test_inspect_reads_the_logs_and_computes_the_same(folder, tmp_path):
     export(folder, tmp_path / "logs")
-    both = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    both = logs_in(tmp_path / "logs")
     assert len(both) == 2
     for read in both:
         [ours] = read.results.scores
         values = {name: metric.value for name, metric in ours.metrics.items()}
         counts = read.results.metadata
-        recompute_metrics(read)
+        inspect_log().recompute_metrics(read)
         [theirs] = read.results.scores
         assert {name: metric.value for name, metric in theirs.metrics.items()} == pytest.approx(values)
         assert read.results.metadata == counts
         graded = [sample for sample in read.samples if not sample.error]
         assert all(sample.output.message.content[0].type == "reasoning" for sample in graded)
         assert all(sample.output.completion == sample.output.message.text for sample in graded)
-        header = read_eval_log(read.location, header_only=True)
+        header = inspect_log().read_eval_log(read.location, header_only=True)
         assert (header.samples, header.eval.task) == (None, "arithmetic")
 
 
@@ -182,7 +193,7 @@ def test_replies_and_grades_survive_the_round_trip(folder, tmp_path):
     export(folder, tmp_path / "logs")
     samples = {
         sample.metadata["reply_id"]: (read.eval.model, sample)
-        for read in (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))
+        for read in logs_in(tmp_path / "logs")
         for sample in read.samples
     }
     replies = read_rows(folder / "answers" / "arithmetic.jsonl", Reply)
@@ -224,7 +235,7 @@ def test_replies_and_verdicts_of_any_folder_are_exported(judged, tmp_path):
         "xstest-unsafe, 0.0000 refused or safe by refusal_words",
         "mine, 0.0000 refused or safe by refusal_words",
     ]
-    read = {log.eval.task: log for log in (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))}
+    read = {log.eval.task: log for log in logs_in(tmp_path / "logs")}
     assert set(read) == {"xstest-safe", "xstest-unsafe", "mine"}
     stored = {row.id: row for row in read_rows(judged / "replies.jsonl", Reply).values()}
     for log in read.values():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forks
 import pytest
 from small_study import write_recipe
 
@@ -53,13 +54,13 @@ def test_the_page_of_a_run_appears_is_written_again_and_ends_with_it(tmp_path: P
     one_arm = {"full": {"mode": "full"}}
     path = write_recipe(tmp_path, tiny_model, engine="fake", seeds=[0], arms=one_arm)
     out, page = tmp_path / "out", tmp_path / "page"
-    with lowtax("train", path, "--out", out) as trained:
+    with forks.Command("train", path, "--out", out) as trained:
         trained.communicate(timeout=PATIENCE)
     with lowtax("report", out, "--out", page, "--follow") as following_:
         until(page / "index.html", following_)
         first = overview(page)
         assert first["follow"] is True
-        with lowtax("run", path, "--out", out) as running:  # however short it is, it comes after the first look
+        with forks.Command("run", path, "--out", out) as running:  # however short, it comes after the first look
             running.communicate(timeout=PATIENCE)
         said, progress = following_.communicate(timeout=PATIENCE)
         assert (running.returncode, following_.returncode) == (0, 0), progress

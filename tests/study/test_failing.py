@@ -31,6 +31,7 @@ def failing_recipe(folder: Path, model: Path, **arm: object) -> Path:
     return write_recipe(folder, model, **SMALL | {"arms": arms, "edited": edited, "tasks": {}})
 
 
+@pytest.mark.usefixtures("one_template")
 @pytest.mark.parametrize("run", [alone, workers])
 def test_the_others_go_on_and_a_repeated_command_tries_again(run, tmp_path, tiny_model):
     path = failing_recipe(tmp_path, tiny_model)
@@ -56,6 +57,7 @@ def test_the_others_go_on_and_a_repeated_command_tries_again(run, tmp_path, tiny
     assert {row["arm"] for row in table["rows"]} == {"base", "bad", "good", "after", "half"}
 
 
+@pytest.mark.usefixtures("one_template")
 @pytest.mark.parametrize("options", [[], ["--workers", "1"]])
 def test_a_loss_that_diverges_is_exit_code_1_and_in_the_table(options, tmp_path, tiny_model):
     path = failing_recipe(tmp_path, tiny_model, train=RATE)

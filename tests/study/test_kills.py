@@ -1,10 +1,10 @@
 """Kills in a study that has every newer stage: own answers, arms that start from arms, edits, attacks, two judges."""
 
 import json
-import multiprocessing
 import random
 from pathlib import Path
 
+import forks
 import pytest
 from kills import kill_at_random
 from scripted import WRITER
@@ -61,11 +61,9 @@ def test_a_study_that_is_killed_anywhere_ends_like_a_whole_one(tmp_path: Path, t
         "attacks/pair.calls.jsonl",
         "verdicts/attacks.keywords.jsonl",
     } <= expected.keys()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowtax.study.study", "lowtax.engines.hf.engine", "lowtax.judges.refusal_words"])
     rng, out = random.Random(0), tmp_path / "killed"
     waits = (rng.uniform(0.1, 0.4 + 0.4 * attempt) for attempt in range(7))
-    assert kill_at_random(context, _child, (path, out), waits) >= 3
+    assert kill_at_random(forks.context(), _child, (path, out), waits) >= 3
     run(path, out)
     assert _all(out) == expected
 

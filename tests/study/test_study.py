@@ -1,11 +1,11 @@
 """A whole study on a tiny model: the contract of its folder, resuming, and kills at random moments."""
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
+import forks
 import pytest
 from kills import kill_at_random
 from peft import PeftModel
@@ -207,15 +207,13 @@ def test_kill_at_random_moments_loses_and_repeats_nothing(finished, tmp_path):
     path, _ = finished
     reference = tmp_path / "undisturbed"
     run(path, reference)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowtax.study.study", "lowtax.engines.hf.engine", "lowtax.judges.refusal_words"])
     rng, kills = random.Random(0), 0
     began = time.monotonic()
     for study_number in range(3):
         out = tmp_path / f"killed-{study_number}"
         # The first attempts die early, in training; later ones live longer and die while sampling and comparing.
         waits = (rng.uniform(0.05, 0.2 + 0.12 * attempt) for attempt in range(15))
-        kills += kill_at_random(context, _child, (path, out), waits)
+        kills += kill_at_random(forks.context(), _child, (path, out), waits)
         run(path, out)
         assert contents(out) == contents(reference)
         assert [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name == ".state.pt"] == []

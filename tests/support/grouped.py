@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from places import TESTS
 from safetensors.torch import load_file
 from small_study import write_recipe
 from worked import SMALL
@@ -21,12 +22,6 @@ ZERO = {
     "zero_optimization": {"stage": 2},
     "zero_force_ds_cpu_optimizer": False,
 }
-TRAIN = """
-import sys
-from lowtax.study import recipe, study
-with study.Study(recipe.load(sys.argv[1]), sys.argv[2]) as work:
-    work.train()
-"""
 
 
 def write_sharded(folder: Path, tiny_model: Path) -> Path:
@@ -38,13 +33,13 @@ def write_sharded(folder: Path, tiny_model: Path) -> Path:
 
 
 def launch(path: Path, out: Path) -> None:
-    """Train the study by torchrun on this machine, in two processes."""
-    program = path.with_name("train.py")
-    program.write_text(TRAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Train the study in two processes with the variables of a launcher."""
+    launches = path.with_name("launches.json")
+    launches.write_text(json.dumps([{"jobs": [{"recipe": str(path), "out": str(out)}], "processes": 2}]))
+    command = [sys.executable, TESTS / "support" / "ranks.py", launches, "deepspeed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, program, path, out], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def adapters(out: Path) -> dict[str, dict[str, list]]:

@@ -1,4 +1,4 @@
-"""Train in several processes, for test_distributed: `python ranks.py launches.json`.
+"""Train in several processes, for test_distributed and test_group: `python ranks.py launches.json`.
 
 This replaces torchrun for many short launches, and imports torch only once: for each launch it forks the processes,
 sets their ranks, and waits. A launch ends with its jobs, or is killed at the point where a job freezes.
@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -23,10 +24,13 @@ from lowtax.common.log import quiet_libraries
 quiet_libraries()  # before transformers is imported
 # ruff: noqa: E402
 from progress import progress_to
+from tiny import make_model
 
 from lowtax.common.errors import Stopped, UserError
 from lowtax.data.conversations import Conversation
+from lowtax.models.loading import load_model
 from lowtax.models.placement import parse_mode
+from lowtax.study import recipe, study
 from lowtax.training.job import Job
 from lowtax.training.loop import train
 from lowtax.training.settings import Execution, Train
@@ -69,11 +73,20 @@ def run(jobs: list[dict[str, Any]]) -> None:
 
         try:
             with progress_to(say):
-                train(job_of(spec), out)
+                if "recipe" in spec:
+                    train_study(spec["recipe"], out)
+                else:
+                    train(job_of(spec), out)
         except Stopped as stopped:
             (out / f"stopped-{rank}.txt").write_text(str(stopped))
         except UserError as error:
             (out / f"error-{rank}.txt").write_text(str(error))
+
+
+def train_study(path: str, out: Path) -> None:
+    """Train the arms of a recipe, as a script that a launcher starts would."""
+    with study.Study(recipe.load(path), out) as work:
+        work.train()
 
 
 def shard_on_cpu() -> None:
@@ -131,12 +144,22 @@ def wait(children: list[int], frozen: list[Path]) -> None:
         sys.exit("a process failed")
 
 
-def main() -> None:
-    # Each process would import these itself, which takes seconds.
-    for name in ("torch._dynamo", "transformers.models.llama.modeling_llama", *sys.argv[2:]):
+def warm_up(packages: list[str]) -> None:
+    """Import and make what each process would import and make itself, which takes seconds."""
+    names = ["torch._dynamo", "transformers.models.llama.modeling_llama", *packages]
+    if "deepspeed" in packages:  # its optimiser imports the compiler of torch with the first model
+        names += ["deepspeed.runtime.zero.muon.muon_optimizer", "lowtax.training.zero_config"]
+    for name in names:
         importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:  # with the first model transformers makes its table of old names
+        load_model(str(make_model(Path(folder))))
     gc.freeze()  # garbage collection in each process would take as long as a job
-    for number, one in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+
+
+def main() -> None:
+    launches = json.loads(Path(sys.argv[1]).read_text())
+    warm_up(sys.argv[2:])
+    for number, one in enumerate(launches):
         began = time.monotonic()
         for spec in one["jobs"]:
             Path(spec["out"]).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Studies that workers do: a small recipe, a run of it, and kills of workers while it runs."""
 
+import atexit
 import json
 import os
 import re
@@ -7,14 +8,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from small_study import contents
 
 from lowtax.study import recipe, study
 from lowtax.study.units.driver import Driver
 from lowtax.study.units.messages import Pool
+from lowtax.study.units.processes import Processes
 from lowtax.study.units.scheduler import LOG
 
 SMALL: dict[str, Any] = {
@@ -23,6 +26,34 @@ SMALL: dict[str, Any] = {
     "edited": {"half": {"of": "r1", "edits": [{"name": "scale", "by": 0.5}]}},
     "judged_also": ["thought"],
 }
+
+
+@dataclass
+class OfOneTemplate(Processes):
+    """Workers of this machine whose template serves all pools, one after the other: it imports torch once."""
+
+    idle: ClassVar[list[tuple[Any, Any, Any]]] = []
+
+    def __post_init__(self) -> None:
+        if self.idle:
+            self._template, self._control, self._template_errors = self.idle.pop()
+        super().__post_init__()
+
+    def close(self) -> None:
+        """End all workers, and leave the template to the next pool."""
+        if self._template is not None:
+            self.idle.append((self._template, self._control, self._template_errors))
+        self._template = self._control = self._template_errors = None
+        super().close()
+
+
+@atexit.register
+def _end_templates() -> None:
+    for process, control, errors in OfOneTemplate.idle:
+        control.close()
+        process.kill()
+        process.wait()
+        errors.close()
 
 
 def by_workers(

@@ -1,17 +1,16 @@
 """A run that is killed, stopped or damaged at any moment ends in the bits of an undisturbed one; longer runs resume."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from progress import collected, progress_to
@@ -91,11 +90,9 @@ def test_a_kill_between_checkpoints_loses_moments(tiny_model: Path, tmp_path: Pa
     """The defaults save no checkpoint before the end; the state is saved by the clock."""
     long = job(tiny_model, "full", {"save_state_minutes": OFTEN}, steps=200, lr=1e-3)
     train(long, tmp_path / "whole")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowtax.training.loop"])
     out, resumed = tmp_path / "killed", []
     for number in (signal.SIGKILL, signal.SIGTERM):
-        child = context.Process(target=_train, args=(long, out))
+        child = forks.context().Process(target=_train, args=(long, out))
         begun = max(steps(out), default=0)
         child.start()
         until(lambda begun=begun: (out / ".state").exists() and max(steps(out), default=0) > begun + 20)
@@ -165,14 +162,12 @@ def test_the_command_says_that_it_stopped(tiny_model: Path, tmp_path: Path):
         "--out",
         tmp_path / "o",
     ]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "lowtax", "train", *map(str, words)], stderr=subprocess.PIPE, text=True
-    )
     folder = tmp_path / "o/arms/lora_mlp_r2/seed-0"
-    until(lambda: child.poll() is not None or max(steps(folder), default=0) > 5)
-    child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 143, errors
+    with forks.Command("train", *words) as child:
+        until(lambda: child.poll() is not None or max(steps(folder), default=0) > 5)
+        child.send_signal(signal.SIGTERM)
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 143, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("lowtax: stopped after step ")
     assert last.endswith("repeat the command to resume.")

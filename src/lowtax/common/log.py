@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from lowtax.common import launch, threads
 from lowtax.common.display import as_text
+from lowtax.common.imports import uncollected
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +111,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    import torch
+    with uncollected():
+        import torch
 
     if note := threads.settle():
         say(note)

@@ -1,13 +1,14 @@
 """Libraries that others import where they are installed, and that no command of lowtax uses.
 
-transformers imports scikit-learn for assisted decoding, which takes four of the ten seconds of a command's start. In a
-process of the command line it counts as not installed, until a file of the user's is run, which may import anything.
+transformers imports scikit-learn for assisted decoding, and SciPy for a loss of object detection; both take four of the
+ten seconds of a command's start. In a process of the command line, a worker, and a process of a group that trains they
+count as not installed, until a file of the user's is run, which may import anything.
 Python has a mark for it: a module that is None in `sys.modules` cannot be imported.
 """
 
 import sys
 
-NAMES = ("sklearn",)
+NAMES = ("sklearn", "scipy")
 
 
 def leave_out() -> None:

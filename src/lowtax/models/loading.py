@@ -11,29 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from huggingface_hub import try_to_load_from_cache
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    FineGrainedFP8Config,
-    Mxfp4Config,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
 from lowtax.common.borders import border, brief, exists, expanded, reason, require_regular
 from lowtax.common.errors import UserError
 from lowtax.common.files import read_json
+from lowtax.common.imports import uncollected
 from lowtax.common.log import say
-from lowtax.models import dequantised, embedded, quantised, tensor_files
+
+with uncollected():
+    import torch
+    import transformers
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import (
+        CONFIG_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+        FineGrainedFP8Config,
+        Mxfp4Config,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+    from lowtax.models import dequantised, embedded, quantised, tensor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 250  # characters of a reference; the hub allows fewer

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowtax.common import launch, log
+from lowtax.common import launch, log, unused
 from lowtax.common.errors import Stopped, UserError
 from lowtax.common.log import say
 from lowtax.common.parents import die_with_parent
@@ -146,6 +146,7 @@ def main(arguments: list[str]) -> None:
             to_parent.send((what, value))
 
     log.OUTPUTS[:] = [lambda text: tell("said", text)]
+    unused.leave_out()
     log.quiet_libraries()
     from lowtax.training import loop  # after the libraries were made quiet
 

@@ -1,10 +1,10 @@
 """Cells of a consistency study on a tiny model: what they share, what they make anew, kills, failures and mistakes."""
 
 import json
-import multiprocessing
 import random
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from consistent import InThisProcess, stamps
@@ -259,13 +259,9 @@ def _child(path: Path, out: Path) -> None:
 def test_kills_at_random_moments_lose_and_repeat_nothing(finished, tmp_path):
     """The command, killed with SIGKILL wherever it is, ends in the results of an undisturbed one."""
     path, out, result, _ = finished
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["lowtax.study.study", "lowtax.study.consistency.run", "lowtax.judges.refusal_words"]
-    )
     rng = random.Random(3)
     waits = (rng.uniform(0.1, 0.6 + 0.4 * attempt) for attempt in range(4))
-    assert kill_at_random(context, _child, (path, tmp_path / "out"), waits) >= 2
+    assert kill_at_random(forks.context(), _child, (path, tmp_path / "out"), waits) >= 2
     again = consistency(path, out=tmp_path / "out", axes=axes(path.parent), run=InThisProcess())
     assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
     # The fake engine answers the path of an adapter, too, so that rates differ; what was made does not.

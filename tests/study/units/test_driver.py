@@ -21,6 +21,7 @@ from lowtax.study.dryrun.plan import plan
 from lowtax.study.units import graph, pools
 from lowtax.study.units.base import REPLIES_AT_ONCE
 from lowtax.study.units.driver import Driver
+from lowtax.study.units.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Pat
 
 
 @pytest.fixture(autouse=True)
-def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_shares(monkeypatch: pytest.MonkeyPatch, one_template: None) -> None:
     assert REPLIES_AT_ONCE > 7
     monkeypatch.setattr("lowtax.study.units.base.REPLIES_AT_ONCE", 7)
     monkeypatch.setattr("lowtax.study.units.base.BATCHES_AT_ONCE", 0)
@@ -62,12 +63,14 @@ def test_workers_that_are_killed_in_every_stage_make_what_one_process_makes(one,
     assert len([unit for unit in begun if unit.startswith("sample/r1")]) == 3  # 16 requests
 
 
-def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path):
+def test_a_driver_that_is_killed_is_resumed_by_repeating_it(one, tmp_path, monkeypatch):
     path, expected = one
     out = tmp_path / "out"
-    child = multiprocessing.get_context("fork").Process(target=by_workers, args=(path, out, lambda: pools.local(1)))
-    child.start()
-    until = time.monotonic() + 120
+    with monkeypatch.context() as patch:
+        patch.setattr(pools, "Processes", Processes)  # a template of its own, that ends with it
+        child = multiprocessing.get_context("fork").Process(target=by_workers, args=(path, out, lambda: pools.local(1)))
+        child.start()
+    until = time.monotonic() + 600  # where others use the machine, a template needs minutes to import torch
     while time.monotonic() < until and not any(event["unit"].startswith("sample/r1") for event in events(out)):
         time.sleep(0.02)
     with pytest.raises(Busy, match="Another lowtax process"), study.Study(recipe.load(path), out):

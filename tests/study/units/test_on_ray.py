@@ -25,9 +25,9 @@ from worked import SMALL, Killer, by_workers, events, history, measured, process
 from lowtax.common.errors import Busy, UserError
 from lowtax.study import recipe, study
 
-ray = pytest.importorskip("ray", reason="the package ray is not installed: make test-ray")
 if not os.environ.get("LOWTAX_RAY"):
     pytest.skip("minutes: make test-ray runs them", allow_module_level=True)
+ray = pytest.importorskip("ray", reason="the package ray is not installed: make test-ray")
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # else other processes come first
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a node that is added

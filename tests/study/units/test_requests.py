@@ -10,7 +10,7 @@ SAMPLING = {"max_new_tokens": 8, "precision": "float32", "batch_size": 4}
 
 
 @pytest.fixture(autouse=True)
-def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_shares(monkeypatch: pytest.MonkeyPatch, one_template: None) -> None:
     monkeypatch.setattr("lowtax.study.units.base.REPLIES_AT_ONCE", 4)
     monkeypatch.setattr("lowtax.study.units.base.BATCHES_AT_ONCE", 0)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lowtax.common import log
+from lowtax.common import log, unused
 from lowtax.common.errors import UserError
 from lowtax.common.parents import die_with_parent
 from lowtax.study.units.messages import Desk, Message
@@ -97,6 +97,7 @@ def main(arguments: list[str]) -> Any:
     what, number, parent = arguments
     die_with_parent(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the driver ends its workers
+    unused.leave_out()
     if what == "serve":
         importlib.import_module("lowtax.study.units.tasks")  # before the worker is ready, since it takes seconds
         return begin(int(number), {})

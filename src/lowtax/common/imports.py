@@ -1,0 +1,21 @@
+"""Imports of large libraries without garbage collection.
+
+torch and transformers make a million objects, none of which is garbage, and Python's collector looks at all of them
+again and again: a fifth of the processor time of their import, a second on a slow CPU.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause garbage collection in the block; a collector that was off stays off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
