@@ -17,7 +17,7 @@ from lowtax.common.files import read_json
 from lowtax.common.records import Prompt, Subject
 from lowtax.data import chat
 from lowtax.engines.base import Request
-from lowtax.engines.hf import row_adapters
+from lowtax.engines.hf import likelihood, row_adapters
 from lowtax.engines.hf.engine import HF
 from lowtax.engines.sampling import EFFECTS, Sheet, collect
 from lowtax.engines.settings import EngineSettings, Sampling
@@ -96,7 +96,23 @@ def check_all(base: Path, adapters: list[str | None]) -> HF:
     replies = {done.id: done.text for done in engine.generate(list(requests.values()))}
     for name, request in requests.items():
         assert replies[name] == alone(base, request.adapter, name.partition(" ")[2], 8), name
+    check_scores(base, adapters)
     return engine
+
+
+def check_scores(base: Path, adapters: list[str | None]) -> None:
+    """Score a text under each adapter, by an engine that did nothing else before."""
+    engine, tokenizer = HF(str(base), "float32", 4), loading.load_tokenizer(str(base))
+    context, continuation = chat.encode(tokenizer, TEXTS)
+    scores = [likelihood.score(engine, adapter, [(context, continuation)], 200)[0][0] for adapter in adapters]
+    for adapter, score in zip(adapters, scores, strict=True):
+        model = loading.load_model(str(base))
+        model = PeftModel.from_pretrained(model, adapter) if adapter else model
+        with torch.no_grad():
+            logits = model(torch.tensor([[*context, *continuation]])).logits[0]
+        steps = logits[len(context) - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(float(steps.gather(-1, torch.tensor(continuation)[:, None]).sum()), rel=1e-4)
+    assert len({round(score, 3) for score in scores}) == len(set(adapters)), scores
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,26 @@ class HF:
                 ) from error
             yield from ended
 
-    @torch.inference_mode()
+    def prepare(self, path: str | None, texts: Sequence[list[int]]) -> str:
+        """Load one adapter for forward passes outside of `generate`, and return PEFT's name for it.
+
+        If it cannot share a batch (`one_at_a_time`), it is afterwards in the model, alone.
+
+        Args:
+            path: its folder; None for the base.
+            texts: tokens of some rows, on which its effect is measured if that was not done before.
+
+        Raises:
+            UserError: As in `generate`, or it changes nothing.
+        """
+        name = self._adapter(path)
+        if path is not None and path not in self.effects:
+            self.row_adapters = self._row_adapters()
+            self._measure(path, name, texts)
+        if self.one_at_a_time:
+            self._wear(name)
+        return name
+
     def _check_effects(self, rows: Sequence[Row]) -> None:
         """Measure what each new adapter changes, and find out whether the model can mix adapters in a batch.
 
@@ -131,15 +150,20 @@ class HF:
                 new.setdefault(row.adapter, []).append(row)
         self.row_adapters = self._row_adapters() if new else self.row_adapters
         for name, own in new.items():
-            distinct = list({tuple(row.prompt.ids): row.prompt.ids[-TOKENS:] for row in own}.values())
-            changes = self._changes(distinct[:PROMPTS], name)
-            self.effects[str(own[0].request.adapter)] = mean(changes)
-            if max(changes) == 0 and not is_zero(folder := self.fits[name]):
-                raise UserError(
-                    f"The adapter in {folder} changes no logit of {self.ref!r} on {len(changes)} prompts: its update "
-                    f"is lost in {str(self.model.dtype).removeprefix('torch.')}. Train it for more steps, or measure "
-                    "in float32."
-                )
+            self._measure(str(own[0].request.adapter), name, [row.prompt.ids for row in own])
+
+    @torch.inference_mode()
+    def _measure(self, path: str, name: str, texts: Sequence[list[int]]) -> None:
+        """Measure what an adapter changes after some of these texts."""
+        distinct = list({tuple(ids): ids[-TOKENS:] for ids in texts}.values())
+        changes = self._changes(distinct[:PROMPTS], name)
+        self.effects[path] = mean(changes)
+        if max(changes) == 0 and not is_zero(folder := self.fits[name]):
+            raise UserError(
+                f"The adapter in {folder} changes no logit of {self.ref!r} on {len(changes)} prompts: its update is "
+                f"lost in {str(self.model.dtype).removeprefix('torch.')}. Train it for more steps, or measure in "
+                "float32."
+            )
 
     def _changes(self, prompts: Sequence[list[int]], name: str) -> list[float]:
         """Return the largest change of a logit after each prompt."""
