@@ -16,7 +16,7 @@ from lowtax.cli import main
 
 def lowtax(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from lowtax.cli.main import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
