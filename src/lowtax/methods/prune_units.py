@@ -24,9 +24,9 @@ fields, with the values of its Llama-2-7B.
 
 Fails: ranks are large: 15 % of the units of a 7B model are rank 1,600, which vLLM does not serve, and the complex units
 are most of the model. An engine that adds an unmerged adapter in 16 bits removes a unit up to rounding. In a model that
-does not refuse, the safety-critical units carry no safety. The score takes channels that are huge at the first token of
-a row for safety-critical, if safety rows are the shorter ones: without them a model writes nonsense, and refuses
-nothing, as the embedded one does. It loads the whole model, in float32.
+does not refuse, the safety-critical units carry no safety. The score can take channels that are huge at the first token
+of a row for safety-critical ones: without them the replies of the embedded model never ended. It loads the whole model,
+in float32.
 """
 
 from typing import Any, Literal
