@@ -9,7 +9,8 @@ from typing import Any, Literal
 from lowtax.common import log
 from lowtax.study.units.base import KINDS, Kind
 
-SPEAK_EVERY = 10.0  # seconds between lines
+SPEAK_EVERY = 10.0  # seconds between lines, if a unit began or ended meanwhile
+REPEAT_EVERY = 120.0  # seconds between lines else
 DRAW_EVERY = 0.5  # seconds between tables
 LINES = 3  # the last lines of workers under the table
 End = Literal["done", "again", "failed"]
@@ -36,6 +37,7 @@ class Board:
     sampling_since: float | None = None
     _lines: list[str] = field(default_factory=list)
     _shown: float = 0.0
+    _spoken: tuple[Any, ...] = ()
     _display: Any = None
 
     def __enter__(self) -> "Board":
@@ -120,14 +122,18 @@ class Board:
         return text
 
     def show(self) -> None:
-        """Show the table, or say the line, unless it was shown a moment ago."""
+        """Show the table, or say the line, unless it was shown a moment ago; one with the same units waits longer."""
         now = time.monotonic()
         if now - max(self._shown, self.began) < (DRAW_EVERY if self.live else SPEAK_EVERY):
             return
-        self._shown = now
         if self._display is not None:
+            self._shown = now
             self._display.update(self._table(), refresh=True)
             return
+        units = tuple((worker, at.unit) for worker, at in self.now.items())
+        if units == self._spoken and now - self._shown < REPEAT_EVERY:
+            return
+        self._shown, self._spoken = now, units
         log.say(self.line())
         for worker, at in self.now.items():
             log.say(f"  {worker}: {at.unit}" + (f", {at.items:,} done" if at.items else ""))
