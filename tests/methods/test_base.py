@@ -18,7 +18,7 @@ def parameters(function: object) -> list[str]:
 
 def test_the_probe_has_what_methods_call():
     of_modules = ["directions", "gradients", "rows_before", "variances", "weight", "weights", "writers"]
-    assert sorted(MEMBERS) == sorted([*of_modules, "mean_states", "states", "state_gradients"])
+    assert sorted(MEMBERS) == sorted([*of_modules, "mean_states", "states", "state_gradients", "trials"])
 
 
 @pytest.mark.parametrize("kind", [ModelProbe, OfflineProbe])

@@ -23,9 +23,9 @@ def made_page(made_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return bundle.write([made_study], tmp_path_factory.mktemp("page") / "page").path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """Chromium of the system, without a window."""
+    """Chromium of the system, without a window; while it is there, its event loop runs in the tests' thread."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     program = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
     if program is None:

@@ -293,7 +293,7 @@ def test_a_study_refuses_bad_edits_before_it_trains(finished, tmp_path, edit, sa
 
 def test_the_edits_and_methods_of_the_shipped_recipes_are_known():
     """Without the embedded models, which not every machine has."""
-    names = {"pissa", "rrs"}  # how an arm starts, and one that is only trained with
+    names = {"pissa", "rrs", "prune_units"}  # how an arm starts, one that is only trained with, and a check of SSAH
     for file in ("methods", "lasting"):
         shipped = recipe.load(ROOT / f"recipes/{file}.yaml")
         acting = [spec for arm in shipped.arms.values() for spec in arm.acts()]

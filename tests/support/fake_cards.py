@@ -14,8 +14,9 @@ from torch.utils import backend_registration
 
 @cache
 def cards(count: int = 3) -> list[torch.device]:
-    """The devices; torch has one back end of this kind in a process, which stays."""
+    """The devices; torch has one back end of this kind in a process, which stays, for all tests that follow."""
     backend_registration._setup_privateuseone_for_python_backend("card")
+    torch.card.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # checkpointing asks every back end
     return [torch.device("card", number) for number in range(count)]
 
 
