@@ -5,8 +5,8 @@
 Three ratios of processor time, which other work on the machine disturbs less than the clock:
 
     kl          a step whose rows are all ordinary, with `penalty: kl`, over one of cross-entropy; the median of pairs
-    streams     PAIR with five streams over one stream, a request each, attacker and target the embedded model; the
-                attacker's words are made usable, so that every stream has all its rounds
+    streams     a round of PAIR with five streams over one of one stream, for one request, attacker and target the
+                embedded model; the attacker's words are made usable
     thinksafe   steered and filtered answers to harmful and ordinary requests in one plan, over the plain sampling of
                 the same requests, set by set; per token, since steered replies have other lengths
 
@@ -103,7 +103,6 @@ def streams(rounds: int, requests: int) -> dict[str, Any]:
 
     prompts = prompt_sets.load("builtin:harmful", "test", requests).prompts
     subject = Subject("base", None, None, 0, MODEL, None, "bench")
-    # A judge of harm without a model: every attack lasts for all its rounds.
     how = Target(Sampling(max_new_tokens=48), EngineSettings("hf", loading.precision("auto"), 64), "keywords", "answer")
     loaded, spent = Engines(), dict[int, float]()
     queries = dict[int, int]()
@@ -117,7 +116,10 @@ def streams(rounds: int, requests: int) -> dict[str, Any]:
                 lambda a=attack, f=folder, r=found: r.extend(talk(a, prompts, [subject], how, Path(f), loaded)[0])
             )
             queries[number] = sum(attempt.attempt >= 0 for attempt in found)
-    return {"ratio": spent[5] / spent[1], "seconds": spent, "queries": queries}
+    a_round = {
+        number: spent[number] * number / queries[number] for number in spent
+    }  # an attack that succeeds ends early
+    return {"ratio": a_round[5] / a_round[1], "seconds_a_round": a_round, "seconds": spent, "queries": queries}
 
 
 def thinksafe(number: int, tokens: int) -> dict[str, Any]:
