@@ -8,11 +8,10 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
-import typer
+from analyze_command import run
 from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from lowtax.analysis import geometry as analysis
 from lowtax.analysis import geometry_figures
@@ -267,16 +266,6 @@ def test_the_embedded_reasoner_is_what_its_adapter_makes_of_the_embedded_model()
 
 
 # --- the command
-
-
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(cli_analyze.analyze)
-
-
-def run(*words: str) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.stdout
 
 
 def test_the_command_writes_a_report_and_pictures(tmp_path: Path, trained: dict[str, Path]):

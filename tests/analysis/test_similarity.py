@@ -9,14 +9,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-import typer
+from analyze_command import run
 from tiny import make_model, save_adapter
-from typer.testing import CliRunner
 
 from lowtax.analysis import geometry_figures, similarity
 from lowtax.analysis.decomposition import Weight
 from lowtax.analysis.geometry import Source, analyze, of_adapter, of_tuned
-from lowtax.cli import analyze as cli_analyze
 from lowtax.common import linalg
 from lowtax.common.errors import UserError
 from lowtax.common.figures import save
@@ -161,16 +159,6 @@ def test_maps_fill_their_figure_with_and_without_marks(tmp_path: Path):
         save(geometry_figures.similarity(shown), tmp_path / f"{number}.png")
         picture = matplotlib.image.imread(tmp_path / f"{number}.png")
         assert (picture[..., :3].max(axis=2) < 0.2).mean() > 0.2  # the dark cells of maps that are not tiny
-
-
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(cli_analyze.analyze)
-
-
-def run(*words: str) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.stdout
 
 
 def test_the_command_draws_and_describes_them(models: dict[str, Path], tmp_path: Path):

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import small_study
 import torch
-import typer
+from analyze_command import run
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import make_model, save_adapter
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from lowtax.analysis import text_loss
-from lowtax.cli import analyze as cli_analyze
 from lowtax.common import stats
 from lowtax.common.errors import UserError
 from lowtax.common.records import Subject
@@ -195,16 +193,6 @@ def test_a_loss_that_is_not_finite_is_none(models: dict[str, Path], tmp_path: Pa
 
 
 # --- the command
-
-
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(cli_analyze.analyze)
-
-
-def run(*words: str) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.stdout
 
 
 def test_the_command_adds_the_losses_to_the_report(models: dict[str, Path], tmp_path: Path):
