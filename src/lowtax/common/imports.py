@@ -1,7 +1,7 @@
 """Imports of large libraries without garbage collection.
 
 torch and transformers make a million objects, none of which is garbage, and Python's collector looks at all of them
-again and again: a fifth of the processor time of their import, a second on a slow CPU.
+again and again: a ninth of the processor time of their import, a second on a CPU with AVX2 alone.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """Libraries that others import where they are installed, and that no command of lowtax uses.
 
-transformers imports scikit-learn for assisted decoding, and SciPy for a loss of object detection; both take four of the
-ten seconds of a command's start. In a process of the command line, a worker, and a process of a group that trains they
-count as not installed, until a file of the user's is run, which may import anything.
+transformers imports scikit-learn for assisted decoding, which takes four of the ten seconds of a command's start, and
+SciPy for a loss of object detection. In a process of the command line, a worker, and a process of a group that trains
+they count as not installed, until a file of the user's is run, which may import anything.
 Python has a mark for it: a module that is None in `sys.modules` cannot be imported.
 """
 
