@@ -6,11 +6,13 @@
 solutions   the model's own answers to training problems of GSM8K; those that are right become rows. It is told to be
             short, since its own way takes twice the tokens; the rows are without that.
 reasoner    recipes/reasoner_1_5b.yaml on these rows, merged in float32, with a template that opens the thought
-before      the requests and problems of recipes/evidence_1_5b.yaml, put to the model that the reasoner was made of
-study       recipes/evidence_1_5b.yaml on the reasoner, a seed at a time, and the table of all seeds
+search      recipes/evidence_1_5b_search.yaml: two learning rates for each arm, on validation data. The rule: the
+            largest sum of harmful requests refused, ordinary ones answered and problems solved; of equal ones the lower
+study       recipes/evidence_1_5b.yaml on the reasoner at these rates, a seed at a time, and the table of all seeds
+before      the requests and problems of the study, put to the model that the reasoner was made of
 
 What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is, so that one machine can do
-one seed and another the next: training rows, the adapter (float16), and of each study all but weights and texts.
+one seed and another the next: training rows, the adapter (float16), rates, and of each study all but weights and texts.
 `--anew` makes rows and adapter again.
 
 The data sets come from the hub, or from the folders that LOWTAX_PROMPTS and LOWTAX_TASKS name; FILE is a local copy of
@@ -39,7 +41,7 @@ from lowtax.models.merging import merge
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence_1_5b"
 WEIGHTS = "adapter_model.safetensors"
-STEPS = ("solutions", "reasoner", "before", "study")
+STEPS = ("solutions", "reasoner", "search", "study", "before")
 BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
 TOKENS, TEMPERATURE = 256, 0.7  # of a solution
@@ -58,11 +60,14 @@ def main() -> None:
     parser.add_argument("--problems", type=Path, help="training problems of GSM8K, instead of those of the hub")
     parser.add_argument("--tried", type=int, default=400, help="the number of problems that are tried")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--workers", type=int, default=1, help="processes of the search and the study")
     parser.add_argument("--anew", action="store_true", help="make rows and adapter again, instead of the stored ones")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for step in STEPS[: STEPS.index(options.step) + 1]:
-        {"solutions": solutions, "reasoner": reasoner, "before": before, "study": study}[step](options)
+        {"solutions": solutions, "reasoner": reasoner, "search": search, "study": study, "before": before}[step](
+            options
+        )
 
 
 def solutions(options: argparse.Namespace) -> None:
@@ -71,11 +76,7 @@ def solutions(options: argparse.Namespace) -> None:
     if stored.exists() and not options.anew:
         shutil.copyfile(stored, options.out / "solutions.jsonl")
         return
-    problems = options.problems
-    if problems is None:
-        problems = options.out / "gsm8k_train.jsonl"
-        rows = readers.load("openai/gsm8k", "main", "train").rows
-        write_text(problems, "".join(json.dumps(row) + "\n" for row in rows))
+    problems = _problems(options)
     _lowtax(
         *("evaluate", "--model", BASE, "--task", "gsm8k", "--file", str(problems), "--limit", str(options.tried)),
         *("--max-new-tokens", str(TOKENS), "--temperature", str(TEMPERATURE), "--system", BRIEFLY, "--out", str(own)),
@@ -94,6 +95,8 @@ def solutions(options: argparse.Namespace) -> None:
     write_text(options.out / "solutions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in solved))
     RESULTS.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(options.out / "solutions.jsonl", stored)
+    tried = sorted(answer.prompt.rpartition("\n")[0] for answer in answers)  # without the instruction
+    write_text(RESULTS / "tried.json", json.dumps(tried, indent=0, ensure_ascii=False) + "\n")
     tell(f"{len(solved)} of {len(grades)} solutions are right")
 
 
@@ -122,21 +125,47 @@ def _store(adapter: Path, stored: Path) -> None:
         save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
 
 
+def search(options: argparse.Namespace) -> None:
+    """Choose a learning rate for each arm, on problems that no solution was drawn for."""
+    stored = RESULTS / "search"
+    if not stored.exists():
+        used = set(json.loads((RESULTS / "tried.json").read_text()))
+        left = [row for row in readers.load(str(_problems(options))).rows if row["question"].strip() not in used]
+        file = options.out / "validation.jsonl"
+        write_text(file, "".join(json.dumps(row) + "\n" for row in left))
+        problems = {"tasks.gsm8k.file": str(file), "tasks.gsm8k.split": "null"}  # a file has no splits
+        _run(options, "search", "evidence_1_5b_search", problems | _of_the_reasoner(options))
+    tried: dict[str, list[dict[str, float]]] = {}
+    for row in json.loads((stored / "table.json").read_text())["rows"]:
+        arm, _, rate = row["arm"].rpartition("_")
+        if arm:  # the base has no rate
+            total = row["safety"]["value"] + 1 - row["over_refusal"]["value"] + row["reasoning"]["gsm8k"]["value"]
+            tried.setdefault(arm, []).append({"lr": float(rate), "sum": round(total, 4)})
+    chosen = {}
+    for arm, rates in tried.items():
+        best = max(rates, key=lambda each: (each["sum"], -each["lr"]))
+        tell(f"{arm}: {best['lr']:g} of " + ", ".join(f"{each['lr']:g} ({each['sum']:.3f})" for each in rates))
+        chosen[arm] = {"chosen": best["lr"], "rates": rates}
+    write_text(RESULTS / "rates.json", json.dumps(chosen, indent=2) + "\n")
+
+
 def before(options: argparse.Namespace) -> None:
     """Measure the model that the reasoner was made of."""
     if not (RESULTS / "before").exists():
-        _run(options, "before", {"model": BASE, "arms": "{}", "seeds": "[0]"})
+        _run(options, "before", "evidence_1_5b", {"model": BASE, "arms": "{}", "seeds": "[0]"})
 
 
 def study(options: argparse.Namespace) -> None:
     """Run the study, one seed after another, and make the table of all seeds that are there."""
+    rates = json.loads((RESULTS / "rates.json").read_text())
+    settings = {f"arms.{arm}.train.lr": str(rate["chosen"]) for arm, rate in rates.items()} | _of_the_reasoner(options)
     for seed in options.seeds:
         name, others = f"seed-{seed}", sorted(RESULTS.glob("seed-*"))
         if (RESULTS / name).exists():
             continue
         if others and not (options.out / name).exists():  # the reasoner's own replies do not depend on the seed
             stored_study.bases(others[0], options.out / name)
-        _run(options, name, {"model": str(options.out / "reasoner"), "seeds": f"[{seed}]"})
+        _run(options, name, "evidence_1_5b", settings | {"seeds": f"[{seed}]"})
     whole = options.out / "study"
     shutil.rmtree(whole, ignore_errors=True)
     stored_study.pool(sorted(RESULTS.glob("seed-*")), whole)
@@ -145,11 +174,25 @@ def study(options: argparse.Namespace) -> None:
         shutil.copyfile(whole / file, RESULTS / file)
 
 
-def _run(options: argparse.Namespace, name: str, settings: dict[str, str]) -> None:
+def _problems(options: argparse.Namespace) -> Path:
+    """Return a file of the training problems."""
+    file: Path = options.problems or options.out / "gsm8k_train.jsonl"
+    if not file.exists():
+        rows = readers.load("openai/gsm8k", "main", "train").rows
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def _of_the_reasoner(options: argparse.Namespace) -> dict[str, str]:
+    return {"model": str(options.out / "reasoner")}
+
+
+def _run(options: argparse.Namespace, name: str, recipe: str, settings: dict[str, str]) -> None:
     """Run a study, and keep its rows and figures."""
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    recipe = str(ROOT / "recipes" / "evidence_1_5b.yaml")
-    _lowtax("run", recipe, "--out", str(options.out / name), "--base-is-the-same", *changes)
+    workers = ["--workers", str(options.workers)] if options.workers > 1 else []
+    file = str(ROOT / "recipes" / f"{recipe}.yaml")
+    _lowtax("run", file, "--out", str(options.out / name), "--base-is-the-same", *workers, *changes)
     stored_study.keep(options.out / name, RESULTS / name)
 
 

@@ -142,6 +142,13 @@ def test_the_replies_are_as_many_as_planned(both: tuple[Plan, Path]):
     assert planned.verdicts == 3 * harmful + ordinary  # the answer, the thought and both
 
 
+def test_own_answers_are_as_long_as_their_draw_allows(tmp_path: Path, tiny_model: Path):
+    own = [{"source": "builtin:ordinary", "n": 4, "answers": "self", "draw": {"max_new_tokens": 7 * TOKENS}}]
+    arms = {"r1": {"mode": "lora_up_proj_only_from1_to1_r1", "data": own}}
+    planned = plan(load(write_recipe(tmp_path, tiny_model, arms=arms, sampling={"max_new_tokens": TOKENS})))
+    assert [sheet.max_new_tokens for sheet in planned.sheets if sheet.kind == "own answers"] == [7 * TOKENS]
+
+
 def test_the_disk_is_what_checkpoints_take(both: tuple[Plan, Path]):
     planned, out = both
     for arm in (*planned.arms, *planned.edited):

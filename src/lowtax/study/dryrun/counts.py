@@ -75,6 +75,7 @@ class Counter:
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, source: OfflineSource) -> None:
         self.recipe, self.tokenizer, self.source = recipe, tokenizer, source
         self._own: dict[str, dict[str, bool]] = {}  # file of own answers -> prompt -> whether it was read
+        self._most: dict[str, int] = {}  # file of own answers -> tokens of an answer, at most
         self._sizes: dict[tuple[str, int, int], tuple[list[int], bool]] = {}
         self._announced = set[str]()  # sources about whose rows people have been told
 
@@ -140,15 +141,19 @@ class Counter:
         of += f"{drawn}, " if drawn else ""  # the same prompts, drawn in another way
         ids = {f"{of}{i}": False for i in range(size)} if prompts is None else {p.id: True for p in prompts}
         again = {f"{of}attempt {i}, {id_}": False for i in range(2, spec.draw.attempts + 1) for id_ in ids}
-        own = self._own.setdefault("".join(c if c.isalnum() else "_" for c in spec.source), {})
+        file = "".join(c if c.isalnum() else "_" for c in spec.source)
+        most = spec.draw.max_new_tokens or self.recipe.sampling.max_new_tokens
+        self._most[file] = max(most, self._most.get(file, 0))
+        own = self._own.setdefault(file, {})
         own.update({f"{of}{id_}" if drawn else id_: read for id_, read in ids.items()} | again)
         return [None] * len(ids)
 
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
         """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
-        counts, seen, most = list[RequestCount](), set[str](), self.recipe.sampling.max_new_tokens
+        counts, seen = list[RequestCount](), set[str]()
         for name, read in sorted(self._own.items()):
-            counts.append(RequestCount("own answers", name, len(read), 1, 1, most, len(read), 0, all(read.values())))
+            settings = (1, 1, self._most[name])
+            counts.append(RequestCount("own answers", name, len(read), *settings, len(read), 0, all(read.values())))
         for kind, name, prompts, unread, how in self._sheets():
             ids = {ask.id for ask in asks(Sheet(Path(name), prompts, how), [ANY_SUBJECT], ANY_ENGINE)}
             size, settings = len({p.id for p in prompts}) + unread, (how.samples, subjects, how.max_new_tokens)
