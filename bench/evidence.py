@@ -50,6 +50,7 @@ BRIEFLY = (
     "headings, no lists, no formulas in LaTeX, no code. End with the sentence: The answer is \\boxed{NUMBER}."
 )
 LAST = re.compile(r"(The answer is)?[^.\n]*\\boxed\{[^{}]*\}[^.]*\.?\s*$")  # the sentence with the answer
+MARK = re.compile(r"\n\s*(\d+[.)]|[-*]|Step \d+:)\s*$")  # of an item of a list, of which that sentence was the text
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def solutions(options: argparse.Namespace) -> None:
     solved = [
         {
             "prompt": answer.prompt,
-            "thought": LAST.sub("", answer.text).strip(),
+            "thought": MARK.sub("", LAST.sub("", answer.text).rstrip()).strip(),
             "answer": f"The answer is \\boxed{{{grade.gold}}}.",
         }
         for answer in answers
