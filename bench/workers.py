@@ -81,13 +81,15 @@ def sampled(path: Path, out: Path, workers: int) -> dict:
         driver, began = Driver(work, pool), time.time()
         driver.run()
     events = [json.loads(line) for line in (out / "units.jsonl").read_text().splitlines()]
-    times = [datetime.fromisoformat(e["at"]).timestamp() for e in events if e["unit"].startswith("sample/")]
-    scheduler = driver.scheduler
+    shares = [event for event in events if event["unit"].startswith("sample/")]
+    begun = {e["unit"]: datetime.fromisoformat(e["at"]).timestamp() for e in shares if e["state"] == "begun"}
+    ends = [begun[event["unit"]] + event["seconds"] for event in shares if event["state"] == "done"]
+    scheduler, first = driver.scheduler, min(begun.values())
     return {
         "workers": workers,
-        "seconds": round(max(times) - min(times), 2),
+        "seconds": round(max(ends) - first, 2),
         "units": scheduler.ended,
-        "start_seconds": round(min(times) - began, 2),
+        "start_seconds": round(first - began, 2),
         "scheduling_cpu_ms": round(1000 * scheduler.scheduling / scheduler.ended, 2),
         "storing_cpu_ms": round(1000 * scheduler.storing / scheduler.ended, 2),
     }

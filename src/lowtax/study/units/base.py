@@ -70,7 +70,8 @@ class Group:
 class Event(Row):
     """A line of units.jsonl: a unit begins or ends.
 
-    at: time in UTC. worker: the process, and its machine. seconds: since it began. tokens: that were drawn.
+    at: time in UTC. worker: the process, and its machine. seconds: to the last word of its worker. tokens: that were
+        drawn.
     """
 
     unit: str

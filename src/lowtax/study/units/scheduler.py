@@ -3,6 +3,7 @@
 The scheduler alone writes to the study's folder, but for folders of training and edits, each of which has one worker.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Work:
 class _Running:
     work: Work
     began: float
-    heard: float
+    heard: float  # when its worker last sent word
     tokens: int = 0
 
 
@@ -76,6 +77,13 @@ class Scheduler:
     def run(self, works: Iterable[Work]) -> None:
         """Do these units, and all that they make possible."""
         self._add(works)
+        gc.freeze()  # a collection reads all that is there, plan and libraries too: workers would wait half a second
+        try:
+            self._do_all()
+        finally:
+            gc.unfreeze()
+
+    def _do_all(self) -> None:
         while self._ready or self._running:
             began, stored = time.thread_time(), self.storing
             self._hand_out()
@@ -201,7 +209,7 @@ class Scheduler:
             state=state,
             at=at,
             worker=self._hosts.get(worker, worker),
-            seconds=round(time.monotonic() - running.began, 3) if running else None,
+            seconds=round(running.heard - running.began, 3) if running else None,
             tokens=running.tokens or None if running else None,
             reason=reason or None,
         )
