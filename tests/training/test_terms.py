@@ -240,7 +240,13 @@ def test_rollouts_are_the_model_s_and_the_base_alone_reads_the_instruction(tmp_p
     rows, settings = CASES["on_policy"]
     tokenizer = loading.load_tokenizer(str(folder))
     run = loop.TrainingRun(job(folder, rows, **settings), tmp_path / "out")
+    read = list[tuple[int, bool]]()  # what the output matrix reads: positions, and whether torch folds it
+    head = unwrap(run.model).lm_head
+    hook = head.register_forward_pre_hook(lambda _, of: read.append((of[0].shape[1], of[0].is_contiguous())))
     run.rollouts.refresh()
+    hook.remove()
+    assert read
+    assert set(read) == {(1, True)}  # others take gigabytes: of the whole prompt, or a copy of the matrix for each row
     for example, row in zip(run.examples, rows, strict=True):
         trained_text = tokenizer.decode(example.prompt + example.completion)
         assert STEER not in trained_text

@@ -27,6 +27,7 @@ from lowtax.common.log import say
 from lowtax.common.records import row_id
 from lowtax.data import chat
 from lowtax.models import loading
+from lowtax.training.assumptions import accepted
 from lowtax.training.encoding import Example
 from lowtax.training.objective import unwrap
 from lowtax.training.packing import PACKED_ATTENTION
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from lowtax.training.loop import TrainingRun
 
 TOGETHER = 64  # replies that are drawn in one batch
+# An index: for the number 1 torch copies the output weights of a frozen model for every row, 3 GB for the embedded one.
+LAST = torch.tensor([-1])
 AGAIN = "delete the folder rollouts to draw the replies again"
 
 
@@ -108,6 +111,7 @@ class Rollouts:
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=run.acc.device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]).to(ids)
+        last = {"logits_to_keep": LAST} if "logits_to_keep" in accepted(unwrap(run.model)) else {}
         drawn: Any = run.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -119,6 +123,7 @@ class Rollouts:
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=pad,
             eos_token_id=ends,
+            **last,
         )
         return [_until(line, ends) for line in drawn[:, width:].tolist()]
 
