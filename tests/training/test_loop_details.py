@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lowtax.common.errors import UserError
 from lowtax.data.conversations import Conversation
 from lowtax.models import loading
 from lowtax.models.placement import parse_mode
+from lowtax.training import free_memory
 from lowtax.training import loop as training
 from lowtax.training.job import Job
 from lowtax.training.loop import train
@@ -207,6 +209,29 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_batch(tmp_path: Path, small
     again = without_dropout(job(folder, execution={"prefix": "off", "row_tokens": 140}))
     train(again, tmp_path / "two")
     assert all(n <= 150 for n in small_memory)
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-3
+
+
+def test_rows_on_a_cpu_are_as_long_as_the_free_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without an error to catch: Linux ends a process that uses more than there is."""
+    folder = make_model(tmp_path / "m")
+    this_job = without_dropout(job(folder, batch_size=8, execution={"prefix": "off"}))
+    sizes, forward, messages = list[int](), Row.to, list[str]()
+
+    def to(row: Row, device: torch.device) -> Row:
+        sizes.extend([len(row.ids)] if row.members else [])
+        return forward(row, device)
+
+    monkeypatch.setattr(Row, "to", to)
+    train(this_job, tmp_path / "one")
+    monkeypatch.setattr(free_memory, "FEWEST", 16)
+    half = free_memory._bytes(this_job, training.TrainingRun(this_job, tmp_path / "two").model, max(sizes) // 2)
+    monkeypatch.setattr(free_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=half))
+    before, _ = max(sizes), sizes.clear()
+    with progress_to(messages.append):
+        train(this_job, tmp_path / "two")
+    assert 0 < max(sizes) <= before // 2
+    assert sum("GB are free, and a whole batch" in text for text in messages) == 1
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-3
 
 

@@ -4,10 +4,11 @@ The activations are those that autograd keeps for transformers' Qwen2 block with
 counts them). Torch is not needed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowtax.models.names import ATTENTION, MLP
+from lowtax.models.names import ATTENTION, MLP, in_layer, layer_of
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,15 @@ class Lora:
         """Return the number of weights of the factors."""
         one_layer = sum(self.rank * sum(shape.linear(name)) for name in self.modules)
         return one_layer * (self.last - self.first + 1)
+
+
+def lora_of(names: Sequence[str], rank: int, n_layers: int) -> Lora:
+    """Return the adapter of modules and parameters with these names as the memory arithmetic takes it: on whole layers.
+
+    rank: the largest.
+    """
+    kinds = {in_layer(name).rpartition(".")[2] for name in names}
+    layers = [layer for name in names if (layer := layer_of(name)) is not None]
+    first = min(layers) if len(layers) == len(names) else 0  # what is outside the layers may be the embedding
+    modules = tuple(name for name in MLP + ATTENTION if name in kinds)
+    return Lora(rank, modules, first, max(layers, default=n_layers - 1))

@@ -19,9 +19,8 @@ from lowtax.methods.loading import Methods, load_all
 from lowtax.methods.sites import sites_of
 from lowtax.models import embedded, loading, lora
 from lowtax.models.frames import skeleton
-from lowtax.models.names import ATTENTION, MLP, in_layer, layer_of
-from lowtax.models.placement import Placement, Targets
-from lowtax.models.shapes import Lora, Shape, shape_of
+from lowtax.models.placement import Placement
+from lowtax.models.shapes import Lora, Shape, lora_of, shape_of
 from lowtax.study import arms
 from lowtax.study.offline import EMBEDDED, OfflineSource, is_local
 from lowtax.study.recipe import Arm, EditedArm
@@ -66,7 +65,9 @@ class Model:
         parameters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         if placement.kind == "full":
             return parameters, None
-        return parameters, _lora(placement, lora.targets_in(self._bare, placement), loading.n_layers(self._bare))
+        targets = lora.targets_in(self._bare, placement)
+        names = targets.modules + targets.parameters
+        return parameters, lora_of(names, max(map(placement.rank_of, names)), loading.n_layers(self._bare))
 
     def check_edits(self, name: str, arm: EditedArm, source_arm: Arm) -> None:
         """Check the edits of an edited arm.
@@ -119,13 +120,3 @@ class Model:
             if is_local(self.ref):
                 raise
             return None
-
-
-def _lora(placement: Placement, targets: Targets, n_layers: int) -> Lora:
-    """Return a placement as the memory arithmetic takes it: the largest rank, on whole layers."""
-    names = targets.modules + targets.parameters
-    kinds = {in_layer(name).rpartition(".")[2] for name in names}
-    layers = [layer for name in names if (layer := layer_of(name)) is not None]
-    first = min(layers) if len(layers) == len(names) else 0  # what is outside the layers may be the embedding
-    modules = tuple(name for name in MLP + ATTENTION if name in kinds)
-    return Lora(max(map(placement.rank_of, names)), modules, first, max(layers, default=n_layers - 1))

@@ -33,6 +33,7 @@ from lowtax.training.assumptions import decoder_layers, is_random
 from lowtax.training.checkpoints import STABLE, Checkpoint, Store
 from lowtax.training.companions import with_companions
 from lowtax.training.encoding import Example, encode_all
+from lowtax.training.free_memory import row_tokens
 from lowtax.training.job import Job as Job
 from lowtax.training.objective import Fuse, choose_objective, unwrap
 from lowtax.training.on_policy import Rollouts
@@ -110,7 +111,8 @@ class TrainingRun:
         self.total = total_steps(job.settings, len(self.examples))
         order = job.settings.order_of(job.seed)
         self.batches = Batches(len(self.examples), job.settings.batch_size, order)
-        self.row_tokens = job.execution.row_tokens or MAX_ROW[self.acc.device.type]
+        lengths = [self.terms.length(example) for example in self.examples]
+        self.row_tokens = row_tokens(job, self.model, self.acc.device, lengths)
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
         self.losses, self.jobs, self.stop = list[float](), dict[str, dict[str, Any]](), 0
         self.claimed, self.saved_at, self.saving = False, time.monotonic(), 0.0

@@ -1,0 +1,73 @@
+"""The number of tokens that a CPU reads in one forward pass, so that training fits the memory that is free.
+
+Linux hands out more memory than there is and then ends a process, so there is no error to catch as on a GPU. Shorter
+rows leave the batch of a step as it is: gradients are added up, and differ in rounding alone.
+"""
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+from peft import PeftModel
+
+from lowtax.common.log import say
+from lowtax.models import loading
+from lowtax.models.shapes import lora_of, shape_of
+from lowtax.training.job import Job
+from lowtax.training.memory import training_memory
+from lowtax.training.objective import unwrap
+from lowtax.training.packing import MAX_ROW
+
+FEWEST = 256  # tokens, below which a row is not shortened
+MORE = 1.2  # memory in use, to that of the arithmetic: freed blocks of another size are kept (`common.allocator`)
+
+
+def row_tokens(job: Job, model: torch.nn.Module, device: torch.device, lengths: Sequence[int]) -> int:
+    """Return the tokens of a row: those of the job, or the usual number, or fewer on a CPU with little free memory.
+
+    Args:
+        model: the model that is trained, which is in memory.
+        lengths: the tokens of every example.
+    """
+    usual = MAX_ROW[device.type]
+    if job.execution.row_tokens or device.type != "cpu" or job.execution.release_gradients:
+        return job.execution.row_tokens or usual
+    free = psutil.virtual_memory().available
+    most = min(usual, sum(sorted(lengths)[-job.settings.batch_size :]))
+    try:
+        return _fitting(job, model, usual, most, free)
+    except AttributeError:  # a configuration without heads, of a recurrent model, has no arithmetic
+        return usual
+
+
+def _fitting(job: Job, model: torch.nn.Module, usual: int, most: int, free: int) -> int:
+    tokens = usual
+    while tokens > FEWEST and _bytes(job, model, min(tokens, most)) > free:
+        tokens //= 2
+    if tokens < most:
+        say(
+            f"  rows of {tokens:,} tokens: {free / 1e9:.1f} GB are free, and a whole batch, of up to {most:,}, takes "
+            f"about {_bytes(job, model, most) / 1e9:.1f}"
+        )
+    return tokens
+
+
+def _bytes(job: Job, model: torch.nn.Module, tokens: int) -> float:
+    """Return about what a step takes beside weights and float32 masters, which are there."""
+    inner = unwrap(model)
+    lora, of_adapter = None, 0
+    if isinstance(model, PeftModel):
+        names = [*model.base_model.targeted_module_names, *model.base_model.targeted_parameter_names]
+        lora = lora_of(names, max(map(job.placement.rank_of, names)), loading.n_layers(inner))
+        of_adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = shape_of(inner.config, sum(p.numel() for p in inner.parameters()) - of_adapter)
+    memory = training_memory(
+        shape,
+        lora=lora,
+        precision=job.precision,
+        tokens=tokens,
+        checkpointing=job.execution.gradient_checkpointing,
+        optimizer=job.settings.optimizer,
+    )
+    masters = 0 if lora or job.precision == "float32" else 4 * shape.parameters
+    return MORE * (memory.gpu - memory.weights - masters)
