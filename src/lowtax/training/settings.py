@@ -184,7 +184,7 @@ class Execution(Section):
     row_tokens: PositiveInt | None = Field(
         None,
         le=MANY,
-        description="tokens in one forward pass; if absent 8192 on a GPU and 2048 on a CPU, or what its free memory allows",
+        description="tokens in one forward pass; if absent 8192 on a GPU and 2048 on a CPU, or what is free",
     )
     micro_batch_size: PositiveInt | None = Field(
         None, le=MANY, description="examples in one forward pass; any if absent"
