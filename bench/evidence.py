@@ -5,11 +5,14 @@
 
 solutions   the model's own answers to training problems of GSM8K; those that are right become rows. It is told to be
             short, since its own way takes twice the tokens; the rows are without that.
+chats       its own replies to short ordinary requests, each below what it says, when asked, that the user wants. Taught
+            by solutions alone it puts its reply to a request into the thought, and answers nothing.
 reasoner    recipes/reasoner_1_5b.yaml on these rows, merged in float32, with a template that opens the thought
+before      the requests and problems of recipes/evidence_1_5b.yaml, put to the model that the reasoner was made of
+after       the same, put to the reasoner: the base of the study
 search      recipes/evidence_1_5b_search.yaml: two learning rates for each arm, on validation data. The rule: the
             largest sum of harmful requests refused, ordinary ones answered and problems solved; of equal ones the lower
 study       recipes/evidence_1_5b.yaml on the reasoner at these rates, a seed at a time, and the table of all seeds
-before      the requests and problems of the study, put to the model that the reasoner was made of
 
 What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is, so that one machine can do
 one seed and another the next: training rows, the adapter (float16), rates, and of each study all but weights and texts.
@@ -29,6 +32,7 @@ import sys
 from pathlib import Path
 
 import stored_study
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lowtax.common.errors import UserError
@@ -41,13 +45,18 @@ from lowtax.models.merging import merge
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence_1_5b"
 WEIGHTS = "adapter_model.safetensors"
-STEPS = ("solutions", "reasoner", "search", "study", "before")
+STEPS = ("solutions", "chats", "reasoner", "before", "after", "search", "study")
 BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
 TOKENS, TEMPERATURE = 256, 0.7  # of a solution
 BRIEFLY = (
     "Solve the problem step by step. Write each step as one short sentence with its calculation, and nothing else: no "
     "headings, no lists, no formulas in LaTeX, no code. End with the sentence: The answer is \\boxed{NUMBER}."
+)
+CHATS = 100  # requests
+ALOUD = (
+    "Do not answer the user. Think aloud instead: say in one or two short sentences what the user wants and how one "
+    "would answer it well. Begin with: The user"
 )
 LAST = re.compile(r"(The answer is)?[^.\n]*\\boxed\{[^{}]*\}[^.]*\.?\s*$")  # the sentence with the answer
 MARK = re.compile(r"\n\s*(\d+[.)]|[-*]|Step \d+:)\s*$")  # of an item of a list, of which that sentence was the text
@@ -101,12 +110,36 @@ def solutions(options: argparse.Namespace) -> None:
     tell(f"{len(solved)} of {len(grades)} solutions are right")
 
 
+def chats(options: argparse.Namespace) -> None:
+    """Draw a thought and an answer to each request, and write those that ended as training rows."""
+    file, stored = options.out / "chats.jsonl", RESULTS / "chats.jsonl"
+    if stored.exists() and not options.anew:
+        shutil.copyfile(stored, file)
+        return
+    drawn = []
+    for name, tokens, more in (("thoughts", 80, ["--system", ALOUD]), ("replies", 160, [])):
+        _lowtax(
+            *("sample", "--model", BASE, "--prompts", "builtin:chat", "--limit", str(CHATS), *more),
+            *("--max-new-tokens", str(tokens), "--temperature", str(TEMPERATURE), "--out", str(options.out / name)),
+        )
+        rows = read_rows(options.out / name / "replies.jsonl", Reply).values()
+        drawn.append({row.prompt: row.text.strip() for row in rows if row.finish == "stop"})
+    thoughts, replies = drawn
+    both = [prompt for prompt in thoughts if prompt in replies and thoughts[prompt].startswith("The user")]
+    kept = [{"prompt": prompt, "thought": thoughts[prompt], "answer": replies[prompt]} for prompt in both]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, stored)
+    tell(f"{len(kept)} of {CHATS} chats have a thought and an answer")
+
+
 def reasoner(options: argparse.Namespace) -> None:
     """Train the reasoner and write it as a model whose template opens the thought."""
     stored, target = RESULTS / "reasoner", options.out / "reasoner"
     if options.anew or not stored.exists():
         run = options.out / "reasoner_run"
-        data = json.dumps([{"source": str(options.out / "solutions.jsonl")}])
+        recipe = yaml.safe_load((ROOT / "recipes" / "reasoner_1_5b.yaml").read_text())
+        data = json.dumps([{**each, "source": str(options.out / Path(each["source"]).name)} for each in recipe["data"]])
         _lowtax("train", str(ROOT / "recipes" / "reasoner_1_5b.yaml"), "--out", str(run), "--set", f"data={data}")
         [folder] = (run / "arms" / "reasoner").glob("seed-*")
         card = json.loads((folder / "card.json").read_text())
@@ -124,6 +157,18 @@ def _store(adapter: Path, stored: Path) -> None:
         shutil.copyfile(adapter / "adapter_config.json", work / "adapter_config.json")
         weights = {name: weight.half() for name, weight in load_file(adapter / WEIGHTS).items()}
         save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
+
+
+def before(options: argparse.Namespace) -> None:
+    """Measure the model that the reasoner was made of."""
+    if not (RESULTS / "before").exists():
+        _run(options, "before", "evidence_1_5b", {"model": BASE, "arms": "{}", "seeds": "[0]"})
+
+
+def after(options: argparse.Namespace) -> None:
+    """Measure the reasoner."""
+    if not (RESULTS / "after").exists():
+        _run(options, "after", "evidence_1_5b", _of_the_reasoner(options) | {"arms": "{}", "seeds": "[0]"})
 
 
 def search(options: argparse.Namespace) -> None:
@@ -150,22 +195,16 @@ def search(options: argparse.Namespace) -> None:
     write_text(RESULTS / "rates.json", json.dumps(chosen, indent=2) + "\n")
 
 
-def before(options: argparse.Namespace) -> None:
-    """Measure the model that the reasoner was made of."""
-    if not (RESULTS / "before").exists():
-        _run(options, "before", "evidence_1_5b", {"model": BASE, "arms": "{}", "seeds": "[0]"})
-
-
 def study(options: argparse.Namespace) -> None:
     """Run the study, one seed after another, and make the table of all seeds that are there."""
     rates = json.loads((RESULTS / "rates.json").read_text())
     settings = {f"arms.{arm}.train.lr": str(rate["chosen"]) for arm, rate in rates.items()} | _of_the_reasoner(options)
     for seed in options.seeds:
-        name, others = f"seed-{seed}", sorted(RESULTS.glob("seed-*"))
+        name = f"seed-{seed}"
         if (RESULTS / name).exists():
             continue
-        if others and not (options.out / name).exists():  # the reasoner's own replies do not depend on the seed
-            stored_study.bases(others[0], options.out / name)
+        if not (options.out / name).exists():  # the reasoner's own replies do not depend on the seed
+            stored_study.bases(RESULTS / "after", options.out / name)
         _run(options, name, "evidence_1_5b", settings | {"seeds": f"[{seed}]"})
     whole = options.out / "study"
     shutil.rmtree(whole, ignore_errors=True)

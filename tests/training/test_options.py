@@ -25,6 +25,7 @@ from lowtax.training import optimizers, trackers
 from lowtax.training.job import Job
 from lowtax.training.loop import TrainingRun, train
 from lowtax.training.progress import schedule
+from lowtax.training.released import ReleasedParameters
 from lowtax.training.settings import Execution, Train
 
 ROWS = [Conversation(f"What is {i} + {i * i}?", f"{i} + {i * i}.", f"It is {i + i * i}, I think.") for i in range(9)]
@@ -263,16 +264,14 @@ def test_an_optimiser_s_state_resumes_to_the_bit(tiny_model: Path, tmp_path: Pat
 # --- gradients released during backward
 
 
-@pytest.mark.parametrize("mode", ["full", "lora_mlp_r2"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_released_gradients_train_the_same_bits(
-    tiny_model: Path, tmp_path: Path, mode: str, precision: str, checkpointing: bool
-):
+def test_released_gradients_train_the_same_bits(tiny_model: Path, tmp_path: Path, precision: str, checkpointing: bool):
     how = {"gradient_checkpointing": checkpointing}
     settings = {"max_grad_norm": 0.5, "save_dtype": "float32"}
     for name, released in (("stored", False), ("released", True)):
-        train(job(tiny_model, mode, precision, how | {"release_gradients": released}, **settings), tmp_path / name)
+        execution = how | {"release_gradients": released}
+        train(job(tiny_model, "full", precision, execution, **settings), tmp_path / name)
     a, b = weights(tmp_path / "stored"), weights(tmp_path / "released")
     assert all(torch.equal(a[name], b[name]) for name in a)
     norms = [[row["grad_norm"] for row in steps(tmp_path / name)] for name in ("stored", "released")]
@@ -294,6 +293,12 @@ def test_released_gradients_never_exist_together(tiny_model: Path, tmp_path: Pat
     assert max(alive) == 1
 
 
+def test_gradients_of_a_lora_are_not_released(tiny_model: Path, tmp_path: Path):
+    """They are small, and backward would run twice for nothing: a study may have arms of both kinds."""
+    run = TrainingRun(job(tiny_model, "lora_mlp_r2", execution={"release_gradients": True}, steps=2), tmp_path)
+    assert not isinstance(run.parameters, ReleasedParameters)
+
+
 def test_released_gradients_survive_a_kill(tiny_model: Path, tmp_path: Path):
     this_job = job(tiny_model, "full", execution={"release_gradients": True}, steps=20, checkpoint_steps=9)
 
@@ -313,9 +318,8 @@ def test_released_gradients_refuse_what_needs_all_of_them(tiny_model: Path, tmp_
     several = job(tiny_model, "full", execution={"release_gradients": True, "micro_batch_size": 2})
     with pytest.raises(UserError, match=r"needs each batch in one forward pass.*step 1 has \d+ tokens"):
         train(several, tmp_path)
-    with_method = replace(
-        job(tiny_model, execution={"release_gradients": True}), methods=[{"name": "orthogonal", "beta": 0.1, "k": 2}]
-    )
+    methods = [{"name": "ssah", "safety": "builtin:refusals,n=4", "utility": "builtin:chat,n=4"}]
+    with_method = replace(job(tiny_model, "full", execution={"release_gradients": True}), methods=methods)
     with pytest.raises(UserError, match="one process and no methods"):
         train(with_method, tmp_path)
 

@@ -30,7 +30,7 @@ def row_tokens(job: Job, model: torch.nn.Module, device: torch.device, lengths: 
         lengths: the tokens of every example.
     """
     usual = MAX_ROW[device.type]
-    if job.execution.row_tokens or device.type != "cpu" or job.execution.release_gradients:
+    if job.execution.row_tokens or device.type != "cpu" or job.releases:
         return job.execution.row_tokens or usual
     free = psutil.virtual_memory().available
     most = min(usual, sum(sorted(lengths)[-job.settings.batch_size :]))

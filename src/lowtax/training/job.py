@@ -70,6 +70,11 @@ class Job:
         """The reference of the weights that the run loads: the model, or whole weights that it starts from."""
         return self.start.base(self.model) if self.start else self.model
 
+    @property
+    def releases(self) -> bool:
+        """True if gradients are freed during backward: of a LoRA they are small, and it would take twice the time."""
+        return self.execution.release_gradients and self.placement.kind == "full"
+
     def describe(self) -> dict[str, Any]:
         """Return the fields that decide the result as JSON data; the rows as their number and hash."""
         measured = {"validation_rows": _rows(self.validation_rows)} if self.validation_rows else {}

@@ -172,7 +172,7 @@ class TrainingRun:
             self.parameters = TrainedParameters.of(self.model, own_masters=False)  # FSDP replaced them by shards
         if beneath and job.placement.kind == "full":
             start.merge(self.parameters, self.model, read_adapter(beneath, base))
-        if job.execution.release_gradients:
+        if job.releases:
             self.parameters = ReleasedParameters.over(self.parameters)
         self.step_parameters = self.parameters
         if framework and methods:
@@ -205,7 +205,7 @@ class TrainingRun:
             raise UserError(
                 f"train.optimizer {self.settings.optimizer} needs whole weights, which ZeRO and FSDP split: use adamw."
             )
-        if self.job.execution.release_gradients and (methods or self.world > 1 or sharding.keeps_masters(self.acc)):
+        if self.job.releases and (methods or self.world > 1 or sharding.keeps_masters(self.acc)):
             raise UserError(
                 "execution.release_gradients is for one process and no methods, which need all gradients together: "
                 "leave it out, or use ZeRO to divide the gradients."
@@ -213,7 +213,7 @@ class TrainingRun:
 
     def _require_one_pass(self) -> None:
         """Refuse to release gradients if a batch would take several forward passes."""
-        if self.job.execution.release_gradients:
+        if self.job.releases:
             for step in range(self.total):
                 if len(self._shares(self.batches[step])) > 1:
                     tokens = sum(length(self.examples[i]) for i in self.batches[step])
@@ -475,7 +475,7 @@ class TrainingRun:
         """
         most = max(sum(length(self.examples[i]) for i in row) for row in self._shares(batch))
         one_each = all(len(row) <= 1 for row in self._shares(batch))
-        if self.job.execution.release_gradients:
+        if self.job.releases:
             raise one_pass_only(f"step {self.step + 1} runs out of memory ({reason})")
         if self.world > 1 or one_each:
             raise UserError(

@@ -191,7 +191,9 @@ class Execution(Section):
     )
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass of trained layers")
     release_gradients: bool = Field(
-        False, description="step each weight during backward and free its gradient: less memory, twice the time"
+        False,
+        description="in full fine-tuning, step each weight during backward and free its gradient: less memory, twice "
+        "the time",
     )
     prefix: Literal["auto", "memory", "disk", "off"] = Field(
         "auto", description="where to cache the hidden states below the first trained layer between epochs"
