@@ -74,10 +74,11 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="make rows and adapter again, instead of the stored ones")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for step in STEPS[: STEPS.index(options.step) + 1]:
-        {"solutions": solutions, "reasoner": reasoner, "search": search, "study": study, "before": before}[step](
-            options
-        )
+    do = (solutions, chats, reasoner, before, after, search, study)
+    for step, name in zip(do, STEPS, strict=True):
+        step(options)
+        if name == options.step:
+            break
 
 
 def solutions(options: argparse.Namespace) -> None:
