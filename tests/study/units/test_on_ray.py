@@ -97,6 +97,27 @@ def test_a_cluster_that_is_too_small_is_one_sentence(nodes, tmp_path):
         on(nodes, tmp_path, 9)
 
 
+def test_judge_starts_a_cluster_of_its_own_beside_one_that_it_was_not_given(nodes, tmp_path):
+    replies = [{"id": str(i), "q": "Do.", "a": "I can't." if i % 2 else "Sure."} for i in range(9)]
+    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
+    words = ["judge", "--replies", tmp_path / "replies.jsonl", "--prompt", "q", "--reply", "a", "--id", "id"]
+    said = {}
+    for name, more in (("one", []), ("ray", ["--workers-on", "ray", "--workers", "1"])):
+        line = [sys.executable, "-m", "lowtax", *words, "--judge", "refusal_words", "--out", tmp_path / name, *more]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        done = subprocess.run([*map(str, line)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stdout + done.stderr
+    assert "1 workers on 1 nodes of Ray" in said["ray"]  # the cluster that runs here has three
+    assert verdicts(tmp_path / "one") == verdicts(tmp_path / "ray")
+    assert len(verdicts(tmp_path / "one")) == 9
+
+
+def verdicts(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["id"])
+
+
 def test_workers_that_are_killed_in_every_stage(nodes, one, tmp_path):
     path, expected = one
     with Killer(tmp_path / "out", ("train", "sample", "judge")) as killer:

@@ -188,7 +188,7 @@ class Cluster:
             options: dict[str, Any] = {"include_dashboard": None if address else False, **environment}
             say(f"joining the Ray cluster at {address} ..." if address else "starting Ray on this machine ...")
             try:
-                ray.init(address=address, **options)
+                ray.init(address=address or "local", **options)  # None would join any cluster of this machine
             except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
                 raise UserError(
                     f"The Ray cluster{f' at {address}' if address else ''} cannot be used "
