@@ -225,7 +225,9 @@ def test_rows_on_a_cpu_are_as_long_as_the_free_memory_allows(tmp_path: Path, mon
     monkeypatch.setattr(Row, "to", to)
     train(this_job, tmp_path / "one")
     monkeypatch.setattr(free_memory, "FEWEST", 16)
-    half = free_memory._bytes(this_job, training.TrainingRun(this_job, tmp_path / "two").model, max(sizes) // 2)
+    model = training.TrainingRun(this_job, tmp_path / "two").model
+    shape = free_memory.shape_of(model.base_model.model.config, sum(p.numel() for p in model.parameters()))
+    half = free_memory._bytes(this_job, model, shape, max(sizes) // 2)
     monkeypatch.setattr(free_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=half))
     before, _ = max(sizes), sizes.clear()
     with progress_to(messages.append):

@@ -112,7 +112,7 @@ class TrainingRun:
         order = job.settings.order_of(job.seed)
         self.batches = Batches(len(self.examples), job.settings.batch_size, order)
         lengths = [self.terms.length(example) for example in self.examples]
-        self.row_tokens = row_tokens(job, self.model, self.acc.device, lengths)
+        self.row_tokens = row_tokens(job, self.model, self.acc.device, self.world, lengths)
         self.step, self.seconds, self.checkpoints = 0, 0.0, list[Checkpoint]()
         self.losses, self.jobs, self.stop = list[float](), dict[str, dict[str, Any]](), 0
         self.claimed, self.saved_at, self.saving = False, time.monotonic(), 0.0
