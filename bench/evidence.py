@@ -40,11 +40,12 @@ from lowtax.common.files import atomic_folder, read_rows, write_text
 from lowtax.common.log import tell
 from lowtax.common.records import Grade, Reply
 from lowtax.data import readers
+from lowtax.models import loading
 from lowtax.models.merging import merge
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence_1_5b"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, TEMPLATE = "adapter_model.safetensors", "chat_template.jinja"
 STEPS = ("solutions", "chats", "reasoner", "before", "after", "search", "study")
 BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
@@ -138,24 +139,37 @@ def reasoner(options: argparse.Namespace) -> None:
     """Train the reasoner and write it as a model whose template opens the thought."""
     stored, target = RESULTS / "reasoner", options.out / "reasoner"
     if options.anew or not stored.exists():
-        run = options.out / "reasoner_run"
+        run, opening = options.out / "reasoner_run", _with_opening_template(options.out / "opening")
         recipe = yaml.safe_load((ROOT / "recipes" / "reasoner_1_5b.yaml").read_text())
         data = json.dumps([{**each, "source": str(options.out / Path(each["source"]).name)} for each in recipe["data"]])
-        _lowtax("train", str(ROOT / "recipes" / "reasoner_1_5b.yaml"), "--out", str(run), "--set", f"data={data}")
+        changes = ("--set", f"model={opening}", "--set", f"data={data}")
+        _lowtax("train", str(ROOT / "recipes" / "reasoner_1_5b.yaml"), "--out", str(run), *changes)
         [folder] = (run / "arms" / "reasoner").glob("seed-*")
         card = json.loads((folder / "card.json").read_text())
         _store(folder / card["checkpoints"][-1]["name"], stored)
     if not (target / "merge.json").exists():
         merge(stored, target, base=BASE, dtype="float32")
-    template = (target / "chat_template.jinja").read_text()
+    template = (target / TEMPLATE).read_text()
     if "<think>" not in template:
-        write_text(target / "chat_template.jinja", _opening(template))
+        write_text(target / TEMPLATE, _opening(template))
+
+
+def _with_opening_template(folder: Path) -> Path:
+    """Return the model with the template of the reasoner: in training, too, the prompt opens the thought."""
+    source = Path(loading.resolve(BASE))
+    folder.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        if file.name != TEMPLATE and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    write_text(folder / TEMPLATE, _opening((source / TEMPLATE).read_text()))
+    return folder
 
 
 def _store(adapter: Path, stored: Path) -> None:
-    """Copy an adapter with its weights in float16."""
+    """Copy an adapter with its weights in float16, and the model's own name."""
     with atomic_folder(stored, replace=True) as work:
-        shutil.copyfile(adapter / "adapter_config.json", work / "adapter_config.json")
+        config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": BASE}
+        write_text(work / "adapter_config.json", json.dumps(config, indent=2) + "\n")
         weights = {name: weight.half() for name, weight in load_file(adapter / WEIGHTS).items()}
         save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
 
