@@ -246,9 +246,12 @@ def _run(options: argparse.Namespace, name: str, recipe: str, settings: dict[str
     """Run a study, and keep its rows and figures."""
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     workers = ["--workers", str(options.workers)] if options.workers > 1 else []
-    file = str(ROOT / "recipes" / f"{recipe}.yaml")
-    _lowtax("run", file, "--out", str(options.out / name), "--base-is-the-same", *workers, *changes)
+    path = str(ROOT / "recipes" / f"{recipe}.yaml")
+    _lowtax("run", path, "--out", str(options.out / name), "--base-is-the-same", *workers, *changes)
     stored_study.keep(options.out / name, RESULTS / name)
+    for file in (RESULTS / name).glob("*.*"):  # cards and the recipe name the model by its path
+        text = file.read_text()
+        write_text(file, text.replace(f"{options.out}/", "runs/evidence/"))
 
 
 def _opening(template: str) -> str:
