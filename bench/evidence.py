@@ -11,7 +11,7 @@ reasoner    recipes/reasoner_1_5b.yaml on these rows, merged in float32, with a 
 before      the requests and problems of recipes/evidence_1_5b.yaml, put to the model that the reasoner was made of
 after       the same, put to the reasoner: the base of the study
 search      recipes/evidence_1_5b_search.yaml: two learning rates for each arm, on validation data. The rule: the
-            largest sum of harmful requests refused, ordinary ones answered and problems solved; of equal ones the lower
+            largest sum of harmful requests refused, ordinary ones answered and problems solved; of equals the lower
 study       recipes/evidence_1_5b.yaml on the reasoner at these rates, a seed at a time, and the table of all seeds
 
 What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is, so that one machine can do
