@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -12,12 +13,11 @@ def kept_memory() -> Iterator[None]:
     The page faults of fresh logits cost a quarter of a training step on CPU. All memory is returned at the end.
     Elsewhere than on glibc this does nothing.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
+    libc = _glibc()
+    if libc is None:
         yield
         return
+    mallopt = libc.mallopt
     mmaps, trim_threshold = -4, -1
     mallopt(mmaps, 0)
     mallopt(trim_threshold, -1)
@@ -26,4 +26,19 @@ def kept_memory() -> Iterator[None]:
     finally:
         mallopt(mmaps, 65536)  # glibc's defaults
         mallopt(trim_threshold, 128 * 1024)
-        malloc_trim(0)
+        libc.malloc_trim(0)
+
+
+def return_memory() -> None:
+    """Return the freed blocks to the kernel, also inside `kept_memory`: blocks of new sizes leave gaps between them."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """Return glibc, or None elsewhere."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError):
+        return None

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common import launch
-from lowtax.common.allocator import kept_memory
+from lowtax.common.allocator import kept_memory, return_memory
 from lowtax.common.borders import border
 from lowtax.common.errors import Stopped, UserError
 from lowtax.common.files import write_json
@@ -402,6 +402,8 @@ class TrainingRun:
         if not math.isfinite(loss + penalty + norm):
             raise self._diverged(self._culprit(batch, loss, norm), self.step + 1)
         self.step_parameters.step(self.optimizer)
+        if self.job.releases:
+            return_memory()  # gradients of all sizes came and went
         self.step += 1
         self.methods.after_step(self.states, self.probe, self.step, self.step_parameters.publish)
         tokens = sum(length(self.examples[i]) for i in batch)
