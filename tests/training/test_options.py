@@ -1,10 +1,12 @@
 """Options that users of other trainers look for: schedules, optimisers, what is saved, evaluation rows, trackers."""
 
+import gc
 import json
 import os
 import shutil
 import sys
 import types
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,9 +302,32 @@ def test_memory_is_returned_after_each_step_that_releases_gradients(
     returned = []
     monkeypatch.setattr(loop, "return_memory", lambda: returned.append(1))
     train(job(tiny_model, "full", execution={"release_gradients": True}, steps=3), tmp_path / "released")
-    assert len(returned) == 3
+    assert len(returned) == 3 + 1
     train(job(tiny_model, "full", steps=3), tmp_path / "stored")
-    assert len(returned) == 3
+    assert len(returned) == 4 + 1  # at the end of each run
+
+
+@pytest.mark.parametrize(("mode", "released"), [("full", True), ("full", False), ("lora_mlp_r2", False)])
+def test_a_run_that_has_ended_holds_no_weights(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, released: bool
+):
+    """The next run begins at once: at 1.5B the weights of two are more than 24 GB."""
+    held = []
+
+    class Seen(TrainingRun):
+        def finish(self, *args: Any) -> None:
+            held.extend(weakref.ref(p) for p in (*self.parameters.live, *self.parameters.master))
+            super().finish(*args)
+
+    monkeypatch.setattr(loop, "TrainingRun", Seen)
+    how = {"release_gradients": released}
+    gc.disable()
+    try:
+        train(job(tiny_model, mode, "bfloat16", how, steps=2, optimizer="adafactor"), tmp_path)
+        assert held
+        assert not any(ref() is not None for ref in held)
+    finally:
+        gc.enable()
 
 
 def test_gradients_of_a_lora_are_not_released(tiny_model: Path, tmp_path: Path):

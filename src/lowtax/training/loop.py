@@ -5,6 +5,7 @@ step (LoRA's dropout) is drawn from the seed, the step and the process, so that 
 `packing`, `objective` and `fused_layers` hold the rest of what makes training fast.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -84,9 +85,13 @@ def train(job: Job, out: Path) -> list[Checkpoint]:
         checkpoints.clean(out)
     run.acc.wait_for_everyone()
     sharding.release(run.acc, run.model)
-    if run.stop:
-        raise Stopped(run.stop, "stopped after training was finished; repeat the command to go on from there.")
-    return run.checkpoints
+    stop, saved = run.stop, run.checkpoints
+    del run
+    gc.collect()  # model and optimiser hold each other, and Python counts objects, not bytes: the next run has no room
+    return_memory()
+    if stop:
+        raise Stopped(stop, "stopped after training was finished; repeat the command to go on from there.")
+    return saved
 
 
 class TrainingRun:

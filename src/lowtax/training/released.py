@@ -7,6 +7,7 @@ et al. 2023, arXiv:2306.09782, with any optimiser). Result: the weights of ordin
 It needs one forward pass a step, since gradients of several would have to be added up, and one process.
 """
 
+import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,8 +37,9 @@ class ReleasedParameters(TrainedParameters):
     def over(cls, parameters: TrainedParameters) -> "ReleasedParameters":
         """Take over the parameters of a run."""
         released = cls(parameters.live, parameters.master)
+        itself = weakref.ref(released)  # Python's collector does not see these hooks: a cycle would never be freed
         for place, p in enumerate(released.live):
-            p.register_post_accumulate_grad_hook(partial(released._receive, place))  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(partial(_receive, itself, place))  # type: ignore[no-untyped-call]
         return released
 
     def collect_gradients(self) -> None:
@@ -90,6 +92,11 @@ class ReleasedParameters(TrainedParameters):
         master.grad = None
         if master is not p:
             p.copy_(master)
+
+
+def _receive(parameters: weakref.ref[ReleasedParameters], place: int, p: nn.Parameter) -> None:
+    if there := parameters():
+        there._receive(place, p)
 
 
 def one_pass_only(reason: str) -> UserError:
