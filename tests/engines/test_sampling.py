@@ -1,8 +1,11 @@
 """Sampling: the same draws after a kill, the tokens of a reply where nothing is set, and budgets that are too small."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from templates import family
@@ -12,6 +15,7 @@ from lowtax.common import log
 from lowtax.common.files import read_rows
 from lowtax.common.records import Prompt, Reply, Subject
 from lowtax.engines import base, sampling
+from lowtax.engines.hf.engine import HF
 from lowtax.engines.sampling import Sheet, collect, few_tokens, reply_tokens
 from lowtax.engines.settings import EngineSettings, Sampling
 
@@ -68,6 +72,29 @@ def test_in_float32_neither_the_batch_nor_resuming_changes_a_reply(tmp_path: Pat
     assert draw(tmp_path / "b", model, kept=5, precision="float32") == whole
     for size in (1, 10):
         assert draw(tmp_path / f"c{size}", model, precision="float32", batch_size=size) == whole
+
+
+def test_one_set_of_weights_is_in_memory_at_a_time(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model that fits once must not be loaded beside another: two fully tuned ones are twice the memory."""
+    load, there, beside = base.load.__wrapped__, list[weakref.ref[HF]](), list[int]()  # type: ignore[attr-defined]
+
+    def counted(*how: Any) -> HF:
+        beside.append(sum(ref() is not None for ref in there))
+        engine: HF = load(*how)
+        there.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(base, "load", counted)
+    gc.disable()
+    try:
+        other = make_model(tmp_path / "other", seed=1)
+        subjects = [Subject(each.name, 0, "c", 1, str(each), None, each.name) for each in (model, other)]
+        sheet = Sheet(tmp_path / "replies.jsonl", PROMPTS, Sampling(max_new_tokens=3))
+        collect([sheet], subjects, EngineSettings("hf", "float32", 4), tmp_path)
+    finally:
+        gc.enable()
+    assert beside == [0, 0]
+    assert there[1]() is None
 
 
 def test_fixed_batches_have_ids_of_their_own_and_only_where_they_are_set():

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from lowtax.attacks.attempts import Attempt
 from lowtax.attacks.base import Conversation
+from lowtax.common.allocator import release_memory
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows
 from lowtax.common.log import say
@@ -116,7 +117,8 @@ class Engines:
         if key in self._attackers:
             return self._attackers[key]
         if self._target is None or self._target[0] != key:
-            self._target = None  # the memory of the last one is free before the next one is loaded
+            self._target = None
+            release_memory()  # before the next one is loaded
             self._target = (key, base.load(how.name, model, how.precision, how.batch_size))
         return self._target[1]
 

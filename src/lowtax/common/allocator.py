@@ -1,6 +1,8 @@
-"""Memory of the C library: large blocks are reused instead of returned to the kernel."""
+"""Memory of the process: freed blocks are kept or returned to the kernel, and what nobody holds is released."""
 
 import ctypes
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +35,18 @@ def return_memory() -> None:
     """Return the freed blocks to the kernel, also inside `kept_memory`: blocks of new sizes leave gaps between them."""
     if libc := _glibc():
         libc.malloc_trim(0)
+
+
+def release_memory() -> None:
+    """Free what nothing holds any more, now, with its memory on a GPU.
+
+    A model and its optimiser or engine hold each other, and Python looks for such objects by their number, not by
+    their bytes: a second model would be loaded beside the first.
+    """
+    gc.collect()
+    return_memory()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _glibc() -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowtax.common.allocator import release_memory
 from lowtax.common.cards import Effects, read_card
 from lowtax.common.errors import UserError
 from lowtax.common.files import append_rows, read_rows, write_json
@@ -124,18 +125,24 @@ def collect(sheets: Sequence[Sheet], subjects: Sequence[Subject], engine: Engine
     for model, missing in todo.items():
         names = sorted({f"{a.subject.arm} {a.subject.checkpoint or ''}".strip() for a in missing})
         say(f"sampling {len({a.id for a in missing})} replies of {', '.join(names)}")
-        loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
-        # A request that two tasks make is drawn once and stored with both.
-        once = list({ask.id: ask for ask in missing}.values())
-        if engine.deterministic:
-            completions = _in_fixed_batches(loaded, once, plan[model], engine.batch_size)
-        else:
-            completions = decoded(loaded, once)
-        try:
-            _draw(completions, missing, engine.batch_size)
-        finally:
-            if isinstance(loaded, base.MeasuresEffects):
-                _store_effects(out / EFFECTS, loaded.effects, [ask.subject for ask in missing])
+        _collect_of(model, missing, plan[model], engine, out)
+        release_memory()  # the next model takes the room of this one
+
+
+def _collect_of(model: str, missing: list[Ask], plan: list[Ask], engine: EngineSettings, out: Path) -> None:
+    """Draw the missing replies of one set of base weights."""
+    loaded = base.load(engine.name, model, engine.precision, engine.batch_size)
+    # A request that two tasks make is drawn once and stored with both.
+    once = list({ask.id: ask for ask in missing}.values())
+    if engine.deterministic:
+        completions = _in_fixed_batches(loaded, once, plan, engine.batch_size)
+    else:
+        completions = decoded(loaded, once)
+    try:
+        _draw(completions, missing, engine.batch_size)
+    finally:
+        if isinstance(loaded, base.MeasuresEffects):
+            _store_effects(out / EFFECTS, loaded.effects, [ask.subject for ask in missing])
 
 
 def stored_ids(path: Path) -> set[str]:

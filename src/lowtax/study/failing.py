@@ -1,12 +1,11 @@
 """Arms that fail while the others go on: they are recorded with the reason, and left out of the table's rows."""
 
-import gc
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lowtax.common.allocator import release_memory
 from lowtax.common.cards import FailedArms, read_card
 from lowtax.common.errors import Busy, UserError
 from lowtax.common.log import say
@@ -69,14 +68,7 @@ def recorded(study: "Study", unit: str, arm: str, seed: int, goes_on: bool) -> I
         say(f"  {unit}/{arm}/seed-{seed} FAILED: {reason}")
         fail(study, arm, seed, f"{unit}/{arm}/seed-{seed}: {reason}")
         del error
-        _release()
-
-
-def _release() -> None:
-    """Return the memory of what failed."""
-    gc.collect()
-    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        release_memory()
 
 
 def sample_all(study: "Study", goes_on: bool) -> None:

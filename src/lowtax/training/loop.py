@@ -5,7 +5,6 @@ step (LoRA's dropout) is drawn from the seed, the step and the process, so that 
 `packing`, `objective` and `fused_layers` hold the rest of what makes training fast.
 """
 
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowtax.common import launch
-from lowtax.common.allocator import kept_memory, return_memory
+from lowtax.common.allocator import kept_memory, release_memory, return_memory
 from lowtax.common.borders import border
 from lowtax.common.errors import Stopped, UserError
 from lowtax.common.files import write_json
@@ -87,8 +86,7 @@ def train(job: Job, out: Path) -> list[Checkpoint]:
     sharding.release(run.acc, run.model)
     stop, saved = run.stop, run.checkpoints
     del run
-    gc.collect()  # model and optimiser hold each other, and Python counts objects, not bytes: the next run has no room
-    return_memory()
+    release_memory()  # the next run begins at once
     if stop:
         raise Stopped(stop, "stopped after training was finished; repeat the command to go on from there.")
     return saved

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from lowtax.common.allocator import release_memory
+
 State = Literal["ready", "said", "progress", "done", "refused", "broken", "lost"]
 
 
@@ -73,15 +75,10 @@ class Desk:
 
     def clear(self) -> None:
         """Release what is loaded, with its memory on a GPU."""
-        import gc
-        import sys
-
         if self._key is None:
             return
         self._key = self._loaded = None
-        gc.collect()
-        if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 class Pool(Protocol):
