@@ -223,6 +223,22 @@ def test_weight_decay_on_matrices_alone(tiny_model: Path, tmp_path: Path):
     assert matrices[matrix].norm() < 0.8 * before[matrix].norm()
 
 
+def test_the_rate_of_adafactor_is_relative_and_said_to_be(tiny_model: Path, tmp_path: Path):
+    size, settings = 0.02, Train(lr=1e-3, optimizer="adafactor", weight_decay=0.0)
+    weight = torch.nn.Parameter(size * torch.randn(256, 256))
+    before, weight.grad = weight.detach().clone(), torch.randn(256, 256)
+    optimizers.make(settings, [weight], [weight], fused=False).step()
+    assert float((weight.detach() - before).pow(2).mean().sqrt()) == pytest.approx(settings.lr * size, rel=0.05)
+    note = optimizers.relative_rate(settings, [weight, torch.ones(3)])
+    assert note
+    assert "0.02 here" in note
+    assert "0.001 is about 2e-05 of adamw" in note
+    assert optimizers.relative_rate(Train(lr=1e-3), [weight]) is None
+    with collected() as said:
+        train(job(tiny_model, "full", optimizer="adafactor", steps=1), tmp_path)
+    assert sum("relative to the size of a weight" in line for line in said) == 1
+
+
 def test_adafactor_learns_with_almost_no_state(tiny_model: Path, tmp_path: Path):
     run = TrainingRun(job(tiny_model, "full", optimizer="adafactor", lr=0.05, steps=20), tmp_path)
     run.finish()

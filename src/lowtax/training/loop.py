@@ -238,7 +238,7 @@ class TrainingRun:
                 self.states = self.methods.prepare(self.probe, saved[1])
         if saved is None:
             self.step_parameters.publish()
-            self._say_warmup()
+            self._say_rate()
         self.trainable -= self.methods.held(self.states)
         if saved is None:
             return
@@ -269,8 +269,10 @@ class TrainingRun:
             return stepped(step, settings.warmup_of(total), every, settings.lowered_by)
         return schedule(step, total, settings.warmup_of(total), settings.scheduler, settings.decay_ratio)
 
-    def _say_warmup(self) -> None:
-        """Tell if the learning rate never reaches its peak."""
+    def _say_rate(self) -> None:
+        """Tell if the learning rate is another than it seems: it never reaches its peak, or is relative."""
+        if note := optimizers.relative_rate(self.settings, self.parameters.master):
+            say(f"  {note}")
         if (warmup := self.settings.warmup_of(self.total)) > self.total:
             say(
                 f"  the warm-up of {warmup} steps is longer than the run of {self.total}: the learning rate ends at "

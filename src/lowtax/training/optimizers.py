@@ -1,5 +1,6 @@
 """Optimisers: AdamW, AdamW with 8-bit moments, and Adafactor; weight decay on all trained weights or on matrices."""
 
+import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -45,6 +46,24 @@ def make(settings: Train, live: Sequence[nn.Parameter], master: Sequence[Tensor]
 
         return AdamW8bit(groups, **how)  # type: ignore[no-any-return]
     return torch.optim.AdamW(groups, fused=fused or None, **how)
+
+
+def relative_rate(settings: Train, master: Sequence[Tensor]) -> str | None:
+    """Return a sentence about a learning rate that is not AdamW's, or None.
+
+    Adafactor moves a weight matrix by the rate times its root mean square (Shazeer and Stern 2018, arXiv:1804.04235,
+    section 8), AdamW by the rate itself.
+    """
+    if settings.optimizer != "adafactor":
+        return None
+    sizes = [float(m.detach().norm()) / m.numel() ** 0.5 for m in master if m.dim() > 1]
+    if not sizes:
+        return None
+    size = statistics.median(sizes)
+    return (
+        f"adafactor's learning rate is relative to the size of a weight, {size:.2g} here (median of the matrices): "
+        f"{settings.lr:g} is about {settings.lr * size:.1g} of adamw"
+    )
 
 
 def _groups(settings: Train, live: Sequence[nn.Parameter], master: Sequence[Tensor]) -> Any:

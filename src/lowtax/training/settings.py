@@ -73,7 +73,7 @@ class Train(Section):
     lowered_by: float = Field(0.85, gt=0, le=1, description="the factor by which the scheduler step lowers the rate")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
         "adamw", description="adamw; adamw_8bit, whose moments take a quarter of the memory (needs bitsandbytes and a "
-        "GPU); or adafactor, whose moments take almost none"
+        "GPU); or adafactor, whose moments take almost none and whose lr is relative to the size of a weight"
     )  # fmt: skip
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's two moments")
     epsilon: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
