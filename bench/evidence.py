@@ -249,9 +249,9 @@ def _run(options: argparse.Namespace, name: str, recipe: str, settings: dict[str
     path = str(ROOT / "recipes" / f"{recipe}.yaml")
     _lowtax("run", path, "--out", str(options.out / name), "--base-is-the-same", *workers, *changes)
     stored_study.keep(options.out / name, RESULTS / name)
-    for file in (RESULTS / name).glob("*.*"):  # cards and the recipe name the model by its path
-        text = file.read_text()
-        write_text(file, text.replace(f"{options.out}/", "runs/evidence/"))
+    for file in (RESULTS / name).rglob("*"):  # cards, the recipe and adapters name the model by its path
+        if file.suffix in (".json", ".yaml", ".md") and str(options.out) in (text := file.read_text()):
+            write_text(file, text.replace(f"{options.out}/", "runs/evidence/"))
 
 
 def _opening(template: str) -> str:

@@ -219,6 +219,16 @@ def test_differences_of_rounded_checkpoints_say_so(tmp_path: Path, trained: dict
     assert of_tuned(str(trained["tuned"]), base).note is None
 
 
+def test_a_checkpoint_that_did_not_move_has_no_update_of_rounding(tmp_path: Path, trained: dict[str, Path]):
+    """Training in bfloat16 begins at the rounded base, though the base is stored in float32."""
+    AutoModelForCausalLM.from_pretrained(trained["base"], dtype=torch.bfloat16).save_pretrained(tmp_path)
+    base = open_weights(str(trained["base"]))
+    source = of_tuned(str(tmp_path), base)
+    rounded = [float((base[name].bfloat16().float() - base[name]).norm() / base[name].norm()) for name in base]
+    assert min(rounded) > 1e-3
+    assert all(float(source.update(name, base[name]).sq_norm()) == 0 for name in base)
+
+
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, trained: dict[str, Path], tiny_model: Path):
     base = open_weights(str(tiny_model))
     with pytest.raises(UserError, match=r"changes model.layers.10.mlp.up_proj, which is not in"):

@@ -165,6 +165,9 @@ def of_adapter(folder: Path, arm: str | None = None, seed: int | None = None, re
 def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None = None) -> Source:
     """Return the updates of a fully fine-tuned checkpoint: its matrices minus those of the base, in float32.
 
+    A base that is stored in float32 is rounded as the checkpoint is: training began there, and where a weight did not
+    move, the rounding of both is the same. The rounding of a base alone is 0.14 % of it in bfloat16.
+
     Raises:
         UserError: There is no such model, or its shape is not that of the base.
     """
@@ -183,6 +186,8 @@ def of_tuned(ref: str, base: Weights, arm: str | None = None, seed: int | None =
     last = Path(ref).name
 
     def update(name: str, W: Tensor) -> Update:
+        if base.dtype(name) == "float32" and (kind := tuned.dtype(name)) in ("bfloat16", "float16"):
+            W = W.to(getattr(torch, kind)).float()
         return Dense(tuned[name] - W)
 
     return Source(arm or last, ref, "tuned", names, update, seed, last, note if rounded else None)
