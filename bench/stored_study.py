@@ -34,6 +34,9 @@ def keep(study: Path, into: Path) -> None:
 
 def bases(study: Path, into: Path) -> None:
     """Begin a study with the rows of the untrained model that a kept one has."""
+    into.mkdir(parents=True, exist_ok=True)
+    if (record := study / "base.json").exists():  # studies of earlier versions have none
+        shutil.copyfile(record, into / record.name)  # ids of rows are made of it
     ids: set[str] = set()
     for folder in ROWS:  # replies before their verdicts
         for path in sorted((study / folder).glob("*.jsonl")):

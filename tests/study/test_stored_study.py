@@ -4,10 +4,13 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+
+from lowtax.models.fingerprint import base_in, record_base
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "study"
@@ -74,3 +77,14 @@ def test_a_study_begins_with_the_base_of_another(stored_study, tmp_path: Path):
     assert {row["arm"] for row in rows.values() if "arm" in row} == {"base"}
     assert {row["reply_id"] for row in rows.values() if "reply_id" in row} <= rows.keys()
     assert sum("correct" in row for row in rows.values()) > 0
+
+
+def test_rows_of_the_base_keep_their_ids_in_the_study_that_begins_with_them(
+    stored_study, tmp_path: Path, tiny_model: Path
+):
+    """The ids are made of the base's; with another one they would be drawn again."""
+    kept = shutil.copytree(GOLDEN, tmp_path / "kept")
+    (kept / "base.json").unlink(missing_ok=True)
+    record_base(kept, replace(base_in(tmp_path / "none", str(tiny_model)), made_by="of the rows"))
+    stored_study.bases(kept, tmp_path / "new")
+    assert base_in(tmp_path / "new", str(tiny_model)).made_by == "of the rows"
