@@ -12,10 +12,10 @@ before      the requests and problems of recipes/evidence_1_5b.yaml, put to the 
 after       the same, put to the reasoner: the base of the study
 search      recipes/evidence_1_5b_search.yaml: two learning rates for each arm, on validation data. The rule: the
             largest sum of harmful requests refused, ordinary ones answered and problems solved; of equals the lower
-study       recipes/evidence_1_5b.yaml on the reasoner at these rates, a seed at a time, and the table of all seeds
+study       recipes/evidence_1_5b.yaml on the reasoner at these rates; more seeds are added to the same folder
 
-What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is, so that one machine can do
-one seed and another the next: training rows, the adapter (float16), rates, and of each study all but weights and texts.
+What the steps make is kept in bench/results/evidence_1_5b, and taken from there where it is: training rows, the adapter
+(float16), rates, and of each study all but weights and texts.
 `--anew` makes rows and adapter again.
 
 The data sets come from the hub, or from the folders that LOWTAX_PROMPTS and LOWTAX_TASKS name; FILE is a local copy of
@@ -44,6 +44,7 @@ from lowtax.common.records import Grade, Reply
 from lowtax.data import readers
 from lowtax.models import loading
 from lowtax.models.merging import merge
+from lowtax.study.frontier import frontier
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence_1_5b"
@@ -97,7 +98,7 @@ def expected(options: argparse.Namespace) -> str:
     left = [step for step in steps if step != "study" and (step in anew or not (RESULTS / files[step]).exists())]
     minutes = sum(MINUTES[step] for step in left)
     if "study" in steps:
-        seeds = [seed for seed in options.seeds if not (RESULTS / f"seed-{seed}").exists()]
+        seeds = [seed for seed in options.seeds if seed not in _stored_seeds()]
         left, minutes = left + [f"seed {seed}" for seed in seeds], minutes + MINUTES["study"] * len(seeds)
     if not left:
         return "all steps are stored: this makes the reasoner and the table of what is there, in a few minutes"
@@ -250,22 +251,25 @@ def search(options: argparse.Namespace) -> None:
 
 
 def study(options: argparse.Namespace) -> None:
-    """Run the study, one seed after another, and make the table of all seeds that are there."""
+    """Run the study in one folder, which more seeds can be added to, and keep its table."""
+    if set(options.seeds) <= _stored_seeds():
+        return
     rates = json.loads((RESULTS / "rates.json").read_text())
     settings = {f"arms.{arm}.train.lr": str(rate["chosen"]) for arm, rate in rates.items()} | _of_the_reasoner(options)
-    for seed in options.seeds:
-        name = f"seed-{seed}"
-        if (RESULTS / name).exists():
-            continue
-        if not (options.out / name).exists():  # the reasoner's own replies do not depend on the seed
-            stored_study.bases(RESULTS / "after", options.out / name)
-        _run(options, name, "evidence_1_5b", settings | {"seeds": f"[{seed}]"})
-    whole = options.out / "study"
-    shutil.rmtree(whole, ignore_errors=True)
-    stored_study.pool(sorted(RESULTS.glob("seed-*")), whole)
-    _lowtax("compare", str(whole))
-    for file in ("table.json", "table.md", "frontier.png"):
-        shutil.copyfile(whole / file, RESULTS / file)
+    folder = options.out / "study"
+    if not folder.exists() and (options.out / "after").exists():  # with texts: those of hashes would be judged anew
+        stored_study.bases(options.out / "after", folder)
+    _run(options, "study", "evidence_1_5b", settings | {"seeds": str(options.seeds)})
+    for file in ("table.json", "table.md"):
+        shutil.copyfile(folder / file, RESULTS / file)
+    _without_paths(options, RESULTS)
+    frontier(json.loads((RESULTS / "table.json").read_text()), RESULTS / "frontier.png")  # whose title has the model
+
+
+def _stored_seeds() -> set[int]:
+    """Return the seeds of the table that is stored."""
+    recipe = RESULTS / "study" / "recipe.yaml"
+    return set(yaml.safe_load(recipe.read_text())["seeds"]) if recipe.exists() else set()
 
 
 def _problems(options: argparse.Namespace) -> Path:
@@ -288,7 +292,12 @@ def _run(options: argparse.Namespace, name: str, recipe: str, settings: dict[str
     path = str(ROOT / "recipes" / f"{recipe}.yaml")
     _lowtax("run", path, "--out", str(options.out / name), "--base-is-the-same", *workers, *changes)
     stored_study.keep(options.out / name, RESULTS / name)
-    for file in (RESULTS / name).rglob("*"):  # cards, the recipe and adapters name the model by its path
+    _without_paths(options, RESULTS / name)
+
+
+def _without_paths(options: argparse.Namespace, folder: Path) -> None:
+    """Name the folder of this run as it is by default: cards, the recipe and adapters have the model's path."""
+    for file in folder.rglob("*"):
         if file.suffix in (".json", ".yaml", ".md") and str(options.out) in (text := file.read_text()):
             write_text(file, text.replace(f"{options.out}/", "runs/evidence/"))
 

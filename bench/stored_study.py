@@ -1,7 +1,7 @@
 """A study without its weights and texts, small enough to keep in a repository, and the pooling of several over seeds.
 
 A text becomes its SHA-256 (replies to harmful requests are not kept, and benchmarks have licences of their own);
-verdicts, grades, tokens and all figures stay. `lowtax compare` reads such a folder as it reads the study itself.
+verdicts, grades, tokens and all figures stay. `lowtax compare` is not for such a folder: it would judge the hashes.
 """
 
 import hashlib
@@ -37,14 +37,25 @@ def bases(study: Path, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     if (record := study / "base.json").exists():  # studies of earlier versions have none
         shutil.copyfile(record, into / record.name)  # ids of rows are made of it
-    ids: set[str] = set()
+    for name, (of_base, _) in _divided(study).items():
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(into / name, _lines(of_base))
+
+
+def _divided(study: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Return the lines of each file of rows, by its path in the study: those of the base, and the others."""
+    ids, divided = set[str](), dict[str, tuple[list[str], list[str]]]()
     for folder in ROWS:  # replies before their verdicts
         for path in sorted((study / folder).glob("*.jsonl")):
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            of_base = [row for row in rows if row.get("arm") == "base" or row.get("reply_id") in ids]
-            ids.update(row["id"] for row in of_base)
-            (into / folder).mkdir(parents=True, exist_ok=True)
-            write_text(into / folder / path.name, _lines(json.dumps(row, ensure_ascii=False) for row in of_base))
+            of_base, others = divided[f"{folder}/{path.name}"] = ([], [])
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                if row.get("arm") == "base" or row.get("reply_id") in ids:
+                    ids.add(row["id"])
+                    of_base.append(line)
+                else:
+                    others.append(line)
+    return divided
 
 
 def pool(studies: Sequence[Path], into: Path) -> None:
