@@ -54,7 +54,7 @@ BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
 # Minutes of each step, and of each seed, and the GFLOPS of `speed` where they were taken (two cores of an AMD EPYC with
 # AVX-512 bfloat16). The first five were taken beside other work.
-MINUTES = {"solutions": 14, "chats": 2, "reasoner": 20, "before": 25, "after": 21, "search": 75, "study": 50}
+MINUTES = {"solutions": 14, "chats": 2, "reasoner": 20, "before": 25, "after": 21, "search": 70, "study": 47}
 SPEED = 720
 TOKENS, TEMPERATURE = 256, 0.7  # of a solution
 BRIEFLY = (
