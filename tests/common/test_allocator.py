@@ -1,6 +1,7 @@
 """Memory of the C library."""
 
 import ctypes
+import gc
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,20 @@ def glibc() -> None:
 
 
 def test_freed_blocks_are_kept_until_they_are_returned_or_the_block_ends():
+    gc.collect()
+    return_memory()  # of other tests
     before = resident()
     with kept_memory():
         for _ in range(2):
             large = torch.ones(256 * MB, dtype=torch.uint8)
             above = torch.ones(MB, dtype=torch.uint8)  # the gap below it is no end of the heap
             del large
-            assert resident() >= before + 250
+            assert resident() >= before + 200
             return_memory()
-            assert resident() <= before + 50
+            assert resident() <= before + 60
         large = torch.ones(256 * MB, dtype=torch.uint8)
         above = torch.ones(MB, dtype=torch.uint8)
         del large
-        assert resident() >= before + 250
-    assert resident() <= before + 50
+        assert resident() >= before + 200
+    assert resident() <= before + 60
     assert above.all()

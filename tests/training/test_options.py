@@ -318,9 +318,9 @@ def test_memory_is_returned_after_each_step_that_releases_gradients(
     returned = []
     monkeypatch.setattr(loop, "return_memory", lambda: returned.append(1))
     train(job(tiny_model, "full", execution={"release_gradients": True}, steps=3), tmp_path / "released")
-    assert len(returned) == 3 + 1
+    assert len(returned) == 3
     train(job(tiny_model, "full", steps=3), tmp_path / "stored")
-    assert len(returned) == 4 + 1  # at the end of each run
+    assert len(returned) == 3
 
 
 @pytest.mark.parametrize(("mode", "released"), [("full", True), ("full", False), ("lora_mlp_r2", False)])
