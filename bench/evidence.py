@@ -98,12 +98,13 @@ def expected(options: argparse.Namespace) -> str:
     left = [step for step in steps if step != "study" and (step in anew or not (RESULTS / files[step]).exists())]
     minutes = sum(MINUTES[step] for step in left)
     if "study" in steps:
-        seeds = [seed for seed in options.seeds if seed not in _stored_seeds()]
+        there = (options.out / "study").exists() or set(options.seeds) <= _stored_seeds()  # else every seed is trained
+        seeds = [seed for seed in options.seeds if not there or seed not in _stored_seeds()]
         left, minutes = left + [f"seed {seed}" for seed in seeds], minutes + MINUTES["study"] * len(seeds)
     if not left:
         return "all steps are stored: this makes the reasoner and the table of what is there, in a few minutes"
     here = speed()
-    hours = minutes / 60 * max(SPEED / here, 0.1)
+    hours = minutes / 60 * SPEED / here
     return (
         f"to do: {', '.join(left)}; about {hours:.1f} hours, since this processor multiplies {here:.0f} GFLOPS, and "
         f"{SPEED} where the study was made; begun steps go on where they are"

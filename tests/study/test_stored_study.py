@@ -1,4 +1,4 @@
-"""A study that is kept without weights and texts: the same figures, no text, and two seeds pooled from two of them."""
+"""A study that is kept without weights and texts: the same figures, no text, and its base for another."""
 
 import importlib.util
 import json
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lowtax.models.fingerprint import base_in, record_base
 
@@ -23,24 +22,6 @@ def stored_study():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def of_seed(study: Path, seed: int, into: Path) -> Path:
-    """A copy of a study with the rows of the base and one seed."""
-    shutil.copytree(study, into, ignore=shutil.ignore_patterns(f"seed-{1 - seed}", "*.jsonl"))
-    ids = set()
-    for folder in ("replies", "answers", "verdicts", "grades"):
-        for path in (study / folder).glob("*.jsonl"):
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            kept = [r for r in rows if r.get("reply_id") in ids or ("arm" in r and r["seed"] in (None, seed))]
-            ids.update(row["id"] for row in kept)
-            (into / folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in kept))
-    write_recipe(into, [seed])
-    return into
-
-
-def write_recipe(study: Path, seeds: list[int]) -> None:
-    (study / "recipe.yaml").write_text(yaml.safe_dump({"model": "model", "seeds": seeds}))
 
 
 def read(folder: Path) -> dict[str, dict]:
@@ -61,14 +42,6 @@ def test_texts_become_hashes_and_verdicts_stay(stored_study, tmp_path: Path):
     assert not [text for text in texts if text in everything]
     for key in ("label", "correct", "finish", "tokens", "closed", "gold", "prompt_id"):
         assert [row.get(key) for row in before.values()] == [row.get(key) for row in after.values()]
-
-
-def test_two_seeds_that_were_kept_apart_are_one_study(stored_study, tmp_path: Path):
-    parts = [of_seed(GOLDEN, seed, tmp_path / f"part-{seed}") for seed in (0, 1)]
-    stored_study.pool(parts, tmp_path / "whole")
-    assert read(tmp_path / "whole") == read(GOLDEN)
-    assert yaml.safe_load((tmp_path / "whole" / "recipe.yaml").read_text())["seeds"] == [0, 1]
-    assert sorted(p.name for p in (tmp_path / "whole" / "arms" / "r1").iterdir()) == ["seed-0", "seed-1"]
 
 
 def test_a_study_begins_with_the_base_of_another(stored_study, tmp_path: Path):
