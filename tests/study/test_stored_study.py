@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lowtax.benchmarks import base, evaluate
+from lowtax.common.errors import UserError
+from lowtax.common.records import Reply
+from lowtax.judges.verdicts import judge_replies
 from lowtax.models.fingerprint import base_in, record_base
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +65,22 @@ def test_rows_of_the_base_keep_their_ids_in_the_study_that_begins_with_them(
     record_base(kept, replace(base_in(tmp_path / "none", str(tiny_model)), made_by="of the rows"))
     stored_study.bases(kept, tmp_path / "new")
     assert base_in(tmp_path / "new", str(tiny_model)).made_by == "of the rows"
+
+
+def test_hashes_are_neither_judged_nor_graded(stored_study, tmp_path: Path):
+    """Judged as texts they would all be compliances, and all answers wrong."""
+    stored_study.keep(GOLDEN, tmp_path / "kept")
+    files = {p: p.read_bytes() for p in (tmp_path / "kept").rglob("*.json*")}
+    replies = [Reply(**row) for row in read(tmp_path / "kept").values() if "tokens" in row]
+    with pytest.raises(UserError, match="replies that .*new.jsonl needs are kept as hashes"):
+        judge_replies(replies, tmp_path / "new.jsonl", "refusal_words", "answer")
+    with pytest.raises(UserError, match="kept as hashes"):
+        evaluate.grade(replies, "gsm8k", base.load("gsm8k", base.Task()), {}, tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()
+    assert files == {p: p.read_bytes() for p in (tmp_path / "kept").rglob("*.json*")}
+
+
+def test_a_hash_that_a_model_wrote_is_a_text(tmp_path: Path):
+    reply = next(Reply(**row) for row in read(GOLDEN).values() if "tokens" in row)
+    hashed = reply.model_copy(update={"text": "0" * 64, "answer": "0" * 64, "closed": True})
+    assert judge_replies([hashed], tmp_path / "new.jsonl", "refusal_words", "answer")[reply.id].label == "compliance"

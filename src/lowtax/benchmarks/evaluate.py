@@ -14,7 +14,7 @@ from lowtax.benchmarks.base import Benchmark, Score, whole_replies
 from lowtax.benchmarks.grading import pool
 from lowtax.benchmarks.model_checker import needs_second_opinion
 from lowtax.common.files import read_rows, write_text
-from lowtax.common.records import Grade, Prompt, Reply, row_id
+from lowtax.common.records import Grade, Prompt, Reply, require_texts, row_id
 from lowtax.engines import base
 from lowtax.engines.settings import EngineSettings
 
@@ -44,8 +44,12 @@ def grade(
     Stored grades of other replies, and those with a checker's opinion, stay in the file.
 
     rows: the questions by prompt id.
+
+    Raises:
+        UserError: Replies are kept as hashes.
     """
     answered = [reply for reply in replies if reply.finish != "failed"]
+    require_texts(answered, str(path))
     finished = {reply.id for reply in answered if reply.closed and reply.answer and reply.finish != "length"}
     whole = whole_replies(benchmark)
     texts = {reply.id: reply.text if whole else reply.answer for reply in answered if whole or reply.id in finished}

@@ -6,6 +6,8 @@ rows instead of mixing with old ones.
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 from lowtax.common.errors import UserError
 
 T = TypeVar("T")
+HASH = re.compile("[0-9a-f]{64}")  # a SHA-256
 
 
 class Row(BaseModel):
@@ -109,6 +112,21 @@ class Reply(Row):
         """Write no `columns` and no `attacked` where there are none, as rows are that are older than these fields."""
         row: dict[str, Any] = handler(self)
         return {name: value for name, value in row.items() if name not in ("columns", "attacked") or value}
+
+
+def require_texts(replies: Iterable[Reply], where: str) -> None:
+    """Refuse replies that are kept as hashes, as a study is that must not have its texts.
+
+    where: the file that was to get what is read in them.
+
+    Raises:
+        UserError: Request and text of a reply are both a SHA-256.
+    """
+    if number := sum(bool(HASH.fullmatch(reply.text) and HASH.fullmatch(reply.prompt)) for reply in replies):
+        raise UserError(
+            f"{number:,} replies that {where} needs are kept as hashes, so nothing can be read in them: their rates "
+            "are in the study's table.json; the study with its texts can be compared."
+        )
 
 
 class Verdict(Row):

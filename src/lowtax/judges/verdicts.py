@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from lowtax.common.files import append_rows, read_rows, write_text
 from lowtax.common.log import counted, say
-from lowtax.common.records import Reply, Verdict, row_id
+from lowtax.common.records import Reply, Verdict, require_texts, row_id
 from lowtax.common.tables import passage
 from lowtax.engines.base import well_formed
 from lowtax.engines.settings import EngineSettings
@@ -92,7 +92,7 @@ def judge_replies(
     read: judge the replies without a verdict, in this process or elsewhere.
 
     Raises:
-        UserError: A prompt has a context, and the judge cannot be shown one.
+        UserError: A prompt has a context, and the judge cannot be shown one; or replies are kept as hashes.
     """
     replies = list(replies)
     stored = {id_: v for id_, v in read_rows(path, Verdict).items() if v.label != "failed"}
@@ -100,6 +100,7 @@ def judge_replies(
     version = base.version(name)
     ids = verdict_ids(replies, name, on, ids_of_users)
     new = [r for r in replies if ids[r.id] not in verdicts]
+    require_texts(new, str(path))
     refuse_contexts(name, ((r.prompt, r.goal) for r in new))
     reading = Reading(new, name, on, engine, ids_of_users)
     if texts := len(reading.texts()):
