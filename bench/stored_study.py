@@ -1,7 +1,7 @@
 """A study without its weights and texts, small enough to keep in a repository.
 
 A text becomes its SHA-256 (replies to harmful requests are not kept, and benchmarks have licences of their own);
-verdicts, grades, tokens and all figures stay. `lowtax compare` refuses such a folder, since nothing can be read in hashes.
+verdicts, grades, tokens and all figures stay. `lowtax compare` refuses such a folder: hashes say nothing.
 """
 
 import hashlib

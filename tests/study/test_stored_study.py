@@ -72,7 +72,7 @@ def test_hashes_are_neither_judged_nor_graded(stored_study, tmp_path: Path):
     stored_study.keep(GOLDEN, tmp_path / "kept")
     files = {p: p.read_bytes() for p in (tmp_path / "kept").rglob("*.json*")}
     replies = [Reply(**row) for row in read(tmp_path / "kept").values() if "tokens" in row]
-    with pytest.raises(UserError, match="replies that .*new.jsonl needs are kept as hashes"):
+    with pytest.raises(UserError, match=r"replies that .*new\.jsonl needs are kept as hashes"):
         judge_replies(replies, tmp_path / "new.jsonl", "refusal_words", "answer")
     with pytest.raises(UserError, match="kept as hashes"):
         evaluate.grade(replies, "gsm8k", base.load("gsm8k", base.Task()), {}, tmp_path / "new.jsonl")
