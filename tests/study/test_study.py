@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -176,6 +177,24 @@ def test_stages_alone_say_what_comes_first(tmp_path, tiny_model):
         own.sample([])
     with pytest.raises(UserError, match="Unknown arm 'r3'; known are: full, r1, r2"):
         own.train("r3")
+
+
+def test_a_study_whose_model_is_elsewhere_is_compared_and_nothing_more(tmp_path, tiny_model):
+    """Its folder was copied from the machine that has the model."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    path = write_recipe(tmp_path, model, seeds=[0])
+    run(path, tmp_path / "out")
+    table = (tmp_path / "out/table.md").read_text()
+    shutil.rmtree(model)
+    for file in [*(tmp_path / "out").glob("verdicts/*"), tmp_path / "out/table.md"]:
+        file.unlink()
+    with study.Study.open(tmp_path / "out") as stored:
+        stored.compare()
+    assert (tmp_path / "out/table.md").read_text() == table
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match="There is no model at"):
+        run(path, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
 
 
 def test_the_model_answers_its_own_ordinary_requests(tmp_path, tiny_model):

@@ -101,12 +101,22 @@ def resolve(ref: str) -> str:
         return str(path)
     if len(ref) > LONGEST or not ref.isprintable():
         raise UserError(f"{brief(ref)} cannot be a model: give a folder, a .gguf file, a hub id or builtin:NAME.")
-    if ref.partition("@")[0].startswith((".", "/", "~")) or ref.count("/") > 1 or ref.endswith(".gguf"):
+    if _is_path(ref):
         raise UserError(
             f"There is no model at {ref!r}: give a folder, a .gguf file, a hub id such as owner/name or "
             "owner/name@revision, or builtin:NAME."
         )
     return ref
+
+
+def is_gone(ref: str) -> bool:
+    """Return whether a reference is the path of a local model that is not there."""
+    return not ref.startswith("builtin:") and _is_path(ref) and not exists(expanded(ref))
+
+
+def _is_path(ref: str) -> bool:
+    """Return whether a reference that nothing local answers to cannot be a hub id."""
+    return ref.partition("@")[0].startswith((".", "/", "~")) or ref.count("/") > 1 or ref.endswith(".gguf")
 
 
 def source(ref: str) -> tuple[str, dict[str, str]]:
