@@ -55,6 +55,25 @@ def test_rates_are_on_the_prompts_that_all_studies_have(made_study: Path, tmp_pa
     assert (tmp_path / "out" / "frontier.png").stat().st_size > 10_000
 
 
+def test_studies_of_one_recipe_are_called_by_their_folders(made_study: Path, tmp_path: Path):
+    """Both were `made: arm_0`, of which the table at matched safety had one."""
+    first, second = (shutil.copytree(made_study, tmp_path / place) for place in ("a/out", "b/out"))
+    part = part_of(made_study, tmp_path / "part", 40)
+    table = compare_studies([first, part, second], tmp_path / "table")
+    assert {row["arm"] for row in table["rows"]} == {"base"} | {
+        f"{study}: arm_{i}" for study in ("a/out", "part", "b/out") for i in (0, 1, 2)
+    }
+    assert table["recipe"] == "a/out and part and b/out"
+    at_matched_safety = (tmp_path / "table" / "table.md").read_text().partition("at matched safety")[2]
+    assert "a/out: arm_0" in at_matched_safety
+    assert "b/out: arm_0" in at_matched_safety
+
+
+def test_a_study_is_compared_with_another(made_study: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="is given twice: give every study once"):
+        compare_studies([made_study, made_study / ".." / made_study.name], tmp_path / "table")
+
+
 def test_the_rates_of_one_study_with_itself_are_those_of_its_table(made_study: Path, tmp_path: Path):
     copy = part_of(made_study, tmp_path / "part", 40)
     table = compare_studies([made_study, copy], tmp_path / "out")

@@ -257,7 +257,7 @@ def compare_studies(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     from lowtax.study import compare
     from lowtax.study.frontier import frontier
 
-    studies = [stored.read(folder) for folder in folders]
+    studies = stored.read_all(folders)
     for study in studies:
         if not study.rows:
             raise UserError(f"{study.folder} has no table: `lowtax compare {study.folder}` writes it.")

@@ -66,7 +66,7 @@ def write(
     Raises:
         UserError: a folder holds no study, `out` holds something else, or the studies have no prompt in common.
     """
-    studies = [stored.read(folder) for folder in folders]
+    studies = stored.read_all(folders)
     if single_file:
         _refuse_other(out, out)
         return _write_file(studies, out)

@@ -3,7 +3,9 @@
 No model is opened and no class of a recipe is loaded, so that the page of a stranger's study runs nothing of theirs.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ LARGEST = 32 * 2**20  # bytes of a JSON file that is read as a whole
 class Stored:
     """The content of a study's files, but for the replies.
 
-    name: the recipe's name, or that of the folder.
+    name: the recipe's name, or that of the folder; of several studies with one name, the end of the folder's path.
     recipe_text, recipe: as it is in the file, and its values.
     table, card: the contents of these files; empty if they are absent.
     requests, questions: the files of replies by prompt set, and of answers by task.
@@ -95,6 +97,28 @@ def read(folder: Path) -> Stored:
         attacks=[path for path in [folder / "replies" / "attacks.jsonl", *talked] if path.is_file()],
         notes=notes,
     )
+
+
+def read_all(folders: Sequence[Path]) -> list[Stored]:
+    """Read several studies, each with a name of its own: the same recipe may have run in several folders.
+
+    Raises:
+        UserError: a folder holds no study, or is given twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(folders):
+        if places[i] in places[:i]:
+            raise UserError(f"{folder} is given twice: give every study once.")
+    studies = [read(folder) for folder in folders]
+    of_recipes, names = Counter(study.name for study in studies), [study.name for study in studies]
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = [
+            study.name if of_recipes[study.name] == 1 else as_line("/".join(place.parts[-depth:]))
+            for study, place in zip(studies, places, strict=True)
+        ]
+    return [replace(study, name=name) for study, name in zip(studies, names, strict=True)]
 
 
 def _recipe(folder: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
