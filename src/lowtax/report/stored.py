@@ -100,7 +100,7 @@ def read(folder: Path) -> Stored:
 
 
 def read_all(folders: Sequence[Path]) -> list[Stored]:
-    """Read several studies, each with a name of its own: the same recipe may have run in several folders.
+    """Read several studies, each with a different name: the same recipe may have run in several folders.
 
     Raises:
         UserError: a folder holds no study, or is given twice.
