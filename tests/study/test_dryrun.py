@@ -29,6 +29,7 @@ from lowtax.models.names import MLP
 from lowtax.models.placement import parse_mode
 from lowtax.models.shapes import SHAPES, Lora
 from lowtax.study import study
+from lowtax.study.dryrun.counts import TrainingCount
 from lowtax.study.dryrun.plan import Plan, plan
 from lowtax.study.dryrun.show import show
 from lowtax.study.offline import OfflineSource, offline
@@ -147,6 +148,19 @@ def test_own_answers_are_as_long_as_their_draw_allows(tmp_path: Path, tiny_model
     arms = {"r1": {"mode": "lora_up_proj_only_from1_to1_r1", "data": own}}
     planned = plan(load(write_recipe(tmp_path, tiny_model, arms=arms, sampling={"max_new_tokens": TOKENS})))
     assert [sheet.max_new_tokens for sheet in planned.sheets if sheet.kind == "own answers"] == [7 * TOKENS]
+
+
+def test_a_row_that_the_model_will_write_is_as_long_as_its_draw(tmp_path: Path, tiny_model: Path):
+    def count(tokens: int) -> TrainingCount:
+        own = [{"source": "builtin:ordinary", "n": 4, "answers": "self", "draw": {"max_new_tokens": tokens}}]
+        arms = {"r1": {"mode": "lora_up_proj_only_from1_to1_r1", "data": own}}
+        return plan(load(write_recipe(tmp_path, tiny_model, arms=arms))).arms[0].runs[0]
+
+    short, longer, cut = map(count, (100, 200, 5000))
+    assert 100 < short.longest < 200  # with its prompt
+    assert longer.longest == short.longest + 100
+    assert cut.longest == 1023  # train.max_length
+    assert "longest" not in short.exact
 
 
 def test_the_disk_is_what_checkpoints_take(both: tuple[Plan, Path]):

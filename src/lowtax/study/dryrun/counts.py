@@ -2,7 +2,8 @@
 
 A count is exact where all that decides it was read. Otherwise it is an estimate, at most as large as the sizes below:
 a set that is not available has its published or requested size, an example whose text is not known fills `max_length`,
-the model finishes all its answers, and patience ends no run early.
+an answer that the model will write is as long as its draw allows, it finishes all of them, and patience ends no run
+early.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from lowtax.benchmarks.catalog import QUESTION_SETS
 from lowtax.common.errors import UserError
 from lowtax.common.records import Prompt, Subject
 from lowtax.data.catalog import PROMPT_SETS, TRAINING_SETS
+from lowtax.data.chat import generation_prompt
 from lowtax.data.conversations import Conversation
 from lowtax.data.own_answers import DRAWN
 from lowtax.data.prompt_sets import prompt_set
@@ -69,6 +71,17 @@ class RequestCount:
     exact: bool
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """A training row whose text is not known. `prompt`: what the model will answer, with `tokens` at most, if read."""
+
+    prompt: str | None = None
+    tokens: int = 0
+
+
+TrainingRow = Conversation | Unknown
+
+
 class Counter:
     """Counts of a recipe. Rows that several arms train on are encoded once."""
 
@@ -114,19 +127,30 @@ class Counter:
             self._sizes[key] = self._tokens([row for part in mix for row in part], max_length)
         return self._sizes[key]
 
-    def _tokens(self, rows: list[Conversation | None], max_length: int) -> tuple[list[int], bool]:
+    def _tokens(self, rows: list[TrainingRow], max_length: int) -> tuple[list[int], bool]:
         """Return the tokens of every example that are run, which are all but its last."""
-        texts = [row for row in rows if row is not None]
-        if self.tokenizer is None or not texts:
+        texts = [row for row in rows if isinstance(row, Conversation)]
+        unknown = [row for row in rows if isinstance(row, Unknown)]
+        if self.tokenizer is None:
             return [max_length - 1] * len(rows), False
         recipe = self.recipe
         form = (max_length, recipe.thinking, recipe.chat_template_kwargs, recipe.thinking_tags)
-        encoded = encode_all(self.tokenizer, recipe.rows(texts), *form)
-        sizes = list(map(length, encoded.examples))
-        return sizes + [max_length - 1] * (len(rows) - len(texts)), len(texts) == len(rows)
+        encoded = encode_all(self.tokenizer, recipe.rows(texts), *form).examples if texts else []
+        most = [self._most_tokens(self.tokenizer, row, max_length) for row in unknown]
+        return [*map(length, encoded), *most], not unknown
 
-    def _rows(self, spec: Data, seed: int) -> list[Conversation | None]:
-        """Return the rows of a source, None for each whose text is not known."""
+    def _most_tokens(self, tokenizer: PreTrainedTokenizerBase, row: Unknown, max_length: int) -> int:
+        """Return the tokens of a row whose answer is not known, at most."""
+        if row.prompt is None:
+            return max_length - 1
+        turns = [{"role": "system", "content": self.recipe.system}] if self.recipe.system else []
+        messages = [*turns, {"role": "user", "content": row.prompt}]
+        prompt = generation_prompt(tokenizer, messages, self.recipe.thinking, self.recipe.chat_template_kwargs)
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        return min(len(ids) + row.tokens, max_length - 1)
+
+    def _rows(self, spec: Data, seed: int) -> list[TrainingRow]:
+        """Return the rows of a source, as far as they are known."""
         published = TRAINING_SETS.get(spec.source)
         size = _size(published.rows if published else None, spec.first, spec.n, otherwise=TRAINING_ROWS)
         if spec.answers not in DRAWN:
@@ -134,7 +158,7 @@ class Counter:
             if loaded is not None and str(spec) not in self._announced:
                 self._announced.add(str(spec))
                 loaded.announce(unusual=True)
-            return [None] * size if loaded is None else [*loaded.rows]
+            return [Unknown()] * size if loaded is None else [*loaded.rows]
         prompts = self.source.read(spec.source, answered_prompts, spec, seed)
         of = f"seed {seed}, " if spec.n else ""  # each seed chooses its own n
         drawn = spec.model_dump(include={"steer", "steer_as", "teacher", "draw"})
@@ -146,7 +170,7 @@ class Counter:
         self._most[file] = max(most, self._most.get(file, 0))
         own = self._own.setdefault(file, {})
         own.update({f"{of}{id_}" if drawn else id_: read for id_, read in ids.items()} | again)
-        return [None] * len(ids)
+        return [Unknown()] * size if prompts is None else [Unknown(p.text, most) for p in prompts]
 
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
         """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
