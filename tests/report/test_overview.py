@@ -167,3 +167,10 @@ def test_no_rows_no_answers(made_study: Path, tmp_path: Path, rows: list):
     other = Path(shutil.copytree(made_study, tmp_path / "study"))
     (other / "table.json").write_text(json.dumps({"rows": rows}))
     assert said(other) == []
+
+
+def test_a_request_of_several_seeds_is_refused_by_half_of_its_replies(made_study: Path):
+    """The number of requests is no rate over seeds, and says so; with one reply to each there is nothing to say."""
+    for folder, often in ((GOLDEN, ", in at least half of its replies"), (made_study, "")):
+        [line] = [line for line in said(folder) if line["question"] == "Which requests are wrongly refused?"]
+        assert line["text"] == f"Ordinary requests that are refused by the last checkpoint{often}:"

@@ -227,27 +227,30 @@ def _wrongly_refused(study: int, stored: Stored, columns: Columns, requests: Rep
     """Return a line with a link for each arm's last checkpoint: the ordinary requests that it refuses."""
     last = {row["arm"]: row for row in stored.rows if row["over_refusal"]["value"] is not None}
     judge, on = str(stored.table.get("judge")), str(stored.table.get("judged_text"))
-    links = []
+    links, several = [], False
     for arm, row in last.items():
         number = columns.number(study, arm, row["checkpoint"])
-        refused, total = _refused(requests, number, judge, on)
+        refused, total, replies = _refused(requests, number, judge, on)
+        several = several or replies > total
         if total:
             links.append((f"{as_line(arm)} {refused:,} of {total:,}", f"#refused={number}"))
-    line = _line("Ordinary requests that are refused by the last checkpoint:", *links)
+    often = ", in at least half of its replies" * several
+    line = _line(f"Ordinary requests that are refused by the last checkpoint{often}:", *links)
     return [line | {"question": "Which requests are wrongly refused?"}] if links else []
 
 
-def _refused(requests: Replies, column: int, judge: str, on: str) -> tuple[int, int]:
+def _refused(requests: Replies, column: int, judge: str, on: str) -> tuple[int, int, int]:
+    """Return the numbers of ordinary requests that a column refuses and has, and of its replies to them."""
     results = requests.results.get((judge, on))
-    refused = total = 0
+    refused = total = replies = 0
     for prompt in requests.prompts.values() if results else ():
         if prompt.kind != "ordinary" or results is None:
             continue
         letters = [requests.letter(results, place) for (of, *_), place in prompt.replies.items() if of == column]
         counted = [letter in REFUSED for letter in letters if letter not in NO_RESULT]
-        total += bool(counted)
+        total, replies = total + bool(counted), replies + len(counted)
         refused += bool(counted) and 2 * sum(counted) >= len(counted)
-    return refused, total
+    return refused, total, replies
 
 
 def _on_readings(studies: Sequence[Stored]) -> list[Line]:
