@@ -54,8 +54,11 @@ BASE = "builtin:qwen2.5-coder-1.5b"
 TURN = "<|im_start|>assistant\\n' }}"  # the generation prompt, in the model's template
 # Minutes of each step, and of each seed, and the GFLOPS of `speed` where they were taken (two cores of an AMD EPYC with
 # AVX-512 bfloat16). The first five were taken beside other work.
-MINUTES = {"solutions": 14, "chats": 2, "reasoner": 20, "before": 25, "after": 21, "search": 70, "study": 47}
+MINUTES = {"solutions": 14, "chats": 2, "reasoner": 20, "before": 25, "after": 21, "search": 70, "study": 80}
 SPEED = 720
+UNTRAINED = {"arms": "{}", "edited": "{}", "seeds": "[0]"}  # settings of a study of the base alone
+# Arms that are not searched, and the arm whose rate they have.
+LIKE = {"full_refusals": "full", "lora_r1_refusals": "lora_r1_up_middle"}
 TOKENS, TEMPERATURE = 256, 0.7  # of a solution
 BRIEFLY = (
     "Solve the problem step by step. Write each step as one short sentence with its calculation, and nothing else: no "
@@ -218,13 +221,13 @@ def _store(adapter: Path, stored: Path) -> None:
 def before(options: argparse.Namespace) -> None:
     """Measure the model that the reasoner was made of."""
     if not (RESULTS / "before").exists():
-        _run(options, "before", "evidence_1_5b", {"model": BASE, "arms": "{}", "seeds": "[0]"})
+        _run(options, "before", "evidence_1_5b", {"model": BASE, **UNTRAINED})
 
 
 def after(options: argparse.Namespace) -> None:
     """Measure the reasoner."""
     if not (RESULTS / "after").exists():
-        _run(options, "after", "evidence_1_5b", _of_the_reasoner(options) | {"arms": "{}", "seeds": "[0]"})
+        _run(options, "after", "evidence_1_5b", _of_the_reasoner(options) | UNTRAINED)
 
 
 def search(options: argparse.Namespace) -> None:
@@ -255,8 +258,9 @@ def study(options: argparse.Namespace) -> None:
     """Run the study in one folder, which more seeds can be added to, and keep its table."""
     if set(options.seeds) <= _stored_seeds():
         return
-    rates = json.loads((RESULTS / "rates.json").read_text())
-    settings = {f"arms.{arm}.train.lr": str(rate["chosen"]) for arm, rate in rates.items()} | _of_the_reasoner(options)
+    chosen = json.loads((RESULTS / "rates.json").read_text())
+    rates = {arm: chosen[LIKE.get(arm, arm)]["chosen"] for arm in _arms()}
+    settings = {f"arms.{arm}.train.lr": str(rate) for arm, rate in rates.items()} | _of_the_reasoner(options)
     folder = options.out / "study"
     if not folder.exists() and (options.out / "after").exists():  # with texts: those of hashes would be judged anew
         stored_study.bases(options.out / "after", folder)
@@ -267,10 +271,17 @@ def study(options: argparse.Namespace) -> None:
     frontier(json.loads((RESULTS / "table.json").read_text()), RESULTS / "frontier.png")  # whose title has the model
 
 
+def _arms() -> set[str]:
+    """Return the trained arms of the study."""
+    return set(yaml.safe_load((ROOT / "recipes" / "evidence_1_5b.yaml").read_text())["arms"])
+
+
 def _stored_seeds() -> set[int]:
-    """Return the seeds of the table that is stored."""
-    recipe = RESULTS / "study" / "recipe.yaml"
-    return set(yaml.safe_load(recipe.read_text())["seeds"]) if recipe.exists() else set()
+    """Return the seeds of which all arms are stored."""
+    if not (file := RESULTS / "study" / "recipe.yaml").exists():
+        return set()
+    stored = yaml.safe_load(file.read_text())
+    return set(stored["seeds"]) if _arms() <= stored["arms"].keys() else set()
 
 
 def _problems(options: argparse.Namespace) -> Path:
