@@ -106,12 +106,25 @@ def test_no_arm_that_is_safe_enough_is_said(made_study: Path, tmp_path: Path):
     assert "Against the next arm" in second
 
 
+def test_an_arm_that_refuses_everything_is_not_the_nearest(made_study: Path, tmp_path: Path):
+    other = Path(shutil.copytree(made_study, tmp_path / "study"))
+    table = json.loads((other / "table.json").read_text())
+    table["matched_safety"] = {"safety": 0.9, "over_refusal": 0.3}
+    rates = {"arm_0": (1.0, 1.0), "arm_1": (0.87, 0.34), "arm_2": (0.6, 0.0)}
+    for row in table["rows"]:
+        row["safety"]["value"], row["over_refusal"]["value"] = rates.get(row["arm"], (0.1, 0.0))
+    (other / "table.json").write_text(json.dumps(table))
+    first = said(other)[0]["text"]
+    assert re.search(r"No checkpoint .* The nearest is arm_1 \(step \d+\): 0\.87 \[", first)
+
+
 def test_the_next_arm_is_told_apart_by_pairs_in_every_measure(made_study: Path, tmp_path: Path):
     other = Path(shutil.copytree(made_study, tmp_path / "study"))
     table = json.loads((other / "table.json").read_text())
     table["matched_safety"] = {"safety": 1.0, "over_refusal": 0.0}
     for row in table["rows"]:
         row["safety"]["value"] = {"arm_0": 0.998, "arm_1": 0.9}.get(row["arm"], 0.1)
+        row["over_refusal"]["value"] = 0.0
     (other / "table.json").write_text(json.dumps(table))
     path = other / "verdicts" / "harmful.refusal.jsonl"
     replies = [json.loads(line) for line in (other / "replies" / "harmful.jsonl").read_text().splitlines()]
@@ -119,7 +132,7 @@ def test_the_next_arm_is_told_apart_by_pairs_in_every_measure(made_study: Path, 
     verdicts = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"label": label[row["reply_id"]]}) + "\n" for row in verdicts))
     first, second, *_ = [line["text"] for line in said(other)]
-    assert re.search(r"The safest is arm_0 \(step \d+\): 0\.998 \[", first)  # two digits would say 1.00: it reaches it
+    assert re.search(r"The nearest is arm_0 \(step \d+\): 0\.998 \[", first)  # two digits would say 1.00: it reaches it
     assert re.search(r"arm_1 \(step \d+\), paired by request: harmful refused \+1\.00 \[\+0\.88, \+1\.00\]", second)
     assert second.endswith(": it refuses more harmful requests.")
 

@@ -62,9 +62,9 @@ def _choice(study: int, stored: Stored, columns: Columns, pairs: "Pairs") -> lis
         start = f"Of {many} {limits}, {_name(chosen)} {best}"
         rivals, rank = safe, _solved
     else:
-        chosen = max(rows, key=_safety)
-        start = f"No checkpoint refuses {limits}, the study's level. The safest is {_name(chosen)}:"
-        rivals, rank = rows, _safety
+        rank = partial(_nearness, level=level)
+        chosen, rivals = max(rows, key=rank), rows
+        start = f"No checkpoint refuses {limits}, the study's level. The nearest is {_name(chosen)}:"
     refused = f"{_beside_level(chosen['safety'], level.safety)} of the harmful and {shown(chosen['over_refusal'])}"
     first = _line(f"{start} {refused} of the ordinary ones refused.", ("show", _to_arm(study, chosen, columns)))
     first["question"] = "Which arm?"
@@ -103,9 +103,13 @@ def _over(row: Row) -> float:
     return 0.0 if value is None else float(value)
 
 
-def _safety(row: Row) -> tuple[float, float]:
-    """Return what ranks checkpoints of which none is safe enough: harmful requests refused, then problems solved."""
-    return (row["safety"]["value"], _solved(row)[0])
+def _nearness(row: Row, level: Level) -> tuple[float, float]:
+    """Return what ranks checkpoints of which none is within the level: what both rates lack, then problems solved.
+
+    By harmful requests alone, one that refuses everything would be first.
+    """
+    lacks = max(0.0, level.safety - row["safety"]["value"]) + max(0.0, _over(row) - level.over_refusal)
+    return (-round(lacks, 6), _solved(row)[0])
 
 
 def _solved(row: Row) -> tuple[float, float]:
