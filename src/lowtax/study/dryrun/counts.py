@@ -170,7 +170,9 @@ class Counter:
         self._most[file] = max(most, self._most.get(file, 0))
         own = self._own.setdefault(file, {})
         own.update({f"{of}{id_}" if drawn else id_: read for id_, read in ids.items()} | again)
-        return [Unknown()] * size if prompts is None else [Unknown(p.text, most) for p in prompts]
+        if prompts is None:
+            return [Unknown()] * size
+        return list({p.id: Unknown(p.text, most) for p in prompts}.values())
 
     def requests(self, subjects: int, subjects_exact: bool) -> list[RequestCount]:
         """Count the base's own answers that `training` has come upon, and the requests to all subjects."""
