@@ -69,9 +69,9 @@ def test_studies_of_one_recipe_are_called_by_their_folders(made_study: Path, tmp
     assert "b/out: arm_0" in at_matched_safety
 
 
-def test_a_study_is_compared_with_another(made_study: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="is given twice: give every study once"):
-        compare_studies([made_study, made_study / ".." / made_study.name], tmp_path / "table")
+def test_a_study_that_is_given_twice_keeps_its_name(made_study: Path, tmp_path: Path):
+    table = compare_studies([made_study, made_study / ".." / made_study.name], tmp_path / "table")
+    assert {row["arm"] for row in table["rows"]} == {"base", *(f"made: arm_{i}" for i in (0, 1, 2))}
 
 
 def test_the_rates_of_one_study_with_itself_are_those_of_its_table(made_study: Path, tmp_path: Path):

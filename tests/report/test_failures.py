@@ -63,11 +63,12 @@ def test_many_are_a_few_warnings(study: Path):
 def test_the_table_across_studies_has_them(study: Path, made_study: Path, tmp_path: Path):
     table = compare_studies([made_study, study], tmp_path / "out")
     names = [(row["arm"], row["seed"]) for row in table["failed"]]
-    assert names == [("made: arm_3", 0), ("made: arm_1", 1), ("made: arm_3", 1)]
+    failed = f"{study.parent.name}/{study.name}"  # both are of one recipe, in folders of one name
+    assert names == [(f"{failed}: arm_3", 0), (f"{failed}: arm_1", 1), (f"{failed}: arm_3", 1)]
     assert len(table["rows"]) == 13
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| failed, and not in any table | seed | reason |" in text
-    assert "| made: arm_3 | 0 | UserError: the loss is not finite |" in text
+    assert f"| {failed}: arm_3 | 0 | UserError: the loss is not finite |" in text
 
 
 def test_the_page_shows_them_and_goes_on_with_the_others(watched: Watched, study: Path, tmp_path: Path):

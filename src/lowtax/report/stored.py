@@ -100,19 +100,16 @@ def read(folder: Path) -> Stored:
 
 
 def read_all(folders: Sequence[Path]) -> list[Stored]:
-    """Read several studies, each with a different name: the same recipe may have run in several folders.
+    """Read several studies. Those of one recipe in different folders are called by the ends of their paths.
 
     Raises:
-        UserError: a folder holds no study, or is given twice.
+        UserError: a folder holds no study.
     """
-    places = [folder.resolve() for folder in folders]
-    for i, folder in enumerate(folders):
-        if places[i] in places[:i]:
-            raise UserError(f"{folder} is given twice: give every study once.")
-    studies = [read(folder) for folder in folders]
-    of_recipes, names = Counter(study.name for study in studies), [study.name for study in studies]
+    studies, places = [read(folder) for folder in folders], [folder.resolve() for folder in folders]
+    names = [study.name for study in studies]
+    of_recipes = Counter(dict(zip(places, names, strict=True)).values())
     for depth in range(1, max(len(place.parts) for place in places) + 1):
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(set(places)):
             break
         names = [
             study.name if of_recipes[study.name] == 1 else as_line("/".join(place.parts[-depth:]))
