@@ -91,6 +91,9 @@ def main() -> None:
         step(options)
         if name == options.step:
             break
+    if options.step == "study":
+        shown = RESULTS.relative_to(ROOT)
+        tell(f"table: {shown}/table.md; picture: {shown}/frontier.png; what they say: docs/explanation/evidence.md")
 
 
 def expected(options: argparse.Namespace) -> str:
@@ -105,7 +108,7 @@ def expected(options: argparse.Namespace) -> str:
         seeds = [seed for seed in options.seeds if not there or seed not in _stored_seeds()]
         left, minutes = left + [f"seed {seed}" for seed in seeds], minutes + MINUTES["study"] * len(seeds)
     if not left:
-        return "all steps are stored: this makes the reasoner and the table of what is there, in a few minutes"
+        return "all steps are stored: this makes the reasoner alone, in a few minutes"
     here = speed()
     hours = minutes / 60 * SPEED / here
     return (
