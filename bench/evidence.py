@@ -265,7 +265,7 @@ def study(options: argparse.Namespace) -> None:
     rates = {arm: chosen[LIKE.get(arm, arm)]["chosen"] for arm in _arms()}
     settings = {f"arms.{arm}.train.lr": str(rate) for arm, rate in rates.items()} | _of_the_reasoner(options)
     folder = options.out / "study"
-    if not folder.exists() and (options.out / "after").exists():  # with texts: those of hashes would be judged anew
+    if not folder.exists() and (options.out / "after").exists():  # with texts: hashes cannot be judged
         stored_study.bases(options.out / "after", folder)
     _run(options, "study", "evidence_1_5b", settings | {"seeds": str(options.seeds)})
     for file in ("table.json", "table.md"):
