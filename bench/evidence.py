@@ -272,6 +272,7 @@ def study(options: argparse.Namespace) -> None:
         shutil.copyfile(folder / file, RESULTS / file)
     _without_paths(options, RESULTS)
     frontier(json.loads((RESULTS / "table.json").read_text()), RESULTS / "frontier.png")  # whose title has the model
+    _lowtax("report", str(RESULTS / "study"), "--out", str(RESULTS / "page.html"), "--single-file")
 
 
 def _arms() -> set[str]:
